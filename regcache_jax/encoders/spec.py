@@ -1,0 +1,191 @@
+"""What an encoder is, without its weights: frozen, hashable specs, saved as JSON beside every checkpoint.
+
+The parameters of a spec are a nested dict of arrays (Flax's convention) with these leaves. Blocks are stacked on a
+leading axis L and attention projections are head-major. Leaves in brackets exist where the spec asks for them.
+
+    image/ patch_embedding/kernel [P, P, 3, D]  (bias [D])      text/ token_embedding [V, D]
+           (class_token [D])  (registers [R, D])                      position_embedding [T, D]
+           position_embedding [class token + grid**2, D]              blocks/...
+           (pre_norm/{scale, bias} [D])                               final_norm/{scale, bias} [D]
+           blocks/...                                                 (projection/{kernel [D, E], bias [E]})
+           final_norm/{scale, bias} [D]
+           (head/...)  (projection/{kernel [D, E], bias [E]})  (logit_scale [], logit_bias []: log temperature and offset)
+
+    blocks/ norm1/{scale, bias} [L, D]    attention/{query, key, value}/{kernel [L, D, H, K], bias [L, H, K]}
+            norm2/{scale, bias} [L, D]    attention/out/{kernel [L, H, K, D], bias [L, D]}
+            mlp/fc1/{kernel [L, D, F], bias [L, F]}   mlp/fc2/{kernel [L, F, D], bias [L, D]}
+            (mlp/gate/{kernel [L, D, F], bias [L, F]}: SwiGLU)   (layer_scale1 [L, D], layer_scale2 [L, D])
+    head/   probe [D], attention/{query, key, value, out}/..., norm/..., mlp/{fc1, fc2}/...: as one block, without axis L
+
+The hashed text tower of the bundled encoder has instead `embedding [V, C]`, `fc1/{kernel [C, F], bias}`, `fc2/{kernel
+[F, E], bias}`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
+Resize = Literal["squash", "shortest"]
+Filter = Literal["bicubic", "bilinear", "bilinear_tf"]
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockSpec:
+    """A stack of pre-norm transformer blocks: `num_blocks` of width D with H heads of size K and an MLP of width F."""
+
+    width: int
+    num_blocks: int
+    num_heads: int
+    mlp_width: int
+    activation: Activation
+    norm_eps: float
+    layer_scale: bool = False
+    gated_mlp: bool = False
+    causal: bool = False
+
+    @property
+    def head_dim(self) -> int:
+        """K = D / H."""
+        return self.width // self.num_heads
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSpec:
+    """An image tower. `position_grid` is the side of the stored position table, in patches (37 for DINOv2)."""
+
+    image_size: int
+    patch_size: int
+    blocks: BlockSpec
+    class_token: bool
+    pooling: Literal["class", "map", "mean"]
+    num_registers: int = 0
+    patch_bias: bool = True
+    pre_norm: bool = False
+    projection: int | None = None
+    projection_bias: bool = False
+    position_grid: int | None = None
+    position_interpolation: Literal["bicubic", "bicubic_antialias", "bicubic_offset", "bilinear"] = "bicubic"
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side; pixels that do not fill a patch are dropped (So400m/14 at 384)."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_protected(self) -> int:
+        """Tokens in front that are never deleted: the class token and the trained registers."""
+        return int(self.class_token) + self.num_registers
+
+    @property
+    def num_tokens(self) -> int:
+        """N, the tokens inside the blocks: class token, trained registers, patches."""
+        return self.num_protected + self.grid**2
+
+    @property
+    def stored_grid(self) -> int:
+        """Side of the position table as it is stored."""
+        return self.position_grid or self.grid
+
+    @property
+    def feature_dim(self) -> int:
+        """E, the size of a pooled feature."""
+        return self.projection or self.blocks.width
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSpec:
+    """A text tower: a transformer, or (`kind="hashed"`) the bag of hashed words of the bundled encoder."""
+
+    vocab_size: int
+    context_length: int
+    blocks: BlockSpec
+    pooling: Literal["eot", "argmax", "last"]
+    kind: Literal["transformer", "hashed"] = "transformer"
+    eot_id: int | None = None
+    projection: int | None = None
+    projection_bias: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """From a picture to the array a tower takes: resize, centre crop, scale to 0..1, normalise.
+
+    `resize_size` is the side (squash) or the shortest side (shortest) before the crop to `image_size`."""
+
+    image_size: int
+    resize: Resize
+    filter: Filter
+    resize_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenization:
+    """How text becomes ids `[T]`: which tokenizer, which cleaning, how it is padded to `context_length`."""
+
+    kind: Literal["clip", "sentencepiece", "hashed"]
+    context_length: int
+    vocab_size: int
+    cleaning: Literal["none", "lower", "canonicalize", "clip"]
+    pad_id: int
+    bos_id: int | None = None
+    eos_id: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderSpec:
+    """One encoder: towers, preprocessing, tokenization and where it comes from. `text` is None for a lone image tower."""
+
+    name: str
+    family: Literal["clip", "siglip", "dinov2"]
+    image: ImageSpec
+    preprocessing: Preprocessing
+    text: TextSpec | None = None
+    tokenization: Tokenization | None = None
+    normalize: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        """The spec as plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, tree: dict[str, Any]) -> EncoderSpec:
+        """The inverse of `to_json`. Raises ValueError naming the first field that is missing, unknown or of the wrong type."""
+        return _from_json(cls, tree, "spec")
+
+
+_NESTED: dict[tuple[str, str], type] = {
+    ("EncoderSpec", "image"): ImageSpec,
+    ("EncoderSpec", "text"): TextSpec,
+    ("EncoderSpec", "preprocessing"): Preprocessing,
+    ("EncoderSpec", "tokenization"): Tokenization,
+    ("ImageSpec", "blocks"): BlockSpec,
+    ("TextSpec", "blocks"): BlockSpec,
+}
+
+
+def _from_json(cls: type, tree: Any, where: str) -> Any:
+    """Builds one dataclass from a JSON object, the nested ones first; lists become tuples."""
+    if not isinstance(tree, dict):
+        raise ValueError(f"{where} must be a JSON object, got {type(tree).__name__}")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    unknown = sorted(set(tree) - set(fields))
+    missing = sorted(
+        name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in tree
+    )
+    if unknown or missing:
+        raise ValueError(f"{where} has unknown fields {unknown} and lacks {missing}")
+    values = {}
+    for name, value in tree.items():
+        nested = _NESTED.get((cls.__name__, name))
+        if nested is not None and value is not None:
+            value = _from_json(nested, value, f"{where}.{name}")
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**values)
