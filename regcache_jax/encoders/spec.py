@@ -78,9 +78,14 @@ class ImageSpec:
         return self.image_size // self.patch_size
 
     @property
+    def leading(self) -> tuple[int, int]:
+        """How many class tokens and trained registers stand before the patches."""
+        return int(self.class_token), self.num_registers
+
+    @property
     def num_protected(self) -> int:
         """Tokens in front that are never deleted: the class token and the trained registers."""
-        return int(self.class_token) + self.num_registers
+        return sum(self.leading)
 
     @property
     def num_tokens(self) -> int:

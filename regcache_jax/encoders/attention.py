@@ -1,0 +1,95 @@
+"""Attention that also sees cached registers: the row's share is added to the sums, nothing is concatenated.
+
+softmax([logits, register logits]) @ [values, register value] is computed as two sums over one maximum. A register whose
+logit is -inf adds exactly 0.0, so a hidden register leaves every bit as it was. `attend_reference` is the plain
+way, with rows really joined to keys and values.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from regcache_jax.registers.plan import BlockRegister
+
+
+class Attended(NamedTuple):
+    """What attention gives: mixed values, and who was attended to (tokens, then registers; None without)."""
+
+    mixed: Float[Array, "B T H K"]
+    weights: Float[Array, "B H T S"]
+    register_weights: Float[Array, "B H T R"] | None
+
+
+def attend(
+    query: Float[Array, "B T H K"],
+    key: Float[Array, "B S H K"],
+    value: Float[Array, "B S H K"],
+    bias: Float[Array, "#B #H #T S"] | None = None,
+    register: BlockRegister | None = None,
+) -> Attended:
+    """Scaled dot-product attention in float32 over tokens and, where given, registers. `bias` is added to the tokens' logits."""
+    query32 = query.astype(jnp.float32) * query.shape[-1] ** -0.5
+    logits = jnp.einsum("bthk,bshk->bhts", query32.astype(key.dtype), key, preferred_element_type=jnp.float32)
+    if bias is not None:
+        logits = logits + bias
+    peak = jnp.max(logits, axis=-1, keepdims=True)
+    if register is not None:
+        register_key = register.key.astype(jnp.float32)
+        register_logits = jnp.einsum("bthk,rhk->bhtr", query32, register_key)
+        register_logits = register_logits + register.logit_bias.T[:, None, :]
+        peak = jnp.maximum(peak, jnp.max(register_logits, axis=-1, keepdims=True))
+    peak = jax.lax.stop_gradient(peak)
+    terms = jnp.exp(logits - peak)
+    total = jnp.sum(terms, axis=-1, keepdims=True)
+    mixed = jnp.einsum("bhts,bshk->bthk", terms.astype(value.dtype), value, preferred_element_type=jnp.float32)
+    register_terms = None
+    if register is not None:
+        register_terms = jnp.exp(register_logits - peak)
+        total = total + jnp.sum(register_terms, axis=-1, keepdims=True)
+        mixed = mixed + jnp.einsum("bhtr,rhk->bthk", register_terms, register.value.astype(jnp.float32))
+    inverse = 1.0 / total
+    mixed = mixed * jnp.swapaxes(inverse, 1, 2)
+    register_weights = None if register_terms is None else register_terms * inverse
+    return Attended(mixed.astype(query.dtype), terms * inverse, register_weights)
+
+
+def attend_slot(
+    query: Float[Array, "B N H K"],
+    key: Float[Array, "B N H K"],
+    value: Float[Array, "B N H K"],
+    slot: int,
+    register: BlockRegister | None,
+) -> Attended:
+    """Serving form: rows `slot`, `slot + 1`, ... of the tokens are padding, and the first R of them carry the registers.
+
+    The rows are selected, not written or joined, which the TPU compiler folds into the projections' own fusion. Weights
+    at padding rows are 0, at register rows the registers'."""
+    row = jnp.arange(key.shape[1], dtype=jnp.int32)
+    bias = jnp.broadcast_to(jnp.where(row < slot, 0.0, -jnp.inf), (key.shape[2], key.shape[1]))
+    if register is not None:
+        for index in range(register.key.shape[0]):
+            here = row == slot + index
+            key = jnp.where(here[:, None, None], register.key[index].astype(key.dtype), key)
+            value = jnp.where(here[:, None, None], register.value[index].astype(value.dtype), value)
+            bias = jnp.where(here, register.logit_bias[index][:, None], bias)
+    return attend(query, key, value, bias[None, :, None, :])
+
+
+def attend_reference(
+    query: Float[Array, "B T H K"],
+    key: Float[Array, "B S H K"],
+    value: Float[Array, "B S H K"],
+    register: BlockRegister,
+    copies: int,
+) -> Float[Array, "B T H K"]:
+    """The paper's words (step 4): `copies` equal rows joined to keys and values, then an ordinary softmax."""
+    rows = jnp.repeat(register.key, copies, axis=0), jnp.repeat(register.value, copies, axis=0)
+    batch = key.shape[0]
+    keys = jnp.concatenate([key, jnp.broadcast_to(rows[0], (batch, *rows[0].shape))], axis=1)
+    values = jnp.concatenate([value, jnp.broadcast_to(rows[1], (batch, *rows[1].shape))], axis=1)
+    weights = jax.nn.softmax(jnp.einsum("bthk,bshk->bhts", query * query.shape[-1] ** -0.5, keys), axis=-1)
+    return jnp.einsum("bhts,bshk->bthk", weights, values)

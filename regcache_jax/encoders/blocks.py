@@ -1,0 +1,247 @@
+"""The functional block stack: state in, state out, float or integer kernels, with or without registers.
+
+`run_blocks` runs any range of the stacked blocks from any hidden state with one `lax.scan`. This is the *search form*: a plan's
+block numbers, copies and counts are arrays, deleted tokens are masked, and every plan runs in the same program. The
+*serving form* (static segments, deletion that shrinks N) is built on it in `serving`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from regcache_jax.encoders.attention import attend, attend_slot
+from regcache_jax.encoders.spec import Activation, BlockSpec
+from regcache_jax.quantization.aqt import QuantizedTensor, fake_quantize, quantized_dense
+from regcache_jax.quantization.scheme import Scheme
+from regcache_jax.registers.delete import mark_largest
+from regcache_jax.registers.plan import BlockRegister, RegisterPlan
+
+Params = dict[str, Any]
+
+ACTIVATIONS: dict[Activation, Callable[[Float[Array, "..."]], Float[Array, "..."]]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "silu": jax.nn.silu,
+}
+
+
+class BlockTrace(NamedTuple):
+    """What passes through one block: its input, the inputs of the four sites, and attention. Collectors read it."""
+
+    hidden: Float[Array, "B N D"]
+    qkv: Float[Array, "B N D"]
+    query: Float[Array, "B N H K"]
+    key: Float[Array, "B N H K"]
+    value: Float[Array, "B N H K"]
+    weights: Float[Array, "B H N S"]
+    register_weights: Float[Array, "B H N R"] | None
+    out: Float[Array, "B N H K"]
+    fc1: Float[Array, "B N D"]
+    fc2: Float[Array, "B N F"]
+    present: Bool[Array, "B N"] | None
+
+
+Collectors = Mapping[str, Callable[[BlockTrace], Any]]
+
+
+class BlocksOutput(NamedTuple):
+    """The residual stream after the last block run, which tokens are still there (None: all), and what was collected,
+    each with the axis of the blocks in front."""
+
+    hidden: Float[Array, "B N D"]
+    present: Bool[Array, "B N"] | None
+    collected: dict[str, Any]
+
+
+def layer_norm(hidden: Float[Array, "*B D"], params: Params, eps: float) -> Float[Array, "*B D"]:
+    """LayerNorm over the last axis, computed in float32 in one pass (mean of squares less squared mean)."""
+    hidden32 = hidden.astype(jnp.float32)
+    mean = jnp.mean(hidden32, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(hidden32), axis=-1, keepdims=True) - jnp.square(mean)
+    normed = (hidden32 - mean) * jax.lax.rsqrt(jnp.maximum(variance, 0.0) + eps)
+    return (normed * params["scale"].astype(jnp.float32) + params["bias"].astype(jnp.float32)).astype(hidden.dtype)
+
+
+def token_scale(scale: Float[Array, "*G"], num_tokens: int, leading: tuple[int, int]) -> Float[Array, "1 #N 1"]:
+    """A site's calibrated scale, broadcast over tokens: one number, or one each for class token, registers and patches."""
+    if scale.ndim == 0:
+        return scale.reshape(1, 1, 1)
+    class_tokens, registers = leading
+    position = jnp.arange(num_tokens, dtype=jnp.int32)
+    group = jnp.where(position < class_tokens, 0, jnp.where(position < class_tokens + registers, 1, 2))
+    return scale[group].reshape(1, num_tokens, 1)
+
+
+def dense(
+    inputs: Float[Array, "B N ..."],
+    layers: tuple[Params, ...],
+    num_contracted: int,
+    *,
+    block: Params,
+    site: str,
+    scheme: Scheme | None,
+    leading: tuple[int, int],
+    present: Bool[Array, "B N"] | None,
+) -> list[Float[Array, "B N ..."]]:
+    """Applies layers that share one input: float kernels, integer kernels, or float kernels with a simulated integer
+    input (a scheme over float kernels; `block["switch"][site]` may turn it off by a traced flag)."""
+    kernels = [layer["kernel"] for layer in layers]
+    integer = isinstance(kernels[0], QuantizedTensor)
+    scale = None
+    if scheme is not None:
+        if present is not None:  # what is absent must not stretch a measured scale
+            inputs = jnp.where(present.reshape(present.shape + (1,) * (inputs.ndim - 2)), inputs, 0)
+        if scheme.calibrated and site in block.get("input_scale", {}):
+            scale = token_scale(block["input_scale"][site], inputs.shape[1], leading)
+            scale = scale.reshape(scale.shape + (1,) * (inputs.ndim - 3))
+    if integer:
+        assert scheme is not None
+        per_token = scheme.activations == "token"
+        products = quantized_dense(inputs, tuple(kernels), scale, scheme.activation_bits, num_contracted, per_token)
+    else:
+        if scheme is not None and site not in scheme.float_sites:
+            first = inputs.ndim - num_contracted if scheme.activations == "token" else 0
+            simulated = fake_quantize(inputs, scheme.activation_bits, tuple(range(first, inputs.ndim)), scale)
+            inputs = jnp.where(block["switch"][site], simulated, inputs) if "switch" in block else simulated
+        axes = tuple(range(inputs.ndim - num_contracted, inputs.ndim)), tuple(range(num_contracted))
+        products = tuple(
+            jax.lax.dot_general(
+                inputs, kernel.astype(inputs.dtype), (axes, ((), ())), preferred_element_type=jnp.float32
+            )
+            for kernel in kernels
+        )
+    biased = (
+        product + layer["bias"].astype(jnp.float32) if "bias" in layer else product
+        for product, layer in zip(products, layers, strict=True)
+    )
+    return [output.astype(inputs.dtype) for output in biased]
+
+
+def encoder_block(
+    params: Params,
+    hidden: Float[Array, "B N D"],
+    spec: BlockSpec,
+    *,
+    register: BlockRegister | None = None,
+    slot: int | None = None,
+    bias: Float[Array, "#B #H #N N"] | None = None,
+    present: Bool[Array, "B N"] | None = None,
+    scheme: Scheme | None = None,
+    leading: tuple[int, int] = (0, 0),
+) -> tuple[Float[Array, "B N D"], BlockTrace]:
+    """One pre-norm block: attention (with the register's row, if any) and MLP, each added to the residual stream."""
+
+    def apply(
+        inputs: Float[Array, "B N ..."], names: tuple[str, ...], group: str, num_contracted: int, site: str
+    ) -> list[Float[Array, "B N ..."]]:
+        layers = tuple(params[group][name] for name in names)
+        return dense(
+            inputs, layers, num_contracted, block=params, site=site, scheme=scheme, leading=leading, present=present
+        )
+
+    normed = layer_norm(hidden, params["norm1"], spec.norm_eps)
+    query, key, value = apply(normed, ("query", "key", "value"), "attention", 1, "qkv")
+    if slot is None:
+        visible = bias
+        if present is not None:
+            absent = jnp.where(present, 0.0, -jnp.inf)[:, None, None, :]
+            visible = absent if bias is None else bias + absent
+        attended = attend(query, key, value, visible, register)
+    else:
+        attended = attend_slot(query, key, value, slot, register)
+    (update,) = apply(attended.mixed, ("out",), "attention", 2, "out")
+    if spec.layer_scale:
+        update = update * params["layer_scale1"].astype(update.dtype)
+    middle = hidden + update
+
+    normed_middle = layer_norm(middle, params["norm2"], spec.norm_eps)
+    activate = ACTIVATIONS[spec.activation]
+    if spec.gated_mlp:
+        gate, up = apply(normed_middle, ("gate", "fc1"), "mlp", 1, "fc1")
+        features = activate(gate) * up
+    else:
+        (up,) = apply(normed_middle, ("fc1",), "mlp", 1, "fc1")
+        features = activate(up)
+    (update,) = apply(features, ("fc2",), "mlp", 1, "fc2")
+    if spec.layer_scale:
+        update = update * params["layer_scale2"].astype(update.dtype)
+    output = middle + update
+    if present is not None:
+        output = jnp.where(present[..., None], output, 0)
+    trace = BlockTrace(
+        hidden, normed, query, key, value, attended.weights, attended.register_weights,
+        attended.mixed, normed_middle, features, present,
+    )  # fmt: skip
+    return output, trace
+
+
+def run_blocks(
+    blocks: Params,
+    hidden: Float[Array, "B N D"],
+    spec: BlockSpec,
+    *,
+    start: int | Int[Array, ""] = 0,
+    stop: int | None = None,
+    plan: RegisterPlan | None = None,
+    scheme: Scheme | None = None,
+    present: Bool[Array, "B N"] | None = None,
+    bias: Float[Array, "#B #H #N N"] | None = None,
+    slot: int | None = None,
+    leading: tuple[int, int] = (0, 0),
+    collect: Collectors | None = None,
+    unroll: bool = False,
+) -> BlocksOutput:
+    """Runs blocks start..stop-1 on the hidden state that enters block `start`.
+
+    `start` may be traced: then earlier blocks are stepped over and what they would collect is zero. `present` marks tokens that are
+    still there (a plan's deletion takes more). `bias` is added to all attention logits (a causal mask). `slot`: serving
+    form, see `attend_slot`. `leading`: class tokens and trained registers in front, which are never deleted. `unroll` writes
+    the blocks out one by one (longer compilation, and a compiler's cost estimate that counts every block)."""
+    stop = spec.num_blocks if stop is None else stop
+    first = start if isinstance(start, int) else 0
+    collectors = dict(collect or {})
+    if plan is not None and slot is None and present is None:
+        present = jnp.ones(hidden.shape[:2], bool)
+
+    Layer = tuple[Params, BlockRegister | None, Int[Array, ""]]
+    State = tuple[Float[Array, "B N D"], Bool[Array, "B N"] | None]
+
+    def run(state: State, layer: Layer) -> tuple[State, dict[str, Any]]:
+        (hidden, present), (params, register, index) = state, layer
+        if plan is not None and slot is None:
+            present = jax.lax.cond(
+                index == plan.delete_block,
+                lambda: present & ~mark_largest(hidden, plan.delete_count, sum(leading)),
+                lambda: present,
+            )
+            hidden = jnp.where(present[..., None], hidden, 0)
+        output, trace = encoder_block(
+            params, hidden, spec,
+            register=register, slot=slot, bias=bias, present=present, scheme=scheme, leading=leading,
+        )  # fmt: skip
+        return (output, present), {name: function(trace) for name, function in collectors.items()}
+
+    def step(state: State, layer: Layer) -> tuple[State, dict[str, Any]]:
+        if isinstance(start, int):
+            return run(state, layer)
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(run, state, layer)[1])
+        return jax.lax.cond(layer[2] >= start, run, lambda state, _: (state, nothing), state, layer)
+
+    everything = (blocks, None if plan is None else plan.per_block(), jnp.arange(spec.num_blocks, dtype=jnp.int32))
+    layers = jax.tree.map(lambda leaf: leaf[first:stop], everything)
+    state: State = (hidden, present)
+    if unroll:
+        rows = []
+        for number in range(stop - first):
+            state, row = step(state, jax.tree.map(lambda leaf, number=number: leaf[number], layers))
+            rows.append(row)
+        collected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows) if rows else {}
+    else:
+        state, collected = jax.lax.scan(step, state, layers)
+    return BlocksOutput(*state, collected)

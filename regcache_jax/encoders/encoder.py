@@ -1,0 +1,108 @@
+"""`Encoder`: a spec with its weights, and, once quantised, its scheme and register plan; the verbs that users call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from regcache_jax.encoders.parameters import Leaf, parameter_table
+from regcache_jax.encoders.spec import EncoderSpec
+from regcache_jax.encoders.text import text_features
+from regcache_jax.encoders.vision import ImageOutput, image_features, serve_image
+from regcache_jax.errors import UserError
+from regcache_jax.quantization.scheme import Scheme
+from regcache_jax.registers.plan import RegisterPlan, Schedule
+
+
+@struct.dataclass
+class Encoder:
+    """An encoder as a pytree. `scheme` and the integer kernels in `params` come from `quantize`; `plan` may stand beside
+    float or integer kernels. `schedule` holds the plan's block numbers, so that programs can be built around them."""
+
+    params: dict[str, Any]
+    plan: RegisterPlan | None = None
+    spec: EncoderSpec = struct.field(pytree_node=False, kw_only=True)
+    scheme: Scheme | None = struct.field(pytree_node=False, default=None, kw_only=True)
+    schedule: Schedule | None = struct.field(pytree_node=False, default=None, kw_only=True)
+
+    def with_plan(self, plan: RegisterPlan | None) -> Encoder:
+        """The same encoder with another register plan (or none). Raises UserError if the plan is for another shape."""
+        if plan is None:
+            return self.replace(plan=None, schedule=None)
+        blocks = self.spec.image.blocks
+        wanted = (blocks.num_blocks, blocks.num_heads, blocks.head_dim)
+        got = (plan.key.shape[0], *plan.key.shape[2:])
+        if wanted != got:
+            raise UserError(
+                f"register plan is for {got[0]} blocks of {got[1]} heads of {got[2]}; "
+                f"{self.spec.name} has {wanted[0]} blocks of {wanted[1]} heads of {wanted[2]}"
+            )
+        schedule = plan.schedule()
+        if schedule.delete_count >= self.spec.image.grid**2:
+            raise UserError(
+                f"register plan deletes {schedule.delete_count} tokens; {self.spec.name} has {self.spec.image.grid**2} patches"
+            )
+        return self.replace(plan=plan, schedule=schedule)
+
+    def astype(self, dtype: Any) -> Encoder:
+        """Float weights in another dtype (bfloat16); integers, scales and the plan stay as they are."""
+
+        def cast(path: Any, leaf: Array) -> Array:
+            names = [getattr(entry, "key", getattr(entry, "name", "")) for entry in path]
+            is_scale = "input_scale" in names or (names[-1] == "scale" and "kernel" in names)
+            return leaf if is_scale or not jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.astype(dtype)
+
+        return self.replace(params=jax.tree_util.tree_map_with_path(cast, self.params))
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of the residual stream: that of the position table."""
+        return self.params["image"]["position_embedding"].dtype
+
+
+def init_params(spec: EncoderSpec, rng: Array) -> dict[str, Any]:
+    """Draws an encoder's parameters (as the Flax modules' `init` does, but for the order of draws)."""
+    leaves, tree = jax.tree.flatten(parameter_table(spec), is_leaf=lambda node: isinstance(node, Leaf))
+    drawn = [
+        leaf.initializer(key, leaf.shape, jnp.float32)
+        for leaf, key in zip(leaves, jax.random.split(rng, len(leaves)), strict=True)
+    ]
+    return nn.unbox(jax.tree.unflatten(tree, drawn))
+
+
+def normalize(features: Float[Array, "B E"]) -> Float[Array, "B E"]:
+    """Unit length; an all-zero feature stays zero."""
+    features32 = features.astype(jnp.float32)
+    return features32 / jnp.maximum(jnp.linalg.norm(features32, axis=-1, keepdims=True), 1e-12)
+
+
+def encode(encoder: Encoder, images: Float[Array, "B Y X 3"], *, tile: int | None = None) -> ImageOutput:
+    """Runs the image tower with the encoder's own kernels and plan, in the serving form where there is a plan.
+
+    `tile=8` pads the tokens for a TPU. Features are raw; `encode_image` normalises them."""
+    images = images.astype(encoder.dtype)
+    if encoder.schedule is None and tile is None:
+        return image_features(encoder.params["image"], images, encoder.spec.image, scheme=encoder.scheme)
+    schedule = encoder.schedule or Schedule(0, 0, 0, 0)
+    return serve_image(
+        encoder.params["image"], images, encoder.spec.image, schedule,
+        plan=encoder.plan, scheme=encoder.scheme, tile=tile,
+    )  # fmt: skip
+
+
+def encode_image(encoder: Encoder, images: Float[Array, "B Y X 3"]) -> Float[Array, "B E"]:
+    """Float32 features of preprocessed images, of unit length where the encoder's task wants it."""
+    features = encode(encoder, images).features
+    return normalize(features) if encoder.spec.normalize else features.astype(jnp.float32)
+
+
+def encode_text(encoder: Encoder, ids: Int[Array, "B T"]) -> Float[Array, "B E"]:
+    """Float32 features of padded token ids, of unit length. Raises UserError where there is no text tower."""
+    if encoder.spec.text is None:
+        raise UserError(f"{encoder.spec.name} has no text tower")
+    return normalize(text_features(encoder.params["text"], ids, encoder.spec.text)[0])

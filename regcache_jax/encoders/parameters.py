@@ -1,0 +1,135 @@
+"""Which parameters a spec has: one table of shapes and initialisers, read by the Flax modules, converters and catalog."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from regcache_jax.encoders.spec import BlockSpec, EncoderSpec, ImageSpec, TextSpec
+
+
+class Leaf(NamedTuple):
+    """Shape of one parameter and how it is drawn at initialisation."""
+
+    shape: tuple[int, ...]
+    initializer: Any
+
+
+Table = dict[str, Any]
+_ZEROS, _ONES = nn.initializers.zeros_init(), nn.initializers.ones_init()
+_NORMAL = nn.initializers.normal(0.02)
+
+
+def _norm(width: int, stacked: tuple[int, ...] = ()) -> Table:
+    return {"scale": Leaf((*stacked, width), _ONES), "bias": Leaf((*stacked, width), _ZEROS)}
+
+
+def _dense(
+    inputs: tuple[int, ...], outputs: tuple[int, ...], stacked: tuple[int, ...] = (), bias: bool = True
+) -> Table:
+    scale = nn.initializers.normal(math.prod(inputs) ** -0.5)
+    table = {"kernel": Leaf((*stacked, *inputs, *outputs), scale)}
+    return {**table, "bias": Leaf((*stacked, *outputs), _ZEROS)} if bias else table
+
+
+def _attention(spec: BlockSpec, stacked: tuple[int, ...] = ()) -> Table:
+    width, heads = (spec.width,), (spec.num_heads, spec.head_dim)
+    table = {name: _dense(width, heads, stacked) for name in ("query", "key", "value")}
+    return {**table, "out": _dense(heads, width, stacked)}
+
+
+def _mlp(spec: BlockSpec, stacked: tuple[int, ...] = ()) -> Table:
+    width, hidden = (spec.width,), (spec.mlp_width,)
+    table = {"fc1": _dense(width, hidden, stacked), "fc2": _dense(hidden, width, stacked)}
+    return {**table, "gate": _dense(width, hidden, stacked)} if spec.gated_mlp else table
+
+
+def block_table(spec: BlockSpec) -> Table:
+    """Parameters of the stacked blocks."""
+    stacked = (spec.num_blocks,)
+    table = {
+        "norm1": _norm(spec.width, stacked),
+        "attention": _attention(spec, stacked),
+        "norm2": _norm(spec.width, stacked),
+        "mlp": _mlp(spec, stacked),
+    }
+    if spec.layer_scale:
+        scale = Leaf((*stacked, spec.width), nn.initializers.constant(1e-5))
+        table |= {"layer_scale1": scale, "layer_scale2": scale}
+    return table
+
+
+def image_table(spec: ImageSpec) -> Table:
+    """Parameters of an image tower."""
+    blocks, width = spec.blocks, spec.blocks.width
+    patch = (spec.patch_size, spec.patch_size, 3)
+    table = {
+        "patch_embedding": _dense(patch, (width,), bias=spec.patch_bias),
+        "position_embedding": Leaf((int(spec.class_token) + spec.stored_grid**2, width), _NORMAL),
+        "blocks": block_table(blocks),
+        "final_norm": _norm(width),
+    }
+    if spec.class_token:
+        table["class_token"] = Leaf((width,), _NORMAL)
+    if spec.num_registers:
+        table["registers"] = Leaf((spec.num_registers, width), _NORMAL)
+    if spec.pre_norm:
+        table["pre_norm"] = _norm(width)
+    if spec.pooling == "map":
+        mlp = {"fc1": _dense((width,), (blocks.mlp_width,)), "fc2": _dense((blocks.mlp_width,), (width,))}
+        table["head"] = {
+            "probe": Leaf((width,), _NORMAL), "attention": _attention(blocks), "norm": _norm(width), "mlp": mlp,
+        }  # fmt: skip
+    if spec.projection is not None:
+        table["projection"] = _dense((width,), (spec.projection,), bias=spec.projection_bias)
+    return table
+
+
+def text_table(spec: TextSpec) -> Table:
+    """Parameters of a text tower."""
+    width = spec.blocks.width
+    if spec.kind == "hashed":
+        assert spec.projection is not None
+        return {
+            "embedding": Leaf((spec.vocab_size, width), _NORMAL),
+            "fc1": _dense((width,), (spec.blocks.mlp_width,)),
+            "fc2": _dense((spec.blocks.mlp_width,), (spec.projection,)),
+        }
+    table = {
+        "token_embedding": Leaf((spec.vocab_size, width), _NORMAL),
+        "position_embedding": Leaf((spec.context_length, width), _NORMAL),
+        "blocks": block_table(spec.blocks),
+        "final_norm": _norm(width),
+    }
+    if spec.projection is not None:
+        table["projection"] = _dense((width,), (spec.projection,), bias=spec.projection_bias)
+    return table
+
+
+def parameter_table(spec: EncoderSpec) -> Table:
+    """Parameters of an encoder; an encoder with text also has the pair's log temperature and offset."""
+    table: Table = {"image": image_table(spec.image)}
+    if spec.text is not None:
+        table |= {"text": text_table(spec.text), "logit_scale": Leaf((), nn.initializers.constant(math.log(1 / 0.07)))}
+        if spec.family == "siglip":
+            table["logit_bias"] = Leaf((), nn.initializers.constant(-10.0))
+    return table
+
+
+def parameter_shapes(spec: EncoderSpec, dtype: Any = jnp.float32) -> Any:
+    """The tree of `jax.ShapeDtypeStruct` that an encoder's parameters have."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype),
+        parameter_table(spec),
+        is_leaf=lambda node: isinstance(node, Leaf),
+    )
+
+
+def count_parameters(table: Table) -> int:
+    """Number of scalars in a table."""
+    leaves = jax.tree.leaves(table, is_leaf=lambda node: isinstance(node, Leaf))
+    return sum(math.prod(leaf.shape) for leaf in leaves)

@@ -1,0 +1,130 @@
+"""Image towers around the block stack: patches in, tokens through, one pooled feature out."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from regcache_jax.encoders.attention import attend
+from regcache_jax.encoders.blocks import ACTIVATIONS, Collectors, Params, dense, layer_norm, run_blocks
+from regcache_jax.encoders.position import resize_positions
+from regcache_jax.encoders.serving import serve_blocks
+from regcache_jax.encoders.spec import ImageSpec
+from regcache_jax.quantization.scheme import Scheme
+from regcache_jax.registers.plan import RegisterPlan, Schedule
+
+
+class ImageOutput(NamedTuple):
+    """Pooled features, the normed tokens they were pooled from, which of them are there, and what was collected."""
+
+    features: Float[Array, "B E"]
+    tokens: Float[Array, "B N D"]
+    present: Bool[Array, "B N"] | None
+    kept: Int[Array, "B N"] | None
+    collected: dict[str, Any]
+
+
+def linear(inputs: Float[Array, "B N ..."], layer: Params, num_contracted: int = 1) -> Float[Array, "B N ..."]:
+    """A float layer outside the blocks."""
+    (output,) = dense(inputs, (layer,), num_contracted, block={}, site="", scheme=None, leading=(0, 0), present=None)
+    return output
+
+
+def embed_patches(params: Params, images: Float[Array, "B Y X 3"], spec: ImageSpec) -> Float[Array, "B N D"]:
+    """Patch embedding, class token, trained registers, positions and (CLIP) the norm before block 0."""
+    kernel = params["patch_embedding"]["kernel"].astype(images.dtype)
+    patches = jax.lax.conv_general_dilated(
+        images, kernel, (spec.patch_size, spec.patch_size), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    hidden = patches.reshape(images.shape[0], spec.grid**2, spec.blocks.width)
+    if spec.patch_bias:
+        hidden = hidden + params["patch_embedding"]["bias"].astype(hidden.dtype)
+    prefix = int(spec.class_token)
+    table = params["position_embedding"].astype(hidden.dtype)
+    positions = resize_positions(table, prefix, spec.stored_grid, spec.grid, spec.position_interpolation)
+
+    def rows(leaf: Float[Array, "R D"]) -> Float[Array, "B R D"]:
+        return jnp.broadcast_to(leaf.astype(hidden.dtype), (hidden.shape[0], *leaf.shape))
+
+    pieces = [hidden + positions[prefix:]]
+    if spec.num_registers:
+        pieces.insert(0, rows(params["registers"]))
+    if spec.class_token:
+        pieces.insert(0, rows(params["class_token"][None]) + positions[:1])
+    hidden = jnp.concatenate(pieces, axis=1)
+    return layer_norm(hidden, params["pre_norm"], spec.blocks.norm_eps) if spec.pre_norm else hidden
+
+
+def map_head(
+    params: Params, tokens: Float[Array, "B N D"], spec: ImageSpec, present: Bool[Array, "B N"] | None
+) -> Float[Array, "B D"]:
+    """Attention pooling with one learned probe, then an MLP with a residual (SigLIP)."""
+    attention = params["attention"]
+    probe = jnp.broadcast_to(params["probe"].astype(tokens.dtype), (tokens.shape[0], 1, tokens.shape[-1]))
+    query = linear(probe, attention["query"])
+    key, value = (linear(tokens, attention[name]) for name in ("key", "value"))
+    bias = None if present is None else jnp.where(present, 0.0, -jnp.inf)[:, None, None, :]
+    pooled = linear(attend(query, key, value, bias).mixed, attention["out"], 2)
+    normed = layer_norm(pooled, params["norm"], spec.blocks.norm_eps)
+    hidden = ACTIVATIONS[spec.blocks.activation](linear(normed, params["mlp"]["fc1"]))
+    return (pooled + linear(hidden, params["mlp"]["fc2"]))[:, 0]
+
+
+def pool(
+    params: Params, hidden: Float[Array, "B N D"], spec: ImageSpec, present: Bool[Array, "B N"] | None = None
+) -> tuple[Float[Array, "B E"], Float[Array, "B N D"]]:
+    """Final norm, pooling and projection. Returns the features and the normed tokens."""
+    tokens = layer_norm(hidden, params["final_norm"], spec.blocks.norm_eps)
+    if spec.pooling == "class":
+        pooled = tokens[:, 0]
+    elif spec.pooling == "map":
+        pooled = map_head(params["head"], tokens, spec, present)
+    else:
+        there = jnp.ones(tokens.shape[:2], bool) if present is None else present
+        weight = there[..., None].astype(tokens.dtype)
+        pooled = jnp.sum(tokens * weight, axis=1) / jnp.sum(weight, axis=1)
+    if spec.projection is not None:
+        pooled = linear(pooled[:, None], params["projection"])[:, 0]
+    return pooled, tokens
+
+
+def image_features(
+    params: Params,
+    images: Float[Array, "B Y X 3"],
+    spec: ImageSpec,
+    *,
+    plan: RegisterPlan | None = None,
+    scheme: Scheme | None = None,
+    collect: Collectors | None = None,
+) -> ImageOutput:
+    """The whole image tower in the search form of the block stack: one program for every plan."""
+    hidden = embed_patches(params, images, spec)
+    output = run_blocks(
+        params["blocks"], hidden, spec.blocks, plan=plan, scheme=scheme, leading=spec.leading, collect=collect
+    )
+    features, tokens = pool(params, output.hidden, spec, output.present)
+    return ImageOutput(features, tokens, output.present, None, output.collected)
+
+
+def serve_image(
+    params: Params,
+    images: Float[Array, "B Y X 3"],
+    spec: ImageSpec,
+    schedule: Schedule,
+    *,
+    plan: RegisterPlan | None = None,
+    scheme: Scheme | None = None,
+    tile: int | None = None,
+    unroll: bool = False,
+) -> ImageOutput:
+    """The whole image tower in the serving form: fixed block numbers, tokens really deleted."""
+    hidden = embed_patches(params, images, spec)
+    served = serve_blocks(
+        params["blocks"], hidden, spec.blocks, schedule, plan,
+        scheme=scheme, leading=spec.leading, tile=tile, unroll=unroll,
+    )  # fmt: skip
+    features, tokens = pool(params, served.hidden, spec)
+    return ImageOutput(features, tokens, None, served.kept, {})

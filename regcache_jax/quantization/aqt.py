@@ -1,0 +1,169 @@
+"""Integer arithmetic: everything that touches AQT, so that another library can take its place.
+
+AQT's quantiser and numerics give the integers and the straight-through gradient; the product is one
+`lax.dot_general` of int8 with int8 into int32. Symmetric, the largest magnitude maps to 2**(bits - 1) - 1, and 6 and 4
+bits live in int8 containers.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from aqt.jax.v2 import aqt_quantizer, aqt_tensor, calibration
+from aqt.jax.v2 import utils as aqt_context
+from aqt.jax.v2.numerics import int_numerics
+from flax import struct
+from jaxtyping import Array, Float, Int8, Num
+
+
+@struct.dataclass
+class QuantizedTensor:
+    """`values * scale` is what was quantised; `scale` has the rank of `values`, with ones on the axes that share it."""
+
+    values: Int8[Array, "..."]
+    scale: Float[Array, "..."]
+
+    def dequantize(self) -> Float[Array, "..."]:
+        """The float32 array that the integers stand for."""
+        return self.values.astype(jnp.float32) * self.scale
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the integers."""
+        return self.values.shape
+
+
+def largest_integer(bits: int) -> int:
+    """127, 31 and 7 for 8, 6 and 4 bits."""
+    return 2 ** (bits - 1) - 1
+
+
+def _quantizer(bits: int, clip_gradient: bool = False) -> aqt_quantizer.Quantizer:
+    """AQT's quantiser in our convention. `clip_gradient` only with known scales: with a measured one the largest
+    element sits within rounding of the bound, and its gradient would be masked by chance."""
+    quantizer = aqt_quantizer.Quantizer(
+        numerics=int_numerics.IntSymmetric(
+            bits=bits,
+            preserve_zero=True,
+            preserve_max_val=True,
+            clip=True,
+            clip_gradient=clip_gradient,
+            round=True,
+            noise_fn=None,
+            dtype=jnp.int8,
+        ),
+        calib_shared_axes=None,
+        scale_stop_grad=True,
+        scale_dtype=jnp.float32,
+        calibration=calibration.AbsMaxCalibration,
+        context=aqt_context.Context(key=None, train_step=None),
+    )
+    quantizer.init_calibration()
+    return quantizer
+
+
+def quantize(
+    inputs: Float[Array, "..."], bits: int, axes: tuple[int, ...], scale: Float[Array, "..."] | None = None
+) -> tuple[QuantizedTensor, Any]:
+    """Rounds to integers of `bits`; the scale is shared along `axes` (measured) or given (broadcast to the inputs).
+
+    Returns the integers with their scale, and AQT's straight-through gradient (a function from the cotangent of the
+    dequantised values to a one-tuple with that of the inputs). An all-zero array gets scale 1."""
+    inputs = inputs.astype(jnp.float32)
+    quantizer = _quantizer(bits, clip_gradient=scale is not None)
+    if scale is None:
+        incomplete = quantizer.calibrate(inputs, calibration_axes=axes)
+    else:
+        incomplete = aqt_tensor.QTensor(qvalue=None, scale=[scale], scale_t=None, bias=[], dequant_dtype=jnp.float32)
+    complete, gradient = quantizer.calculate_qvalue(inputs, incomplete)
+    return QuantizedTensor(complete.qvalue, complete.scale[0]), gradient
+
+
+def quantize_weight(
+    kernel: Float[Array, "..."],
+    bits: int,
+    contracted: tuple[int, ...],
+    per_channel: bool = True,
+    scale: Float[Array, "..."] | None = None,
+) -> QuantizedTensor:
+    """Quantises a kernel stacked over blocks on axis 0: a scale a block and output channel, or a scale a block.
+
+    `contracted` are the kernel's input axes. `scale` replaces the measured one (broadcast to the kernel)."""
+    axes = contracted if per_channel else tuple(range(1, kernel.ndim))
+    return quantize(kernel, bits, axes, scale)[0]
+
+
+def fake_quantize(
+    inputs: Float[Array, "..."], bits: int, axes: tuple[int, ...], scale: Float[Array, "..."] | None = None
+) -> Float[Array, "..."]:
+    """Quantises and dequantises in float, straight-through gradient to the inputs: the same grid as the integers."""
+    inputs32 = inputs.astype(jnp.float32)
+    quantized, _ = quantize(jax.lax.stop_gradient(inputs32), bits, axes, scale)
+    bound = quantized.scale * largest_integer(bits)
+    clipped = inputs32 if scale is None else jnp.clip(inputs32, -bound, bound)
+    return (clipped + jax.lax.stop_gradient(quantized.dequantize() - clipped)).astype(inputs.dtype)
+
+
+def integer_product(inputs: Int8[Array, "..."], kernel: Int8[Array, "..."], num_contracted: int) -> Num[Array, "..."]:
+    """Contracts the last axes of `inputs` with the first of `kernel`: int8 x int8 -> int32, exact."""
+    axes = (tuple(range(inputs.ndim - num_contracted, inputs.ndim)), tuple(range(num_contracted)))
+    return jax.lax.dot_general(inputs, kernel, (axes, ((), ())), preferred_element_type=jnp.int32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def quantized_dense(
+    inputs: Float[Array, "B N ..."],
+    weights: tuple[QuantizedTensor, ...],
+    scale: Float[Array, "..."] | None,
+    bits: int,
+    num_contracted: int,
+    per_token: bool,
+) -> tuple[Float[Array, "..."], ...]:
+    """Multiplies one input by several kernels, the input quantised once. Returns float32 products, one a kernel.
+
+    `scale`: the calibrated scale, broadcast to `inputs`; None measures one, a token or for the whole array. Gradients pass
+    straight through to `inputs`; integers and scales get none."""
+    return _quantized_dense_forward(inputs, weights, scale, bits, num_contracted, per_token)[0]
+
+
+def _quantized_dense_forward(
+    inputs: Float[Array, "B N ..."],
+    weights: tuple[QuantizedTensor, ...],
+    scale: Float[Array, "..."] | None,
+    bits: int,
+    num_contracted: int,
+    per_token: bool,
+) -> tuple[tuple[Float[Array, "..."], ...], Any]:
+    contracted = tuple(range(inputs.ndim - num_contracted, inputs.ndim))
+    axes = contracted if per_token else tuple(range(inputs.ndim))
+    quantized, gradient = quantize(inputs, bits, axes, scale)
+    row_scale = jnp.squeeze(quantized.scale, contracted)
+    products = []
+    for weight in weights:
+        sums = integer_product(quantized.values, weight.values, num_contracted)
+        column_scale = jnp.squeeze(weight.scale, tuple(range(num_contracted)))
+        expanded = row_scale.reshape(row_scale.shape + (1,) * column_scale.ndim)
+        products.append(sums.astype(jnp.float32) * (expanded * column_scale))
+    return tuple(products), (gradient, weights, jnp.zeros((), inputs.dtype))
+
+
+def _quantized_dense_backward(
+    bits: int, num_contracted: int, per_token: bool, residuals: Any, cotangents: tuple[Float[Array, "..."], ...]
+) -> tuple[Float[Array, "..."], None, None]:
+    gradient, weights, like = residuals
+    total = 0.0
+    for weight, cotangent in zip(weights, cotangents, strict=True):
+        free = weight.values.ndim - num_contracted
+        axes = (
+            tuple(range(cotangent.ndim - free, cotangent.ndim)),
+            tuple(range(num_contracted, weight.values.ndim)),
+        )
+        total = total + jax.lax.dot_general(cotangent, weight.dequantize(), (axes, ((), ())))
+    with jax.numpy_dtype_promotion("standard"):  # AQT multiplies the gradient by a bool mask
+        return gradient(total)[0].astype(like.dtype), None, None
+
+
+quantized_dense.defvjp(_quantized_dense_forward, _quantized_dense_backward)

@@ -1,0 +1,58 @@
+"""Deletion of the tokens that would still become outliers (paper, step 5), and filling their places for dense features.
+
+A token's rank counts the tokens that outrank it: larger l-inf norm first, then the earlier position. Ranks need no sort,
+so the same few lines serve masks of a traced count (search) and a gather of a fixed count (serving).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+def linf_norm(hidden: Float[Array, "*B D"]) -> Float[Array, "*B"]:
+    """Largest magnitude over the last axis, in float32."""
+    return jnp.max(jnp.abs(hidden), axis=-1).astype(jnp.float32)
+
+
+def norm_rank(hidden: Float[Array, "B N D"], num_protected: int) -> Int[Array, "B N"]:
+    """Rank of every token by l-inf norm, 0 the largest; ties break by position. The first `num_protected` rank last."""
+    position = jnp.arange(hidden.shape[1], dtype=jnp.int32)
+    norms = jnp.where(position < num_protected, -1.0, linf_norm(hidden))
+    earlier = position[None, :] < position[:, None]
+    outranks = (norms[:, None, :] > norms[:, :, None]) | ((norms[:, None, :] == norms[:, :, None]) & earlier)
+    return jnp.sum(outranks, axis=-1, dtype=jnp.int32)
+
+
+def mark_largest(hidden: Float[Array, "B N D"], count: Int[Array, ""] | int, num_protected: int) -> Bool[Array, "B N"]:
+    """True for the `count` tokens of largest norm; `count` may be traced. Protected tokens are never marked."""
+    position = jnp.arange(hidden.shape[1], dtype=jnp.int32)
+    return (norm_rank(hidden, num_protected) < count) & (position >= num_protected)
+
+
+def delete_largest(
+    hidden: Float[Array, "B N D"], count: int, num_protected: int
+) -> tuple[Float[Array, "B M D"], Int[Array, "B M"]]:
+    """Drops the `count` tokens of largest norm. Returns the M = N - count others in their order, and their positions."""
+    num_kept = hidden.shape[1] - count
+    marked = mark_largest(hidden, count, num_protected)
+    kept = jnp.argsort(marked, axis=-1, stable=True)[:, :num_kept].astype(jnp.int32)
+    return jnp.take_along_axis(hidden, kept[..., None], axis=1), kept
+
+
+def fill_deleted(patches: Float[Array, "B M D"], positions: Int[Array, "B M"], grid: int) -> Float[Array, "B P D"]:
+    """Puts kept patches back on their `grid` x `grid` map; a deleted place gets the mean of its (up to 8) kept neighbours,
+    and the mean of all kept patches where it has none (paper, step 5: dense tasks). `positions` count patches from 0."""
+    batch, _, width = patches.shape
+    one_hot = jax.nn.one_hot(positions, grid * grid, dtype=jnp.float32)
+    placed = jnp.einsum("bmp,bmd->bpd", one_hot, patches.astype(jnp.float32)).reshape(batch, grid, grid, width)
+    present = jnp.sum(one_hot, axis=1).reshape(batch, grid, grid, 1)
+
+    def neighbours(values: Float[Array, "B G G D"]) -> Float[Array, "B G G D"]:
+        return jax.lax.reduce_window(values, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
+
+    count = neighbours(present)
+    everywhere = jnp.mean(patches.astype(jnp.float32), axis=1)[:, None, None, :]
+    filled = jnp.where(count > 0, neighbours(placed) / jnp.maximum(count, 1.0), everywhere)
+    return jnp.where(present > 0, placed, filled).reshape(batch, grid * grid, width).astype(patches.dtype)
