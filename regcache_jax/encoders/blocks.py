@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from regcache_jax.encoders.attention import attend, attend_slot
 from regcache_jax.encoders.spec import Activation, BlockSpec
+from regcache_jax.errors import UserError
 from regcache_jax.quantization.aqt import QuantizedTensor, fake_quantize, quantized_dense
 from regcache_jax.quantization.scheme import Scheme
 from regcache_jax.registers.delete import mark_largest
@@ -97,7 +98,11 @@ def dense(
     if scheme is not None:
         if present is not None:  # what is absent must not stretch a measured scale
             inputs = jnp.where(present.reshape(present.shape + (1,) * (inputs.ndim - 2)), inputs, 0)
-        if scheme.calibrated and site in block.get("input_scale", {}):
+        if scheme.calibrated and site not in scheme.float_sites:
+            if site not in block.get("input_scale", {}):
+                raise UserError(
+                    f"the {scheme.activations} scale of site {site} was never calibrated; `quantize` does it"
+                )
             scale = token_scale(block["input_scale"][site], inputs.shape[1], leading)
             scale = scale.reshape(scale.shape + (1,) * (inputs.ndim - 3))
     if integer:
@@ -199,8 +204,8 @@ def run_blocks(
 ) -> BlocksOutput:
     """Runs blocks start..stop-1 on the hidden state that enters block `start`.
 
-    `start` may be traced: then earlier blocks are stepped over and what they would collect is zero. `present` marks tokens that are
-    still there (a plan's deletion takes more). `bias` is added to all attention logits (a causal mask). `slot`: serving
+    `start` may be traced: then earlier blocks are stepped over and what they would collect is zero. `present` marks tokens
+    that are still there (a plan's deletion takes more). `bias` is added to all attention logits (a causal mask). `slot`: serving
     form, see `attend_slot`. `leading`: class tokens and trained registers in front, which are never deleted. `unroll` writes
     the blocks out one by one (longer compilation, and a compiler's cost estimate that counts every block)."""
     stop = spec.num_blocks if stop is None else stop

@@ -1,8 +1,9 @@
 """The serving form of the block stack: static segments, deletion that shrinks N, and two ways to hold a register.
 
 A plan whose block numbers are known is run as segments between them. `kv`: cached rows beside keys and values; with `tile`
-the tokens are padded to a multiple of it and the rows sit in the padding (what a TPU wants, see docs/performance.md). `token`: the
-register is a hidden state, joined to the residual stream at `start`, attending only to itself, and sliced off at `stop`.
+the tokens are padded to a multiple of it and the rows sit in the padding (what a TPU wants, see docs/performance.md).
+`token`: the register is a hidden state, joined to the residual stream at `start`, attending only to itself, and sliced
+off at `stop`.
 """
 
 from __future__ import annotations

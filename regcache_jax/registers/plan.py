@@ -38,8 +38,9 @@ class RegisterPlan:
     """R cached registers a block and a deletion; everything is an array, so that a search never recompiles.
 
     Rows are seen in blocks start <= block < stop, with `copies` (tau in the paper, any positive real; one number, or one
-    a block, or one a block and head). At the input of `delete_block` the `delete_count` tokens of largest l-inf norm leave,
-    never a class token or a trained register. `start == stop` hides the registers, `delete_count == 0` deletes nothing."""
+    a block, a block and head, or a block, head and register). At the input of `delete_block` the `delete_count` tokens of
+    largest l-inf norm leave, never a class token or a trained register. `start == stop` hides the registers,
+    `delete_count == 0` deletes nothing."""
 
     key: Float[Array, "L R H K"]
     value: Float[Array, "L R H K"]
@@ -59,9 +60,9 @@ class RegisterPlan:
         num_blocks, num_registers, num_heads, _ = self.key.shape
         block = jnp.arange(num_blocks, dtype=jnp.int32)
         seen = (self.start <= block) & (block < self.stop)
-        copies = self.copies.reshape(self.copies.shape + (1,) * (2 - self.copies.ndim))  # a number, [L] or [L, H]
-        offset = jnp.where(seen[:, None], jnp.log(copies), -jnp.inf)
-        offset = jnp.broadcast_to(offset[:, None, :], (num_blocks, num_registers, num_heads))
+        copies = self.copies.reshape(self.copies.shape + (1,) * (3 - self.copies.ndim))  # [], [L], [L, H] or [L, H, R]
+        offset = jnp.where(seen[:, None, None], jnp.log(copies), -jnp.inf)
+        offset = jnp.broadcast_to(jnp.swapaxes(offset, 1, 2), (num_blocks, num_registers, num_heads))
         return BlockRegister(self.key, self.value, offset.astype(jnp.float32))
 
     def schedule(self) -> Schedule:
@@ -112,8 +113,8 @@ def make_plan(
     if delete_count < 0 or (num_patches is not None and delete_count >= num_patches):
         faults.append(f"delete_count must be 0..{'' if num_patches is None else num_patches - 1}, got {delete_count}")
     copies = jnp.asarray(copies, jnp.float32)
-    if copies.ndim > 2 or not bool(jnp.all(copies > 0)) or not bool(jnp.all(jnp.isfinite(copies))):
-        faults.append("copies must be positive: one number, one a block, or one a block and head")
+    if copies.ndim > 3 or not bool(jnp.all(copies > 0)) or not bool(jnp.all(jnp.isfinite(copies))):
+        faults.append("copies must be positive and finite: one number, or shape [L], [L, H] or [L, H, R]")
     if not (bool(jnp.all(jnp.isfinite(key))) and bool(jnp.all(jnp.isfinite(value)))):
         faults.append("keys and values must be finite")
     if faults:

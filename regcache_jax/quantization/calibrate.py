@@ -1,0 +1,85 @@
+"""Calibration: a float run that returns the range of every site, with the plan in place (registers change the ranges)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from regcache_jax.encoders.blocks import BlockTrace
+from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.encoders.vision import image_features
+from regcache_jax.errors import UserError
+from regcache_jax.quantization.aqt import largest_integer
+from regcache_jax.quantization.scheme import SITES, Scheme
+
+Ranges = dict[str, Float[Array, "..."]]
+"""Largest magnitude a site: float32 `[L]`, or `[L, 3]` for class token, trained registers and patches apart."""
+
+
+def site_range(trace: BlockTrace, site: str, leading: tuple[int, int] | None) -> Float[Array, "..."]:
+    """Largest magnitude at one site of one block over the tokens that are there; by token group if `leading` is given."""
+    inputs = getattr(trace, site)
+    magnitude = jnp.max(jnp.abs(inputs), axis=tuple(range(2, inputs.ndim))).astype(jnp.float32)
+    if trace.present is not None:
+        magnitude = jnp.where(trace.present, magnitude, 0.0)
+    if leading is None:
+        return jnp.max(magnitude)
+    first, second = leading[0], sum(leading)
+    groups = magnitude[:, :first], magnitude[:, first:second], magnitude[:, second:]
+    return jnp.stack([jnp.max(group, initial=0.0) for group in groups])
+
+
+def range_collectors(
+    activations: str, leading: tuple[int, int]
+) -> dict[str, Callable[[BlockTrace], Float[Array, "..."]]]:
+    """Collectors for `run_blocks` that return every site's range, named as the sites."""
+    groups = leading if activations == "group" else None
+    return {site: functools.partial(site_range, site=site, leading=groups) for site in SITES}
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "activations"))
+def _batch_ranges(params: Any, images: Any, plan: Any, *, spec: Any, activations: str) -> Ranges:
+    collectors = range_collectors(activations, spec.leading)
+    return image_features(params, images, spec, plan=plan, collect=collectors).collected
+
+
+def calibrate(encoder: Encoder, batches: Iterable[Float[Array, "B Y X 3"]], scheme: Scheme) -> Ranges:
+    """Ranges of a float encoder's sites over the calibration set, its plan in place. Raises UserError for an empty set, for
+    an encoder that is quantised already, and where a range is not finite (which names block and site)."""
+    if encoder.scheme is not None:
+        raise UserError(
+            f"{encoder.spec.name} is quantised already ({encoder.scheme.name}); calibrate the float encoder"
+        )
+    ranges: Ranges | None = None
+    for images in batches:
+        batch = _batch_ranges(
+            encoder.params["image"], jnp.asarray(images, encoder.dtype), encoder.plan,
+            spec=encoder.spec.image, activations=scheme.activations,
+        )  # fmt: skip
+        ranges = batch if ranges is None else jax.tree.map(jnp.maximum, ranges, batch)
+    if ranges is None:
+        raise UserError("calibration needs at least one image, got none")
+    check_finite(ranges)
+    return ranges
+
+
+def check_finite(ranges: Ranges) -> None:
+    """Raises UserError naming the first block and site whose range is NaN or infinite."""
+    for site, values in ranges.items():
+        bad = ~jnp.isfinite(values.reshape(values.shape[0], -1)).all(axis=1)
+        if bool(bad.any()):
+            block = int(jnp.argmax(bad))
+            raise UserError(
+                f"activations at site {site} of block {block} are not finite; the weights or the pictures hold NaN or infinity"
+            )
+
+
+def scales_from_ranges(ranges: Ranges, bits: int) -> Ranges:
+    """Symmetric scales: the largest magnitude maps to 2**(bits - 1) - 1; a range of zero gets scale 1."""
+    bound = float(largest_integer(bits))
+    return {site: jnp.where(values > 0, values / bound, 1.0) for site, values in ranges.items()}
