@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict
+
+from regcache_jax import checkpoints
 from regcache_jax.converters import (
     huggingface_clip,
     huggingface_siglip,
@@ -19,8 +21,6 @@ from regcache_jax.converters import (
 from regcache_jax.converters.engine import assemble, disassemble
 from regcache_jax.converters.formats import Format, Given
 from regcache_jax.converters.readers import Tensors
-
-from regcache_jax import checkpoints
 from regcache_jax.encoders import catalog
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.parameters import parameter_shapes
@@ -94,13 +94,8 @@ def read_checkpoint(
     tensors = format.read_names(tensors)
     row = found.row if name is None else catalog.get(name)
     given = Given(
-        name=(
-            row.huggingface
-            if row
-            else found.folder.name
-            if found.weights.name in sources.WEIGHT_FILES
-            else found.weights.stem
-        ).split("/")[-1],
+        name=(row.huggingface if row else found.folder.name if found.weights.name in sources.WEIGHT_FILES else found.weights.stem)
+        .split("/")[-1],
         tensors=tensors,
         config=config,
         preprocessor=found.json("preprocessor_config.json", "processor_config.json"),
@@ -177,7 +172,5 @@ def _tokenizer_files(tokenizer: Path) -> list[Path]:
     else:
         files = [tokenizer] if tokenizer.is_file() else []
     if not files:
-        raise UserError(
-            f"{tokenizer} is neither a tokenizer file nor a folder with one ({', '.join(sources.TOKENIZER_FILES)})"
-        )
+        raise UserError(f"{tokenizer} is neither a tokenizer file nor a folder with one ({', '.join(sources.TOKENIZER_FILES)})")
     return files

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from regcache_jax.converters.engine import Rule, StoredTensor
-
 from regcache_jax.encoders import catalog
 from regcache_jax.encoders.spec import Activation, EncoderSpec, Filter, Preprocessing, Resize
 from regcache_jax.errors import UserError
@@ -91,12 +90,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "quick_gelu": "quick_gelu",
     "silu": "silu",
 }
-FILTERS: dict[Any, Filter] = {
-    2: "bilinear",
-    3: "bicubic",
-    "bilinear": "bilinear",
-    "bicubic": "bicubic",
-}  # PIL's numbers
+FILTERS: dict[Any, Filter] = {2: "bilinear", 3: "bicubic", "bilinear": "bilinear", "bicubic": "bicubic"}  # PIL's numbers
 
 
 def setting(config: Mapping[str, Any], key: str, default: Any, where: str = "config.json") -> Any:
@@ -139,7 +133,5 @@ def preprocessing(config: Mapping[str, Any], default: Preprocessing) -> Preproce
             f"got {config.get('size')}, {config.get('crop_size')}, {config.get('resample')}"
         )
     if len(mean) != 3 or len(std) != 3:
-        raise UserError(
-            f"preprocessor_config.json: image_mean and image_std should have three numbers, got {mean}, {std}"
-        )
+        raise UserError(f"preprocessor_config.json: image_mean and image_std should have three numbers, got {mean}, {std}")
     return Preprocessing(numbers[1], resize, filter, size, mean, std)

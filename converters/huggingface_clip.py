@@ -14,7 +14,6 @@ from regcache_jax.converters.engine import (
     out_in_to_in_out,
 )
 from regcache_jax.converters.formats import Format, Given, activation, preprocessing, setting
-
 from regcache_jax.encoders import catalog
 from regcache_jax.encoders.spec import BlockSpec, EncoderSpec, ImageSpec, TextSpec
 
@@ -105,9 +104,7 @@ def spec(given: Given) -> EncoderSpec:
         pre_norm=True,
         projection=out,
     )
-    result = EncoderSpec(
-        given.name, "clip", image, preprocessing(given.preprocessor, catalog.clip_preprocessing(pixels))
-    )
+    result = EncoderSpec(given.name, "clip", image, preprocessing(given.preprocessor, catalog.clip_preprocessing(pixels)))
     if not given.has("text_model.*"):
         return result
     vocabulary, context = setting(text, "vocab_size", 49408), setting(text, "max_position_embeddings", 77)

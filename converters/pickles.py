@@ -96,9 +96,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Stor
     """Stands in for torch's function that makes a tensor of a storage."""
     key, dtype = storage
     shape, stride = tuple(shape), tuple(stride)
-    if len(shape) != len(stride) or not all(
-        type(number) is int and number >= 0 for number in (offset, *shape, *stride)
-    ):
+    if len(shape) != len(stride) or not all(type(number) is int and number >= 0 for number in (offset, *shape, *stride)):
         raise UserError("a tensor's offset, shape or stride is not made of whole numbers")
     return StorageView(str(key), dtype, offset, shape, stride)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from regcache_jax.converters.readers import READERS, Tensors, read_json, read_tensors
-
 from regcache_jax.encoders import catalog
 from regcache_jax.errors import UserError
 
@@ -156,9 +155,7 @@ def _from_hub(repository: str, asked: str) -> Path:
         weights = next((name for name in WEIGHT_FILES if name in held), None)
         if weights is None:
             raise UserError(f"{repository} on the hub holds none of {', '.join(WEIGHT_FILES)}")
-        shards = (
-            _SHARDS[Path(weights.removesuffix(".index.json")).suffix] if weights.endswith(".index.json") else weights
-        )
+        shards = _SHARDS[Path(weights.removesuffix(".index.json")).suffix] if weights.endswith(".index.json") else weights
         return Path(huggingface_hub.snapshot_download(repository, allow_patterns=[weights, shards, *side_files]))
     except (HfHubHTTPError, OSError, ValueError) as error:
         if isinstance(error, UserError):
@@ -166,6 +163,4 @@ def _from_hub(repository: str, asked: str) -> Path:
         close = catalog.nearest(asked)
         hint = f"; known names near it: {', '.join(close)}" if close and catalog.find(asked) is None else ""
         reason = str(error).strip().splitlines()[0][:200]
-        raise UserError(
-            f"{repository} is neither a local path nor in the hub's cache, and cannot be fetched ({reason}){hint}"
-        ) from None
+        raise UserError(f"{repository} is neither a local path nor in the hub's cache, and cannot be fetched ({reason}){hint}") from None
