@@ -35,10 +35,19 @@ def serving_function(encoder: Encoder) -> Callable[[Float[Array, "B Y X 3"]], Fl
     weights = {**image, "blocks": split_blocks(image["blocks"])}, encoder.plan
 
     def features(images: Float[Array, "B Y X 3"]) -> Float[Array, "B E"]:
-        params, plan = jax.lax.optimization_barrier(weights)  # or the compiler would fold int8 constants into wider ones
+        params, plan = jax.lax.optimization_barrier(
+            weights
+        )  # or the compiler would fold int8 constants into wider ones
         params = {**params, "blocks": join_blocks(params["blocks"])}
         pooled = serve_image(
-            params, images.astype(encoder.dtype), spec, schedule, plan=plan, scheme=encoder.scheme, tile=TILE, unroll=True
+            params,
+            images.astype(encoder.dtype),
+            spec,
+            schedule,
+            plan=plan,
+            scheme=encoder.scheme,
+            tile=TILE,
+            unroll=True,
         ).features
         return normalize(pooled) if encoder.spec.normalize else pooled.astype(jnp.float32)
 
@@ -51,7 +60,11 @@ def metadata(encoder: Encoder, platforms: tuple[str, ...]) -> dict[str, Any]:
     return {
         "model": encoder.spec.name,
         "input": {"shape": ["batch", size, size, 3], "dtype": "float32"},
-        "output": {"shape": ["batch", encoder.spec.image.feature_dim], "dtype": "float32", "unit_length": encoder.spec.normalize},
+        "output": {
+            "shape": ["batch", encoder.spec.image.feature_dim],
+            "dtype": "float32",
+            "unit_length": encoder.spec.normalize,
+        },
         "preprocessing": dataclasses.asdict(encoder.spec.preprocessing),
         "dtype": str(encoder.dtype),
         "scheme": None if encoder.scheme is None else encoder.scheme.to_json(),

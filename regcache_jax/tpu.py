@@ -125,13 +125,18 @@ def default_schedule(spec: ImageSpec, program: str) -> Schedule:
     return Schedule(blocks // 4, blocks, blocks // 4, count)
 
 
-def program(spec: EncoderSpec, name: str, scheme: Scheme | None, schedule: Schedule | None) -> tuple[Any, tuple[Shapes, ...]]:
+def program(
+    spec: EncoderSpec, name: str, scheme: Scheme | None, schedule: Schedule | None
+) -> tuple[Any, tuple[Shapes, ...]]:
     """A function of (parameters, register plan, images) for one of `PROGRAMS`, and the shapes of the first two."""
     image = spec.image
     if name == "flax-bf16":
         peer = Peer(image)
         example = jax.ShapeDtypeStruct((1, image.image_size, image.image_size, 3), jnp.bfloat16)
-        return lambda params, _, images: peer.apply(params, images), (jax.eval_shape(peer.init, jax.random.key(0), example), None)
+        return lambda params, _, images: peer.apply(params, images), (
+            jax.eval_shape(peer.init, jax.random.key(0), example),
+            None,
+        )
     scheme = None if name == "bf16" else scheme
     schedule = schedule if schedule is not None and name in PROGRAMS[3:] else default_schedule(image, name)
     if name == "int8+registers":
@@ -165,7 +170,9 @@ def estimates(text: str) -> tuple[int, dict[str, int]]:
     cycles = [int(number) for number in re.findall(r'"estimated_cycles":"?(\d+)', text)]
     absurd = [number for number in cycles if number > ABSURD]
     if absurd:
-        raise UserError(f"the compiler estimates {absurd[0]:.3g} cycles for one instruction, which cannot be: figure thrown out")
+        raise UserError(
+            f"the compiler estimates {absurd[0]:.3g} cycles for one instruction, which cannot be: figure thrown out"
+        )
     unestimated: dict[str, int] = {}
     for line in text.splitlines():
         kind = re.search(r'custom_call_target="([^"]+)"| (sort)\(', line)
@@ -175,7 +182,9 @@ def estimates(text: str) -> tuple[int, dict[str, int]]:
     return sum(cycles), unestimated
 
 
-def measure(topology: str, spec: EncoderSpec, name: str, batch: int, scheme: Scheme | None, schedule: Schedule | None) -> dict:
+def measure(
+    topology: str, spec: EncoderSpec, name: str, batch: int, scheme: Scheme | None, schedule: Schedule | None
+) -> dict:
     """One program at one batch, as a row of the report."""
     function, shapes = program(spec, name, scheme, schedule)
     pixels = spec.image.image_size
@@ -221,7 +230,12 @@ def _answer(request: dict[str, Any]) -> list[dict[str, Any]]:
             try:
                 tried[batch] = measure(request["topology"], spec, name, batch, scheme, schedule)
             except (UserError, jax.errors.JaxRuntimeError) as error:  # absurd, or more than the chip's memory
-                tried[batch] = {"program": name, "batch": batch, "cycles_per_image": None, "fault": str(error).split("\n")[0]}
+                tried[batch] = {
+                    "program": name,
+                    "batch": batch,
+                    "cycles_per_image": None,
+                    "fault": str(error).split("\n")[0],
+                }
             print(json.dumps(tried[batch]), file=sys.stderr, flush=True)
             costs = {batch: row["cycles_per_image"] or float("inf") for batch, row in tried.items()}
             batch = best_batch(costs, SWEEP, request["batch"]) if request["sweep"] else None

@@ -64,7 +64,9 @@ def test_the_artefact_agrees_with_the_encoder_it_was_made_from(artefact, encoder
 
 def test_any_batch_size_gives_the_same_features_for_an_image(artefact, images):
     features = load(artefact)
-    np.testing.assert_allclose(features(images[:2]), features(images)[:2], atol=1e-6)  # other tiles of the float products
+    np.testing.assert_allclose(
+        features(images[:2]), features(images)[:2], atol=1e-6
+    )  # other tiles of the float products
 
 
 def test_the_program_multiplies_int8_by_int8_on_every_platform(artefact):

@@ -37,7 +37,12 @@ def mark_largest(hidden: Float[Array, "B N D"], count: Int[Array, ""] | int, num
 
 
 def delete_largest(
-    hidden: Float[Array, "B P D"], count: int, num_protected: int, *, num_tokens: int | None = None, rows: int | None = None
+    hidden: Float[Array, "B P D"],
+    count: int,
+    num_protected: int,
+    *,
+    num_tokens: int | None = None,
+    rows: int | None = None,
 ) -> tuple[Float[Array, "B R D"], Int[Array, "B M"]]:
     """Drops the `count` tokens of largest norm. Returns the M = N - count others in their order, and their positions.
 
