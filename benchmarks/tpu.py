@@ -1,4 +1,4 @@
-"""The table of docs/performance.md: what the TPU compiler says of the peer, our bf16 and our int8 programs, each at its best batch.
+"""The table of docs/performance.md: the TPU compiler on the peer, our bf16 and our int8 programs, each at its best batch.
 
     python benchmarks/tpu.py                      # all four shapes at the batches of BATCHES: about 15 minutes on two cores
     python benchmarks/tpu.py --sweep              # finds the best batches again: some hours

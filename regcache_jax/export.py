@@ -94,7 +94,7 @@ def export(encoder: Encoder, path: epath.PathLike, platforms: tuple[str, ...] = 
 
 
 def load(path: epath.PathLike) -> Callable[[Float[Array, "B Y X 3"]], Float[Array, "B E"]]:
-    """An exported tower as a function from preprocessed float32 images to features. Raises UserError for files that are not one."""
+    """An exported tower as a function from preprocessed float32 images to features. Raises UserError for other files."""
     path = epath.Path(path)
     try:
         exported = stablehlo.deserialize(bytearray(path.read_bytes()))

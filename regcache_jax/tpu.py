@@ -92,10 +92,9 @@ class Peer(nn.Module):
         blocks = self.spec.blocks
         activate = ACTIVATIONS[blocks.activation]
         features = nn.Dense(blocks.mlp_width, **options)(hidden)
+        features = activate(features)
         if blocks.gated_mlp:
-            features = activate(features) * nn.Dense(blocks.mlp_width, **options)(hidden)
-        else:
-            features = activate(features)
+            features = features * nn.Dense(blocks.mlp_width, **options)(hidden)
         return nn.Dense(blocks.width, **options)(features)
 
 
@@ -255,9 +254,8 @@ def report(
     """Compiles `programs` of an encoder for `topology` and returns cycles an image, images a second at the chip's clock (which
     the compiler's figure promises, no device has shown), memory, and how many instructions carry no estimate.
 
-    `sweep` gives each program the batch that suits it best. `plan`: its block numbers and delete count; without one registers are
-    in the last three quarters of the blocks and a few tokens are deleted, see `default_schedule`. Raises UserError for an unknown name
-    or topology, and where libtpu is missing."""
+    `sweep` gives each program the batch that suits it best. `plan`: its block numbers and delete count; without one, those of
+    `default_schedule`. Raises UserError for an unknown name or topology, and where libtpu is missing."""
     spec = name_or_spec if isinstance(name_or_spec, EncoderSpec) else catalog.get(name_or_spec).spec
     kind = topology.split(":")[0]
     if kind not in CHIPS:

@@ -2,8 +2,8 @@
 
 XLA writes erf out as two long rational functions, which makes an integer MLP on a TPU three quarters dearer. The normal
 distribution function is also (1 + tanh(x P(x^2))) / 2 with a smooth P, of which eight coefficients are enough: the result is
-within 1e-6 of the exact one for every float32 input, a thousandth of the smallest step that int8 takes for inputs of a usual size.
-So the integers are the same wherever the exact value is not within that of a rounding boundary (tests/test_gelu.py goes through
+within 1e-6 of the exact one for every float32 input, a thousandth of the smallest step that int8 takes for inputs of a usual
+size. So the integers are the same wherever the exact value is not within that of a rounding boundary (tests/test_gelu.py goes through
 every bfloat16 input); erf itself, in float32, promises no more.
 """
 

@@ -46,8 +46,8 @@ def delete_largest(
 ) -> tuple[Float[Array, "B R D"], Int[Array, "B M"]]:
     """Drops the `count` tokens of largest norm. Returns the M = N - count others in their order, and their positions.
 
-    Only the first `num_tokens` rows of `hidden` are tokens (default: all). `rows` (default M) asks for more rows than remain; the last
-    token is repeated in them. What stays is chosen by a product with a matrix of zeros and ones, for which a TPU needs neither a
+    Only the first `num_tokens` rows of `hidden` are tokens (default: all). `rows` (default M) asks for more rows than remain;
+    the last token is repeated in them. What stays is chosen by a product with a matrix of zeros and ones, for which a TPU needs neither a
     sort nor a gather."""
     num_tokens = num_tokens or hidden.shape[1]
     remaining = num_tokens - count
