@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -22,6 +21,7 @@ from regcache_jax.encoders.vision import image_features
 from regcache_jax.errors import UserError
 from regcache_jax.quantization.scheme import SITES
 from regcache_jax.registers.delete import linf_norm
+from regcache_jax.registers.reference import Images, as_batches
 
 PLACES = ("hidden", *SITES)
 """Where norms are taken: the block's input, then the four sites' inputs."""
@@ -123,10 +123,20 @@ def _observe(params: Any, images: Any, plan: Any, *, spec: Any) -> dict[str, Any
     return image_features(params, images, spec, plan=plan, collect=collect).collected
 
 
-def inspect(encoder: Encoder, batches: Iterable[tuple[Float[Array, "B Y X 3"], Any]]) -> Profile:
-    """Profiles a float encoder (its plan in place, if it has one) over batches of (images, mask).
+def inspect(encoder: Encoder, images: Images, *, batch_size: int = 32) -> Profile:
+    """Profiles a float encoder (its plan in place, if it has one) over one array of preprocessed images, or over batches
+    with masks.
 
-    Raises UserError for an empty set, and where norms are not finite (which names the block)."""
+    Raises UserError for an encoder that is quantised, an empty set, and where norms are not finite (which names the block).
+
+    >>> import jax, regcache_jax as rc
+    >>> encoder, images = rc.plant("patch sinks", jax.random.key(0))
+    >>> profile = rc.inspect(encoder, images)
+    >>> rc.judge(profile).kinds
+    ('patch sinks',)
+    """
+    if encoder.scheme is not None:
+        raise UserError(f"{encoder.spec.name} is quantised already ({encoder.scheme.name}); inspect the float encoder")
     spec = encoder.spec.image
     num_blocks, num_tokens, protected = spec.blocks.num_blocks, spec.num_tokens, spec.num_protected
     bounds = (0, int(spec.class_token), protected, num_tokens)
@@ -136,10 +146,10 @@ def inspect(encoder: Encoder, batches: Iterable[tuple[Float[Array, "B Y X 3"], A
     sink_count, attention = np.zeros((num_blocks, num_tokens)), np.zeros(num_blocks)
     kept: dict[str, list[np.ndarray]] = {name: [] for name in ("largest", *PLACES)}
     num_images = 0
-    for images, mask in batches:
+    for batch, mask in as_batches(images, encoder.spec, batch_size):
         seen = jax.tree.map(
             np.asarray,
-            _observe(encoder.params["image"], jnp.asarray(images, encoder.dtype), encoder.plan, spec=spec),
+            _observe(encoder.params["image"], jnp.asarray(batch, encoder.dtype), encoder.plan, spec=spec),
         )
         mask = np.asarray(mask, bool)
         norms = np.moveaxis(seen["norms"], 1, 0)[:, :, mask]  # [P, L, B, N]
