@@ -29,8 +29,8 @@ class SearchConfig:
     """What is searched, and how long. The paper's ranges are start in max(0, l_q - 3)..l_q, copies 1..15, count 0..10.
 
     Space: `copies` and `delete_counts` of the coarse grid (moves go between and beyond), starts reach `back` blocks
-    before l_q (`sensitive_block`, where it is known), numbers of `registers`. `align`: delete so many tokens that the rest and the
-    registers fill whole tiles of so many rows (None: any count).
+    before l_q (`sensitive_block`, where it is known), numbers of `registers`. `align`: delete so many tokens that the rest and
+    the registers fill whole tiles of so many rows (None: any count).
     Candidates: how many, and whether the `class_token` may be one.
     Objective: `features` needs no labels; `accuracy` needs labels and class vectors.
     Effort: images a `chunk`, the share of the set that scores the whole grid, the part of the points that each rung keeps and how
