@@ -1,0 +1,176 @@
+"""`convert`: find the checkpoint, recognise its layout, build its spec, apply its table, write the model folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax.traverse_util import flatten_dict
+
+from regcache_jax import checkpoints
+from regcache_jax.converters import (
+    huggingface_clip,
+    huggingface_siglip,
+    sources,
+)
+from regcache_jax.converters.engine import assemble, disassemble
+from regcache_jax.converters.formats import Format, Given
+from regcache_jax.converters.readers import Tensors
+from regcache_jax.encoders import catalog
+from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.encoders.parameters import parameter_shapes
+from regcache_jax.encoders.spec import EncoderSpec
+from regcache_jax.errors import UserError
+
+CONVERTER_VERSION = 1
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+FORMATS: tuple[Format, ...] = (
+    huggingface_clip.FORMAT,
+    huggingface_siglip.FORMAT,
+)
+# What a user may set where published implementations differ: our word -> the places in the spec.
+CHOICES = {
+    "activation": ("image.blocks.activation", "text.blocks.activation"),
+    "interpolation": ("image.position_interpolation",),
+    "filter": ("preprocessing.filter",),
+}
+
+
+def convert(
+    source: str | Path,
+    out: epath.PathLike,
+    *,
+    name: str | None = None,
+    tokenizer: Path | None = None,
+    dtype: str = "float32",
+    activation: str | None = None,
+    interpolation: str | None = None,
+    filter: str | None = None,
+) -> epath.Path:
+    """Converts a checkpoint into the model folder `out` and returns its path.
+
+    `name`: the catalog's row, for a file that does not say what it is. `tokenizer`: a tokenizer.json or a folder with one,
+    for a checkpoint without. `activation`, `interpolation`, `filter` replace what the checkpoint's own library does.
+    Raises UserError with every fault found; then nothing is left behind."""
+    out = epath.Path(out)
+    if out.exists():
+        raise UserError(f"{out} exists already; choose another folder or remove it first")
+    tokenizer_files = [] if tokenizer is None else _tokenizer_files(tokenizer)
+    found = sources.resolve(str(source))
+    choices = {"activation": activation, "interpolation": interpolation, "filter": filter}
+    encoder, format, tensors = read_checkpoint(found, name=name, dtype=dtype, choices=choices)
+    files = found.files(tensors)
+    metadata = {
+        "source": str(source),
+        "layout": format.name,
+        "files": {file.name: sources.sha256(file) for file in files},
+        "converter_version": CONVERTER_VERSION,
+        "choices": {choice: _value(encoder.spec, places[0]) for choice, places in CHOICES.items()},
+    }
+    if encoder.spec.tokenization is not None and not tokenizer_files:
+        tokenizer_files = found.tokenizer_files()
+    return checkpoints.save(out, encoder, metadata=metadata, tokenizer_files=tokenizer_files)
+
+
+def read_checkpoint(
+    source: sources.Source | str,
+    *,
+    name: str | None = None,
+    dtype: str = "float32",
+    choices: Mapping[str, str | None] | None = None,
+) -> tuple[Encoder, Format, Tensors]:
+    """Reads a checkpoint into an encoder on the host; also gives its layout and what its files hold."""
+    if dtype not in DTYPES:
+        raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    found = sources.resolve(source) if isinstance(source, str) else source
+    tensors = found.tensors()
+    config = found.json("config.json", "open_clip_config.json")
+    format = recognise(tensors, config, found)
+    tensors = format.read_names(tensors)
+    row = found.row if name is None else catalog.get(name)
+    given = Given(
+        name=(row.huggingface if row else found.folder.name if found.weights.name in sources.WEIGHT_FILES else found.weights.stem)
+        .split("/")[-1],
+        tensors=tensors,
+        config=config,
+        preprocessor=found.json("preprocessor_config.json", "processor_config.json"),
+        tokenizer=found.json("tokenizer_config.json"),
+        row=row,
+    )
+    spec = choose(format.spec(given), choices or {})
+    shapes = {path: leaf.shape for path, leaf in flatten_dict(parameter_shapes(spec), sep="/").items()}
+    params = assemble(
+        tensors,
+        format.rules,
+        shapes,
+        ignored=format.ignored,
+        dtype=DTYPES[dtype],
+        what=f"{found.weights} ({format.name})",
+    )
+    return Encoder(params, spec=spec), format, tensors
+
+
+def recognise(tensors: Tensors, config: Mapping[str, Any], source: sources.Source) -> Format:
+    """The layout of a checkpoint: by its config's `model_type` where it has one, else by its names."""
+    model_type = config.get("model_type")
+    by_type = [format for format in FORMATS if model_type in format.model_types]
+    by_names = [format for format in FORMATS if format.fits(tensors)]
+    if model_type and not by_type:
+        known = sorted({kind for format in FORMATS for kind in format.model_types})
+        raise UserError(f"{source.folder} holds a {model_type!r}; encoders that can be converted: {', '.join(known)}")
+    for format in (*(format for format in by_names if format in by_type), *by_names, *by_type):
+        return format
+    shown = ", ".join(list(tensors)[:5])
+    raise UserError(
+        f"{source.weights} is in no layout that is known ({', '.join(format.name for format in FORMATS)}); "
+        f"it holds {len(tensors)} tensors: {shown}"
+    )
+
+
+def choose(spec: EncoderSpec, choices: Mapping[str, str | None]) -> EncoderSpec:
+    """The spec with a user's choices in place. Raises UserError for a value that the spec does not know."""
+    for choice, value in choices.items():
+        if value is None:
+            continue
+        for place in CHOICES[choice]:
+            if place.startswith("text.") and spec.text is None:
+                continue
+            spec = _with(spec, place.split("."), value)
+    return spec
+
+
+def export(model: checkpoints.Model | Encoder, layout: str = "big_vision") -> dict[str, np.ndarray]:
+    """The parameters under the names of another library, by the name of its layout."""
+    encoder = model.encoder if isinstance(model, checkpoints.Model) else model
+    formats = {format.name: format for format in FORMATS}
+    if layout not in formats:
+        raise UserError(f"no layout is called {layout!r}; there are {', '.join(formats)}")
+    return disassemble(encoder.params, formats[layout].rules)
+
+
+def _value(spec: Any, place: str) -> Any:
+    for field in place.split("."):
+        spec = getattr(spec, field)
+    return spec
+
+
+def _with(node: Any, place: list[str], value: Any) -> Any:
+    first, *rest = place
+    return dataclasses.replace(node, **{first: _with(getattr(node, first), rest, value) if rest else value})
+
+
+def _tokenizer_files(tokenizer: Path) -> list[Path]:
+    """The files that --tokenizer names. Raises UserError if there are none."""
+    tokenizer = Path(tokenizer)
+    if tokenizer.is_dir():
+        files = [tokenizer / name for name in sources.TOKENIZER_FILES if (tokenizer / name).is_file()]
+    else:
+        files = [tokenizer] if tokenizer.is_file() else []
+    if not files:
+        raise UserError(f"{tokenizer} is neither a tokenizer file nor a folder with one ({', '.join(sources.TOKENIZER_FILES)})")
+    return files

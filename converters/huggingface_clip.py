@@ -1,0 +1,134 @@
+"""Hugging Face CLIP (`CLIPModel`, `CLIPVisionModelWithProjection`), also for SigLIP's towers, which have the same names."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from regcache_jax.converters.engine import (
+    Rule,
+    flat,
+    oihw_to_hwio,
+    out_heads_to_heads_out,
+    out_in_to_in_out,
+)
+from regcache_jax.converters.formats import Format, Given, activation, preprocessing, setting
+from regcache_jax.encoders import catalog
+from regcache_jax.encoders.spec import BlockSpec, EncoderSpec, ImageSpec, TextSpec
+
+
+def tower(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """What image and text towers share."""
+    block, blocks = f"{theirs}.encoder.layers.*", f"{ours}/blocks"
+    return (
+        Rule(f"{theirs}.embeddings.position_embedding.weight", f"{ours}/position_embedding"),
+        Rule(f"{block}.layer_norm1.weight", f"{blocks}/norm1/scale"),
+        Rule(f"{block}.layer_norm1.bias", f"{blocks}/norm1/bias"),
+        Rule(f"{block}.self_attn.q_proj.weight", f"{blocks}/attention/query/kernel", out_in_to_in_out),
+        Rule(f"{block}.self_attn.q_proj.bias", f"{blocks}/attention/query/bias", flat),
+        Rule(f"{block}.self_attn.k_proj.weight", f"{blocks}/attention/key/kernel", out_in_to_in_out),
+        Rule(f"{block}.self_attn.k_proj.bias", f"{blocks}/attention/key/bias", flat),
+        Rule(f"{block}.self_attn.v_proj.weight", f"{blocks}/attention/value/kernel", out_in_to_in_out),
+        Rule(f"{block}.self_attn.v_proj.bias", f"{blocks}/attention/value/bias", flat),
+        Rule(f"{block}.self_attn.out_proj.weight", f"{blocks}/attention/out/kernel", out_heads_to_heads_out),
+        Rule(f"{block}.self_attn.out_proj.bias", f"{blocks}/attention/out/bias"),
+        Rule(f"{block}.layer_norm2.weight", f"{blocks}/norm2/scale"),
+        Rule(f"{block}.layer_norm2.bias", f"{blocks}/norm2/bias"),
+        Rule(f"{block}.mlp.fc1.weight", f"{blocks}/mlp/fc1/kernel", out_in_to_in_out),
+        Rule(f"{block}.mlp.fc1.bias", f"{blocks}/mlp/fc1/bias"),
+        Rule(f"{block}.mlp.fc2.weight", f"{blocks}/mlp/fc2/kernel", out_in_to_in_out),
+        Rule(f"{block}.mlp.fc2.bias", f"{blocks}/mlp/fc2/bias"),
+    )
+
+
+RULES = (
+    Rule("vision_model.embeddings.class_embedding", "image/class_token"),
+    Rule("vision_model.embeddings.patch_embedding.weight", "image/patch_embedding/kernel", oihw_to_hwio),
+    Rule("vision_model.pre_layrnorm.weight", "image/pre_norm/scale"),
+    Rule("vision_model.pre_layrnorm.bias", "image/pre_norm/bias"),
+    *tower("vision_model", "image"),
+    Rule("vision_model.post_layernorm.weight", "image/final_norm/scale"),
+    Rule("vision_model.post_layernorm.bias", "image/final_norm/bias"),
+    Rule("visual_projection.weight", "image/projection/kernel", out_in_to_in_out),
+    Rule("text_model.embeddings.token_embedding.weight", "text/token_embedding"),
+    *tower("text_model", "text"),
+    Rule("text_model.final_layer_norm.weight", "text/final_norm/scale"),
+    Rule("text_model.final_layer_norm.bias", "text/final_norm/bias"),
+    Rule("text_projection.weight", "text/projection/kernel", out_in_to_in_out),
+    Rule("logit_scale", "logit_scale"),
+)
+# transformers 5 leaves the prefix out where a vision tower stands alone.
+VISION_ALONE = tuple(
+    (start, f"vision_model.{start}")
+    for start in ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.", "head.")
+)
+_END_OF_OLD_CONFIGS = 2  # what configurations before transformers 4.31 call the end of text; the largest id was meant
+
+
+def sub_config(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """`vision_config` or `text_config`, or the configuration itself for a tower that stands alone. The `_dict` twin that
+    early files carry wins, as in transformers."""
+    nested = config.get(name)
+    return {**(config if nested is None else nested), **(config.get(f"{name}_dict") or {})}
+
+
+def block_spec(config: Mapping[str, Any], default: BlockSpec, default_activation: str) -> BlockSpec:
+    """The blocks a tower's configuration describes; `default` is what transformers fills in."""
+    return dataclasses.replace(
+        default,
+        width=setting(config, "hidden_size", default.width),
+        num_blocks=setting(config, "num_hidden_layers", default.num_blocks),
+        num_heads=setting(config, "num_attention_heads", default.num_heads),
+        mlp_width=setting(config, "intermediate_size", default.mlp_width),
+        activation=activation(config, default_activation),
+        norm_eps=setting(config, "layer_norm_eps", default.norm_eps),
+    )
+
+
+def spec(given: Given) -> EncoderSpec:
+    """The spec of a CLIP folder, from its `config.json`; a tower that is not in the file is left out."""
+    config = given.config
+    if not config and given.row is not None and given.row.spec is not None:
+        return given.row.spec
+    vision, text = sub_config(config, "vision_config"), sub_config(config, "text_config")
+    pixels = setting(vision, "image_size", 224)
+    out = setting(config, "projection_dim", 512) if given.has("visual_projection.weight") else None
+    image = ImageSpec(
+        image_size=pixels,
+        patch_size=setting(vision, "patch_size", 32),
+        blocks=block_spec(vision, catalog.blocks("B", "quick_gelu", 1e-5), "quick_gelu"),
+        class_token=True,
+        pooling="class",
+        patch_bias=False,
+        pre_norm=True,
+        projection=out,
+    )
+    result = EncoderSpec(given.name, "clip", image, preprocessing(given.preprocessor, catalog.clip_preprocessing(pixels)))
+    if not given.has("text_model.*"):
+        return result
+    vocabulary, context = setting(text, "vocab_size", 49408), setting(text, "max_position_embeddings", 77)
+    end = setting(text, "eos_token_id", vocabulary - 1)
+    is_old = end == _END_OF_OLD_CONFIGS
+    towers = TextSpec(
+        vocab_size=vocabulary,
+        context_length=context,
+        blocks=block_spec(text, catalog.blocks("clip text B", "quick_gelu", 1e-5, causal=True), "quick_gelu"),
+        pooling="argmax" if is_old else "eot",
+        eot_id=vocabulary - 1 if is_old else end,
+        projection=out,
+    )
+    pads_with_zero = given.tokenizer.get("pad_token") == "!"  # id 0, as LAION's folders have it
+    tokenization = catalog.clip_tokenization(context, vocabulary, 0 if pads_with_zero else vocabulary - 1)
+    return dataclasses.replace(result, text=towers, tokenization=tokenization)
+
+
+FORMAT = Format(
+    name="Hugging Face CLIP",
+    marks=("vision_model.embeddings.class_embedding",),
+    rules=RULES,
+    spec=spec,
+    model_types=("clip", "clip_vision_model"),
+    prefixes=VISION_ALONE,
+    ignored=("*.embeddings.position_ids",),
+)

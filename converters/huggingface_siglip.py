@@ -1,0 +1,101 @@
+"""Hugging Face SigLIP and SigLIP 2 of fixed resolution (`SiglipModel`, `SiglipVisionModel`)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from regcache_jax.converters.engine import (
+    Rule,
+    flat,
+    oihw_to_hwio,
+    out_heads_to_heads_out,
+    out_in_to_in_out,
+    two_in_front,
+)
+from regcache_jax.converters.formats import Format, Given, preprocessing, setting
+from regcache_jax.converters.huggingface_clip import VISION_ALONE, block_spec, sub_config, tower
+from regcache_jax.encoders import catalog
+from regcache_jax.encoders.spec import EncoderSpec, ImageSpec, TextSpec
+
+_HEAD, _ATTENTION = "vision_model.head", "image/head/attention"
+
+RULES = (
+    Rule("vision_model.embeddings.patch_embedding.weight", "image/patch_embedding/kernel", oihw_to_hwio),
+    Rule("vision_model.embeddings.patch_embedding.bias", "image/patch_embedding/bias"),
+    *tower("vision_model", "image"),
+    Rule("vision_model.post_layernorm.weight", "image/final_norm/scale"),
+    Rule("vision_model.post_layernorm.bias", "image/final_norm/bias"),
+    Rule(f"{_HEAD}.probe", "image/head/probe", two_in_front),
+    Rule(
+        f"{_HEAD}.attention.in_proj_weight",
+        (f"{_ATTENTION}/query/kernel", f"{_ATTENTION}/key/kernel", f"{_ATTENTION}/value/kernel"),
+        out_in_to_in_out,
+    ),
+    Rule(
+        f"{_HEAD}.attention.in_proj_bias",
+        (f"{_ATTENTION}/query/bias", f"{_ATTENTION}/key/bias", f"{_ATTENTION}/value/bias"),
+        flat,
+    ),
+    Rule(f"{_HEAD}.attention.out_proj.weight", f"{_ATTENTION}/out/kernel", out_heads_to_heads_out),
+    Rule(f"{_HEAD}.attention.out_proj.bias", f"{_ATTENTION}/out/bias"),
+    Rule(f"{_HEAD}.layernorm.weight", "image/head/norm/scale"),
+    Rule(f"{_HEAD}.layernorm.bias", "image/head/norm/bias"),
+    Rule(f"{_HEAD}.mlp.fc1.weight", "image/head/mlp/fc1/kernel", out_in_to_in_out),
+    Rule(f"{_HEAD}.mlp.fc1.bias", "image/head/mlp/fc1/bias"),
+    Rule(f"{_HEAD}.mlp.fc2.weight", "image/head/mlp/fc2/kernel", out_in_to_in_out),
+    Rule(f"{_HEAD}.mlp.fc2.bias", "image/head/mlp/fc2/bias"),
+    Rule("text_model.embeddings.token_embedding.weight", "text/token_embedding"),
+    *tower("text_model", "text"),
+    Rule("text_model.final_layer_norm.weight", "text/final_norm/scale"),
+    Rule("text_model.final_layer_norm.bias", "text/final_norm/bias"),
+    Rule("text_model.head.weight", "text/projection/kernel", out_in_to_in_out),
+    Rule("text_model.head.bias", "text/projection/bias"),
+    Rule("logit_scale", "logit_scale"),
+    Rule("logit_bias", "logit_bias"),
+)
+_TANH = "gelu_pytorch_tanh"
+
+
+def spec(given: Given) -> EncoderSpec:
+    """The spec of a SigLIP folder, from its `config.json`; a tower that is not in the file is left out."""
+    config = given.config
+    if not config and given.row is not None and given.row.spec is not None:
+        return given.row.spec
+    vision, text = sub_config(config, "vision_config"), sub_config(config, "text_config")
+    vocabulary, context = setting(text, "vocab_size", 32_000), setting(text, "max_position_embeddings", 64)
+    pixels = setting(vision, "image_size", 224)
+    default = catalog.blocks("B", "gelu_tanh", 1e-6)
+    image = ImageSpec(
+        image_size=pixels,
+        patch_size=setting(vision, "patch_size", 16),
+        blocks=block_spec(vision, default, _TANH),
+        class_token=False,
+        pooling="map",
+    )
+    pictures = catalog.siglip_preprocessing(pixels, "bilinear" if vocabulary == 256_000 else "bicubic")
+    result = EncoderSpec(given.name, "siglip", image, preprocessing(given.preprocessor, pictures))
+    if not given.has("text_model.*"):
+        return result
+    text_blocks = block_spec(text, default, _TANH)
+    towers = TextSpec(
+        vocab_size=vocabulary,
+        context_length=context,
+        blocks=text_blocks,
+        pooling="last",
+        eot_id=1,
+        projection=setting(text, "projection_size", text_blocks.width),
+        projection_bias=True,
+    )
+    tokenization = catalog.siglip_tokenization(context, vocabulary)
+    return dataclasses.replace(result, text=towers, tokenization=tokenization)
+
+
+FORMAT = Format(
+    name="Hugging Face SigLIP",
+    marks=("vision_model.embeddings.patch_embedding.bias", "vision_model.head.probe"),
+    rules=RULES,
+    spec=spec,
+    model_types=("siglip", "siglip_vision_model"),
+    prefixes=VISION_ALONE,
+    ignored=("*.embeddings.position_ids",),
+)

@@ -1,0 +1,166 @@
+"""From what a user types to files on this machine: a folder, a file, a hub id, `open_clip:NAME,TAG`, `FILE.npz:img`."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+from regcache_jax.converters.readers import READERS, Tensors, read_json, read_tensors
+from regcache_jax.encoders import catalog
+from regcache_jax.errors import UserError
+
+# In the order in which they are preferred: files that cannot hold code first.
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "open_clip_model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "open_clip_pytorch_model.bin",
+    "flax_model.msgpack",
+)
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "tokenizer.model",
+)
+_SIDE_FILES = ("config.json", "open_clip_config.json", "preprocessor_config.json", "processor_config.json")
+_SHARDS = {".safetensors": "model-*-of-*.safetensors", ".bin": "pytorch_model-*-of-*.bin"}
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A checkpoint on this machine: the file of its weights (or the index of its shards), the folder where its other files
+    stand, and which part of it is wanted (`img`, `txt`, or None for all)."""
+
+    asked: str
+    weights: Path
+    folder: Path
+    row: catalog.Row | None = None
+    part: str | None = None
+
+    def tensors(self) -> Tensors:
+        """The tensors of the file or the shards; nothing is read yet but names and shapes."""
+        return read_tensors(self.weights)
+
+    def json(self, *names: str) -> dict[str, Any]:
+        """The first of these JSON files that stands beside the weights; empty if none does."""
+        for name in names:
+            if (self.folder / name).is_file():
+                return read_json(self.folder / name)
+        return {}
+
+    def files(self, tensors: Tensors) -> list[Path]:
+        """The files that hold the weights."""
+        names = sorted({tensor.file for tensor in tensors.values()})
+        return [self.weights.parent / name for name in names]
+
+    def tokenizer_files(self) -> list[Path]:
+        """The tokenizer's files that stand beside the weights."""
+        return [self.folder / name for name in TOKENIZER_FILES if (self.folder / name).is_file()]
+
+
+def sha256(file: Path) -> str:
+    """SHA-256 of a file."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def resolve(asked: str) -> Source:
+    """Finds the checkpoint that `asked` names, downloading it where it is on the hub and not on this machine.
+
+    Raises UserError that says where was looked, and which known names are near."""
+    path, part = _split_part(asked)
+    row = catalog.find(asked) or catalog.find(path.name)
+    if row is not None and row.spec is None:
+        raise UserError(f"{row.huggingface} is not supported yet: {row.reason}")
+    if path.is_dir():
+        return Source(asked, _weights(path), path, row, part)
+    if path.is_file():
+        return Source(asked, path, path.parent, row, part)
+    if path.suffix in READERS:
+        raise UserError(f"there is no file {path}")
+    if asked.startswith("open_clip:"):
+        row = catalog.get(asked)
+        folder = _from_hub(_open_clip_repository(row), asked)
+        return Source(asked, _weights(folder), folder, row)
+    if _HUB_ID.fullmatch(asked) or row is not None:
+        repository = row.huggingface if row is not None else asked
+        folder = _from_hub(repository, asked)
+        return Source(asked, _weights(folder), folder, row)
+    catalog.get(asked)  # raises, with the nearest names
+    raise UserError(f"{asked} is neither a file, a folder nor an encoder that is known")
+
+
+def _split_part(asked: str) -> tuple[Path, str | None]:
+    """`file.npz:img` -> the file and the part."""
+    name, colon, part = asked.rpartition(":")
+    if colon and part in ("img", "txt") and name.endswith(".npz"):
+        return Path(name), part
+    return Path(asked), None
+
+
+def _weights(folder: Path) -> Path:
+    """The weights in a folder. Raises UserError that lists what was looked for and what is there."""
+    for name in WEIGHT_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    others = sorted(file for file in folder.iterdir() if file.suffix in READERS and file.is_file())
+    if len(others) == 1:
+        return others[0]
+    there = [file.name for file in others] or sorted(file.name for file in folder.iterdir())[:8]
+    problem = "several checkpoints; name one of" if others else f"no checkpoint ({', '.join(WEIGHT_FILES)}); it holds"
+    raise UserError(f"{folder} has {problem} {', '.join(there) or 'nothing'}")
+
+
+def _open_clip_repository(row: catalog.Row) -> str:
+    """Where open_clip's own file of a row is on the hub: OpenAI's and SigLIP's under timm, LAION's in their own place."""
+    assert row.open_clip is not None
+    model, tag = row.open_clip
+    if tag == "openai":
+        size = {"B": "base", "L": "large"}[model[4]]
+        patch, _, pixels = model[6:].partition("-")
+        return f"timm/vit_{size}_patch{patch}_clip_{pixels or 224}.openai"
+    return f"timm/{model}" if tag == "webli" else row.huggingface
+
+
+def _from_hub(repository: str, asked: str) -> Path:
+    """The folder of a hub repository: from the local cache where it is complete, else downloaded.
+
+    Raises UserError without huggingface_hub, without a network, or for a repository that is gated or not there."""
+    try:
+        import huggingface_hub
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError:
+        raise UserError(
+            f"{asked} is not on this machine; to fetch it from the hub: pip install regcache-jax[hub]"
+        ) from None
+    side_files = [*_SIDE_FILES, *TOKENIZER_FILES]
+    try:
+        cached = Path(huggingface_hub.snapshot_download(repository, local_files_only=True))
+        if any((cached / name).is_file() for name in WEIGHT_FILES):
+            return cached
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        pass
+    try:
+        held = set(huggingface_hub.list_repo_files(repository))
+        weights = next((name for name in WEIGHT_FILES if name in held), None)
+        if weights is None:
+            raise UserError(f"{repository} on the hub holds none of {', '.join(WEIGHT_FILES)}")
+        shards = _SHARDS[Path(weights.removesuffix(".index.json")).suffix] if weights.endswith(".index.json") else weights
+        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=[weights, shards, *side_files]))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        close = catalog.nearest(asked)
+        hint = f"; known names near it: {', '.join(close)}" if close and catalog.find(asked) is None else ""
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UserError(f"{repository} is neither a local path nor in the hub's cache, and cannot be fetched ({reason}){hint}") from None

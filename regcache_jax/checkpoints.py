@@ -1,0 +1,234 @@
+"""Model folders: an encoder on disk, float or quantised, with all that is needed to use it.
+
+    encoder.json            spec, scheme, source and its SHA-256, versions, names and shapes of the parameters
+    params/                 the parameters (Orbax), one array a leaf
+    registers.safetensors   the register plan, if the encoder has one
+    tokenizer.json ...      the tokenizer's own files, if the encoder reads text
+
+A folder appears under its name only when it is complete. Everything in it is data; nothing is executed. Folders may be on
+gs:// or wherever else `etils.epath` reaches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from importlib import metadata as package_metadata
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.encoders.parameters import parameter_shapes
+from regcache_jax.encoders.spec import EncoderSpec
+from regcache_jax.errors import UserError
+from regcache_jax.quantization.aqt import QuantizedTensor
+from regcache_jax.quantization.scheme import Scheme
+
+FORMAT_VERSION = 1
+ENCODER_FILE, PARAMS_FOLDER, PLAN_FILE = "encoder.json", "params", "registers.safetensors"
+TOKENIZER_FILE = "tokenizer.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """An encoder with its folder, its description (`encoder.json`), and the way from pictures and words to its arrays."""
+
+    encoder: Encoder
+    metadata: Mapping[str, Any]
+    folder: epath.Path
+
+    def preprocess(self, image: Any) -> np.ndarray:
+        """A picture (PIL, path or bytes) as the float32 array `[S, S, 3]` that the image tower takes."""
+        from regcache_jax.encoders.preprocess import preprocess
+
+        return preprocess(image, self.encoder.spec.preprocessing)
+
+    @property
+    def tokenize(self) -> Callable[[list[str]], np.ndarray]:
+        """From texts to int32 ids `[n, T]`. Raises UserError for an encoder without text or without tokenizer files."""
+        from regcache_jax.encoders.tokenizers import load_tokenizer
+
+        spec = self.encoder.spec
+        if spec.tokenization is None:
+            raise UserError(f"{spec.name} reads no text")
+        if spec.tokenization.kind != "hashed" and not (self.folder / TOKENIZER_FILE).exists():
+            raise UserError(f"{self.folder} has no tokenizer; convert it again with --tokenizer FILE_OR_FOLDER")
+        return load_tokenizer(spec.tokenization, self.folder)
+
+
+def save(
+    folder: epath.PathLike,
+    encoder: Encoder,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    tokenizer_files: Iterable[epath.PathLike] = (),
+    dtype: Any = None,
+) -> epath.Path:
+    """Writes a model folder and returns its path. `metadata` is kept in encoder.json beside what stands there anyway;
+    `dtype` casts float weights on the way. Raises UserError if the folder exists."""
+    folder = epath.Path(folder)
+    if folder.exists():
+        raise UserError(f"{folder} exists already; choose another folder or remove it first")
+    encoder = encoder if dtype is None else encoder.astype(dtype)
+    flat = _to_arrays(encoder.params)
+    description = {
+        "format_version": FORMAT_VERSION,
+        "regcache_jax": package_metadata.version("regcache-jax"),
+        "spec": encoder.spec.to_json(),
+        "scheme": None if encoder.scheme is None else encoder.scheme.to_json(),
+        "parameters": {path: [str(leaf.dtype), list(leaf.shape)] for path, leaf in sorted(flat.items())},
+        **(metadata or {}),
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp"
+    beside.mkdir()
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            checkpointer.save(beside / PARAMS_FOLDER, unflatten_dict(flat, sep="/"))
+        if encoder.plan is not None:
+            from regcache_jax.registers import plan as plans
+
+            plans.save(encoder.plan, beside / PLAN_FILE)
+        for file in map(epath.Path, tokenizer_files):
+            file.copy(beside / file.name)
+        (beside / ENCODER_FILE).write_text(json.dumps(description, indent=2) + "\n")
+        beside.rename(folder)
+    except BaseException:
+        beside.rmtree(missing_ok=True)
+        raise
+    return folder
+
+
+def load(folder: epath.PathLike, *, sharding: jax.sharding.Sharding | None = None) -> Model:
+    """Reads a model folder, its parameters straight onto `sharding` (None: the first device).
+
+    Raises UserError that names the folder and everything that is missing or does not fit its spec."""
+    folder = epath.Path(folder)
+    description = read_description(folder)
+    spec, scheme = _read_spec(folder, description)
+    template = _read_shapes(folder, description, spec, scheme)
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            _check_stored(folder, checkpointer.metadata(folder / PARAMS_FOLDER), template)
+            flat = checkpointer.restore(
+                folder / PARAMS_FOLDER,
+                args=ocp.args.PyTreeRestore(
+                    item=unflatten_dict(template, sep="/"),
+                    restore_args=jax.tree.map(
+                        lambda leaf: ocp.ArrayRestoreArgs(sharding=sharding, dtype=leaf.dtype, global_shape=leaf.shape),
+                        unflatten_dict(template, sep="/"),
+                    ),
+                ),
+            )
+    except UserError:
+        raise
+    except Exception as error:  # Orbax and TensorStore raise many kinds of error for damaged folders
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{folder / PARAMS_FOLDER} is damaged or incomplete: {reason[:300]}") from None
+    encoder = Encoder(_from_arrays(flatten_dict(flat, sep="/")), spec=spec, scheme=scheme)
+    if (folder / PLAN_FILE).exists():
+        from regcache_jax.registers import plan as plans
+
+        encoder = encoder.with_plan(plans.load(folder / PLAN_FILE))
+    return Model(encoder, description, folder)
+
+
+def read_description(folder: epath.PathLike) -> dict[str, Any]:
+    """`encoder.json` of a model folder. Raises UserError that says what the folder is not."""
+    folder = epath.Path(folder)
+    file = folder / ENCODER_FILE
+    if not folder.exists():
+        raise UserError(f"there is no model folder {folder}; `regcache convert SOURCE --out {folder}` makes one")
+    if not file.exists():
+        raise UserError(f"{folder} is not a model folder: it has no {ENCODER_FILE}; `regcache convert` makes one of a checkpoint")
+    try:
+        description = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} is not readable JSON ({error})") from None
+    version = description.get("format_version") if isinstance(description, dict) else None
+    if version != FORMAT_VERSION:
+        raise UserError(f"{file} has format version {version}; this regcache_jax reads version {FORMAT_VERSION}")
+    return description
+
+
+def _read_spec(folder: epath.Path, description: Mapping[str, Any]) -> tuple[EncoderSpec, Scheme | None]:
+    try:
+        scheme = description.get("scheme")
+        return EncoderSpec.from_json(description.get("spec")), None if scheme is None else Scheme.from_json(scheme)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{folder / ENCODER_FILE} does not describe an encoder: {error}") from None
+
+
+def _read_shapes(
+    folder: epath.Path, description: Mapping[str, Any], spec: EncoderSpec, scheme: Scheme | None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The leaves that encoder.json lists, checked against the spec: a float leaf has the spec's shape; an integer kernel
+    is a pair of values and scale; what a method keeps beside the kernels (calibrated scales) are leaves more."""
+    listed = description.get("parameters")
+    try:
+        leaves = {path: jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype)) for path, (dtype, shape) in listed.items()}
+    except (TypeError, ValueError, AttributeError):
+        raise UserError(f"{folder / ENCODER_FILE} does not list its parameters as name: [type, shape]") from None
+    wanted = {path: leaf.shape for path, leaf in flatten_dict(parameter_shapes(spec), sep="/").items()}
+    faults = []
+    for path, shape in wanted.items():
+        stored = leaves.get(path, leaves.get(f"{path}/values"))
+        if stored is None:
+            faults.append(f"{path} is missing")
+        elif stored.shape != shape:
+            faults.append(f"{path} is {list(stored.shape)}, expected {list(shape)}")
+    known = {*wanted, *(f"{path}/{part}" for path in wanted for part in ("values", "scale"))}
+    extra = "image/blocks/" if scheme is not None else None
+    faults += [
+        f"{path} is not known" for path in leaves if path not in known and not (extra and path.startswith(extra))
+    ]
+    if faults:
+        raise UserError(f"{folder / ENCODER_FILE} does not fit its spec: {'; '.join(faults[:12])}")
+    return leaves
+
+
+def _check_stored(folder: epath.Path, stored: Any, template: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+    """Raises UserError where the arrays on disk are not those that encoder.json lists (Orbax would pad or cut them)."""
+    tree = getattr(stored, "item_metadata", stored)
+    held = {path: tuple(leaf.shape) for path, leaf in flatten_dict(getattr(tree, "tree", tree), sep="/").items()}
+    faults = [f"{path} is missing" for path in template if path not in held]
+    faults += [f"{path} is not in {ENCODER_FILE}" for path in held if path not in template]
+    faults += [
+        f"{path} is {list(held[path])}, expected {list(leaf.shape)}"
+        for path, leaf in template.items()
+        if path in held and held[path] != leaf.shape
+    ]
+    if faults:
+        raise UserError(f"{folder / PARAMS_FOLDER} does not hold what {ENCODER_FILE} lists: {'; '.join(faults[:12])}")
+
+
+def _to_arrays(params: Mapping[str, Any]) -> dict[str, Any]:
+    """`path -> array`; an integer kernel becomes two leaves, `values` and `scale`."""
+    flat: dict[str, Any] = {}
+    for path, leaf in flatten_dict(params, sep="/").items():
+        if isinstance(leaf, QuantizedTensor):
+            flat |= {f"{path}/values": leaf.values, f"{path}/scale": leaf.scale}
+        else:
+            flat[path] = leaf
+    return flat
+
+
+def _from_arrays(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `_to_arrays`."""
+    params: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        kernel, _, part = path.rpartition("/")
+        if part == "values":
+            params[kernel] = QuantizedTensor(leaf, flat[f"{kernel}/scale"])
+        elif f"{kernel}/values" not in flat:
+            params[path] = leaf
+    return unflatten_dict(params, sep="/")

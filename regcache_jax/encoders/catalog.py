@@ -1,0 +1,353 @@
+# ruff: noqa: E501 - the table has one line a checkpoint
+"""The encoders that are known by name: every published fact that a checkpoint file does not hold, as data.
+
+A row is one checkpoint under all the names it goes by. Sizes, activations and tokenizers are from the checkpoints' own
+configurations; `published` is the float ImageNet zero-shot top-1 of open_clip's result table (rows 1-16), of big_vision's
+README (17-23), or the k-NN accuracy of Meta's README (24-28).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator
+
+from regcache_jax.encoders.spec import (
+    CLIP_MEAN,
+    CLIP_STD,
+    HALF,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Activation,
+    BlockSpec,
+    EncoderSpec,
+    Filter,
+    ImageSpec,
+    Preprocessing,
+    TextSpec,
+    Tokenization,
+)
+from regcache_jax.errors import UserError
+
+CLIP_START, CLIP_END = 49406, 49407
+EXACT_GELU: Activation = "gelu"
+QUICK_GELU: Activation = "quick_gelu"
+TANH_GELU: Activation = "gelu_tanh"
+
+# width, blocks, heads, MLP width
+SIZES = {
+    "S": (384, 12, 6, 1536),
+    "B": (768, 12, 12, 3072),
+    "L": (1024, 24, 16, 4096),
+    "So400m": (1152, 27, 16, 4304),
+    "H": (1280, 32, 16, 5120),
+    "g": (1408, 40, 16, 6144),
+    "g-opt": (1536, 40, 16, 6144),
+    "g/14": (1536, 40, 24, 4096),
+    "bigG": (1664, 48, 16, 8192),
+    "clip text B": (512, 12, 8, 2048),
+    "clip text L": (768, 12, 12, 3072),
+    "clip text H": (1024, 24, 16, 4096),
+    "clip text bigG": (1280, 32, 20, 5120),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One checkpoint: its names and, where it can be built, its spec. `reason` says why it cannot be.
+
+    `number` is the row's place in docs/encoders.md (None: another checkpoint of the same shapes); `open_clip` its model and
+    tag; `big_vision` its file; `others` the names of torch hub and timm. `image_parameters` and `text_parameters` are millions."""
+
+    huggingface: str
+    family: str
+    spec: EncoderSpec | None
+    number: int | None = None
+    open_clip: tuple[str, str] | None = None
+    big_vision: str | None = None
+    others: tuple[str, ...] = ()
+    image_parameters: float | None = None
+    text_parameters: float | None = None
+    published: float | None = None
+    reason: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Everything a user may type for this row."""
+        names = [self.huggingface, self.huggingface.split("/")[-1], *self.others]
+        if self.open_clip:
+            model, tag = self.open_clip
+            names += [f"open_clip:{model},{tag}", f"{model},{tag}", f"{model}/{tag}"]
+            if self.spec is not None and self.spec.image.blocks.activation == QUICK_GELU:
+                names += [f"open_clip:{model}-quickgelu,{tag}", f"{model}-quickgelu,{tag}"]
+        if self.big_vision:
+            file = self.big_vision.split("/")[-1]
+            names += [f"gs://big_vision/{self.big_vision}", self.big_vision, file, file.removesuffix(".npz")]
+        return tuple(names)
+
+
+def blocks(size: str | tuple[int, int, int, int], activation: Activation, eps: float, **options: bool) -> BlockSpec:
+    """A stack of blocks of a named size."""
+    width, num_blocks, num_heads, mlp_width = SIZES[size] if isinstance(size, str) else size
+    return BlockSpec(width, num_blocks, num_heads, mlp_width, activation, eps, **options)
+
+
+def clip_preprocessing(pixels: int, mean: tuple = CLIP_MEAN, std: tuple = CLIP_STD) -> Preprocessing:
+    """Shortest side to `pixels`, bicubic, centre crop."""
+    return Preprocessing(pixels, "shortest", "bicubic", pixels, mean, std)
+
+
+def siglip_preprocessing(pixels: int, filter: Filter) -> Preprocessing:
+    """Squashed to a square, -1..1."""
+    return Preprocessing(pixels, "squash", filter, pixels, HALF, HALF)
+
+
+def dinov2_preprocessing(pixels: int) -> Preprocessing:
+    """Shortest side to 256/224 of `pixels`, bicubic, centre crop."""
+    return Preprocessing(pixels, "shortest", "bicubic", round(pixels * 256 / 224), IMAGENET_MEAN, IMAGENET_STD)
+
+
+def clip_tokenization(context_length: int = 77, vocab_size: int = 49408, pad_id: int = 0) -> Tokenization:
+    """CLIP's byte pairs between start and end; padded with 0 (open_clip) or with the end id (Hugging Face): read by neither."""
+    return Tokenization("clip", context_length, vocab_size, "clip", pad_id, vocab_size - 2, vocab_size - 1)
+
+
+def siglip_tokenization(context_length: int, vocab_size: int) -> Tokenization:
+    """SentencePiece, no start, end 1. SigLIP pads with the end and drops punctuation, SigLIP 2 pads with 0 and lower-cases."""
+    gemma = vocab_size == 256_000
+    return Tokenization(
+        "sentencepiece", context_length, vocab_size, "lower" if gemma else "canonicalize", 0 if gemma else 1, None, 1
+    )
+
+
+def clip_spec(name: str, size: str, text: str, patch: int, pixels: int, out: int, activation: Activation) -> EncoderSpec:
+    """A CLIP as OpenAI and LAION trained them."""
+    return EncoderSpec(
+        name=name,
+        family="clip",
+        image=ImageSpec(
+            pixels,
+            patch,
+            blocks(size, activation, 1e-5),
+            class_token=True,
+            pooling="class",
+            patch_bias=False,
+            pre_norm=True,
+            projection=out,
+        ),
+        preprocessing=clip_preprocessing(pixels),
+        text=TextSpec(
+            49408, 77, blocks(text, activation, 1e-5, causal=True), "argmax", eot_id=CLIP_END, projection=out
+        ),
+        tokenization=clip_tokenization(),
+    )
+
+
+def siglip_spec(
+    name: str, size: str, patch: int, pixels: int, vocab: int, text: str | None = None, context: int = 64
+) -> EncoderSpec:
+    """A SigLIP or SigLIP 2 of fixed resolution."""
+    image = blocks(size, TANH_GELU, 1e-6)
+    return EncoderSpec(
+        name=name,
+        family="siglip",
+        image=ImageSpec(pixels, patch, image, class_token=False, pooling="map"),
+        preprocessing=siglip_preprocessing(pixels, "bilinear" if vocab == 256_000 else "bicubic"),
+        text=TextSpec(
+            vocab,
+            context,
+            blocks(text or size, TANH_GELU, 1e-6),
+            "last",
+            eot_id=1,
+            projection=image.width,
+            projection_bias=True,
+        ),
+        tokenization=siglip_tokenization(context, vocab),
+    )
+
+
+def dinov2_spec(name: str, size: str, registers: int = 0, pixels: int = 224) -> EncoderSpec:
+    """A DINOv2: 37 x 37 positions, resampled to the grid of `pixels` as Meta's code does."""
+    return EncoderSpec(
+        name=name,
+        family="dinov2",
+        image=ImageSpec(
+            pixels,
+            14,
+            blocks(
+                size,
+                "silu" if size == "g/14" else EXACT_GELU,
+                1e-6,
+                layer_scale=True,
+                gated_mlp=size == "g/14",
+            ),
+            class_token=True,
+            pooling="class",
+            num_registers=registers,
+            position_grid=37,
+            position_interpolation="bicubic_antialias" if registers else "bicubic_offset",
+        ),
+        preprocessing=dinov2_preprocessing(pixels),
+        normalize=False,
+    )
+
+
+def _clip(
+    number: int | None,
+    huggingface: str,
+    open_clip: tuple[str, str],
+    size: str,
+    patch: int,
+    pixels: int,
+    activation: Activation,
+    counts: tuple[float, float] | None = None,
+    published: float | None = None,
+    preprocessing: Preprocessing | None = None,
+) -> Row:
+    text = "clip text L" if size == "L" else f"clip text {'B' if size == 'B' else 'bigG' if size == 'bigG' else 'H'}"
+    out = {"B": 512, "L": 768, "H": 1024, "g": 1024, "bigG": 1280}[size]
+    name = huggingface.split("/")[-1]
+    spec = clip_spec(name, size, text, patch, pixels, out, activation)
+    if preprocessing is not None:
+        spec = dataclasses.replace(spec, preprocessing=preprocessing)
+    return Row(huggingface, "CLIP", spec, number, open_clip, None, (), *(counts or (None, None)), published)
+
+
+def _siglip(
+    number: int | None,
+    huggingface: str,
+    open_clip: str | None,
+    big_vision: str | None,
+    size: str,
+    patch: int,
+    pixels: int,
+    vocab: int = 32_000,
+    context: int = 64,
+    counts: tuple[float, float] | None = None,
+    published: float | None = None,
+) -> Row:
+    second = "siglip2" in huggingface
+    text = "So400m" if size == "g-opt" else None
+    spec = siglip_spec(huggingface.split("/")[-1], size, patch, pixels, vocab, text, context)
+    vanity = f"SigLIP{'2' if second else ''} {size}/{patch} {pixels}{' i18n' if vocab == 250_000 else ''}"
+    tag = (open_clip, "webli") if open_clip else None
+    family = "SigLIP 2" if second else "SigLIP"
+    return Row(huggingface, family, spec, number, tag, big_vision, (vanity,), *(counts or (None, None)), published)
+
+
+def _dinov2(number: int | None, size: str, registers: int, parameters: float | None = None, published: float | None = None) -> Row:
+    words = {"S": "small", "B": "base", "L": "large", "g/14": "giant"}
+    word, letter = words[size], size[0].lower()
+    huggingface = f"facebook/dinov2-{'with-registers-' if registers else ''}{word}"
+    suffix = "_reg" if registers else ""
+    hub = (f"dinov2_vit{letter}14{suffix}", f"vit_{word}_patch14{'_reg4' if registers else ''}_dinov2.lvd142m")
+    others = (*hub, f"timm/{hub[1]}", f"{hub[0]}{'4' if registers else ''}_pretrain")
+    spec = dinov2_spec(huggingface.split("/")[-1], size, registers)
+    return Row(huggingface, "DINOv2", spec, number, None, None, others, parameters, None, published)
+
+
+def _squashed(pixels: int) -> Preprocessing:
+    """DFN-5B: CLIP's numbers, aspect not kept."""
+    return Preprocessing(pixels, "squash", "bicubic", pixels, CLIP_MEAN, CLIP_STD)
+
+
+def _unsupported(number: int, huggingface: str, family: str, reason: str, others: tuple[str, ...] = ()) -> Row:
+    return Row(huggingface, family, None, number, others=others, reason=reason)
+
+
+_NAFLEX = "NaFlex takes pictures of any shape and a variable number of tokens; use a SigLIP 2 of fixed resolution"
+_DINOV3 = "DINOv3 rotates queries and keys by position (RoPE), which the block stack does not do; use DINOv2"
+_GOOGLE, _LAION = "google/siglip", "laion/CLIP-ViT"
+_QUICK, _EXACT = QUICK_GELU, EXACT_GELU
+
+# fmt: off
+ROWS: tuple[Row, ...] = (
+    _clip(1, "openai/clip-vit-base-patch32", ("ViT-B-32", "openai"), "B", 32, 224, _QUICK, (87.8, 63.4), 63.32),
+    _clip(2, "openai/clip-vit-base-patch16", ("ViT-B-16", "openai"), "B", 16, 224, _QUICK, (86.2, 63.4), 68.34),
+    _clip(3, "openai/clip-vit-large-patch14", ("ViT-L-14", "openai"), "L", 14, 224, _QUICK, (304.0, 123.7), 75.54),
+    _clip(4, "openai/clip-vit-large-patch14-336", ("ViT-L-14-336", "openai"), "L", 14, 336, _QUICK, (304.3, 123.7), 76.56),
+    _clip(5, f"{_LAION}-B-32-laion2B-s34B-b79K", ("ViT-B-32", "laion2b_s34b_b79k"), "B", 32, 224, _EXACT, (87.8, 63.4), 66.56),
+    _clip(6, f"{_LAION}-B-16-laion2B-s34B-b88K", ("ViT-B-16", "laion2b_s34b_b88k"), "B", 16, 224, _EXACT, (86.2, 63.4), 70.23),
+    _clip(7, f"{_LAION}-B-16-DataComp.XL-s13B-b90K", ("ViT-B-16", "datacomp_xl_s13b_b90k"), "B", 16, 224, _EXACT, (86.2, 63.4), 73.49),
+    _clip(8, f"{_LAION}-L-14-DataComp.XL-s13B-b90K", ("ViT-L-14", "datacomp_xl_s13b_b90k"), "L", 14, 224, _EXACT, (304.0, 123.7), 79.21),
+    _clip(9, f"{_LAION}-H-14-laion2B-s32B-b79K", ("ViT-H-14", "laion2b_s32b_b79k"), "H", 14, 224, _EXACT, (632.1, 354.0), 77.96),
+    _clip(10, f"{_LAION}-bigG-14-laion2B-39B-b160k", ("ViT-bigG-14", "laion2b_s39b_b160k"), "bigG", 14, 224, _EXACT, (1844.9, 694.7), 80.09),
+    _siglip(11, f"{_GOOGLE}-base-patch16-224", "ViT-B-16-SigLIP", "siglip/webli_en_b16_224_63724782.npz", "B", 16, 224, counts=(92.9, 110.3), published=76.04),
+    _siglip(12, f"{_GOOGLE}-base-patch16-384", "ViT-B-16-SigLIP-384", "siglip/webli_en_b16_384_68578854.npz", "B", 16, 384, counts=(93.2, 110.3), published=78.49),
+    _siglip(13, f"{_GOOGLE}-large-patch16-256", "ViT-L-16-SigLIP-256", "siglip/webli_en_l16_256_60552751.npz", "L", 16, 256, counts=(316.0, 336.2), published=80.45),
+    _siglip(14, f"{_GOOGLE}-large-patch16-384", "ViT-L-16-SigLIP-384", "siglip/webli_en_l16_384_63634585.npz", "L", 16, 384, counts=(316.3, 336.2), published=82.07),
+    _siglip(15, f"{_GOOGLE}-so400m-patch14-224", "ViT-SO400M-14-SigLIP", "siglip/webli_en_so400m_224_57633886.npz", "So400m", 14, 224, context=16, counts=(427.7, 449.7), published=82.03),
+    _siglip(16, f"{_GOOGLE}-so400m-patch14-384", "ViT-SO400M-14-SigLIP-384", "siglip/webli_en_so400m_384_58765454.npz", "So400m", 14, 384, counts=(428.2, 449.7), published=83.08),
+    _siglip(17, f"{_GOOGLE}2-base-patch16-224", "ViT-B-16-SigLIP2", "siglip2/siglip2_b16_224.npz", "B", 16, 224, 256_000, counts=(92.9, 282.3), published=78.2),
+    _siglip(18, f"{_GOOGLE}2-base-patch32-256", "ViT-B-32-SigLIP2-256", "siglip2/siglip2_b32_256.npz", "B", 32, 256, 256_000, counts=(94.6, 282.3), published=74.0),
+    _siglip(19, f"{_GOOGLE}2-large-patch16-256", "ViT-L-16-SigLIP2-256", "siglip2/siglip2_l16_256.npz", "L", 16, 256, 256_000, counts=(316.0, 565.6), published=82.5),
+    _siglip(20, f"{_GOOGLE}2-so400m-patch14-384", "ViT-SO400M-14-SigLIP2-378", "siglip2/siglip2_so400m14_384.npz", "So400m", 14, 384, 256_000, counts=(428.2, 707.8), published=84.1),
+    _siglip(21, f"{_GOOGLE}2-so400m-patch16-384", "ViT-SO400M-16-SigLIP2-384", "siglip2/siglip2_so400m16_384.npz", "So400m", 16, 384, 256_000, counts=(428.2, 707.8), published=84.1),
+    _siglip(22, f"{_GOOGLE}2-giant-opt-patch16-256", "ViT-gopt-16-SigLIP2-256", "siglip2/siglip2_g-opt16_256.npz", "g-opt", 16, 256, 256_000, counts=(1163.2, 708.2), published=84.5),
+    _unsupported(23, f"{_GOOGLE}2-base-patch16-naflex", "SigLIP 2", _NAFLEX, ("siglip2_b16_naflex.npz", "open_clip:ViT-B-16-SigLIP2-naflex,webli")),
+    _dinov2(24, "S", 0, 22.1, 79.0),
+    _dinov2(25, "B", 0, 86.6, 82.1),
+    _dinov2(26, "L", 0, 304.4, 83.5),
+    _dinov2(27, "g/14", 0, 1136.5, 83.5),
+    _dinov2(28, "B", 4, 86.6, 82.0),
+    _unsupported(29, "facebook/dinov3-vits16-pretrain-lvd1689m", "DINOv3", _DINOV3, ("dinov3_vits16",)),
+    _unsupported(30, "facebook/dinov3-vitb16-pretrain-lvd1689m", "DINOv3", _DINOV3, ("dinov3_vitb16",)),
+    _unsupported(31, "facebook/dinov3-vitl16-pretrain-lvd1689m", "DINOv3", _DINOV3, ("dinov3_vitl16",)),
+    # Other checkpoints of the same shapes.
+    _clip(None, f"{_LAION}-L-14-laion2B-s32B-b82K", ("ViT-L-14", "laion2b_s32b_b82k"), "L", 14, 224, _EXACT, preprocessing=clip_preprocessing(224, HALF, HALF)),
+    _clip(None, f"{_LAION}-g-14-laion2B-s34B-b88K", ("ViT-g-14", "laion2b_s34b_b88k"), "g", 14, 224, _EXACT),
+    _clip(None, "apple/DFN2B-CLIP-ViT-B-16", ("ViT-B-16", "dfn2b"), "B", 16, 224, _QUICK),
+    _clip(None, "apple/DFN2B-CLIP-ViT-L-14", ("ViT-L-14", "dfn2b"), "L", 14, 224, _QUICK),
+    _clip(None, "apple/DFN5B-CLIP-ViT-H-14", ("ViT-H-14", "dfn5b"), "H", 14, 224, _QUICK, preprocessing=_squashed(224)),
+    _clip(None, "apple/DFN5B-CLIP-ViT-H-14-378", ("ViT-H-14-378", "dfn5b"), "H", 14, 378, _QUICK, preprocessing=_squashed(378)),
+    _clip(None, "facebook/metaclip-b32-400m", ("ViT-B-32", "metaclip_400m"), "B", 32, 224, _QUICK),
+    _clip(None, "facebook/metaclip-b16-400m", ("ViT-B-16", "metaclip_400m"), "B", 16, 224, _QUICK),
+    _clip(None, "facebook/metaclip-l14-400m", ("ViT-L-14", "metaclip_400m"), "L", 14, 224, _QUICK),
+    _clip(None, "facebook/metaclip-b32-fullcc2.5b", ("ViT-B-32", "metaclip_fullcc"), "B", 32, 224, _QUICK),
+    _clip(None, "facebook/metaclip-b16-fullcc2.5b", ("ViT-B-16", "metaclip_fullcc"), "B", 16, 224, _QUICK),
+    _clip(None, "facebook/metaclip-l14-fullcc2.5b", ("ViT-L-14", "metaclip_fullcc"), "L", 14, 224, _QUICK),
+    _clip(None, "facebook/metaclip-h14-fullcc2.5b", ("ViT-H-14", "metaclip_fullcc"), "H", 14, 224, _QUICK),
+    _siglip(None, f"{_GOOGLE}-base-patch16-256", "ViT-B-16-SigLIP-256", "siglip/webli_en_b16_256_60500360.npz", "B", 16, 256),
+    _siglip(None, f"{_GOOGLE}-base-patch16-512", "ViT-B-16-SigLIP-512", "siglip/webli_en_b16_512_68580893.npz", "B", 16, 512),
+    _siglip(None, f"{_GOOGLE}-base-patch16-256-multilingual", "ViT-B-16-SigLIP-i18n-256", "siglip/webli_i18n_b16_256_66117334.npz", "B", 16, 256, 250_000),
+    _siglip(None, f"{_GOOGLE}-so400m-patch16-256-i18n", "ViT-SO400M-16-SigLIP-i18n-256", None, "So400m", 16, 256, 250_000),
+    *(_siglip(None, f"{_GOOGLE}2-base-patch16-{px}", f"ViT-B-16-SigLIP2-{px}", f"siglip2/siglip2_b16_{px}.npz", "B", 16, px, 256_000) for px in (256, 384, 512)),
+    *(_siglip(None, f"{_GOOGLE}2-large-patch16-{px}", f"ViT-L-16-SigLIP2-{px}", f"siglip2/siglip2_l16_{px}.npz", "L", 16, px, 256_000) for px in (384, 512)),
+    _siglip(None, f"{_GOOGLE}2-so400m-patch14-224", "ViT-SO400M-14-SigLIP2", "siglip2/siglip2_so400m14_224.npz", "So400m", 14, 224, 256_000),
+    *(_siglip(None, f"{_GOOGLE}2-so400m-patch16-{px}", f"ViT-SO400M-16-SigLIP2-{px}", f"siglip2/siglip2_so400m16_{px}.npz", "So400m", 16, px, 256_000) for px in (256, 512)),
+    _siglip(None, f"{_GOOGLE}2-giant-opt-patch16-384", "ViT-gopt-16-SigLIP2-384", "siglip2/siglip2_g-opt16_384.npz", "g-opt", 16, 384, 256_000),
+    *(_dinov2(None, size, 4) for size in ("S", "L", "g/14")),
+)
+# fmt: on
+
+
+def _names() -> Iterator[tuple[str, Row]]:
+    for row in ROWS:
+        for name in row.names:
+            yield name.lower(), row
+
+
+_BY_NAME: dict[str, Row] = dict(_names())
+
+
+def find(name: str) -> Row | None:
+    """The row of any of its names, whatever the case; None if there is none."""
+    return _BY_NAME.get(name.strip().lower())
+
+
+def nearest(name: str, count: int = 3) -> list[str]:
+    """The known names most like `name`, one a row, as a user would type them."""
+    close = difflib.get_close_matches(name.strip().lower(), _BY_NAME, n=4 * count, cutoff=0.5)
+    return list(dict.fromkeys(_BY_NAME[match].huggingface for match in close))[:count]
+
+
+def get(name: str) -> Row:
+    """The row of a name. Raises UserError with the nearest names, or with why this encoder cannot be built."""
+    row = find(name)
+    if row is None:
+        close = nearest(name)
+        hint = f"did you mean {' or '.join(close)}?" if close else "`regcache models` lists the known ones"
+        raise UserError(f"no encoder is called {name!r}; {hint}")
+    if row.spec is None:
+        raise UserError(f"{row.huggingface} is not supported yet: {row.reason}")
+    return row
