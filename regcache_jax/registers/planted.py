@@ -147,9 +147,7 @@ def _hide(params: dict[str, Any], directions: tuple[np.ndarray, ...], spec: Imag
         attention["key"]["kernel"][:, direction, :, 0] = -weight * SIGNS[:, None, None]
 
 
-def _plant_head(
-    params: dict[str, Any], block: int, marker: np.ndarray, found: np.ndarray, spec: ImageSpec
-) -> None:
+def _plant_head(params: dict[str, Any], block: int, marker: np.ndarray, found: np.ndarray, spec: ImageSpec) -> None:
     """Head 0 of the planted block: markers attend to markers, and write 2 x the attention they found into `found`."""
     attention, blocks = params["blocks"]["attention"], spec.blocks
     projection = 2 * math.sqrt(blocks.width)  # of a normed marker on its signs
@@ -184,9 +182,7 @@ def _images(
     grid, patch = spec.grid, spec.patch_size
     shape = (count, grid, grid, patch, patch, 3)
     patches = np.array(jax.random.uniform(noise_rng, shape, jnp.float32, -1.0, 1.0)).reshape(count, grid**2, *shape[3:])
-    order = np.asarray(
-        jax.vmap(lambda key: jax.random.permutation(key, grid**2))(jax.random.split(place_rng, count))
-    )
+    order = np.asarray(jax.vmap(lambda key: jax.random.permutation(key, grid**2))(jax.random.split(place_rng, count)))
     marked = np.zeros((count, spec.num_tokens), bool)
     for image in range(count):
         patches[image, order[image, :MARKERS]] = pattern

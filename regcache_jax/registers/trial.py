@@ -36,6 +36,20 @@ def block_flops(spec: BlockSpec, num_tokens: int) -> int:
     return 2 * num_tokens * (4 * spec.width**2 + mlp + 2 * num_tokens * spec.width)
 
 
+def feature_errors(
+    features: Float[np.ndarray, "n E"],
+    reference: Float[np.ndarray, "n E"],
+    labels: Int[np.ndarray, "n"] | None = None,
+    class_vectors: Float[np.ndarray, "C E"] | None = None,
+) -> Float[np.ndarray, "n"]:
+    """The error of each image, in float64: the squared distance of its features, as the task uses them, over the squared
+    length of the float one (for unit features 2 - 2 cosine). With labels, 1 for a wrong top-1 and 0 for a right one."""
+    features, reference = features.astype(np.float64), reference.astype(np.float64)
+    if labels is not None and class_vectors is not None:
+        return (np.argmax(features @ class_vectors.T, axis=1) != labels).astype(np.float64)
+    return np.square(features - reference).sum(axis=1) / np.square(reference).sum(axis=1)
+
+
 def image_range_collectors(
     activations: str, leading: tuple[int, int]
 ) -> dict[str, Callable[[BlockTrace], Float[Array, "B ..."]]]:
@@ -92,10 +106,8 @@ def compilations() -> int:
 class Trials:
     """Scores plans on a reference set of preprocessed images `[n, S, S, 3]` for one scheme.
 
-    The error of an image is the squared distance between its float and its quantised feature, as the task uses them: of
-    unit length (then it is 2 - 2 cosine) or, for encoders that do not normalise, over the float feature's squared length.
-    With `labels [n]` and `class_vectors [C, E]` it is 1 for a wrong top-1 and 0 for a right one. `entries`: the blocks where
-    a plan may begin. `block_flops` counts the operations of all blocks run so far. Images are spread over this
+    Errors are `feature_errors`, of top-1 where `labels [n]` and `class_vectors [C, E]` are given. `entries`: the blocks
+    where a plan may begin. `block_flops` counts the operations of all blocks run so far. Images are spread over this
     process's devices; a chunk holds the same images on any number of them."""
 
     encoder: Encoder
@@ -206,7 +218,7 @@ class Trials:
                     jnp.int32(first),
                     spec=self.spec,
                     activations=self.scheme.activations,
-                )  # fmt: skip
+                )
             )
         self.count(1, num_chunks, first)
         ranges = {}
@@ -241,19 +253,16 @@ class Trials:
                     spec=self.spec,
                     scheme=self.scheme,
                     unit=self.encoder.spec.normalize,
-                )  # fmt: skip
+                )
             )
         self.count(1, num_chunks, first)
         return self._join(found)
 
     def errors_of(self, features: Float[np.ndarray, "n E"]) -> Float[np.ndarray, "n"]:
         """The error of each of the first n images, given their quantised features."""
-        features = features.astype(np.float64)
-        if self.labels is not None and self.class_vectors is not None:
-            wrong = np.argmax(features @ self.class_vectors.T, axis=1) != self.labels[: len(features)]
-            return wrong.astype(np.float64)
-        reference = self.float_features[: len(features)].astype(np.float64)
-        return np.square(features - reference).sum(axis=1) / np.square(reference).sum(axis=1)
+        count = len(features)
+        labels = None if self.labels is None else self.labels[:count]
+        return feature_errors(features, self.float_features[:count], labels, self.class_vectors)
 
     def errors(self, plan: RegisterPlan, num_chunks: int | None = None) -> Float[np.ndarray, "n"]:
         """One trial: the error of each image of the first chunks."""
