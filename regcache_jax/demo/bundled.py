@@ -33,9 +33,7 @@ SPEC = EncoderSpec(
     text=TextSpec(
         vocab_size=2048,
         context_length=48,
-        blocks=BlockSpec(
-            width=96, num_blocks=0, num_heads=1, mlp_width=256, activation="gelu_tanh", norm_eps=1e-6
-        ),
+        blocks=BlockSpec(width=96, num_blocks=0, num_heads=1, mlp_width=256, activation="gelu_tanh", norm_eps=1e-6),
         pooling="last",
         kind="hashed",
         projection=128,
@@ -65,7 +63,8 @@ def from_flat(arrays: dict[str, np.ndarray]) -> Encoder:
         kernel = kernel.reshape(*kernel.shape[:-1], len(kinds), heads, size)
         bias = bias.reshape(*bias.shape[:-1], len(kinds), heads, size)
         return {
-            kind: {"kernel": kernel[..., index, :, :], "bias": bias[..., index, :, :]} for index, kind in enumerate(kinds)
+            kind: {"kernel": kernel[..., index, :, :], "bias": bias[..., index, :, :]}
+            for index, kind in enumerate(kinds)
         }
 
     def output(name: str) -> dict[str, np.ndarray]:

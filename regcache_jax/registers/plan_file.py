@@ -74,7 +74,9 @@ def load_plan(path: epath.PathLike) -> tuple[RegisterPlan, dict[str, Any]]:
     if set(arrays) != wanted or not isinstance(metadata, dict):
         raise UserError(f"{path} is not a register plan: it holds {sorted(arrays)}, expected {sorted(wanted)}")
     if arrays["key"].ndim != 4 or arrays["key"].shape != arrays["value"].shape:
-        raise UserError(f"{path}: key and value must both be [L, R, H, K], got {arrays['key'].shape}, {arrays['value'].shape}")
+        raise UserError(
+            f"{path}: key and value must both be [L, R, H, K], got {arrays['key'].shape}, {arrays['value'].shape}"
+        )
     try:
         numbers = {name: int(arrays[name].item()) for name in NUMBERS}
         plan = make_plan(arrays["key"], arrays["value"], copies=arrays["copies"], **numbers)
