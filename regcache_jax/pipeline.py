@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
@@ -25,15 +26,16 @@ from regcache_jax.data.prompts import templates as prompt_templates
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.errors import UserError
 from regcache_jax.evaluation import loop, results
-from regcache_jax.evaluation.measure import Measured, describe, measure
+from regcache_jax.evaluation.measure import Measured, measure
 from regcache_jax.evaluation.zero_shot import class_vectors
 from regcache_jax.quantization.quantize import quantize
 from regcache_jax.quantization.scheme import SITES, Scheme
 from regcache_jax.registers.inspect import inspect
 from regcache_jax.registers.plan import RegisterPlan
 from regcache_jax.registers.plan_file import encoder_hash, load_plan, save_plan
-from regcache_jax.registers.search import SearchConfig, reference_batches, search
+from regcache_jax.registers.search import SearchResult, search
 from regcache_jax.registers.sensitivity import sensitivity
+from regcache_jax.registers.space import SearchConfig
 from regcache_jax.registers.verdict import judge
 from regcache_jax.report.sinks import sink_maps
 
@@ -98,6 +100,7 @@ class Experiment:
         self.encoder = self.model.encoder
         self.identity = encoder_hash(self.encoder)
         self._images: dict[str, np.ndarray] = {}
+        self._searched: dict[str, Json] = {}
 
     def _load_model(self) -> checkpoints.Model:
         """The config's model: bundled, a model folder, or a checkpoint that is converted into the work folder once."""
@@ -124,7 +127,6 @@ class Experiment:
     def images(self, which: str) -> np.ndarray:
         """Its preprocessed pictures, read once."""
         if which not in self._images:
-            self.observer.said(f"reading the {which} pictures")
             self._images[which] = load_images(self.dataset(which), self.model.preprocess)
         return self._images[which]
 
@@ -136,7 +138,7 @@ class Experiment:
         """Profile, sensitivity and verdict of the float encoder, without registers."""
 
         def make() -> Json:
-            profile = inspect(self.encoder, reference_batches(self.images("reference"), self.config.search.chunk))
+            profile = inspect(self.encoder, self.images("reference"), batch_size=self.config.search.chunk)
             errors = sensitivity(self.encoder, self.images("reference")[:64], Scheme())
             verdict = judge(profile, errors)
             return {
@@ -156,7 +158,13 @@ class Experiment:
             max_trials=given.max_trials or None,
             max_minutes=given.max_minutes or None,
         )
-        made_from = [self.identity, self.data_identity("reference"), name, self.config.weights, dataclasses.asdict(config)]
+        made_from = [
+            self.identity,
+            self.data_identity("reference"),
+            name,
+            self.config.weights,
+            dataclasses.asdict(config),
+        ]
         table = self.workdir.path / "plans" / f"{name}-{fingerprint(made_from)}.jsonl"
 
         def make() -> Json:
@@ -167,12 +175,14 @@ class Experiment:
             assert scheme is not None
             result = search(self.encoder, self.images("reference"), scheme, config, table=table, progress=tell)
             metadata = {"encoder": self.encoder.spec.name, "encoder_hash": self.identity, **result.to_json()}
-            for kind, plan in result.alternatives().items():
+            for kind, plan in alternatives(result).items():
                 self.plan_path(name, kind).unlink(missing_ok=True)
                 save_plan(self.plan_path(name, kind), plan, {**metadata, "kind": kind})
             return {**result.to_json(), "trials": result.trials}
 
-        return self.workdir.stage(f"search_{name}", made_from, make)
+        if name not in self._searched:
+            self._searched[name] = self.workdir.stage(f"search_{name}", made_from, make)
+        return self._searched[name]
 
     def plan_path(self, name: str, kind: str) -> epath.Path:
         """Where the plan of a scheme lies; `kind` is registers, prefix-only or delete-only."""
@@ -224,14 +234,15 @@ class Experiment:
             ]  # fmt: skip
             features_file = self.workdir.path / "features" / f"{fingerprint(made_from)}.npy"
 
-            def make(name: str = name, scheme: str = scheme, kind: str = kind, file: epath.Path = features_file) -> Json:
+            def make(
+                name: str = name, scheme: str = scheme, kind: str = kind, file: epath.Path = features_file
+            ) -> Json:
                 nonlocal vectors
                 vectors = self.vectors() if vectors is None else vectors
                 found = self._measure(self.quantized(scheme, kind), vectors, reference, len(data))
                 if name == "float":
                     write_array(file, found.features)
-                encoder = self.quantized("float", kind) if scheme == "float" else None
-                return {"metrics": found.metrics, **self._description(scheme, kind, len(data), encoder)}
+                return {"metrics": found.metrics, "quantization": self._description(scheme, kind, len(data))}
 
             stage = f"evaluate_{name.replace(' + ', '_').replace(' ', '_')}"
             result = self.workdir.stage(stage, made_from, make)
@@ -244,8 +255,12 @@ class Experiment:
             }
             rows.append(
                 results.row(
-                    dataset=data.name, model=self.encoder.spec.name, pretrained=str(self.config.model),
-                    task="zeroshot_classification", metrics=result["metrics"], quantization=quantization,
+                    dataset=data.name,
+                    model=self.encoder.spec.name,
+                    pretrained=str(self.config.model),
+                    task="zeroshot_classification",
+                    metrics=result["metrics"],
+                    quantization=quantization,
                 )  # fmt: skip
             )
         return rows
@@ -264,22 +279,18 @@ class Experiment:
             reference=reference, parallel=self.config.parallel, micro_batch=self.config.micro_batch or None, progress=tell,
         )  # fmt: skip
 
-    def _description(self, scheme: str, kind: str, examples: int, encoder: Encoder | None) -> Json:
-        """The `quantization` part of a row. Only the full plan counts as registers; parts of it are methods of their own."""
-        activations = None if scheme == "float" else "token" if kind == "token" else "static"
-        part = kind if kind in ("prefix-only", "delete-only") else None
-        described = describe(self.encoder, examples)
-        plan = {"registers": "full", "prefix-only": "prefix-only", "delete-only": "delete-only"}.get(kind)
+    def _description(self, scheme: str, kind: str, examples: int) -> Json:
+        """The `quantization` part of a row. Only the full plan counts as registers; its halves are methods of their own."""
+        halves = ("prefix-only", "delete-only")
+        quantized = scheme != "float"
         return {
-            "quantization": {
-                **described,
-                "scheme": scheme,
-                "activations": activations,
-                "weights": None if scheme == "float" else self.config.weights,
-                "method": part or (None if scheme == "float" else "rtn"),
-                "registers": kind == "registers",
-                "plan": plan,
-            }
+            "scheme": scheme,
+            "activations": ("token" if kind == "token" else "static") if quantized else None,
+            "weights": self.config.weights if quantized else None,
+            "method": kind if kind in halves else "rtn" if quantized else None,
+            "registers": kind == "registers",
+            "plan": "full" if kind == "registers" else kind if kind in halves else None,
+            "examples": examples,
         }
 
     def figures(self) -> Json:
@@ -288,11 +299,33 @@ class Experiment:
 
         def make() -> Json:
             encoder = self.encoder.with_plan(self.plan(scheme, "registers"))
-            profile = inspect(encoder, reference_batches(self.images("reference"), self.config.search.chunk))
-            return {"profile": profile.to_json(), "maps": sink_maps(self.encoder, encoder, self.dataset("evaluation"), self.model)}
+            profile = inspect(encoder, self.images("reference"), batch_size=self.config.search.chunk)
+            return {
+                "profile": profile.to_json(),
+                "maps": sink_maps(self.encoder, encoder, self.dataset("evaluation"), self.model),
+            }
 
         numbers = self.search(scheme)["numbers"]
         return self.workdir.stage("figures", [self.identity, self.data_identity("reference"), numbers], make)
+
+
+def alternatives(result: SearchResult) -> dict[str, RegisterPlan]:
+    """The plan of a search and its two halves. Delete-only takes the best deletion that the search has tried alone, since
+    the full plan may delete nothing."""
+    alone = [
+        row for row in result.trials
+        if row["numbers"]["start"] == row["numbers"]["stop"] and row["numbers"]["delete_count"] > 0
+    ]  # fmt: skip
+    plans = {
+        "registers": result.plan,
+        "prefix-only": result.plan.prefix_only(),
+        "delete-only": result.plan.delete_only(),
+    }
+    if alone:
+        numbers = min(alone, key=lambda row: (-row["chunks"], row["error"]))["numbers"]
+        chosen = {name: jnp.int32(numbers[name]) for name in ("start", "stop", "delete_block", "delete_count")}
+        plans["delete-only"] = result.plan.replace(**chosen)
+    return plans
 
 
 def write_array(path: epath.Path, array: np.ndarray) -> None:
@@ -325,7 +358,12 @@ def run(config: ConfigDict, workdir: epath.PathLike, observer: Observer | None =
     check_float_accuracy(rows, config, observer)
     folder = epath.Path(workdir)
     results.write(folder / "results.json", rows)
-    story = {"inspect": inspected, "search": searched, "figures": experiment.figures(), "config": json.loads(config.to_json_best_effort())}
+    story = {
+        "inspect": inspected,
+        "search": searched,
+        "figures": experiment.figures(),
+        "config": json.loads(config.to_json_best_effort()),
+    }
     results.write(folder / "story.json", story)
     write_page(folder / "report.html", rows, story)
     return rows

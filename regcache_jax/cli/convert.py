@@ -33,11 +33,15 @@ def models(json_file: str | None) -> None:
 @click.argument("source")
 @click.option("--out", required=True, type=click.Path(), help="Model folder to write; must not exist.")
 @click.option("--name", help="Name in the catalog, where the source does not say what it is.")
-@click.option("--tokenizer", type=click.Path(path_type=Path), help="Tokenizer file or folder, where the source has none.")
+@click.option(
+    "--tokenizer", type=click.Path(path_type=Path), help="Tokenizer file or folder, where the source has none."
+)
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
 @click.option("--activation", help="Replace the activation: gelu, gelu_tanh, quick_gelu.")
 @click.option("--interpolation", help="Replace the interpolation of the position table.")
-@click.option("--filter", "resize_filter", help="Replace the filter that resizes pictures: bicubic, bilinear, bilinear_tf.")
+@click.option(
+    "--filter", "resize_filter", help="Replace the filter that resizes pictures: bicubic, bilinear, bilinear_tf."
+)
 @click.option("--check", is_flag=True, help="Run the original in PyTorch too and print the differences by block.")
 @json_option
 def convert(

@@ -18,7 +18,11 @@ from regcache_jax.cli.options import (
 from regcache_jax.cli.screen import print_table, progress, say, write_json
 
 parallel_option = click.option(
-    "--parallel", type=click.Choice(["jit", "pmap"]), default="jit", show_default=True, help="How devices share the work."
+    "--parallel",
+    type=click.Choice(["jit", "pmap"]),
+    default="jit",
+    show_default=True,
+    help="How devices share the work.",
 )
 
 
@@ -26,10 +30,14 @@ parallel_option = click.option(
 @click.argument("models", nargs=-1, required=True, type=click.Path())
 @data_options("test", None)
 @scheme_options("float")
-@click.option("--task", type=click.Choice(["zeroshot_classification"]), default="zeroshot_classification", show_default=True)
+@click.option(
+    "--task", type=click.Choice(["zeroshot_classification"]), default="zeroshot_classification", show_default=True
+)
 @click.option("--registers", type=click.Path(dir_okay=False), help="Register plan for float models.")
 @click.option("--classnames", type=click.Path(dir_okay=False), help="JSON list of class names (or one a dataset).")
-@click.option("--templates", type=click.Path(dir_okay=False), help="JSON list of templates with {c} (or one a dataset).")
+@click.option(
+    "--templates", type=click.Path(dir_okay=False), help="JSON list of templates with {c} (or one a dataset)."
+)
 @click.option("--micro-batch", type=click.IntRange(1), help="Rows a device works on at a time.")
 @parallel_option
 @json_option
@@ -89,9 +97,13 @@ def evaluate(
         quantization = describe(encoder, examples=len(found.features))
         rows.append(
             results.row(
-                dataset=data.name, model=loaded.encoder.spec.name, pretrained=str(folder), task=task,
-                metrics=found.metrics, quantization=quantization,
-            )  # fmt: skip
+                dataset=data.name,
+                model=loaded.encoder.spec.name,
+                pretrained=str(folder),
+                task=task,
+                metrics=found.metrics,
+                quantization=quantization,
+            )
         )
     columns = ("model", "scheme", "registers", *rows[0]["metrics"])
     shown = [
@@ -107,7 +119,9 @@ def evaluate(
 
 @click.command()
 @click.argument("model", type=click.Path())
-@click.option("--images", required=True, type=click.Path(file_okay=False), help="Folder of pictures, read with subfolders.")
+@click.option(
+    "--images", required=True, type=click.Path(file_okay=False), help="Folder of pictures, read with subfolders."
+)
 @click.option("--texts", type=click.Path(dir_okay=False), help="Text file, one text a line.")
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="File to write (.npz); must not exist.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)

@@ -44,7 +44,11 @@ def scheme_options(default: str = "w8a8") -> Callable[[Command], Command]:
     """`--scheme` and who shares a scale."""
     return stacked(
         click.option(
-            "--scheme", "scheme_name", default=default, show_default=True, help="w8a8, w6a6, w4a4 or any w2..8 a2..8; float."
+            "--scheme",
+            "scheme_name",
+            default=default,
+            show_default=True,
+            help="w8a8, w6a6, w4a4 or any w2..8 a2..8; float.",
         ),
         click.option(
             "--activations",
@@ -63,7 +67,9 @@ def scheme_options(default: str = "w8a8") -> Callable[[Command], Command]:
     )
 
 
-json_option = click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write what is shown to FILE.")
+json_option = click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False), help="Also write what is shown to FILE."
+)
 
 
 def read_scheme(name: str, activations: str, weights: str) -> Scheme | None:

@@ -32,7 +32,6 @@ def inspect(
     from regcache_jax.errors import UserError
     from regcache_jax.quantization.scheme import SITES
     from regcache_jax.registers import inspect as inspection
-    from regcache_jax.registers.search import reference_batches
     from regcache_jax.registers.sensitivity import sensitivity
     from regcache_jax.registers.verdict import judge
 
@@ -42,12 +41,20 @@ def inspect(
     loaded = checkpoints.load(model)
     images = read_images(loaded, read_data(dataset, data_dir, split, limit, "train"))
     with progress("norms by block and token"):
-        profile = inspection.inspect(loaded.encoder, reference_batches(images, batch_size))
+        profile = inspection.inspect(loaded.encoder, images, batch_size=batch_size)
     with progress("sensitivity by block and site"):
         errors = sensitivity(loaded.encoder, images[:64], scheme)
     verdict = judge(profile, errors)
     patch = inspection.GROUPS.index("patch")
-    columns = ("block", "input max", "input median", "fc2 max", "fc2 median", "sinks/image", *(f"error {site}" for site in SITES))
+    columns = (
+        "block",
+        "input max",
+        "input median",
+        "fc2 max",
+        "fc2 median",
+        "sinks/image",
+        *(f"error {site}" for site in SITES),
+    )
     fc2 = inspection.PLACES.index("fc2")
     rows = [
         (
@@ -104,8 +111,8 @@ def search(
     from regcache_jax import checkpoints
     from regcache_jax.errors import UserError
     from regcache_jax.registers.plan_file import encoder_hash, save_plan
-    from regcache_jax.registers.search import SearchConfig
     from regcache_jax.registers.search import search as run_search
+    from regcache_jax.registers.space import SearchConfig
 
     scheme = read_scheme(scheme_name, activations, weights)
     if scheme is None:

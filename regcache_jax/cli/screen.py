@@ -29,7 +29,10 @@ def say(text: str = "") -> None:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """A table: drawn on a terminal, tab-separated in a pipe. Floats are shown with three digits after the point."""
-    texts = [[f"{cell:.3f}" if isinstance(cell, float) else "" if cell is None else str(cell) for cell in row] for row in rows]
+    texts = [
+        [f"{cell:.3f}" if isinstance(cell, float) else "" if cell is None else str(cell) for cell in row]
+        for row in rows
+    ]
     if not sys.stdout.isatty():
         say("\t".join(columns))
         for row in texts:
@@ -48,9 +51,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
 def progress(label: str, total: int | None = None) -> Iterator[Update]:
     """A bar on standard error if that is a terminal, else a line at the start and at the end."""
     if sys.stderr.isatty():
-        columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-        )  # fmt: skip
+        note = TextColumn("{task.fields[note]}")
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note)
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(label, total=total, note="")
 
