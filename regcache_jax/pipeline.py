@@ -235,8 +235,9 @@ class Experiment:
             features_file = self.workdir.path / "features" / f"{fingerprint(made_from)}.npy"
 
             def make(
-                name: str = name, scheme: str = scheme, kind: str = kind, file: epath.Path = features_file
-            ) -> Json:
+                name: str = name, scheme: str = scheme, kind: str = kind, file: epath.Path = features_file,
+                reference: np.ndarray | None = reference,
+            ) -> Json:  # fmt: skip
                 nonlocal vectors
                 vectors = self.vectors() if vectors is None else vectors
                 found = self._measure(self.quantized(scheme, kind), vectors, reference, len(data))
@@ -261,7 +262,7 @@ class Experiment:
                     task="zeroshot_classification",
                     metrics=result["metrics"],
                     quantization=quantization,
-                )  # fmt: skip
+                )
             )
         return rows
 

@@ -9,6 +9,7 @@ off at `stop`.
 from __future__ import annotations
 
 import itertools
+import typing
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from regcache_jax.registers.delete import delete_largest
 from regcache_jax.registers.plan import RegisterPlan, Schedule
 
 
+@typing.no_type_check  # JAX rebuilds pytrees with whatever leaves a transformation has
 @struct.dataclass
 class TokenRegister:
     """The token form of a register: R hidden states that enter the residual stream, each weighing as `copies` rows."""

@@ -8,6 +8,7 @@ bits live in int8 containers.
 from __future__ import annotations
 
 import functools
+import typing
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int8, Num
 
 
+@typing.no_type_check  # JAX rebuilds pytrees with whatever leaves a transformation has
 @struct.dataclass
 class QuantizedTensor:
     """`values * scale` is what was quantised; `scale` has the rank of `values`, with ones on the axes that share it."""

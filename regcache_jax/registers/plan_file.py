@@ -1,6 +1,7 @@
 """A register plan on disk: one safetensors file with JSON metadata, which PyTorch users can read as well.
 
-Tensors `key` and `value` [L, R, H, K] and `copies` are float32; `start`, `stop`, `delete_block`, `delete_count` are int32 numbers.
+Tensors `key` and `value` [L, R, H, K] and `copies` are float32; `start`, `stop`, `delete_block` and `delete_count` are int32
+numbers.
 """
 
 from __future__ import annotations
