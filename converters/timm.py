@@ -58,6 +58,7 @@ CLIP_RULES = (
     *BLOCKS,
     *MLP,
     Rule("head.weight", "image/projection/kernel", out_in_to_in_out),
+    Rule("head.bias", "image/projection/bias"),
 )
 # (width, patch, pixels) of the SigLIP towers that timm runs with the tanh GELU; it runs the others with the exact one.
 _TANH = {
@@ -114,7 +115,8 @@ def _clip_spec(given: Given) -> EncoderSpec:
             f"{given.name} is a CLIP in timm's names, which does not say which GELU it was trained with; "
             "name its row of the catalog with --name, e.g. --name openai/clip-vit-base-patch16"
         )
-    return dataclasses.replace(given.row.spec, text=None, tokenization=None)
+    image = dataclasses.replace(given.row.spec.image, projection_bias=given.has("head.bias"))
+    return dataclasses.replace(given.row.spec, image=image, text=None, tokenization=None)
 
 
 _IGNORED = ("mask_token",)
