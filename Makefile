@@ -1,0 +1,54 @@
+# One word per chore. Every target sets up what it needs in .venv, to the versions in constraints.txt.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+# On a machine with an accelerator: make demo JAX_PLATFORMS=tpu (or cuda). libtpu is there for its compiler, so nothing may look for a TPU.
+export JAX_PLATFORMS ?= cpu
+export TPU_SKIP_MDS_QUERY ?= 1
+
+.PHONY: demo test check format bench clean browser
+
+demo: $(VENV)/core  ## the whole story on the bundled encoder: table, build/demo/results.json, build/demo/report.html
+	$(BIN)/regcache demo --out build/demo
+
+test: $(VENV)/dev browser  ## all tests, with coverage of regcache_jax and converters (at least 90 % of the lines)
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov --cov-report= tests
+	$(BIN)/python -m coverage report --skip-covered --fail-under=90
+
+check: $(VENV)/dev  ## format, lint, types and the fast tests: about a minute
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest --numprocesses 2 --quiet -m "not slow" tests
+
+format: $(VENV)/dev  ## puts the code in order
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/dev  ## the benchmarks behind the figures in docs/: search cost, TPU cycles, conversion
+	$(BIN)/python benchmarks/search.py
+	$(BIN)/python benchmarks/tpu.py
+	$(BIN)/python benchmarks/convert.py
+
+clean:  ## removes the environment and everything built
+	rm -rf $(VENV) build dist *.egg-info .coverage*
+
+$(VENV)/core: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(INSTALL) --editable .
+	touch $@
+
+$(VENV)/dev: $(VENV)/core
+	$(INSTALL) --editable ".[dev,torch,tpu]"
+	touch $@
+
+# The report is opened in a real browser by a test. Debian's Chromium is installed where that is possible.
+browser:
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium >/dev/null; \
+	else echo "no Chromium found: the test that opens the report in a browser will fail; install chromium"; fi

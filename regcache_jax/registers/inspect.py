@@ -1,0 +1,253 @@
+"""Inspect: where an encoder's outliers are, in which tokens, and in which block they begin (paper, section 3 and step 1).
+
+Streamed: norms go into histograms with logarithmic bins (6 % wide), so memory does not grow with the set. Figures are
+l-inf norms of tokens, at the input of every block and of the four quantised sites.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from regcache_jax.encoders.blocks import BlockTrace
+from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.encoders.vision import image_features
+from regcache_jax.errors import UserError
+from regcache_jax.quantization.scheme import SITES
+from regcache_jax.registers.delete import linf_norm
+from regcache_jax.registers.reference import Images, as_batches
+
+PLACES = ("hidden", *SITES)
+"""Where norms are taken: the block's input, then the four sites' inputs."""
+
+GROUPS = ("class", "register", "patch")
+
+SINK_RATIO = 10.0
+"""A token is an outlier where its norm is this many times the median patch's (paper: sinks have 10 to 100 times)."""
+
+BIN_EDGES = 2.0 ** np.arange(-14.0, 22.0, 1.0 / 12.0)
+"""Edges of the histogram's bins: twelve an octave."""
+
+KEPT_IMAGES = 256
+"""Images whose largest and median tokens are kept for cosines and channels."""
+
+
+@dataclasses.dataclass
+class Profile:
+    """What `inspect` saw. Arrays: P places (`PLACES`), L blocks, G groups (`GROUPS`), N tokens; norms are l-inf.
+
+    `sink_share`: the part of the images in which a position is a sink; `sink_attention`: the mean attention that an image's sinks
+    draw; `sink_direction`: unit mean of each image's largest patch; cosines are between different images, of their largest
+    and of their median patches."""
+
+    num_images: int
+    maximum: Float[np.ndarray, "P L G"]
+    median: Float[np.ndarray, "P L G"]
+    percentile99: Float[np.ndarray, "P L G"]
+    position_maximum: Float[np.ndarray, "P L N"]
+    sinks_per_image: Float[np.ndarray, "L"]
+    sink_share: Float[np.ndarray, "L N"]
+    sink_attention: Float[np.ndarray, "L"]
+    sink_direction: Float[np.ndarray, "L D"]
+    sink_cosine: Float[np.ndarray, "L"]
+    ordinary_cosine: Float[np.ndarray, "L"]
+    channel_ratio: Float[np.ndarray, "P L"]
+
+    def ratio(self, group: str) -> Float[np.ndarray, "P L"]:
+        """Largest norm in a group over the median patch's."""
+        return self.maximum[:, :, GROUPS.index(group)] / np.maximum(self.median[:, :, GROUPS.index("patch")], 1e-12)
+
+    @property
+    def sensitive_block(self) -> int:
+        """l_q: the first block at whose MLP output layer (or at the next block's input) patch sinks stand out; without
+        any, the block with the largest ratio there."""
+        ratio = self.ratio("patch")
+        fc2, following = ratio[PLACES.index("fc2")], np.append(ratio[0][1:], 0.0)
+        jump = np.maximum(fc2, following)
+        above = np.flatnonzero(jump >= SINK_RATIO)
+        return int(above[0]) if len(above) else int(np.argmax(fc2))
+
+    def to_json(self) -> dict[str, Any]:
+        """All figures as lists, with the names of their axes."""
+        figures = {
+            name: value.tolist() if isinstance(value, np.ndarray) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+        return {
+            "places": list(PLACES),
+            "groups": list(GROUPS),
+            "sensitive_block": self.sensitive_block,
+            **figures,
+        }
+
+
+def _place(trace: BlockTrace, place: str) -> Float[Array, "B N C"]:
+    value = getattr(trace, place)
+    return value.reshape(*value.shape[:2], -1).astype(jnp.float32)
+
+
+def _block_norms(trace: BlockTrace) -> Float[Array, "P B N"]:
+    return jnp.stack([linf_norm(_place(trace, place)) for place in PLACES])
+
+
+def _extremes(trace: BlockTrace, num_protected: int) -> dict[str, Float[Array, "B C"]]:
+    """The hidden state of each image's largest patch, and the median patch's input at every place."""
+    norms = linf_norm(trace.hidden)[:, num_protected:]
+    largest = jnp.argmax(norms, axis=1) + num_protected
+    found = {"largest": jnp.take_along_axis(trace.hidden, largest[:, None, None], axis=1)[:, 0]}
+    for place in PLACES:
+        inputs = _place(trace, place)[:, num_protected:]
+        order = jnp.argsort(linf_norm(inputs), axis=1)[:, inputs.shape[1] // 2]
+        found[place] = jnp.take_along_axis(inputs, order[:, None, None], axis=1)[:, 0]
+    return found
+
+
+def _is_sink(trace: BlockTrace, num_protected: int) -> Bool[Array, "B N"]:
+    """Patches whose norm at the block's input is SINK_RATIO times the image's median patch's."""
+    norms = linf_norm(trace.hidden)
+    patch = jnp.arange(norms.shape[1]) >= num_protected
+    return patch & (norms >= SINK_RATIO * jnp.median(norms[:, num_protected:], axis=1, keepdims=True))
+
+
+def _sinks(trace: BlockTrace, num_protected: int) -> tuple[Array, Array]:
+    """Which patches are sinks at this block's input, and the mean attention that they draw from the image's tokens."""
+    sink = _is_sink(trace, num_protected)
+    drawn = jnp.sum(trace.weights * sink[:, None, None, :].astype(trace.weights.dtype), axis=-1)
+    return sink, jnp.mean(drawn, axis=(1, 2))
+
+
+@functools.partial(jax.jit, static_argnames=("spec",))
+def _observe(params: Any, images: Any, plan: Any, *, spec: Any) -> dict[str, Any]:
+    protected = spec.num_protected
+    collect = {
+        "norms": _block_norms,
+        "extremes": functools.partial(_extremes, num_protected=protected),
+        "sinks": functools.partial(_sinks, num_protected=protected),
+    }
+    return image_features(params, images, spec, plan=plan, collect=collect).collected
+
+
+def inspect(encoder: Encoder, images: Images, *, batch_size: int = 32) -> Profile:
+    """Profiles a float encoder (its plan in place, if it has one) over one array of preprocessed images, or over batches
+    with masks.
+
+    Raises UserError for an encoder that is quantised, an empty set, and where norms are not finite (which names the block).
+
+    >>> import jax, regcache_jax as rc
+    >>> encoder, images = rc.plant("patch sinks", jax.random.key(0))
+    >>> profile = rc.inspect(encoder, images)
+    >>> rc.judge(profile).kinds
+    ('patch sinks',)
+    """
+    if encoder.scheme is not None:
+        raise UserError(f"{encoder.spec.name} is quantised already ({encoder.scheme.name}); inspect the float encoder")
+    spec = encoder.spec.image
+    num_blocks, num_tokens, protected = spec.blocks.num_blocks, spec.num_tokens, spec.num_protected
+    bounds = (0, int(spec.class_token), protected, num_tokens)
+    shape = (len(PLACES), num_blocks, len(GROUPS))
+    histogram = np.zeros((*shape, len(BIN_EDGES) + 1), np.int64)
+    maximum, position_maximum = np.zeros(shape), np.zeros((len(PLACES), num_blocks, num_tokens))
+    sink_count, attention = np.zeros((num_blocks, num_tokens)), np.zeros(num_blocks)
+    kept: dict[str, list[np.ndarray]] = {name: [] for name in ("largest", *PLACES)}
+    num_images = 0
+    for batch, mask in as_batches(images, encoder.spec, batch_size):
+        seen = jax.tree.map(
+            np.asarray,
+            _observe(encoder.params["image"], jnp.asarray(batch, encoder.dtype), encoder.plan, spec=spec),
+        )
+        mask = np.asarray(mask, bool)
+        norms = np.moveaxis(seen["norms"], 1, 0)[:, :, mask]  # [P, L, B, N]
+        if not np.isfinite(norms).all():
+            block = int(np.argwhere(~np.isfinite(norms))[:, 1].min())
+            raise UserError(
+                f"token norms of block {block} are not finite; the weights or the pictures hold NaN or infinity"
+            )
+        num_images += int(mask.sum())
+        position_maximum = np.maximum(position_maximum, norms.max(axis=2, initial=0.0))
+        bins = np.searchsorted(BIN_EDGES, norms, side="right")
+        for group in range(len(GROUPS)):
+            part = slice(bounds[group], bounds[group + 1])
+            maximum[:, :, group] = np.maximum(maximum[:, :, group], norms[..., part].max(axis=(2, 3), initial=0.0))
+            for place in range(len(PLACES)):
+                for block in range(num_blocks):
+                    histogram[place, block, group] += np.bincount(
+                        bins[place, block, :, part].ravel(), minlength=len(BIN_EDGES) + 1
+                    )
+        sink, drawn = seen["sinks"]
+        sink_count += sink[:, mask].sum(axis=1)
+        attention += drawn[:, mask].sum(axis=1)
+        if sum(len(rows[0]) for rows in kept["largest"]) < KEPT_IMAGES:
+            for name, rows in kept.items():
+                rows.append(seen["extremes"][name][:, mask])
+    if num_images == 0:
+        raise UserError("inspect needs at least one image, got none")
+    rows = {name: np.concatenate(parts, axis=1)[:, :KEPT_IMAGES] for name, parts in kept.items()}
+    return Profile(
+        num_images=num_images,
+        maximum=maximum,
+        median=_percentile(histogram, 0.5),
+        percentile99=_percentile(histogram, 0.99),
+        position_maximum=position_maximum,
+        sinks_per_image=sink_count.sum(axis=1) / num_images,
+        sink_share=sink_count / num_images,
+        sink_attention=attention / num_images,
+        sink_direction=_mean_direction(rows["largest"]),
+        sink_cosine=_mean_cosine(rows["largest"]),
+        ordinary_cosine=_mean_cosine(rows["hidden"]),
+        channel_ratio=np.stack([_channel_ratio(rows[place]) for place in PLACES]),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("spec",))
+def _sink_masks(params: Any, images: Any, plan: Any, *, spec: Any) -> Any:
+    collect = {"sink": functools.partial(_is_sink, num_protected=spec.num_protected)}
+    return image_features(params, images, spec, plan=plan, collect=collect).collected["sink"]
+
+
+def find_sinks(encoder: Encoder, images: Images, *, batch_size: int = 32) -> Bool[np.ndarray, "L n N"]:
+    """Which tokens are sinks at every block's input, image by image (what a picture of them is drawn from)."""
+    masks = [
+        np.asarray(
+            _sink_masks(
+                encoder.params["image"], jnp.asarray(batch, encoder.dtype), encoder.plan, spec=encoder.spec.image
+            )
+        )[:, np.asarray(mask, bool)]
+        for batch, mask in as_batches(images, encoder.spec, batch_size)
+    ]
+    return np.concatenate(masks, axis=1)
+
+
+def _percentile(histogram: np.ndarray, share: float) -> np.ndarray:
+    """The geometric middle of the bin that holds a percentile (an empty histogram gives 0)."""
+    total = histogram.sum(axis=-1, keepdims=True)
+    index = np.argmax(np.cumsum(histogram, axis=-1) >= share * total, axis=-1)
+    middle = np.concatenate([[0.0], np.sqrt(BIN_EDGES[:-1] * BIN_EDGES[1:]), [BIN_EDGES[-1]]])
+    return np.where(total[..., 0] > 0, middle[index], 0.0)
+
+
+def _mean_direction(vectors: Float[np.ndarray, "L n D"]) -> Float[np.ndarray, "L D"]:
+    """Mean of unit vectors, at unit length."""
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    mean = unit.mean(axis=1)
+    return mean / np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
+
+
+def _mean_cosine(vectors: Float[np.ndarray, "L n D"]) -> Float[np.ndarray, "L"]:
+    """Mean cosine between the vectors of different images (1 where there is one image)."""
+    count = vectors.shape[1]
+    if count < 2:
+        return np.ones(len(vectors))
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    return (np.square(unit.sum(axis=1)).sum(axis=-1) - count) / (count * (count - 1))
+
+
+def _channel_ratio(vectors: Float[np.ndarray, "L n C"]) -> Float[np.ndarray, "L"]:
+    """How far the largest channel of ordinary tokens stands above the 95th percentile of channels (mean magnitudes)."""
+    typical = np.abs(vectors).mean(axis=1)
+    return typical.max(axis=-1) / np.maximum(np.percentile(typical, 95, axis=-1), 1e-12)
