@@ -140,7 +140,7 @@ def inspect(encoder: Encoder, images: Images, *, batch_size: int = 32) -> Profil
     Raises UserError for an encoder that is quantised, an empty set, and where norms are not finite (which names the block).
 
     >>> import jax, regcache_jax as rc
-    >>> encoder, images = rc.plant("patch sinks", jax.random.key(0))
+    >>> encoder, images, *truth = rc.plant(["patch sinks"], jax.random.key(0))
     >>> profile = rc.inspect(encoder, images)
     >>> rc.judge(profile).kinds
     ('patch sinks',)
