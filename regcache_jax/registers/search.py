@@ -260,12 +260,12 @@ def search(
     set that is empty, of another shape, not finite, or all alike, for an encoder that is quantised already or whose features are
     not finite, and for a table that belongs to another search.
 
-    >>> import jax, regcache_jax as rc
-    >>> encoder, images, *truth = rc.plant(["patch sinks"], jax.random.key(0))
+    >>> import jax.numpy as jnp, regcache_jax as rc
+    >>> encoder, images, *truth = rc.plant(["patch sinks"])
     >>> result = rc.search(encoder, images, rc.Scheme(8, 8), rc.SearchConfig(max_trials=20))
     >>> result.helps, result.gain > 0.5
     (True, True)
-    >>> int8 = rc.quantize(encoder, images, rc.Scheme(8, 8), result.plan)
+    >>> int8 = rc.quantize(encoder, jnp.asarray(images), rc.Scheme(8, 8), result.plan)
     """
     config = config or SearchConfig()
     if encoder.scheme is not None:
