@@ -18,10 +18,10 @@ from jaxtyping import Array, Float
 from regcache_jax.encoders.encoder import Encoder, encode_image
 from regcache_jax.encoders.serving import TokenRegister, token_rows
 from regcache_jax.encoders.vision import image_features
-from regcache_jax.quantization.quantize import in_batches, quantize
+from regcache_jax.quantization.quantize import quantize
 from regcache_jax.quantization.scheme import Scheme
 from regcache_jax.registers.plan import RegisterPlan, Schedule, make_plan
-from regcache_jax.registers.reference import check_images
+from regcache_jax.registers.reference import check_images, reference_batches
 from regcache_jax.registers.search import SearchResult
 from regcache_jax.registers.trial import Trials, feature_errors
 
@@ -48,8 +48,8 @@ def label_free_error(
 
 def features_of(encoder: Encoder, images: Float[np.ndarray, "n Y X 3"], batch_size: int = 64) -> np.ndarray:
     """Features of an array of images, in batches of one shape."""
-    batches = [np.asarray(_encode(encoder, jnp.asarray(batch))) for batch in in_batches(images, batch_size)]
-    return np.concatenate(batches)[: len(images)]
+    batches = reference_batches(images, batch_size)
+    return np.concatenate([np.asarray(_encode(encoder, jnp.asarray(batch)))[mask] for batch, mask in batches])
 
 
 _encode = jax.jit(encode_image)
@@ -130,11 +130,11 @@ def rivals(
     images = np.asarray(images)
     check_images(images, encoder.spec)
     encoder = encoder.with_plan(None)
-    tuning = images[:TUNING_IMAGES]
+    tuning, calibration = images[:TUNING_IMAGES], jnp.asarray(images)
     l_q, num_blocks = result.sensitive_block, encoder.spec.image.blocks.num_blocks
     start = result.numbers.start
     trials = Trials(encoder, tuning, scheme, (min(start, l_q), min(l_q + 1, num_blocks - 1), l_q, start))
-    table = [("no registers", quantize(encoder, images, scheme))]
+    table = [("no registers", quantize(encoder, calibration, scheme))]
 
     def best_plan(plans: Iterable[RegisterPlan]) -> RegisterPlan:
         return min(plans, key=lambda plan: trials.errors(plan).mean())
@@ -152,7 +152,7 @@ def rivals(
         plans[name] = best_plan(make_plan(key, value, copies=copies, start=start) for copies in COPIES)
     plans["prefix only"] = result.plan.prefix_only()
     plans["RegCache"] = result.plan
-    table += [(name, quantize(encoder, images, scheme, plan)) for name, plan in plans.items()]
+    table += [(name, quantize(encoder, calibration, scheme, plan)) for name, plan in plans.items()]
 
     def best_encoder(makers: Iterable[Callable[[], Encoder]]) -> Encoder:
         return min(
@@ -160,11 +160,11 @@ def rivals(
         )
 
     def moved(count: int) -> Encoder:
-        return quantize(test_time_registers(encoder, tuning[: trials.chunk], l_q, count), images, scheme)
+        return quantize(test_time_registers(encoder, tuning[: trials.chunk], l_q, count), calibration, scheme)
 
     table.append(("test-time registers", best_encoder(functools.partial(moved, count) for count in REGISTER_NEURONS)))
     for name, variants in SCHEMES.items():
         schemes = [dataclasses.replace(scheme, **options) for options in variants]
-        makers = (functools.partial(quantize, encoder, images, own) for own in schemes)
+        makers = (functools.partial(quantize, encoder, calibration, own) for own in schemes)
         table.append((name, best_encoder(makers)))
     return table
