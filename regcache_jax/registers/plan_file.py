@@ -14,6 +14,7 @@ from importlib import metadata as package_metadata
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -80,7 +81,8 @@ def load_plan(path: epath.PathLike) -> tuple[RegisterPlan, dict[str, Any]]:
         )
     try:
         numbers = {name: int(arrays[name].item()) for name in NUMBERS}
-        plan = make_plan(arrays["key"], arrays["value"], copies=arrays["copies"], **numbers)
+        key, value, copies = (jnp.asarray(arrays[name], jnp.float32) for name in ("key", "value", "copies"))
+        plan = make_plan(key, value, copies=copies, **numbers)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
     return plan, metadata
