@@ -105,7 +105,7 @@ def main() -> None:
     if arguments.json is not None:
         partial = arguments.json.with_name(arguments.json.name + ".partial")
         partial.write_text(json.dumps(found, indent=2))
-        partial.rename(arguments.json)
+        partial.replace(arguments.json)
 
 
 if __name__ == "__main__":
