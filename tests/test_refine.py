@@ -33,6 +33,7 @@ def test_offsets_of_zero_leave_a_plan_as_it_is(plan):
         np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_refining_lowers_the_held_back_error_of_a_poor_plan_and_changes_only_rows_that_are_seen(planted, plan):
     seen = []
     result = refine(planted.encoder, planted.images, SCHEME, plan, CONFIG, progress=lambda *row: seen.append(row))
@@ -43,6 +44,7 @@ def test_refining_lowers_the_held_back_error_of_a_poor_plan_and_changes_only_row
     assert not np.allclose(result.plan.key[2:], plan.key[2:]) and result.plan.copies.shape == (4, 4, 1)
 
 
+@pytest.mark.slow
 def test_refining_never_returns_something_worse_than_it_was_given(planted, plan):
     wild = dataclasses.replace(CONFIG, learning_rate=100.0, passes=2)
     result = refine(planted.encoder, planted.images, SCHEME, plan, wild)
@@ -51,6 +53,7 @@ def test_refining_never_returns_something_worse_than_it_was_given(planted, plan)
         assert result.plan is plan
 
 
+@pytest.mark.slow
 def test_refining_stops_when_nothing_has_got_better_for_a_while(planted, plan):
     wild = dataclasses.replace(CONFIG, learning_rate=100.0, passes=20, patience=2)
     assert len(refine(planted.encoder, planted.images, SCHEME, plan, wild).history) < 20
