@@ -142,5 +142,7 @@ def _difference(what: str, ours: np.ndarray, theirs: np.ndarray) -> Difference:
 def _folder(source: str) -> Path:
     found = sources.resolve(source)
     if not (found.folder / "config.json").is_file():
-        raise UserError(f"the check runs transformers, which reads Hugging Face folders; {found.folder} has no config.json")
+        raise UserError(
+            f"the check runs transformers, which reads Hugging Face folders; {found.folder} has no config.json"
+        )
     return found.folder

@@ -56,7 +56,8 @@ class Format:
 
     `marks`: patterns of names that all occur in it and tell it from the others. `model_types`: what a Hugging Face
     `config.json` calls it. `prefixes`: beginnings of names and what to read in their place. `ignored`: patterns of names
-    that carry nothing we use. `interpolation`: how this library resamples positions, where that differs."""
+    that carry nothing we use. `torchscript`: found in TorchScript archives only. `repair`: puts right what early
+    versions of the library wrote otherwise."""
 
     name: str
     marks: tuple[str, ...]
@@ -65,10 +66,12 @@ class Format:
     model_types: tuple[str, ...] = ()
     prefixes: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
+    torchscript: bool = False
+    repair: Callable[[dict[str, StoredTensor]], dict[str, StoredTensor]] = lambda tensors: tensors
 
     def read_names(self, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
         """The tensors by the names the table uses."""
-        return {self._read_name(name): tensor for name, tensor in tensors.items()}
+        return self.repair({self._read_name(name): tensor for name, tensor in tensors.items()})
 
     def _read_name(self, name: str) -> str:
         for start, instead in self.prefixes:
@@ -90,7 +93,21 @@ ACTIVATIONS: dict[str, Activation] = {
     "quick_gelu": "quick_gelu",
     "silu": "silu",
 }
-FILTERS: dict[Any, Filter] = {2: "bilinear", 3: "bicubic", "bilinear": "bilinear", "bicubic": "bicubic"}  # PIL's numbers
+FILTERS: dict[Any, Filter] = {
+    2: "bilinear",
+    3: "bicubic",
+    "bilinear": "bilinear",
+    "bicubic": "bicubic",
+}  # PIL's numbers
+
+
+# Heads are 64 wide but for these widths, which all have 16 of them.
+_SIXTEEN_HEADS = (1152, 1280, 1408, 1536, 1664)
+
+
+def num_heads(width: int) -> int:
+    """The heads of a CLIP or SigLIP tower, which its tensors do not show."""
+    return 16 if width in _SIXTEEN_HEADS else max(1, width // 64)
 
 
 def setting(config: Mapping[str, Any], key: str, default: Any, where: str = "config.json") -> Any:
@@ -133,5 +150,7 @@ def preprocessing(config: Mapping[str, Any], default: Preprocessing) -> Preproce
             f"got {config.get('size')}, {config.get('crop_size')}, {config.get('resample')}"
         )
     if len(mean) != 3 or len(std) != 3:
-        raise UserError(f"preprocessor_config.json: image_mean and image_std should have three numbers, got {mean}, {std}")
+        raise UserError(
+            f"preprocessor_config.json: image_mean and image_std should have three numbers, got {mean}, {std}"
+        )
     return Preprocessing(numbers[1], resize, filter, size, mean, std)

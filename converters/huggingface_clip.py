@@ -104,7 +104,9 @@ def spec(given: Given) -> EncoderSpec:
         pre_norm=True,
         projection=out,
     )
-    result = EncoderSpec(given.name, "clip", image, preprocessing(given.preprocessor, catalog.clip_preprocessing(pixels)))
+    result = EncoderSpec(
+        given.name, "clip", image, preprocessing(given.preprocessor, catalog.clip_preprocessing(pixels))
+    )
     if not given.has("text_model.*"):
         return result
     vocabulary, context = setting(text, "vocab_size", 49408), setting(text, "max_position_embeddings", 77)

@@ -44,7 +44,7 @@ _LARGEST_INDEX = 100 * 2**20  # bytes of JSON or pickle that name tensors; real 
 
 
 def read_tensors(path: Path) -> Tensors:
-    """The tensors of one file, by the way its name ends. Raises UserError for another ending or a file that is not what it says."""
+    """The tensors of one file, by its ending. Raises UserError for another ending or a file that is not what it says."""
     for ending, reader in READERS.items():
         if path.name.endswith(ending):
             return reader(path)
@@ -57,7 +57,9 @@ def safetensors_file(path: Path) -> Tensors:
     with path.open("rb") as file:
         length = struct.unpack("<Q", file.read(8))[0] if size >= 8 else 0
         if not 2 <= length <= min(size - 8, _LARGEST_HEADER):
-            raise UserError(f"{path} is no safetensors file: it says its header has {length} bytes, the file has {size}")
+            raise UserError(
+                f"{path} is no safetensors file: it says its header has {length} bytes, the file has {size}"
+            )
         try:
             header = json.loads(file.read(length))
         except (ValueError, RecursionError) as error:
@@ -76,7 +78,9 @@ def _safetensors_entry(path: Path, name: str, entry: Any, data_start: int, size:
     except (KeyError, TypeError, ValueError):
         well_formed = False
     if not well_formed:
-        raise UserError(f"{path}: the header's entry for {name[:200]} is not well formed or of a type that is not known")
+        raise UserError(
+            f"{path}: the header's entry for {name[:200]} is not well formed or of a type that is not known"
+        )
     if stop - start != math.prod(shape) * dtype.itemsize or data_start + stop > size:
         raise UserError(
             f"{path} is truncated or damaged: {name[:200]} {list(shape)} should end at byte {data_start + stop} of {size}"
@@ -99,7 +103,9 @@ def sharded(index: Path) -> Tensors:
     shards = sorted(set(files.values()))
     missing = [name for name in shards if not (index.parent / name).is_file()]
     if missing:
-        raise UserError(f"{index.parent} lacks {len(missing)} of {len(shards)} shards that {index.name} names: {missing[:5]}")
+        raise UserError(
+            f"{index.parent} lacks {len(missing)} of {len(shards)} shards that {index.name} names: {missing[:5]}"
+        )
     held = {name: read_tensors(index.parent / name) for name in shards}
     absent = sorted(f"{tensor} ({file})" for tensor, file in files.items() if tensor not in held[file])
     if absent:
@@ -176,7 +182,9 @@ def _storage_entry(
     count = last + 1 if math.prod(view.shape) else 0
     if info is None or count * view.dtype.itemsize > info.file_size:
         held = "nothing" if info is None else f"{info.file_size} bytes"
-        raise UserError(f"{path}: {name} {list(view.shape)} needs {count * view.dtype.itemsize} bytes, its storage has {held}")
+        raise UserError(
+            f"{path}: {name} {list(view.shape)} needs {count * view.dtype.itemsize} bytes, its storage has {held}"
+        )
 
     def read() -> np.ndarray:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 @dataclasses.dataclass(frozen=True)
 class Source:
     """A checkpoint on this machine: the file of its weights (or the index of its shards), the folder where its other files
-    stand, and which part of it is wanted (`img`, `txt`, or None for all)."""
+    stand, and which part of it is wanted (`img`, or None for all)."""
 
     asked: str
     weights: Path
@@ -48,8 +49,21 @@ class Source:
     part: str | None = None
 
     def tensors(self) -> Tensors:
-        """The tensors of the file or the shards; nothing is read yet but names and shapes."""
-        return read_tensors(self.weights)
+        """The tensors of the file or the shards, or of the part that is wanted; only names and shapes are read now."""
+        tensors = read_tensors(self.weights)
+        if self.part is None:
+            return tensors
+        return {
+            name: tensor for name, tensor in tensors.items() if name.removeprefix("params/").startswith(f"{self.part}/")
+        }
+
+    @property
+    def torchscript(self) -> bool:
+        """Whether the weights are a TorchScript archive, which also holds code (never read here)."""
+        if not zipfile.is_zipfile(self.weights):
+            return False
+        with zipfile.ZipFile(self.weights) as archive:
+            return any(name.split("/")[1:2] == ["code"] for name in archive.namelist())
 
     def json(self, *names: str) -> dict[str, Any]:
         """The first of these JSON files that stands beside the weights; empty if none does."""
@@ -103,7 +117,9 @@ def resolve(asked: str) -> Source:
 def _split_part(asked: str) -> tuple[Path, str | None]:
     """`file.npz:img` -> the file and the part."""
     name, colon, part = asked.rpartition(":")
-    if colon and part in ("img", "txt") and name.endswith(".npz"):
+    if colon and part == "txt":
+        raise UserError(f"{asked} is a text tower alone; an encoder has an image tower: convert {name} or {name}:img")
+    if colon and part == "img" and name.endswith(".npz"):
         return Path(name), part
     return Path(asked), None
 
@@ -155,7 +171,9 @@ def _from_hub(repository: str, asked: str) -> Path:
         weights = next((name for name in WEIGHT_FILES if name in held), None)
         if weights is None:
             raise UserError(f"{repository} on the hub holds none of {', '.join(WEIGHT_FILES)}")
-        shards = _SHARDS[Path(weights.removesuffix(".index.json")).suffix] if weights.endswith(".index.json") else weights
+        shards = (
+            _SHARDS[Path(weights.removesuffix(".index.json")).suffix] if weights.endswith(".index.json") else weights
+        )
         return Path(huggingface_hub.snapshot_download(repository, allow_patterns=[weights, shards, *side_files]))
     except (HfHubHTTPError, OSError, ValueError) as error:
         if isinstance(error, UserError):
@@ -163,4 +181,6 @@ def _from_hub(repository: str, asked: str) -> Path:
         close = catalog.nearest(asked)
         hint = f"; known names near it: {', '.join(close)}" if close and catalog.find(asked) is None else ""
         reason = str(error).strip().splitlines()[0][:200]
-        raise UserError(f"{repository} is neither a local path nor in the hub's cache, and cannot be fetched ({reason}){hint}") from None
+        raise UserError(
+            f"{repository} is neither a local path nor in the hub's cache, and cannot be fetched ({reason}){hint}"
+        ) from None

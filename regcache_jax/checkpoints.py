@@ -139,6 +139,12 @@ def load(folder: epath.PathLike, *, sharding: jax.sharding.Sharding | None = Non
     return Model(encoder, description, folder)
 
 
+def tokenizer_files(folder: epath.PathLike) -> list[str]:
+    """Names of the tokenizer's files in a model folder: all that is neither description, parameters nor plan."""
+    own = {ENCODER_FILE, PARAMS_FOLDER, PLAN_FILE}
+    return sorted(entry.name for entry in epath.Path(folder).iterdir() if entry.name not in own)
+
+
 def read_description(folder: epath.PathLike) -> dict[str, Any]:
     """`encoder.json` of a model folder. Raises UserError that says what the folder is not."""
     folder = epath.Path(folder)
