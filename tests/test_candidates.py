@@ -39,7 +39,7 @@ def test_candidates_are_the_largest_tokens_with_keys_and_values_of_their_own_ima
     allowed = [*([0] if class_token else []), *range(first, SPEC.image.num_tokens)]  # never the trained register, 1
     for place, block in enumerate((1, 2)):
         norms = np.abs(everything["hidden"][block]).max(axis=-1)
-        order = sorted(((-norms[b, n], b, n) for b in range(len(images)) for n in allowed))[:COUNT]
+        order = sorted((-norms[b, n], b, n) for b in range(len(images)) for n in allowed)[:COUNT]
         np.testing.assert_allclose(found.norm[place], [-row[0] for row in order], rtol=1e-5)
         for rank, (_, b, n) in enumerate(order):
             # another batch size adds in another order: a few units in the last place of values around 1

@@ -24,7 +24,9 @@ def test_planted_sinks_change_no_feature_of_the_float_encoder(sinks):
     np.testing.assert_allclose(with_sinks, plain, atol=1e-6)  # unit features; sinks are 30 logits below all others
 
 
-@pytest.mark.parametrize("kinds", [(), *((kind,) for kind in KINDS), KINDS], ids=lambda kinds: " + ".join(kinds) or "none")
+@pytest.mark.parametrize(
+    "kinds", [(), *((kind,) for kind in KINDS), KINDS], ids=lambda kinds: " + ".join(kinds) or "none"
+)
 def test_each_planted_kind_gets_its_own_verdict_and_a_mixture_gets_all(kinds):
     planted = plant(kinds, num_images=16)
     verdict = rc.judge(rc.inspect(planted.encoder, planted.images))
@@ -54,7 +56,9 @@ def check_restored(planted, config):
     reference = features_of(plain.encoder, plain.images, 16)
 
     def error(encoder, plan=None):
-        return label_free_error(rc.quantize(encoder, jnp.asarray(planted.images), scheme, plan), planted.images, reference)
+        return label_free_error(
+            rc.quantize(encoder, jnp.asarray(planted.images), scheme, plan), planted.images, reference
+        )
 
     without_sinks = error(plain.encoder)
     assert error(planted.encoder) > 5 * without_sinks
@@ -76,7 +80,9 @@ def test_the_plan_restores_the_features_of_the_encoder_without_sinks(sinks):
 def test_the_same_holds_at_the_shape_of_vit_b16():
     planted = plant(["patch sinks"], spec=VIT_B16, num_images=8)
     check_recovery(planted)
-    check_restored(planted, rc.SearchConfig(copies=(15.0,), delete_counts=(0,), back=0, registers=(1,), rounds=0, chunk=8))
+    check_restored(
+        planted, rc.SearchConfig(copies=(15.0,), delete_counts=(0,), back=0, registers=(1,), rounds=0, chunk=8)
+    )
 
 
 def test_sensitivity_is_largest_at_the_second_mlp_layer_of_the_planted_block(sinks):

@@ -88,7 +88,9 @@ def plant(
     channels = rng.permutation(spec.image.blocks.width)
     marker, sink, found, class_marker, register_marker = channels[:20].reshape(5, 4)
     offset = channels[20]
-    params = jax.tree.map(lambda leaf: np.array(leaf), jax.jit(init_params, static_argnums=0)(spec, jax.random.key(seed)))["image"]
+    params = jax.tree.map(
+        lambda leaf: np.array(leaf), jax.jit(init_params, static_argnums=0)(spec, jax.random.key(seed))
+    )["image"]
     _set_aside(params, channels[:21])
     amplitude = STRENGTH * math.sqrt(spec.image.blocks.width) / 2
     pattern = rng.choice(np.array([-1, 1], np.float32), (spec.image.patch_size, spec.image.patch_size, 3))

@@ -74,7 +74,7 @@ def moved(plan: RegisterPlan, offsets: Offsets) -> RegisterPlan:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "scheme", "first", "unit", "optimizer"))
+@functools.partial(jax.jit, static_argnames=("spec", "scheme", "first", "unit"))
 def _step(
     offsets: Offsets,
     state: Any,
@@ -83,12 +83,12 @@ def _step(
     hidden: Any,
     reference: Any,
     mask: Any,
+    learning_rate: Any,
     *,
     spec: Any,
     scheme: Scheme,
     first: int,
     unit: bool,
-    optimizer: optax.GradientTransformation,
 ) -> tuple[Offsets, Any]:
     def loss(offsets: Offsets) -> Float[Array, ""]:
         output = run_blocks(
@@ -100,7 +100,9 @@ def _step(
         errors = jnp.sum(jnp.square(features - reference), axis=-1) / jnp.sum(jnp.square(reference), axis=-1)
         return jnp.sum(jnp.where(mask, errors, 0.0)) / jnp.sum(mask, dtype=jnp.float32)
 
-    updates, state = optimizer.update(jax.grad(loss)(offsets), state, offsets)
+    gradient = jax.grad(loss)(offsets)
+    with jax.numpy_dtype_promotion("standard"):  # optax divides by powers of an int32 count
+        updates, state = optax.adam(learning_rate).update(gradient, state, offsets)
     return optax.apply_updates(offsets, updates), state
 
 
@@ -138,8 +140,7 @@ def refine(
     copies = plan.copies.reshape(plan.copies.shape + (1,) * (3 - plan.copies.ndim))
     shape = (plan.num_blocks, plan.key.shape[2], plan.key.shape[1])
     offsets = Offsets(jnp.zeros_like(plan.key), jnp.zeros_like(plan.value), jnp.broadcast_to(jnp.log(copies), shape))
-    optimizer = optax.adam(config.learning_rate)
-    state = optimizer.init(offsets)
+    state = optax.adam(config.learning_rate).init(offsets)
     current = moved(plan, offsets)
     before = float(trials.errors(current)[held_from:].mean())
     best, best_error, history = plan, before, []
@@ -149,8 +150,8 @@ def refine(
         for index in training:
             hidden, reference, mask = trials.quantized_chunk(index, first)
             offsets, state = _step(
-                offsets, state, plan, params, hidden, reference, mask,
-                spec=spec, scheme=scheme, first=first, unit=unit, optimizer=optimizer,
+                offsets, state, plan, params, hidden, reference, mask, jnp.float32(config.learning_rate),
+                spec=spec, scheme=scheme, first=first, unit=unit,
             )  # fmt: skip
         current = moved(plan, offsets)
         error = float(trials.errors(current)[held_from:].mean())

@@ -87,7 +87,7 @@ def _largest_activations(params: Any, images: Any, *, spec: Any) -> Float[Array,
     return image_features(params, images, spec, collect={"largest": largest}).collected["largest"]
 
 
-def test_time_registers(
+def move_register_neurons(
     encoder: Encoder, images: Float[np.ndarray, "B Y X 3"], block: int, num_neurons: int
 ) -> Encoder:
     """Register neurons moved to an extra token (2506.08010): the same float encoder with those neurons silent, and a plan.
@@ -99,20 +99,27 @@ def test_time_registers(
     spec, params = encoder.spec.image, encoder.params["image"]
     blocks = params["blocks"]
     activation = np.array(_largest_activations(params, jnp.asarray(images, encoder.dtype), spec=spec))
-    kernel = np.array(blocks["mlp"]["fc2"]["kernel"], np.float32)
-    rows = kernel * (np.asarray(blocks["layer_scale2"])[:, None] if spec.blocks.layer_scale else 1.0)
+    rows = np.array(blocks["mlp"]["fc2"]["kernel"], np.float32)
+    if spec.blocks.layer_scale:
+        rows *= np.asarray(blocks["layer_scale2"], np.float32)[:, None]
     added = np.abs(activation) * np.abs(rows).max(axis=-1)
     added[block + 1 :] = 0.0
     chosen = np.unravel_index(np.argsort(-added, axis=None, kind="stable")[:num_neurons], added.shape)
     hidden = (activation[chosen][:, None] * rows[chosen]).sum(axis=0)
-    kernel[chosen] = 0.0
-    silent = {**blocks["mlp"]["fc2"], "kernel": jnp.asarray(kernel, encoder.dtype)}
-    blocks = {**blocks, "mlp": {**blocks["mlp"], "fc2": silent}}
+    silent = {name: jnp.asarray(_silence(leaf, chosen)) for name, leaf in blocks["mlp"]["fc1"].items()}
+    blocks = {**blocks, "mlp": {**blocks["mlp"], "fc1": silent}}
     encoder = encoder.replace(params={**encoder.params, "image": {**params, "blocks": blocks}})
     start, stop = min(block + 1, spec.blocks.num_blocks - 1), spec.blocks.num_blocks
     register = TokenRegister(jnp.asarray(hidden, jnp.float32)[None], jnp.float32(1.0))
     key, value = token_rows(blocks, register, spec.blocks, Schedule(start, stop, 0, 0))
     return encoder.with_plan(make_plan(key, value, start=start))
+
+
+def _silence(leaf: Float[Array, "L ... F"], chosen: tuple[np.ndarray, ...]) -> np.ndarray:
+    """Zeros in the weights or bias that lead to the chosen (block, neuron) pairs: every activation of 0 is 0."""
+    array = np.array(leaf)
+    array[chosen[0], ..., chosen[1]] = 0
+    return array
 
 
 def rivals(
@@ -160,7 +167,7 @@ def rivals(
         )
 
     def moved(count: int) -> Encoder:
-        return quantize(test_time_registers(encoder, tuning[: trials.chunk], l_q, count), calibration, scheme)
+        return quantize(move_register_neurons(encoder, tuning[: trials.chunk], l_q, count), calibration, scheme)
 
     table.append(("test-time registers", best_encoder(functools.partial(moved, count) for count in REGISTER_NEURONS)))
     for name, variants in SCHEMES.items():
