@@ -215,14 +215,8 @@ def _with(node: Any, place: list[str], value: Any) -> Any:
 
 
 def _tokenizer_files(tokenizer: Path) -> list[Path]:
-    """The files that --tokenizer names. Raises UserError if there are none."""
-    tokenizer = Path(tokenizer)
-    if tokenizer.is_dir():
-        files = [tokenizer / name for name in sources.TOKENIZER_FILES if (tokenizer / name).is_file()]
-    else:
-        files = [tokenizer] if tokenizer.is_file() else []
-    if not files:
-        raise UserError(
-            f"{tokenizer} is neither a tokenizer file nor a folder with one ({', '.join(sources.TOKENIZER_FILES)})"
-        )
-    return files
+    """The file that --tokenizer names. Raises UserError if there is none."""
+    file = Path(tokenizer) / sources.TOKENIZER_FILE if Path(tokenizer).is_dir() else Path(tokenizer)
+    if file.name != sources.TOKENIZER_FILE or not file.is_file():
+        raise UserError(f"--tokenizer should be a {sources.TOKENIZER_FILE} or a folder that holds one, got {tokenizer}")
+    return [file]

@@ -23,16 +23,15 @@ WEIGHT_FILES = (
     "open_clip_pytorch_model.bin",
     "flax_model.msgpack",
 )
-TOKENIZER_FILES = (
-    "tokenizer.json",
+TOKENIZER_FILE = "tokenizer.json"
+_SIDE_FILES = (
+    TOKENIZER_FILE,
     "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "tokenizer.model",
+    "config.json",
+    "open_clip_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
 )
-_SIDE_FILES = ("config.json", "open_clip_config.json", "preprocessor_config.json", "processor_config.json")
 _SHARDS = {".safetensors": "model-*-of-*.safetensors", ".bin": "pytorch_model-*-of-*.bin"}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -78,8 +77,8 @@ class Source:
         return [self.weights.parent / name for name in names]
 
     def tokenizer_files(self) -> list[Path]:
-        """The tokenizer's files that stand beside the weights."""
-        return [self.folder / name for name in TOKENIZER_FILES if (self.folder / name).is_file()]
+        """The tokenizer's file, if it stands beside the weights."""
+        return [self.folder / TOKENIZER_FILE] if (self.folder / TOKENIZER_FILE).is_file() else []
 
 
 def sha256(file: Path) -> str:
@@ -159,7 +158,6 @@ def _from_hub(repository: str, asked: str) -> Path:
         raise UserError(
             f"{asked} is not on this machine; to fetch it from the hub: pip install regcache-jax[hub]"
         ) from None
-    side_files = [*_SIDE_FILES, *TOKENIZER_FILES]
     try:
         cached = Path(huggingface_hub.snapshot_download(repository, local_files_only=True))
         if any((cached / name).is_file() for name in WEIGHT_FILES):
@@ -174,7 +172,7 @@ def _from_hub(repository: str, asked: str) -> Path:
         shards = (
             _SHARDS[Path(weights.removesuffix(".index.json")).suffix] if weights.endswith(".index.json") else weights
         )
-        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=[weights, shards, *side_files]))
+        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=[weights, shards, *_SIDE_FILES]))
     except (HfHubHTTPError, OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise

@@ -27,7 +27,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.parameters import parameter_shapes
+from regcache_jax.encoders.preprocess import preprocess
 from regcache_jax.encoders.spec import EncoderSpec
+from regcache_jax.encoders.tokenizers import load_tokenizer
 from regcache_jax.errors import UserError
 from regcache_jax.quantization.aqt import QuantizedTensor
 from regcache_jax.quantization.scheme import Scheme
@@ -48,15 +50,11 @@ class Model:
 
     def preprocess(self, image: Any) -> np.ndarray:
         """A picture (PIL, path or bytes) as the float32 array `[S, S, 3]` that the image tower takes."""
-        from regcache_jax.encoders.preprocess import preprocess
-
         return preprocess(image, self.encoder.spec.preprocessing)
 
     @property
     def tokenize(self) -> Callable[[list[str]], np.ndarray]:
         """From texts to int32 ids `[n, T]`. Raises UserError for an encoder without text or without tokenizer files."""
-        from regcache_jax.encoders.tokenizers import load_tokenizer
-
         spec = self.encoder.spec
         if spec.tokenization is None:
             raise UserError(f"{spec.name} reads no text")

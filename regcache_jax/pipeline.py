@@ -336,7 +336,7 @@ def write_array(path: epath.Path, array: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(buffer.getvalue())
-    partial.rename(path)
+    partial.replace(path)
 
 
 def run(config: ConfigDict, workdir: epath.PathLike, observer: Observer | None = None) -> list[results.Row]:

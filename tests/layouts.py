@@ -10,7 +10,9 @@ import torch
 State = Mapping[str, torch.Tensor]
 
 
-def _packed(state: State, block: str, leaf: str, names: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")) -> torch.Tensor:
+def _packed(
+    state: State, block: str, leaf: str, names: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
+) -> torch.Tensor:
     return torch.cat([state[f"{block}.{name}.{leaf}"] for name in names])
 
 
@@ -132,7 +134,9 @@ def meta_from_dinov2(state: State, blocks: int) -> dict[str, torch.Tensor]:
 
 def timm_from_meta(meta: State) -> dict[str, torch.Tensor]:
     """timm's DINOv2: with registers the class token carries its position, and the table loses its first row."""
-    out = {name.replace("w12", "fc1").replace("w3", "fc2"): tensor for name, tensor in meta.items() if name != "mask_token"}
+    out = {
+        name.replace("w12", "fc1").replace("w3", "fc2"): tensor for name, tensor in meta.items() if name != "mask_token"
+    }
     if "register_tokens" in out:
         out["reg_token"] = out.pop("register_tokens")
         out["cls_token"] = out["cls_token"] + out["pos_embed"][:, :1]
@@ -172,7 +176,9 @@ def big_vision_from_siglip(state: State, image_blocks: int, text_blocks: int, he
     def dense(new: str, weight: np.ndarray, bias: np.ndarray) -> None:
         out[f"{new}/kernel"], out[f"{new}/bias"] = weight.T, bias
 
-    def attention(new: str, projections: list[tuple[np.ndarray, np.ndarray]], weight: np.ndarray, bias: np.ndarray) -> None:
+    def attention(
+        new: str, projections: list[tuple[np.ndarray, np.ndarray]], weight: np.ndarray, bias: np.ndarray
+    ) -> None:
         width = weight.shape[0]
         for name, (kernel, offset) in zip(("query", "key", "value"), projections, strict=True):
             out[f"{new}/{name}/kernel"] = kernel.T.reshape(width, heads, width // heads)
@@ -183,12 +189,18 @@ def big_vision_from_siglip(state: State, image_blocks: int, text_blocks: int, he
     def norm(new: str, old: str) -> None:
         out[f"{new}/scale"], out[f"{new}/bias"] = arrays[f"{old}.weight"], arrays[f"{old}.bias"]
 
-    for tower, new, count in (("vision_model", "img/Transformer", image_blocks), ("text_model", "txt/Encoder_0", text_blocks)):
+    for tower, new, count in (
+        ("vision_model", "img/Transformer", image_blocks),
+        ("text_model", "txt/Encoder_0", text_blocks),
+    ):
         for block in range(count):
             old, here = f"{tower}.encoder.layers.{block}", f"{new}/encoderblock_{block}"
             norm(f"{here}/LayerNorm_0", f"{old}.layer_norm1")
             norm(f"{here}/LayerNorm_1", f"{old}.layer_norm2")
-            pairs = [(arrays[f"{old}.self_attn.{n}.weight"], arrays[f"{old}.self_attn.{n}.bias"]) for n in ("q_proj", "k_proj", "v_proj")]
+            pairs = [
+                (arrays[f"{old}.self_attn.{n}.weight"], arrays[f"{old}.self_attn.{n}.bias"])
+                for n in ("q_proj", "k_proj", "v_proj")
+            ]
             last = f"{old}.self_attn.out_proj"
             attention(f"{here}/MultiHeadDotProductAttention_0", pairs, arrays[f"{last}.weight"], arrays[f"{last}.bias"])
             for layer in (0, 1):
@@ -202,7 +214,9 @@ def big_vision_from_siglip(state: State, image_blocks: int, text_blocks: int, he
     out["img/pos_embedding"] = arrays[f"{embeddings}.position_embedding.weight"][None]
     out["img/MAPHead_0/probe"] = arrays[f"{head}.probe"]
     packed = zip(
-        np.split(arrays[f"{head}.attention.in_proj_weight"], 3), np.split(arrays[f"{head}.attention.in_proj_bias"], 3), strict=True
+        np.split(arrays[f"{head}.attention.in_proj_weight"], 3),
+        np.split(arrays[f"{head}.attention.in_proj_bias"], 3),
+        strict=True,
     )
     attention(
         "img/MAPHead_0/MultiHeadDotProductAttention_0",
@@ -226,6 +240,10 @@ def scanned(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     out = {name: array for name, array in arrays.items() if "encoderblock_" not in name}
     for name in arrays:
         if "encoderblock_0/" in name:
-            stack = [arrays[other] for other in (name.replace("_0/", f"_{block}/", 1) for block in range(99)) if other in arrays]
+            stack = [
+                arrays[other]
+                for other in (name.replace("encoderblock_0/", f"encoderblock_{block}/") for block in range(99))
+                if other in arrays
+            ]
             out[name.replace("encoderblock_0/", "encoderblock/")] = np.stack(stack)
     return out

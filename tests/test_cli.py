@@ -14,7 +14,7 @@ from regcache_jax.cli.main import COMMANDS, main
 from regcache_jax.demo.bundled import bundled_model
 
 MODEL = str(bundled_model())
-DATA = ["--dataset", "emoji", "--limit", "24"]
+DATA = ["--dataset", "emoji", "--limit", "32"]
 
 
 @pytest.fixture
@@ -106,10 +106,10 @@ def test_the_whole_flow_from_inspect_to_embed(regcache, tmp_path):
     assert json.loads((tmp_path / "i.json").read_text())["verdict"]["sensitive_block"] == 4
 
     plan, table = tmp_path / "plan.safetensors", tmp_path / "trials.jsonl"
-    search = ["search", MODEL, *DATA, "--max-trials", "12", "--out", plan, "--table", table]
+    search = ["search", MODEL, *DATA, "--max-trials", "60", "--out", plan, "--table", table]
     status, out, err = regcache(*search)
     assert status == 0 and "take away" in out, err
-    assert len(table.read_text().splitlines()) == 13
+    assert len(table.read_text().splitlines()) == 61
     assert regcache(*search)[0] == 1  # the plan exists
 
     model8 = tmp_path / "model8"

@@ -51,7 +51,7 @@ def save_plan(path: epath.PathLike, plan: RegisterPlan, metadata: Mapping[str, A
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         partial.write_bytes(safetensors.numpy.save(arrays, {"regcache": json.dumps(header, sort_keys=True)}))
-        partial.rename(path)
+        partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise

@@ -128,7 +128,10 @@ class Trials:
         self.num_chunks = -(-self.num_images // self.chunk)
         devices = jax.local_devices()
         self._rows = -(-self.chunk // len(devices)) * len(devices)
-        self._sharding = NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec("data"))
+        mesh = Mesh(np.array(devices), ("data",))
+        self._sharding = NamedSharding(mesh, PartitionSpec("data"))
+        image = jax.device_put(self.encoder.params["image"], NamedSharding(mesh, PartitionSpec()))
+        self.encoder = self.encoder.replace(params={"image": image})  # a loaded encoder lies on one device
         shape = (self._rows, self.spec.num_tokens, self.spec.blocks.width)
         self.float_states, self.quantized_states = (
             States(self.entries, self.num_chunks, shape, self.encoder.dtype, self.memory_limit // 2) for _ in range(2)

@@ -55,7 +55,7 @@ def write_page(path: epath.PathLike, rows: Sequence[Json], story: Json) -> None:
     path = epath.Path(path)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     partial.write_text(page(rows, story))
-    partial.rename(path)
+    partial.replace(path)
 
 
 def read_story(workdir: epath.PathLike) -> tuple[list[Json], Json]:
