@@ -110,8 +110,8 @@ def registers_from(
     value = np.asarray(candidates.value[target])[valid]
     labels = _cluster(np.concatenate([key, value], axis=-1).reshape(len(key), -1), num_registers)
     clusters = [labels == index for index in range(labels.max() + 1)]
-    means = (jnp.asarray(np.stack([rows[own].mean(axis=0) for own in clusters], axis=1)) for rows in (key, value))
-    return (*means, np.array([own.mean() for own in clusters], np.float32))
+    mean_key, mean_value = (np.stack([rows[own].mean(axis=0) for own in clusters], axis=1) for rows in (key, value))
+    return jnp.asarray(mean_key), jnp.asarray(mean_value), np.array([own.mean() for own in clusters], np.float32)
 
 
 def _cluster(points: np.ndarray, count: int, rounds: int = 20) -> np.ndarray:

@@ -94,7 +94,7 @@ def _trial_features(
     return normalize(features) if unit else features.astype(jnp.float32)
 
 
-PROGRAMS = (_float_states, _quantized_states, _trial_ranges, _trial_features)
+PROGRAMS: tuple[Any, ...] = (_float_states, _quantized_states, _trial_ranges, _trial_features)
 
 
 def compilations() -> int:
