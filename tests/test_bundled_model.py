@@ -27,7 +27,16 @@ TEXT_FEATURES = (
     (-0.00033, 0.03635, -0.05805, -0.02405, -0.02392, -0.01577),
     (-0.05521, 0.04560, 0.08361, -0.02834, -0.05781, 0.05138),
 )
-BLOCK_INPUTS = (5.888, 12.479, 30.956, 29.473, 28.317, 237.373, 300.602, 300.602)  # largest magnitude at each block's input
+BLOCK_INPUTS = (
+    5.888,
+    12.479,
+    30.956,
+    29.473,
+    28.317,
+    237.373,
+    300.602,
+    300.602,
+)  # largest magnitude at each block's input
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +88,10 @@ def test_it_has_1_8_million_image_and_a_quarter_million_text_parameters():
 
 
 def test_weights_were_shipped_in_float16_and_are_finite(model):
-    for leaf in (model.encoder.params["image"]["blocks"]["mlp"]["fc1"]["kernel"], model.encoder.params["text"]["embedding"]):
+    for leaf in (
+        model.encoder.params["image"]["blocks"]["mlp"]["fc1"]["kernel"],
+        model.encoder.params["text"]["embedding"],
+    ):
         values = np.asarray(leaf)
         assert np.isfinite(values).all()
         np.testing.assert_array_equal(values, values.astype(np.float16).astype(np.float32))
