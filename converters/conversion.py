@@ -11,8 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict
-
-from regcache_jax import checkpoints
 from regcache_jax.converters import (
     big_vision,
     huggingface_clip,
@@ -28,6 +26,8 @@ from regcache_jax.converters import (
 from regcache_jax.converters.engine import assemble, disassemble
 from regcache_jax.converters.formats import Format, Given
 from regcache_jax.converters.readers import Tensors
+
+from regcache_jax import checkpoints
 from regcache_jax.encoders import catalog
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.parameters import parameter_shapes

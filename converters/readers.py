@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import serialization
 from flax.traverse_util import flatten_dict
-
 from regcache_jax.converters import pickles
 from regcache_jax.converters.engine import StoredTensor
+
 from regcache_jax.errors import UserError
 
 Tensors = dict[str, StoredTensor]
