@@ -32,9 +32,12 @@ _HOMES = {
     "make_plan": "registers.plan",
     "plant": "registers.planted",
     "quantize": "quantization.quantize",
+    "refine": "registers.refine",
+    "rivals": "registers.rivals",
     "save": "checkpoints",
     "save_plan": "registers.plan_file",
     "search": "registers.search",
+    "sensitivity": "registers.sensitivity",
 }
 
 __all__ = sorted(_HOMES)

@@ -235,8 +235,9 @@ class Experiment:
             features_file = self.workdir.path / "features" / f"{fingerprint(made_from)}.npy"
 
             def make(
-                name: str = name, scheme: str = scheme, kind: str = kind, file: epath.Path = features_file
-            ) -> Json:
+                name: str = name, scheme: str = scheme, kind: str = kind, file: epath.Path = features_file,
+                reference: np.ndarray | None = reference,
+            ) -> Json:  # fmt: skip
                 nonlocal vectors
                 vectors = self.vectors() if vectors is None else vectors
                 found = self._measure(self.quantized(scheme, kind), vectors, reference, len(data))
@@ -261,7 +262,7 @@ class Experiment:
                     task="zeroshot_classification",
                     metrics=result["metrics"],
                     quantization=quantization,
-                )  # fmt: skip
+                )
             )
         return rows
 
@@ -335,7 +336,7 @@ def write_array(path: epath.Path, array: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(buffer.getvalue())
-    partial.rename(path)
+    partial.replace(path)
 
 
 def run(config: ConfigDict, workdir: epath.PathLike, observer: Observer | None = None) -> list[results.Row]:

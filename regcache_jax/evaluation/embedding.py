@@ -87,4 +87,4 @@ def write_embeddings(path: epath.PathLike, embedded: Embedded, texts: Float[np.n
     np.savez(buffer, **arrays, **({} if texts is None else {"text_features": texts.astype(np.float32)}))
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     partial.write_bytes(buffer.getvalue())
-    partial.rename(path)
+    partial.replace(path)

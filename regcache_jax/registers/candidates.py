@@ -52,19 +52,21 @@ def _merge(
     seen = Seen(**collected)
     batch, num_tokens = images.shape[0], seen.norm.shape[2]
     position = jnp.arange(num_tokens, dtype=jnp.int32)
-    first = 0 if class_token else int(spec.class_token)
-    eligible = mask[:, None] & (position >= first) & ~((position >= spec.class_token) & (position < spec.num_protected))
+    is_candidate = position >= spec.num_protected
+    if class_token and spec.class_token:
+        is_candidate |= position == 0
+    eligible = mask[:, None] & is_candidate
     norms = jnp.where(eligible, seen.norm[targets], -1.0).reshape(len(targets), batch * num_tokens)
     top, index = jax.lax.top_k(norms, min(count, batch * num_tokens))
 
-    def rows(values: Float[Array, "L B N H K"]) -> Float[Array, "T C L H K"]:
+    def rows(values: Float[Array, "L B N H K"]) -> Float[Array, "T M L H K"]:
         flat = values.reshape(values.shape[0], batch * num_tokens, *values.shape[3:])
         return jnp.moveaxis(flat[:, index], 0, 2)  # [L, T, C, H, K] -> [T, C, L, H, K]
 
     merged_norm = jnp.concatenate([running.norm, top], axis=1)
     best, order = jax.lax.top_k(merged_norm, count)
 
-    def keep(old: Float[Array, "T C L H K"], new: Float[Array, "T C L H K"]) -> Float[Array, "T C L H K"]:
+    def keep(old: Float[Array, "T C L H K"], new: Float[Array, "T M L H K"]) -> Float[Array, "T C L H K"]:
         joined = jnp.concatenate([old, new.astype(jnp.float32)], axis=1)
         return jnp.take_along_axis(joined, order[:, :, None, None, None], axis=1)
 

@@ -35,10 +35,14 @@ def delete_largest(
     hidden: Float[Array, "B N D"], count: int, num_protected: int
 ) -> tuple[Float[Array, "B M D"], Int[Array, "B M"]]:
     """Drops the `count` tokens of largest norm. Returns the M = N - count others in their order, and their positions."""
-    num_kept = hidden.shape[1] - count
-    marked = mark_largest(hidden, count, num_protected)
-    kept = jnp.argsort(marked, axis=-1, stable=True)[:, :num_kept].astype(jnp.int32)
-    return jnp.take_along_axis(hidden, kept[..., None], axis=1), kept
+    kept = ~mark_largest(hidden, count, num_protected)
+    place = jnp.cumsum(kept, axis=-1, dtype=jnp.int32) - 1
+    wanted = jnp.arange(hidden.shape[1] - count, dtype=jnp.int32)
+    chosen = kept[:, None, :] & (
+        place[:, None, :] == wanted[:, None]
+    )  # [B, M, N], one True a row: a product needs no sort
+    tokens = jnp.einsum("bmn,bnd->bmd", chosen.astype(hidden.dtype), hidden, precision="highest")
+    return tokens, jnp.argmax(chosen, axis=-1).astype(jnp.int32)
 
 
 def fill_deleted(patches: Float[Array, "B M D"], positions: Int[Array, "B M"], grid: int) -> Float[Array, "B P D"]:

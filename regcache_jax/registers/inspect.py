@@ -139,8 +139,8 @@ def inspect(encoder: Encoder, images: Images, *, batch_size: int = 32) -> Profil
 
     Raises UserError for an encoder that is quantised, an empty set, and where norms are not finite (which names the block).
 
-    >>> import jax, regcache_jax as rc
-    >>> encoder, images = rc.plant("patch sinks", jax.random.key(0))
+    >>> import regcache_jax as rc
+    >>> encoder, images, *truth = rc.plant(["patch sinks"])
     >>> profile = rc.inspect(encoder, images)
     >>> rc.judge(profile).kinds
     ('patch sinks',)

@@ -16,7 +16,8 @@ from regcache_jax.report.plots import heat_map, norms_by_block
 Json = dict[str, Any]
 
 STYLE = """
-:root{color-scheme:light dark;--ink:#1c1917;--soft:#57534e;--paper:#fafaf9;--card:#fff;--edge:#e7e5e4;--first:#c2410c;--second:#0f766e}
+:root{color-scheme:light dark;--ink:#1c1917;--soft:#57534e;--paper:#fafaf9;--card:#fff;--edge:#e7e5e4;
+--first:#c2410c;--second:#0f766e}
 @media(prefers-color-scheme:dark){:root{--ink:#e7e5e4;--soft:#a8a29e;--paper:#1c1917;--card:#292524;--edge:#44403c;
 --first:#fb923c;--second:#2dd4bf}}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,sans-serif}
@@ -28,7 +29,8 @@ table{border-collapse:collapse;background:var(--card);font-variant-numeric:tabul
 th,td{padding:.35rem .7rem;border-bottom:1px solid var(--edge);text-align:right;white-space:nowrap}
 th:first-child,td:first-child,th:nth-child(2),td:nth-child(2){text-align:left}
 tr.full td{font-weight:650}tr.first td{border-top:2px solid var(--soft)}
-.maps{display:flex;flex-wrap:wrap;gap:1rem}.maps figure{margin:0;background:var(--card);padding:.6rem;border:1px solid var(--edge)}
+.maps{display:flex;flex-wrap:wrap;gap:1rem}.maps figure{margin:0;background:var(--card);padding:.6rem;
+border:1px solid var(--edge)}
 .maps .row{display:flex;gap:.4rem}.maps svg,.maps img{width:104px;height:104px;display:block}
 figcaption{font-size:.8rem;color:var(--soft)}
 """
@@ -53,7 +55,7 @@ def write_page(path: epath.PathLike, rows: Sequence[Json], story: Json) -> None:
     path = epath.Path(path)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     partial.write_text(page(rows, story))
-    partial.rename(path)
+    partial.replace(path)
 
 
 def read_story(workdir: epath.PathLike) -> tuple[list[Json], Json]:

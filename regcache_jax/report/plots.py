@@ -20,7 +20,7 @@ def lines(
     high = max(high, low + 1)
     count = max(len(row) for row in series.values())
 
-    def x(index: float) -> float:
+    def x(index: int) -> float:
         return LEFT + index * (WIDTH - LEFT - RIGHT) / max(count - 1, 1)
 
     def y(value: float) -> float:
@@ -76,7 +76,7 @@ def heat_map(rows: Sequence[Sequence[float]], largest: float, size: int = 128, t
     return "".join([*parts, "</svg>"])
 
 
-def _open(width: float, height: float, title: str) -> str:
+def _open(width: int, height: int, title: str) -> str:
     return (
         f'<svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg" role="img" font-family="system-ui, sans-serif" '
         f'font-size="12" style="max-width:{width}px;width:100%"><title>{html.escape(title)}</title>'
@@ -84,5 +84,5 @@ def _open(width: float, height: float, title: str) -> str:
     )
 
 
-def _text(x: float, y: float, text: str, anchor: str) -> str:
+def _text(x: int | float, y: int | float, text: str, anchor: str) -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'
