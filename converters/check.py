@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from regcache_jax.converters import sources
 
 from regcache_jax.checkpoints import Model
-from regcache_jax.converters import sources
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.text import text_features
 from regcache_jax.encoders.vision import image_features

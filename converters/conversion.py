@@ -11,8 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict
-
-from regcache_jax import checkpoints
 from regcache_jax.converters import (
     big_vision,
     huggingface_clip,
@@ -28,6 +26,8 @@ from regcache_jax.converters import (
 from regcache_jax.converters.engine import assemble, disassemble
 from regcache_jax.converters.formats import Format, Given
 from regcache_jax.converters.readers import Tensors
+
+from regcache_jax import checkpoints
 from regcache_jax.encoders import catalog
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.parameters import parameter_shapes
@@ -35,6 +35,7 @@ from regcache_jax.encoders.spec import Activation, EncoderSpec, Filter
 from regcache_jax.errors import UserError
 
 CONVERTER_VERSION = 1
+LARGEST_DEPTH = 1000
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 FORMATS: tuple[Format, ...] = (
     huggingface_clip.FORMAT,
@@ -134,6 +135,7 @@ def read_checkpoint(
         row=row,
     )
     spec = choose(format.spec(given), choices or {})
+    check_sizes(spec)
     shapes = {path: leaf.shape for path, leaf in flatten_dict(parameter_shapes(spec), sep="/").items()}
     params = assemble(
         tensors,
@@ -161,6 +163,25 @@ def recognise(tensors: Tensors, config: Mapping[str, Any], source: sources.Sourc
         f"{source.weights} is in no layout that is known ({', '.join(format.name for format in FORMATS)}); "
         f"it holds {len(tensors)} tensors: {shown}"
     )
+
+
+def check_sizes(spec: EncoderSpec) -> None:
+    """Raises UserError for sizes that no encoder has, before anything is made of them."""
+    towers = {"image": spec.image.blocks} | ({} if spec.text is None else {"text": spec.text.blocks})
+    faults = [
+        f"{tower}: {blocks.num_heads} heads do not divide a width of {blocks.width}"
+        for tower, blocks in towers.items()
+        if blocks.num_heads < 1 or blocks.width % blocks.num_heads
+    ]
+    faults += [
+        f"{tower}: {blocks.num_blocks} blocks; known encoders have at most 56"
+        for tower, blocks in towers.items()
+        if not 1 <= blocks.num_blocks <= LARGEST_DEPTH
+    ]
+    if spec.image.grid < 1:
+        faults.append(f"pictures of {spec.image.image_size} px hold no patch of {spec.image.patch_size} px")
+    if faults:
+        raise UserError(f"{spec.name} has impossible sizes: {'; '.join(faults)}")
 
 
 def choose(spec: EncoderSpec, choices: Mapping[str, Any]) -> EncoderSpec:

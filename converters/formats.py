@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from regcache_jax.converters.engine import Rule, StoredTensor
+
 from regcache_jax.encoders import catalog
 from regcache_jax.encoders.spec import Activation, EncoderSpec, Filter, Preprocessing, Resize
 from regcache_jax.errors import UserError
@@ -142,15 +143,26 @@ def preprocessing(config: Mapping[str, Any], default: Preprocessing) -> Preproce
     cropped = config.get("do_center_crop", resize == "shortest")
     filter = FILTERS.get(config.get("resample", default.filter))
     numbers = [size, crop if cropped else size]
-    mean = tuple(config.get("image_mean", default.mean))
-    std = tuple(config.get("image_std", default.std))
     if filter is None or not all(isinstance(number, int) and number > 0 for number in numbers):
         raise UserError(
             "preprocessor_config.json: size and crop_size should be whole numbers and resample 2 (bilinear) or 3 (bicubic); "
             f"got {config.get('size')}, {config.get('crop_size')}, {config.get('resample')}"
         )
-    if len(mean) != 3 or len(std) != 3:
-        raise UserError(
-            f"preprocessor_config.json: image_mean and image_std should have three numbers, got {mean}, {std}"
+    mean, std = (
+        three_numbers(config.get(key, ours), f"preprocessor_config.json: {key}")
+        for key, ours in (
+            ("image_mean", default.mean),
+            ("image_std", default.std),
         )
+    )
+    if not all(std):
+        raise UserError(f"preprocessor_config.json: image_std should not be zero, got {list(std)}")
     return Preprocessing(numbers[1], resize, filter, size, mean, std)
+
+
+def three_numbers(value: Any, what: str) -> tuple[float, float, float]:
+    """One number a colour. Raises UserError for anything else."""
+    if not isinstance(value, list | tuple) or [type(number) in (int, float) for number in value] != [True] * 3:
+        raise UserError(f"{what} should be three numbers, got {value!r}")
+    red, green, blue = map(float, value)
+    return red, green, blue

@@ -14,6 +14,7 @@ from regcache_jax.converters.engine import (
     two_in_front,
 )
 from regcache_jax.converters.formats import Format, Given, activation, preprocessing, setting
+
 from regcache_jax.encoders import catalog
 from regcache_jax.encoders.spec import BlockSpec, EncoderSpec, ImageSpec
 

@@ -13,6 +13,7 @@ from regcache_jax.converters.engine import (
 )
 from regcache_jax.converters.formats import Format, Given
 from regcache_jax.converters.huggingface_dinov2 import evaluated_pixels
+
 from regcache_jax.encoders import catalog
 from regcache_jax.encoders.spec import BlockSpec, EncoderSpec, ImageSpec
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from regcache_jax.converters import openai, timm
 from regcache_jax.converters.engine import Rule, out_in_to_in_out
-from regcache_jax.converters.formats import FILTERS, Format, Given, num_heads, setting
+from regcache_jax.converters.formats import FILTERS, Format, Given, num_heads, setting, three_numbers
+
 from regcache_jax.encoders import catalog
 from regcache_jax.encoders.spec import BlockSpec, EncoderSpec, Preprocessing, TextSpec
 from regcache_jax.errors import UserError
@@ -33,8 +34,8 @@ def preprocessing(config: Mapping[str, Any], default: Preprocessing) -> Preproce
         default,
         resize=told.get("resize_mode", default.resize),
         filter=filter,
-        mean=tuple(told.get("mean", default.mean)),
-        std=tuple(told.get("std", default.std)),
+        mean=three_numbers(told.get("mean", default.mean), "open_clip_config.json: mean"),
+        std=three_numbers(told.get("std", default.std), "open_clip_config.json: std"),
     )
 
 

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import serialization
 from flax.traverse_util import flatten_dict
-
 from regcache_jax.converters import pickles
 from regcache_jax.converters.engine import StoredTensor
+
 from regcache_jax.errors import UserError
 
 Tensors = dict[str, StoredTensor]
@@ -209,7 +209,8 @@ def _legacy_torch_file(path: Path) -> Tensors:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises its own kinds of error for every kind of damage
-        raise UserError(f"{path} is not a torch file that holds tensors only: {str(error).splitlines()[0]}") from None
+        reason = (str(error).splitlines() or ["it is empty or cut off"])[0]
+        raise UserError(f"{path} is not a torch file that holds tensors only: {reason}") from None
     named = pickles.named_leaves(state, lambda value: isinstance(value, torch.Tensor))
     if not named:
         raise UserError(f"{path} holds no tensors")

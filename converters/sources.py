@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from regcache_jax.converters.readers import READERS, Tensors, read_json, read_tensors
+
 from regcache_jax.encoders import catalog
 from regcache_jax.errors import UserError
 

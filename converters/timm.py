@@ -15,6 +15,7 @@ from regcache_jax.converters.engine import (
 )
 from regcache_jax.converters.formats import Format, Given, num_heads
 from regcache_jax.converters.meta_dinov2 import BLOCKS, MLP, dinov2_spec
+
 from regcache_jax.encoders import catalog
 from regcache_jax.encoders.spec import Activation, BlockSpec, EncoderSpec, ImageSpec
 from regcache_jax.errors import UserError

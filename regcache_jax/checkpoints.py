@@ -168,7 +168,8 @@ def _read_spec(folder: epath.Path, description: Mapping[str, Any]) -> tuple[Enco
         scheme = description.get("scheme")
         return EncoderSpec.from_json(description.get("spec")), None if scheme is None else Scheme.from_json(scheme)
     except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{folder / ENCODER_FILE} does not describe an encoder: {error}") from None
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{folder / ENCODER_FILE} does not describe an encoder: {reason}") from None
 
 
 def _read_shapes(
@@ -181,7 +182,12 @@ def _read_shapes(
         leaves = {path: jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype)) for path, (dtype, shape) in listed.items()}
     except (TypeError, ValueError, AttributeError):
         raise UserError(f"{folder / ENCODER_FILE} does not list its parameters as name: [type, shape]") from None
-    wanted = {path: leaf.shape for path, leaf in flatten_dict(parameter_shapes(spec), sep="/").items()}
+    try:
+        wanted = {path: leaf.shape for path, leaf in flatten_dict(parameter_shapes(spec), sep="/").items()}
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise UserError(
+            f"{folder / ENCODER_FILE} has a spec of impossible sizes: {str(error).splitlines()[0]}"
+        ) from None
     faults = []
     for path, shape in wanted.items():
         stored = leaves.get(path, leaves.get(f"{path}/values"))

@@ -9,9 +9,9 @@ import pytest
 import torch
 import transformers
 from randomized import CLIP_TEXT, SIGLIP_TEXT, SMALL_IMAGE, clip, save_random, siglip
+from regcache_jax.converters.check import random_inputs, run_ours, run_reference
 
 from regcache_jax import checkpoints, converters
-from regcache_jax.converters.check import random_inputs, run_ours, run_reference
 from regcache_jax.encoders.encoder import encode_image, encode_text
 
 # float32 products of the same numbers added up in another order: rounding grows with depth, not with the mistake sought.

@@ -13,11 +13,11 @@ import transformers
 from flax import serialization
 from flax.traverse_util import flatten_dict
 from randomized import CLIP_TEXT, SIGLIP_TEXT, SMALL_IMAGE, clip, draw_parameters, save_random, siglip
+from regcache_jax.converters.conversion import FORMATS, at_image_size, read_checkpoint
+from regcache_jax.converters.engine import StoredTensor, assemble
 from safetensors.torch import save_file
 
 from regcache_jax import checkpoints, converters
-from regcache_jax.converters.conversion import FORMATS, at_image_size, read_checkpoint
-from regcache_jax.converters.engine import StoredTensor, assemble
 from regcache_jax.encoders.encoder import encode
 from regcache_jax.errors import UserError
 
@@ -272,7 +272,7 @@ def test_choices_replace_what_the_layout_says_and_stand_in_the_folder(tmp_path):
         "interpolation": "bicubic_offset",
         "filter": "bicubic",
     }
-    with pytest.raises(UserError, match="interpolation must be one of bicubic, .*, got 'cubic'"):
+    with pytest.raises(UserError, match=r"interpolation must be one of bicubic, .*, got 'cubic'"):
         converters.convert(tmp_path / "source", tmp_path / "other", interpolation="cubic")
 
 
