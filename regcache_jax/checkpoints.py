@@ -166,7 +166,7 @@ def read_description(folder: epath.PathLike) -> dict[str, Any]:
 def _read_spec(folder: epath.Path, description: Mapping[str, Any]) -> tuple[EncoderSpec, Scheme | None]:
     try:
         scheme = description.get("scheme")
-        return EncoderSpec.from_json(description.get("spec")), None if scheme is None else Scheme.from_json(scheme)
+        return EncoderSpec.from_json(description["spec"]), None if scheme is None else Scheme.from_json(scheme)
     except (TypeError, ValueError, AttributeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{folder / ENCODER_FILE} does not describe an encoder: {reason}") from None
@@ -177,7 +177,7 @@ def _read_shapes(
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """The leaves that encoder.json lists, checked against the spec: a float leaf has the spec's shape; an integer kernel
     is a pair of values and scale; what a method keeps beside the kernels (calibrated scales) are leaves more."""
-    listed = description.get("parameters")
+    listed: Any = description.get("parameters")
     try:
         leaves = {path: jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype)) for path, (dtype, shape) in listed.items()}
     except (TypeError, ValueError, AttributeError):

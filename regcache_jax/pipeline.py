@@ -28,6 +28,7 @@ from regcache_jax.errors import UserError
 from regcache_jax.evaluation import loop, results
 from regcache_jax.evaluation.measure import Measured, measure
 from regcache_jax.evaluation.zero_shot import class_vectors
+from regcache_jax.observer import Observer
 from regcache_jax.quantization.quantize import quantize
 from regcache_jax.quantization.scheme import SITES, Scheme
 from regcache_jax.registers.inspect import inspect
@@ -42,22 +43,6 @@ from regcache_jax.report.sinks import sink_maps
 Json = dict[str, Any]
 ACCURACY_TOLERANCE = 0.003
 """How far the float accuracy may lie from the published one before quantised numbers are called invalid."""
-
-
-class Observer:
-    """Hears what the pipeline does; the command line draws bars from it. This one says nothing."""
-
-    def started(self, stage: str) -> None:
-        """A stage begins."""
-
-    def skipped(self, stage: str) -> None:
-        """A stage's result is there already."""
-
-    def moved(self, done: int, total: int, note: str = "") -> None:
-        """A stage has come to step `done` of `total`."""
-
-    def said(self, text: str) -> None:
-        """A line for the reader."""
 
 
 @dataclasses.dataclass

@@ -14,6 +14,7 @@ import pytest
 
 from regcache_jax import pipeline
 from regcache_jax.cli.run import load_config, override
+from regcache_jax.observer import Observer
 
 SMALL = (
     "--config.schemes=w8a8", "--config.reference.limit=24", "--config.calibration.limit=24",
@@ -21,7 +22,7 @@ SMALL = (
 )  # fmt: skip
 
 
-class Recorder(pipeline.Observer):
+class Recorder(Observer):
     """Remembers which stages ran and which were kept."""
 
     def __init__(self):

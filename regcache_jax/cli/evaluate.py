@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -56,7 +57,7 @@ def evaluate(
     classnames: str | None,
     templates: str | None,
     micro_batch: int | None,
-    parallel: str,
+    parallel: Literal["jit", "pmap"],
     json_file: str | None,
 ) -> None:
     """Measure MODELS, float or quantised, on labelled pictures.
@@ -127,7 +128,7 @@ def evaluate(
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--strict", is_flag=True, help="Stop at the first picture that cannot be read.")
 @parallel_option
-def embed(model: str, images: str, texts: str | None, out: str, batch_size: int, strict: bool, parallel: str) -> None:
+def embed(model: str, images: str, texts: str | None, out: str, batch_size: int, strict: bool, parallel: Literal["jit", "pmap"]) -> None:
     """Write the features of a folder of pictures: `features` [n, D] float32, `paths`, and `text_features`.
 
     A picture that cannot be read is reported and left out; the exit status is then 1.

@@ -11,13 +11,14 @@ import click
 
 from regcache_jax.cli.screen import print_table, progress, say
 from regcache_jax.errors import UserError
+from regcache_jax.observer import Observer
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 
-class Bars:
-    """Hears the pipeline (see `pipeline.Observer`) and draws one bar a stage."""
+class Bars(Observer):
+    """Hears the pipeline and draws one bar a stage."""
 
     def __init__(self) -> None:
         self._bar: Any = None

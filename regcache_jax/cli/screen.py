@@ -57,7 +57,7 @@ def progress(label: str, total: int | None = None) -> Iterator[Update]:
             task = bar.add_task(label, total=total, note="")
 
             def update(advance: int = 1, total: int | None = None, note: str = "") -> None:
-                bar.update(task, advance=advance, note=note, **({} if total is None else {"total": total}))
+                bar.update(task, advance=advance, note=note, total=bar.tasks[0].total if total is None else total)
 
             yield update
         return

@@ -212,7 +212,8 @@ def _clip(
     spec = clip_spec(name, size, text, patch, pixels, out, activation)
     if preprocessing is not None:
         spec = dataclasses.replace(spec, preprocessing=preprocessing)
-    return Row(huggingface, "CLIP", spec, number, open_clip, None, (), *(counts or (None, None)), published)
+    image, words = counts or (None, None)
+    return Row(huggingface, "CLIP", spec, number, open_clip, None, (), image, words, published)
 
 
 def _siglip(

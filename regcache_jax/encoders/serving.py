@@ -103,12 +103,12 @@ def serve_blocks(
         if schedule.delete_count and first == schedule.delete_block:
             hidden, kept = delete_largest(hidden[:, :tokens], schedule.delete_count, sum(leading))
             tokens -= schedule.delete_count
-        seen = plan is not None and schedule.start <= first < schedule.stop
-        register = None
-        if seen:
+        register, spare = None, 0
+        if plan is not None and schedule.start <= first < schedule.stop:
+            spare = plan.key.shape[1]
             bounds = jnp.asarray(first, jnp.int32), jnp.asarray(last, jnp.int32)
             register = plan.replace(start=bounds[0], stop=bounds[1], delete_count=jnp.zeros_like(plan.delete_count))
-        rows = num_rows(tokens, plan.key.shape[1] if seen else 0, tile)
+        rows = num_rows(tokens, spare, tile)
         hidden = hidden[:, :rows] if rows <= hidden.shape[1] else repeat_last(hidden, rows)
         hidden = run_blocks(
             blocks, hidden, spec,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import uuid
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -82,9 +82,11 @@ def embed_texts(model: Model, texts: list[str], batch_size: int = 256) -> Float[
 def write_embeddings(path: epath.PathLike, embedded: Embedded, texts: Float[np.ndarray, "n E"] | None = None) -> None:
     """Writes an .npz with `features`, `paths` and (if given) `text_features`, whole or not at all."""
     path = epath.Path(path)
-    arrays = {"features": embedded.features.astype(np.float32), "paths": np.array(embedded.paths)}
+    arrays: dict[str, Any] = {"features": embedded.features.astype(np.float32), "paths": np.array(embedded.paths)}
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays, **({} if texts is None else {"text_features": texts.astype(np.float32)}))
+    if texts is not None:
+        arrays["text_features"] = texts.astype(np.float32)
+    np.savez(buffer, **arrays)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     partial.write_bytes(buffer.getvalue())
     partial.replace(path)

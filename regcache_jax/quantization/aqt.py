@@ -157,7 +157,7 @@ def _quantized_dense_backward(
     bits: int, num_contracted: int, per_token: bool, residuals: Any, cotangents: tuple[Float[Array, "..."], ...]
 ) -> tuple[Float[Array, "..."], None, None]:
     gradient, weights, like = residuals
-    total = 0.0
+    total: Any = 0.0
     for weight, cotangent in zip(weights, cotangents, strict=True):
         free = weight.values.ndim - num_contracted
         axes = (
