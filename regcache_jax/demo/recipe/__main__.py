@@ -50,8 +50,7 @@ def main(
 def _drawings(data: str | None, choose_concepts: bool) -> DrawingSet:
     if data is None:
         return bundled_drawings()
-    drawings = read_drawings(Path(data))
-    return hold_out(drawings if choose_concepts else drawings.keep_named(emoji.class_names()))
+    return hold_out(read_drawings(Path(data), None if choose_concepts else emoji.class_names()))
 
 
 if __name__ == "__main__":

@@ -125,8 +125,9 @@ def bundled_drawings() -> DrawingSet:
     return DrawingSet(rgba, names, vendors, weights, np.ones(rgba.shape[:2], bool))
 
 
-def read_drawings(root: Path) -> DrawingSet:
-    """All drawings under `root` (one folder a vendor, see `VENDORS`) of the concepts that every complete vendor has.
+def read_drawings(root: Path, names: Sequence[str] | None = None) -> DrawingSet:
+    """The drawings under `root` (one folder a vendor, see `VENDORS`) of the concepts that every complete vendor has, or of
+    those among them that `names` lists.
 
     Raises UserError that lists the folders that are missing, with where to get them."""
     missing = [vendor for vendor in VENDORS if not (root / vendor.folder).is_dir()]
@@ -138,20 +139,22 @@ def read_drawings(root: Path) -> DrawingSet:
         concepts = _concepts(json.loads((root / "google/package/emoji.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{root} does not hold the packages as npm unpacks them: {error}") from None
-    rows, names = [], []
+    rows, found = [], []
     for concept in concepts:
+        if names is not None and concept.name not in names:
+            continue
         paths = [find(concept) for find in finders]
         there = [path.exists() for path in paths]
         if all(exists or not vendor.complete for exists, vendor in zip(there, VENDORS, strict=True)):
             rows.append([_read(path) if exists else None for path, exists in zip(paths, there, strict=True)])
-            names.append(concept.name)
+            found.append(concept.name)
     if not rows:
         raise UserError(f"{root} holds no concept that all of these have: {', '.join(v.folder for v in VENDORS)}")
     nothing = np.zeros((SIDE, SIDE, 4), np.uint8)
     rgba = np.stack([[nothing if drawing is None else drawing for drawing in row] for row in rows])
     trains = np.array([[drawing is not None for drawing in row] for row in rows])
     vendors, weights = zip(*((vendor.name, vendor.weight) for vendor in VENDORS), strict=True)
-    return DrawingSet(rgba, tuple(names), vendors, weights, trains)
+    return DrawingSet(rgba, tuple(found), vendors, weights, trains)
 
 
 def hold_out(drawings: DrawingSet, vendor: str = "fx", count: int = HELD_OUT, seed: int = 5) -> DrawingSet:

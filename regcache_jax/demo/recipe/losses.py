@@ -87,9 +87,14 @@ def classify(
 
 
 def base_loss(
-    trained: Params, pictures: Float[Array, "B Y X 3"], labels: Int[Array, "B"], rng: Array, ids: Int[Array, "M C T"], spec: EncoderSpec,
+    trained: Params,
+    pictures: Float[Array, "B Y X 3"],
+    labels: Int[Array, "B"],
+    rng: Array,
+    ids: Int[Array, "M C T"],
+    spec: EncoderSpec,
     block: int,
-) -> tuple[Float[Array, ""], Metrics]:  # fmt: skip
+) -> tuple[Float[Array, ""], Metrics]:
     """Phase 1: names, and a linear probe at the input of the block before the circuit's that tells the plainest patches."""
     params, probe = trained["encoder"], trained["probe"]
     seen = observe(params["image"], pictures, spec.image)
@@ -195,10 +200,21 @@ def draw_mlps(rng: Array, count: int, num_blocks: int, circuit: Circuit, skipped
 
 
 def circuit_loss(
-    trained: Params, pictures: Float[Array, "B Y X 3"], labels: Int[Array, "B"], rng: Array, ids: Int[Array, "M C T"], spec: EncoderSpec,
-    circuit: Circuit, progress: Float[Array, ""], gain: Gain, weights: Weights, skipped: float,
-) -> tuple[Float[Array, ""], Metrics]:  # fmt: skip
-    """Phases 2 to 4: both halves are classified, and the circuit's terms hold. `ids` are those of every concept's name in every template."""
+    trained: Params,
+    pictures: Float[Array, "B Y X 3"],
+    labels: Int[Array, "B"],
+    rng: Array,
+    ids: Int[Array, "M C T"],
+    spec: EncoderSpec,
+    *,
+    circuit: Circuit,
+    progress: Float[Array, ""],
+    gain: Gain,
+    weights: Weights,
+    skipped: float,
+) -> tuple[Float[Array, ""], Metrics]:
+    """Phases 2 to 4: both halves are classified, and the circuit's terms hold. `ids` are those of every concept's name in
+    every template; `progress` is the point of the phase (0..1); `skipped` is the share of MLPs left out."""
     params, half = trained["encoder"], pictures.shape[0] // 2
     one, two, three, four = jax.random.split(rng, 4)
     image = amplify(params["image"], circuit, *gain.at(progress))

@@ -72,11 +72,7 @@ def cook(
             elif recipe.choose_concepts and phase.concepts < len(drawings.names):
                 drawings = drawings.keep_named(json.loads((out / CONCEPTS_FILE).read_text()))
             begin = end
-    told = {
-        "licence": "see docs/bundled_encoder.md",
-        "drawings": list(drawings.vendors),
-        "concepts": list(drawings.names),
-    }
+    told = {"vendors": list(drawings.vendors), "concepts": list(drawings.names)}
     return export(out / MODEL_FOLDER, state, recipe.spec, factor=recipe.factor, metadata=told)
 
 

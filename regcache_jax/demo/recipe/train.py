@@ -100,7 +100,7 @@ def make_step(
         progress = step.astype(jnp.float32) / phase.steps
         return circuit_loss(
             trained, batch.images, batch.labels, rng, sentences, spec,
-            circuit, progress, phase.gain, phase.weights, phase.skipped,
+            circuit=circuit, progress=progress, gain=phase.gain, weights=phase.weights, skipped=phase.skipped,
         )  # fmt: skip
 
     @jax.jit
@@ -116,7 +116,7 @@ def make_step(
 
 
 def prepare(state: State, phase: Phase, spec: EncoderSpec, drawings: DrawingSet) -> State:
-    """What happens once at the beginning of a phase: planting before the first with a circuit, projecting before a reserved one."""
+    """What happens once at the beginning of a phase: planting, where there is no circuit yet, and the first projection."""
     image = state.trained["encoder"]["image"]
     if phase.weights is not None and int(state.dimensions[0]) < 0:
         usage = dimension_usage(image, spec, make_batch(drawings, NUM_EXAMPLES, seed=0, step=0).images)
