@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 from flax.traverse_util import flatten_dict
+from regcache_jax.converters import huggingface_clip
 
 from regcache_jax import converters
-from regcache_jax.converters import huggingface_clip
 from regcache_jax.encoders import catalog
 from regcache_jax.encoders.parameters import parameter_shapes
 

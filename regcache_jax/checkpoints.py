@@ -167,7 +167,7 @@ def _read_spec(folder: epath.Path, description: Mapping[str, Any]) -> tuple[Enco
     try:
         scheme = description.get("scheme")
         return EncoderSpec.from_json(description["spec"]), None if scheme is None else Scheme.from_json(scheme)
-    except (TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{folder / ENCODER_FILE} does not describe an encoder: {reason}") from None
 

@@ -95,7 +95,7 @@ def header(path: Path, text: bytes, length: int | None = None) -> None:
         (b"[1, 2]", None, "not a JSON object"),
         (b"{" * 4, None, "header is not JSON"),
         (b"[" * 100_000, None, "header is not JSON"),
-        (b'{"a": {"dtype": "F32", "shape": [1000000, 1000000], "data_offsets": [0, 4000000000000]}}', None, "truncated or damaged"),
+        (b'{"a":{"dtype":"F32","shape":[1000000, 1000000],"data_offsets": [0, 4000000000000]}}', None, "truncated or damaged"),
         (b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}', None, "truncated or damaged"),
         (b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, -4]}}', None, "not well formed"),
         (b'{"a": {"dtype": "PYOBJ", "shape": [1], "data_offsets": [0, 4]}}', None, "not well formed or of a type"),

@@ -128,7 +128,15 @@ def evaluate(
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--strict", is_flag=True, help="Stop at the first picture that cannot be read.")
 @parallel_option
-def embed(model: str, images: str, texts: str | None, out: str, batch_size: int, strict: bool, parallel: Literal["jit", "pmap"]) -> None:
+def embed(
+    model: str,
+    images: str,
+    texts: str | None,
+    out: str,
+    batch_size: int,
+    strict: bool,
+    parallel: Literal["jit", "pmap"],
+) -> None:
     """Write the features of a folder of pictures: `features` [n, D] float32, `paths`, and `text_features`.
 
     A picture that cannot be read is reported and left out; the exit status is then 1.

@@ -7,7 +7,6 @@ import ast
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any
 
 from regcache_jax.data.sources import Dataset
 from regcache_jax.errors import UserError

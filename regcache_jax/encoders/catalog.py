@@ -235,7 +235,8 @@ def _siglip(
     vanity = f"SigLIP{'2' if second else ''} {size}/{patch}{'-i18n' if vocab == 250_000 else ''} {pixels}"
     tag = (open_clip, "webli") if open_clip else None
     family = "SigLIP 2" if second else "SigLIP"
-    return Row(huggingface, family, spec, number, tag, big_vision, (vanity,), *(counts or (None, None)), published)
+    image, words = counts or (None, None)
+    return Row(huggingface, family, spec, number, tag, big_vision, (vanity,), image, words, published)
 
 
 def _dinov2(

@@ -76,7 +76,7 @@ def quantize(
                     f"{scheme.activations} activation scales must be calibrated: give calibration images, "
                     "or choose token or tensor scales"
                 )
-            batches = in_batches(images) if hasattr(images, "shape") else images
+            batches = in_batches(images) if isinstance(images, np.ndarray | Array) else images
             ranges = calibrate(encoder, batches, scheme)
         scales = scales_from_ranges(ranges, scheme.activation_bits)
         quantized["input_scale"] = {site: scale for site, scale in scales.items() if site not in scheme.float_sites}

@@ -199,7 +199,7 @@ def make_batch(drawings: DrawingSet, size: int, seed: int, step: int) -> Batch:
     for label in labels:
         first, second = rng.choice(odds.shape[1], 2, p=odds[label])
         pair = drawings.rgba[label, [first, second]].astype(np.float32) / 255
-        views.append(random_view(*pair, rng))
+        views.append(random_view(pair[0], pair[1], rng))
     return Batch(np.stack(views), labels.astype(np.int32))
 
 

@@ -118,7 +118,7 @@ def reserve(image: Params, circuit: Circuit) -> Params:
         rows, units = jnp.asarray(circuit.blocks, jnp.int32), slice(None, NUM_UNITS)
         return centred(leaf).at[rows, units].set(leaf[rows, units])
 
-    writers = ("patch_embedding/kernel", "patch_embedding/bias", "position_embedding")
+    writers = ["patch_embedding/kernel", "patch_embedding/bias", "position_embedding"]
     writers += ("blocks/attention/out/kernel", "blocks/attention/out/bias", "blocks/mlp/fc2/bias")
     changes: dict[str, Callable[[Array], Array]] = dict.fromkeys(writers, centred)
     changes["blocks/mlp/fc2/kernel"] = all_but_planted

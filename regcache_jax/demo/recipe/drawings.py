@@ -106,7 +106,7 @@ class DrawingSet:
     weights: tuple[float, ...]
     trains: Bool[np.ndarray, "C V"]
 
-    def keep(self, chosen: Sequence[int]) -> DrawingSet:
+    def keep(self, chosen: Sequence[int] | np.ndarray) -> DrawingSet:
         """The set with these concepts only."""
         names = tuple(self.names[index] for index in chosen)
         return dataclasses.replace(self, rgba=self.rgba[list(chosen)], names=names, trains=self.trains[list(chosen)])

@@ -95,11 +95,12 @@ def make_step(
 
     def loss_of(trained: Params, batch: Batch, step: Int[Array, ""]) -> tuple[Float[Array, ""], Metrics]:
         rng = jax.random.fold_in(jax.random.key(seed), step)
+        images, labels = jnp.asarray(batch.images), jnp.asarray(batch.labels)
         if phase.weights is None:
-            return base_loss(trained, batch.images, batch.labels, rng, sentences, spec, BLOCK)
+            return base_loss(trained, images, labels, rng, sentences, spec, BLOCK)
         progress = step.astype(jnp.float32) / phase.steps
         return circuit_loss(
-            trained, batch.images, batch.labels, rng, sentences, spec,
+            trained, images, labels, rng, sentences, spec,
             circuit=circuit, progress=progress, gain=phase.gain, weights=phase.weights, skipped=phase.skipped,
         )  # fmt: skip
 
@@ -112,7 +113,7 @@ def make_step(
             trained = with_image(trained, reserve(trained["encoder"]["image"], circuit))
         return state.replace(trained=trained, moments=moments, step=state.step + 1), {"loss": loss, **metrics}
 
-    return lambda state, batch: train_step(state, Batch(*map(jnp.asarray, batch)))
+    return train_step
 
 
 def prepare(state: State, phase: Phase, spec: EncoderSpec, drawings: DrawingSet) -> State:
