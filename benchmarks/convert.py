@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 from flax.traverse_util import flatten_dict
+from regcache_jax.converters import huggingface_clip
 
 from regcache_jax import converters
-from regcache_jax.converters import huggingface_clip
 from regcache_jax.encoders import catalog
 from regcache_jax.encoders.parameters import parameter_shapes
 
@@ -49,7 +49,9 @@ def write_checkpoint(folder: Path, num_blocks: int) -> int:
         depth = num_blocks if stacked and rule.paths[0].startswith("image/") else ours[0] if stacked else 1
         shape = rule.arrangement.their_shape(ours[1:] if stacked else ours)
         for block in range(depth):
-            shard[rule.theirs.replace("*", str(block))] = rng.standard_normal(shape, np.float32) * np.float32(0.02)
+            shard[rule.theirs.replace("*", str(block))] = np.asarray(
+                rng.standard_normal(shape, np.float32) * np.float32(0.02)
+            )
             total += 4 * int(np.prod(shape))
             if sum(array.nbytes for array in shard.values()) > SHARD_BYTES:
                 flush()
