@@ -49,7 +49,9 @@ def write_checkpoint(folder: Path, num_blocks: int) -> int:
         depth = num_blocks if stacked and rule.paths[0].startswith("image/") else ours[0] if stacked else 1
         shape = rule.arrangement.their_shape(ours[1:] if stacked else ours)
         for block in range(depth):
-            shard[rule.theirs.replace("*", str(block))] = rng.standard_normal(shape, np.float32) * np.float32(0.02)
+            shard[rule.theirs.replace("*", str(block))] = np.asarray(
+                rng.standard_normal(shape, np.float32) * np.float32(0.02)
+            )
             total += 4 * int(np.prod(shape))
             if sum(array.nbytes for array in shard.values()) > SHARD_BYTES:
                 flush()

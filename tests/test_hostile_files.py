@@ -95,7 +95,11 @@ def header(path: Path, text: bytes, length: int | None = None) -> None:
         (b"[1, 2]", None, "not a JSON object"),
         (b"{" * 4, None, "header is not JSON"),
         (b"[" * 100_000, None, "header is not JSON"),
-        (b'{"a":{"dtype":"F32","shape":[1000000, 1000000],"data_offsets": [0, 4000000000000]}}', None, "truncated or damaged"),
+        (
+            b'{"a": {"dtype": "F32", "shape": [1000000, 1000000], "data_offsets": [0, 4000000000000]}}',
+            None,
+            "truncated or damaged",
+        ),
         (b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}', None, "truncated or damaged"),
         (b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, -4]}}', None, "not well formed"),
         (b'{"a": {"dtype": "PYOBJ", "shape": [1], "data_offsets": [0, 4]}}', None, "not well formed or of a type"),
@@ -206,7 +210,10 @@ def test_a_pickle_of_something_else_is_no_checkpoint(folder, tmp_path):
     [
         ("{", "is not readable JSON"),
         ("[]", "should hold a JSON object"),
-        ('{"model_type": "clip", "vision_config": {"hidden_size": "wide"}}', "hidden_size should be like 768, got 'wide'"),
+        (
+            '{"model_type": "clip", "vision_config": {"hidden_size": "wide"}}',
+            "hidden_size should be like 768, got 'wide'",
+        ),
         ('{"model_type": "clip", "vision_config": {"hidden_size": -4}}', "hidden_size should be like 768, got -4"),
         ('{"model_type": "clip", "vision_config": 3}', "vision_config should be"),
         ('{"model_type": "clip", "vision_config": {"hidden_act": "tanh"}}', "hidden_act 'tanh' is not one of"),
