@@ -24,6 +24,10 @@ from regcache_jax.registers.delete import delete_largest
 from regcache_jax.registers.plan import RegisterPlan, Schedule
 
 
+TILE = 8
+"""Rows of a TPU's registers: the multiple to which a serving program pads its tokens."""
+
+
 @typing.no_type_check  # JAX rebuilds pytrees with whatever leaves a transformation has
 @struct.dataclass
 class TokenRegister:
@@ -100,16 +104,18 @@ def serve_blocks(
     `num_tokens`, where given, says that later rows of `hidden` are padding already (repetitions of the last token)."""
     tokens, kept = num_tokens or hidden.shape[1], None
     for first, last in segments(schedule, spec.num_blocks):
-        if schedule.delete_count and first == schedule.delete_block:
-            hidden, kept = delete_largest(hidden[:, :tokens], schedule.delete_count, sum(leading))
-            tokens -= schedule.delete_count
-        register, spare = None, 0
-        if plan is not None and schedule.start <= first < schedule.stop:
-            spare = plan.key.shape[1]
+        seen = plan is not None and schedule.start <= first < schedule.stop
+        deletes = schedule.delete_count if first == schedule.delete_block else 0
+        rows = num_rows(tokens - deletes, plan.key.shape[1] if plan is not None and seen else 0, tile)
+        if deletes:
+            hidden, kept = delete_largest(hidden, deletes, sum(leading), num_tokens=tokens, rows=rows)
+            tokens -= deletes
+        elif rows != hidden.shape[1]:
+            hidden = hidden[:, :rows] if rows < hidden.shape[1] else repeat_last(hidden, rows)
+        register = None
+        if plan is not None and seen:
             bounds = jnp.asarray(first, jnp.int32), jnp.asarray(last, jnp.int32)
             register = plan.replace(start=bounds[0], stop=bounds[1], delete_count=jnp.zeros_like(plan.delete_count))
-        rows = num_rows(tokens, spare, tile)
-        hidden = hidden[:, :rows] if rows <= hidden.shape[1] else repeat_last(hidden, rows)
         hidden = run_blocks(
             blocks, hidden, spec,
             start=first, stop=last, plan=register, slot=None if rows == tokens else tokens,
