@@ -23,7 +23,6 @@ from regcache_jax.quantization.scheme import Scheme
 from regcache_jax.registers.delete import delete_largest
 from regcache_jax.registers.plan import RegisterPlan, Schedule
 
-
 TILE = 8
 """Rows of a TPU's registers: the multiple to which a serving program pads its tokens."""
 
