@@ -130,6 +130,11 @@ def test_the_whole_flow_from_inspect_to_embed(regcache, tmp_path):
     status, _, err = regcache(*other)
     assert status == 1 and "quantised already" in err
 
+    artefact = tmp_path / "int8.stablehlo"
+    status, out, err = regcache("export", model8, "--out", artefact, "--platforms", "cpu,tpu")
+    assert status == 0 and artefact.exists(), err
+    assert regcache("export", model8, "--out", tmp_path / "other", "--platforms", "cpu,abacus")[0] == 1
+
     pictures = tmp_path / "pictures"
     (pictures / "sub").mkdir(parents=True)
     Image.new("RGBA", (90, 30), (200, 10, 10, 120)).save(pictures / "wide.png")

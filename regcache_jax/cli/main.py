@@ -24,6 +24,8 @@ COMMANDS = {
     "embed": "evaluate",
     "run": "run",
     "report": "run",
+    "tpu": "tpu",
+    "export": "tpu",
 }
 """Command -> the file of this folder that holds it, in the order in which `--help` lists them."""
 
