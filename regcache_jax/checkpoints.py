@@ -27,10 +27,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.parameters import parameter_shapes
+from regcache_jax.encoders.preprocess import preprocess
 from regcache_jax.encoders.spec import EncoderSpec
+from regcache_jax.encoders.tokenizers import load_tokenizer
 from regcache_jax.errors import UserError
 from regcache_jax.quantization.aqt import QuantizedTensor
 from regcache_jax.quantization.scheme import Scheme
+from regcache_jax.registers.plan_file import load_plan, save_plan
 
 FORMAT_VERSION = 1
 ENCODER_FILE, PARAMS_FOLDER, PLAN_FILE = "encoder.json", "params", "registers.safetensors"
@@ -47,15 +50,11 @@ class Model:
 
     def preprocess(self, image: Any) -> np.ndarray:
         """A picture (PIL, path or bytes) as the float32 array `[S, S, 3]` that the image tower takes."""
-        from regcache_jax.encoders.preprocess import preprocess
-
         return preprocess(image, self.encoder.spec.preprocessing)
 
     @property
     def tokenize(self) -> Callable[[list[str]], np.ndarray]:
         """From texts to int32 ids `[n, T]`. Raises UserError for an encoder without text or without tokenizer files."""
-        from regcache_jax.encoders.tokenizers import load_tokenizer
-
         spec = self.encoder.spec
         if spec.tokenization is None:
             raise UserError(f"{spec.name} reads no text")
@@ -94,9 +93,7 @@ def save(
         with ocp.PyTreeCheckpointer() as checkpointer:
             checkpointer.save(beside / PARAMS_FOLDER, unflatten_dict(flat, sep="/"))
         if encoder.plan is not None:
-            from regcache_jax.registers import plan as plans
-
-            plans.save(encoder.plan, beside / PLAN_FILE)
+            save_plan(beside / PLAN_FILE, encoder.plan)
         for file in map(epath.Path, tokenizer_files):
             file.copy(beside / file.name)
         (beside / ENCODER_FILE).write_text(json.dumps(description, indent=2) + "\n")
@@ -136,10 +133,14 @@ def load(folder: epath.PathLike, *, sharding: jax.sharding.Sharding | None = Non
         raise UserError(f"{folder / PARAMS_FOLDER} is damaged or incomplete: {reason[:300]}") from None
     encoder = Encoder(_from_arrays(flatten_dict(flat, sep="/")), spec=spec, scheme=scheme)
     if (folder / PLAN_FILE).exists():
-        from regcache_jax.registers import plan as plans
-
-        encoder = encoder.with_plan(plans.load(folder / PLAN_FILE))
+        encoder = encoder.with_plan(load_plan(folder / PLAN_FILE)[0])
     return Model(encoder, description, folder)
+
+
+def tokenizer_files(folder: epath.PathLike) -> list[str]:
+    """Names of the tokenizer's files in a model folder: all that is neither description, parameters nor plan."""
+    own = {ENCODER_FILE, PARAMS_FOLDER, PLAN_FILE}
+    return sorted(entry.name for entry in epath.Path(folder).iterdir() if entry.name not in own)
 
 
 def read_description(folder: epath.PathLike) -> dict[str, Any]:
@@ -149,7 +150,9 @@ def read_description(folder: epath.PathLike) -> dict[str, Any]:
     if not folder.exists():
         raise UserError(f"there is no model folder {folder}; `regcache convert SOURCE --out {folder}` makes one")
     if not file.exists():
-        raise UserError(f"{folder} is not a model folder: it has no {ENCODER_FILE}; `regcache convert` makes one of a checkpoint")
+        raise UserError(
+            f"{folder} is not a model folder: it has no {ENCODER_FILE}; `regcache convert` makes one of a checkpoint"
+        )
     try:
         description = json.loads(file.read_text())
     except (OSError, ValueError, RecursionError) as error:
@@ -163,9 +166,10 @@ def read_description(folder: epath.PathLike) -> dict[str, Any]:
 def _read_spec(folder: epath.Path, description: Mapping[str, Any]) -> tuple[EncoderSpec, Scheme | None]:
     try:
         scheme = description.get("scheme")
-        return EncoderSpec.from_json(description.get("spec")), None if scheme is None else Scheme.from_json(scheme)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{folder / ENCODER_FILE} does not describe an encoder: {error}") from None
+        return EncoderSpec.from_json(description["spec"]), None if scheme is None else Scheme.from_json(scheme)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{folder / ENCODER_FILE} does not describe an encoder: {reason}") from None
 
 
 def _read_shapes(
@@ -173,12 +177,17 @@ def _read_shapes(
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """The leaves that encoder.json lists, checked against the spec: a float leaf has the spec's shape; an integer kernel
     is a pair of values and scale; what a method keeps beside the kernels (calibrated scales) are leaves more."""
-    listed = description.get("parameters")
+    listed: Any = description.get("parameters")
     try:
         leaves = {path: jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype)) for path, (dtype, shape) in listed.items()}
     except (TypeError, ValueError, AttributeError):
         raise UserError(f"{folder / ENCODER_FILE} does not list its parameters as name: [type, shape]") from None
-    wanted = {path: leaf.shape for path, leaf in flatten_dict(parameter_shapes(spec), sep="/").items()}
+    try:
+        wanted = {path: leaf.shape for path, leaf in flatten_dict(parameter_shapes(spec), sep="/").items()}
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise UserError(
+            f"{folder / ENCODER_FILE} has a spec of impossible sizes: {str(error).splitlines()[0]}"
+        ) from None
     faults = []
     for path, shape in wanted.items():
         stored = leaves.get(path, leaves.get(f"{path}/values"))

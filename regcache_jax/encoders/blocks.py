@@ -225,10 +225,12 @@ def run_blocks(
     def run(state: State, layer: Layer) -> tuple[State, dict[str, Any]]:
         (hidden, present), (params, register, index) = state, layer
         if plan is not None and slot is None:
+            assert present is not None
+            there = present
             present = jax.lax.cond(
                 index == plan.delete_block,
-                lambda: present & ~mark_largest(hidden, plan.delete_count, sum(leading)),
-                lambda: present,
+                lambda: there & ~mark_largest(hidden, plan.delete_count, sum(leading)),
+                lambda: there,
             )
             hidden = jnp.where(present[..., None], hidden, 0)
         output, trace = encoder_block(

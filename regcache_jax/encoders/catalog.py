@@ -120,7 +120,9 @@ def siglip_tokenization(context_length: int, vocab_size: int) -> Tokenization:
     )
 
 
-def clip_spec(name: str, size: str, text: str, patch: int, pixels: int, out: int, activation: Activation) -> EncoderSpec:
+def clip_spec(
+    name: str, size: str, text: str, patch: int, pixels: int, out: int, activation: Activation
+) -> EncoderSpec:
     """A CLIP as OpenAI and LAION trained them."""
     return EncoderSpec(
         name=name,
@@ -210,7 +212,8 @@ def _clip(
     spec = clip_spec(name, size, text, patch, pixels, out, activation)
     if preprocessing is not None:
         spec = dataclasses.replace(spec, preprocessing=preprocessing)
-    return Row(huggingface, "CLIP", spec, number, open_clip, None, (), *(counts or (None, None)), published)
+    image, words = counts or (None, None)
+    return Row(huggingface, "CLIP", spec, number, open_clip, None, (), image, words, published)
 
 
 def _siglip(
@@ -229,13 +232,16 @@ def _siglip(
     second = "siglip2" in huggingface
     text = "So400m" if size == "g-opt" else None
     spec = siglip_spec(huggingface.split("/")[-1], size, patch, pixels, vocab, text, context)
-    vanity = f"SigLIP{'2' if second else ''} {size}/{patch} {pixels}{' i18n' if vocab == 250_000 else ''}"
+    vanity = f"SigLIP{'2' if second else ''} {size}/{patch}{'-i18n' if vocab == 250_000 else ''} {pixels}"
     tag = (open_clip, "webli") if open_clip else None
     family = "SigLIP 2" if second else "SigLIP"
-    return Row(huggingface, family, spec, number, tag, big_vision, (vanity,), *(counts or (None, None)), published)
+    image, words = counts or (None, None)
+    return Row(huggingface, family, spec, number, tag, big_vision, (vanity,), image, words, published)
 
 
-def _dinov2(number: int | None, size: str, registers: int, parameters: float | None = None, published: float | None = None) -> Row:
+def _dinov2(
+    number: int | None, size: str, registers: int, parameters: float | None = None, published: float | None = None
+) -> Row:
     words = {"S": "small", "B": "base", "L": "large", "g/14": "giant"}
     word, letter = words[size], size[0].lower()
     huggingface = f"facebook/dinov2-{'with-registers-' if registers else ''}{word}"

@@ -9,6 +9,7 @@ off at `stop`.
 from __future__ import annotations
 
 import itertools
+import typing
 from typing import NamedTuple
 
 import jax
@@ -26,6 +27,7 @@ TILE = 8
 """Rows of a TPU's registers: the multiple to which a serving program pads its tokens."""
 
 
+@typing.no_type_check  # JAX rebuilds pytrees with whatever leaves a transformation has
 @struct.dataclass
 class TokenRegister:
     """The token form of a register: R hidden states that enter the residual stream, each weighing as `copies` rows."""

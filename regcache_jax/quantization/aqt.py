@@ -8,6 +8,7 @@ bits live in int8 containers.
 from __future__ import annotations
 
 import functools
+import typing
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int8, Num
 
 
+@typing.no_type_check  # JAX rebuilds pytrees with whatever leaves a transformation has
 @struct.dataclass
 class QuantizedTensor:
     """`values * scale` is what was quantised; `scale` has the rank of `values`, with ones on the axes that share it."""
@@ -155,7 +157,7 @@ def _quantized_dense_backward(
     bits: int, num_contracted: int, per_token: bool, residuals: Any, cotangents: tuple[Float[Array, "..."], ...]
 ) -> tuple[Float[Array, "..."], None, None]:
     gradient, weights, like = residuals
-    total = 0.0
+    total: Any = 0.0
     for weight, cotangent in zip(weights, cotangents, strict=True):
         free = weight.values.ndim - num_contracted
         axes = (

@@ -28,7 +28,9 @@ INPUT_AXES = {"query": (1,), "key": (1,), "value": (1,), "out": (1, 2), "fc1": (
 """Contracted axes of each stacked kernel (axis 0 is the block)."""
 
 
-def in_batches(images: Float[Array, "n Y X 3"], size: int = 64) -> Iterator[Float[Array, "B Y X 3"]]:
+def in_batches(
+    images: Float[Array | np.ndarray, "n Y X 3"], size: int = 64
+) -> Iterator[Float[Array | np.ndarray, "B Y X 3"]]:
     """Cuts an array into batches of one shape (the last one repeats its last image: ranges do not change by that)."""
     for first in range(0, len(images), size):
         batch = images[first : first + size]
@@ -52,7 +54,7 @@ def quantize_kernels(blocks: dict[str, Any], scheme: Scheme) -> dict[str, Any]:
 
 def quantize(
     encoder: Encoder,
-    images: Float[Array, "n Y X 3"] | Iterable[Float[Array, "B Y X 3"]] | None,
+    images: Float[Array | np.ndarray, "n Y X 3"] | Iterable[Float[Array | np.ndarray, "B Y X 3"]] | None,
     scheme: Scheme,
     plan: RegisterPlan | None = None,
     ranges: Ranges | None = None,
@@ -74,7 +76,7 @@ def quantize(
                     f"{scheme.activations} activation scales must be calibrated: give calibration images, "
                     "or choose token or tensor scales"
                 )
-            batches = in_batches(images) if hasattr(images, "shape") else images
+            batches = in_batches(images) if isinstance(images, np.ndarray | Array) else images
             ranges = calibrate(encoder, batches, scheme)
         scales = scales_from_ranges(ranges, scheme.activation_bits)
         quantized["input_scale"] = {site: scale for site, scale in scales.items() if site not in scheme.float_sites}

@@ -72,4 +72,5 @@ class Scheme:
     @classmethod
     def from_json(cls, tree: dict[str, Any]) -> Scheme:
         """The inverse of `to_json`."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in tree.items()})
+        values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in tree.items()}
+        return cls(**values)
