@@ -147,6 +147,6 @@ def test_schemes_have_names_and_survive_json():
     scheme = Scheme.named("w6a4", activations="group", weights="tensor", float_sites=("fc2",))
     assert (scheme.name, Scheme.from_json(scheme.to_json())) == ("w6a4", scheme)
     assert Scheme.named("float") is None
-    for wrong in ({"weight_bits": 1}, {"activations": "row"}, {"weights": "row"}, {"float_sites": ("fc3",)}):
+    for wrong in ({"weight_bits": 1}, {"activation_bits": 9}, {"float_sites": ("fc3",)}):
         with pytest.raises(UserError):
             Scheme(**wrong)

@@ -90,7 +90,7 @@ def test_a_damaged_plan_file_is_refused_by_name(content, tmp_path):
     elif content == "bad shapes":
         file.write_bytes(safetensors.numpy.save({**arrays, "value": arrays["value"][:, :, :1]}))
     else:
-        file.write_bytes(safetensors.numpy.save({**arrays, "start": np.int32(77)}))
+        file.write_bytes(safetensors.numpy.save({**arrays, "start": np.asarray(77, np.int32)}))
     with pytest.raises(UserError, match=r"plan\.safetensors"):
         load_plan(file)
 
