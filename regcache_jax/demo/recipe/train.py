@@ -107,7 +107,8 @@ def make_step(
     @jax.jit
     def train_step(state: State, batch: Batch) -> tuple[State, Metrics]:
         (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.trained, batch, state.step)
-        changes, moments = update_rule.update(gradients, state.moments, state.trained)
+        with jax.numpy_dtype_promotion("standard"):  # optax counts in integers
+            changes, moments = update_rule.update(gradients, state.moments, state.trained)
         trained = optax.apply_updates(state.trained, changes)
         if phase.reserved:
             trained = with_image(trained, reserve(trained["encoder"]["image"], circuit))
