@@ -96,7 +96,7 @@ def _train(
     ):
         state = current
         last = number + 1 == steps.stop
-        if number % 20 == 0 or last:
+        if (number - begin) % 20 == 0 or last:
             numbers = " ".join(f"{name} {float(value):.3f}" for name, value in metrics.items())
             say(f"{phase.name} {number - begin + 1}/{phase.steps} {time.monotonic() - started:.0f}s {numbers}")
         if not bool(jnp.isfinite(metrics["loss"])):

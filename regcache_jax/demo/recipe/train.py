@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -30,6 +31,7 @@ NUM_EXAMPLES = 256  # pictures over which the use of each dimension is measured 
 UNUSED = (-1, -1, -1)  # dimensions of a circuit that is not planted yet
 
 
+@typing.no_type_check  # JAX and Orbax rebuild pytrees with whatever leaves they have in hand
 @struct.dataclass
 class State:
     """All that training has: weights (`encoder`: an encoder's parameters, `probe`), AdamW's moments, the step within the phase,
