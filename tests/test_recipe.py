@@ -21,7 +21,6 @@ from regcache_jax.demo.recipe.drawings import VENDORS, DrawingSet, bundled_drawi
 from regcache_jax.demo.recipe.export import exported
 from regcache_jax.demo.recipe.forward import Prefix, Seen, observe
 from regcache_jax.demo.recipe.phases import PHASES, Phase, shortened
-from regcache_jax.demo.recipe.run import Recipe, cook
 from regcache_jax.demo.recipe.train import begin_phase, confusion, initial_state, name_ids, prepare, run_phase
 from regcache_jax.encoders.encoder import Encoder, encode_image, normalize
 from regcache_jax.encoders.parameters import parameter_shapes
@@ -444,33 +443,6 @@ def test_every_phase_with_a_circuit_takes_steps_with_finite_losses(phase, few):
     pictures = jnp.asarray(make_batch(few, 4, 1, 0).images) * 2 - 1
     first, second = (encode_image(encoder, pictures) for encoder in encoders)
     np.testing.assert_allclose(first, second, atol=3e-3)  # two roundings to float16 (1 part in 2,000) of large weights
-
-
-@pytest.mark.slow
-def test_a_run_that_was_stopped_ends_as_one_that_was_not(few, tmp_path):
-    recipe = Recipe(phases=shortened(PHASES[:1] + PHASES[3:], 2), batch=4, spec=SMALL)
-    lines: list[str] = []
-    whole = checkpoints.load(cook(few, tmp_path / "whole", recipe, say=lines.append, every=1))
-
-    class Stopped(Exception):
-        pass
-
-    def stop_in_the_final_phase(line):
-        if line.startswith("final 1/"):
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        cook(few, tmp_path / "parts", recipe, say=stop_in_the_final_phase, every=1)
-    assert not (tmp_path / "parts" / "model").exists()
-    parts = checkpoints.load(cook(few, tmp_path / "parts", recipe, say=lines.append, every=1))
-    assert any(line == "going on after 2 steps" for line in lines)
-    jax.tree.map(np.testing.assert_array_equal, parts.encoder.params, whole.encoder.params)
-    assert parts.metadata["outliers"] == "planted and trained" and parts.metadata["vendors"] == ["noto", "fluent"]
-    with pytest.raises(UserError, match="exists already"):
-        cook(few, tmp_path / "parts", recipe)
-    (tmp_path / "parts" / "model").rename(tmp_path / "aside")
-    with pytest.raises(UserError, match="other batch"):
-        cook(few, tmp_path / "parts", dataclasses.replace(recipe, batch=8))
 
 
 def test_training_begins_with_fresh_moments_at_step_zero():
