@@ -1,6 +1,6 @@
 """The table of docs/performance.md: the TPU compiler on the peer, our bf16 and our int8 programs, each at its best batch.
 
-    python benchmarks/tpu.py                      # all four shapes at the batches of BATCHES: about 15 minutes on two cores
+    python benchmarks/tpu.py                      # all four shapes at the batches of BATCHES: an hour or more on two cores
     python benchmarks/tpu.py --sweep              # finds the best batches again: some hours
     python benchmarks/tpu.py --forms              # compile time and size of program: scan against blocks written out
 

@@ -53,12 +53,16 @@ def block(x, params, variant):
     x = x.reshape(BATCH, ROWS, WIDTH)
     normed = hold(integers(norm(x, params["norm1"]), inverse))
     query, key, value = (
-        (product("bnd,dhk->bhnk", normed, layer) * layer["scale"][:, None] + layer["bias"][:, None]).astype(jnp.bfloat16)
+        (product("bnd,dhk->bhnk", normed, layer) * layer["scale"][:, None] + layer["bias"][:, None]).astype(
+            jnp.bfloat16
+        )
         for layer in (params["query"], params["key"], params["value"])
     )
     if "int8 logits" in variant:
         query, key = integers(query, inverse), integers(key, inverse)
-        logits = jnp.einsum("bhtk,bhsk->bhts", query, key, preferred_element_type=jnp.int32).astype(jnp.float32) * inverse
+        logits = (
+            jnp.einsum("bhtk,bhsk->bhts", query, key, preferred_element_type=jnp.int32).astype(jnp.float32) * inverse
+        )
     else:
         logits = jnp.einsum("bhtk,bhsk->bhts", query, key, preferred_element_type=jnp.float32)
     row = jnp.arange(ROWS)
@@ -111,4 +115,7 @@ def cost(variant, num_blocks):
 if __name__ == "__main__":
     for name, variant in VARIANTS.items():
         if all(word in name for word in sys.argv[1:]):
-            print(f"{(cost(variant, 3) - cost(variant, 1)) / 2:12,.0f} cycles a block of batch {BATCH}: {name}", flush=True)
+            print(
+                f"{(cost(variant, 3) - cost(variant, 1)) / 2:12,.0f} cycles a block of batch {BATCH}: {name}",
+                flush=True,
+            )

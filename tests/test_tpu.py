@@ -32,7 +32,8 @@ def test_registers_cost_a_hundredth_and_deletion_more_than_pays_for_them_on_b16(
     assert deletion["cycles_per_image"] <= 0.98 * plain["cycles_per_image"]
     assert deletion["cycles_per_image"] <= 0.87 * peer["cycles_per_image"]
     assert all(row["unestimated"] == 0 for row in report["programs"])  # nothing hides in calls that carry no estimate
-    assert plain["argument_bytes"] < 0.27 * 2 * peer["argument_bytes"] * 1.1  # float32 is twice the peer's bf16
+    # float32 is twice the peer's bf16; 0.27 was aimed at and is missed by SigLIP's MAP head, which stays float
+    assert plain["argument_bytes"] <= 0.28 * 2 * peer["argument_bytes"]
 
 
 @needs_compiler

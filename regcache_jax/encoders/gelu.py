@@ -1,10 +1,10 @@
 """The exact GELU at the price of its tanh approximation, for where the result is rounded to integers.
 
 XLA writes erf out as two long rational functions, which makes an integer MLP on a TPU three quarters dearer. The normal
-distribution function is also (1 + tanh(x P(x^2))) / 2 with a smooth P, of which eight coefficients are enough: the result is
-within 1e-6 of the exact one for every float32 input, a thousandth of the smallest step that int8 takes for inputs of a usual
-size. So the integers are the same wherever the exact value is not within that of a rounding boundary (tests/test_gelu.py goes through
-every bfloat16 input); erf itself, in float32, promises no more.
+distribution function is also (1 + tanh(x P(x^2))) / 2 with a smooth P, of which eight coefficients are enough: the result
+is within 1e-6 of the exact one, a thousandth of the smallest step that int8 takes for inputs of a usual size. So the integers are
+the same wherever the exact value is not within that of a rounding boundary (tests/test_gelu.py goes through every bfloat16
+input); erf itself, in float32, promises no more.
 """
 
 from __future__ import annotations
