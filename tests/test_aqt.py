@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from small import pictures, random_plan, small_encoder
 
+from regcache_jax.encoders.blocks import token_scale
 from regcache_jax.encoders.encoder import encode_image
 from regcache_jax.errors import UserError
 from regcache_jax.quantization.aqt import (
@@ -46,24 +47,58 @@ def test_stored_weights_are_int8_within_their_bits_and_equal_the_definition(bits
 
 
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("shared", ["static", "tensor", "token"])
+@pytest.mark.parametrize("shared", ["static", "group", "tensor", "token"])
 def test_products_equal_an_int32_reference(bits, shared):
     rng = np.random.default_rng(bits)
     inputs = rng.normal(size=(2, 5, 16)).astype(np.float32)
     weight = jax.tree.map(
         lambda leaf: leaf[0], quantize_weight(jnp.asarray(rng.normal(size=(1, 16, 7)), jnp.float32), bits, (1,))
     )
-    given = jnp.full((1, 1, 1), 0.02, jnp.float32) if shared == "static" else None
+    groups = np.array([0.05, 0.01, 0.01, 0.03, 0.03], np.float32).reshape(1, 5, 1)  # five tokens
+    given = {"static": jnp.full((1, 1, 1), 0.02, jnp.float32), "group": jnp.asarray(groups)}.get(shared)
     (found,) = jax.jit(lambda x: quantized_dense(x, (weight,), given, bits, 1, shared == "token"))(inputs)
     bound = np.float32(2 ** (bits - 1) - 1)
     scale = {
         "static": np.full((1, 1, 1), 0.02, np.float32),
+        "group": groups,
         "tensor": np.abs(inputs).max(keepdims=True) / bound,
         "token": np.abs(inputs).max(axis=-1, keepdims=True) / bound,
     }[shared]
     sums = np.einsum("bnd,df->bnf", rounded(inputs, scale, bits), np.asarray(weight.values, np.int32))
     expected = sums.astype(np.float32) * (scale * np.asarray(weight.scale))
     np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-7)  # the order of the two scales' product
+
+
+def test_one_input_of_heads_serves_several_kernels():
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(2, 5, 4, 3)).astype(np.float32)
+    kernels = tuple(jnp.asarray(rng.normal(size=(1, 4, 3, 6)), jnp.float32) for _ in range(2))
+    weights = tuple(jax.tree.map(lambda leaf: leaf[0], quantize_weight(kernel, 8, (1, 2))) for kernel in kernels)
+    found = jax.jit(lambda x: quantized_dense(x, weights, None, 8, 2, True))(inputs)
+    scale = np.abs(inputs).max(axis=(2, 3), keepdims=True) / np.float32(127)  # one a token, over all its heads
+    for product, weight in zip(found, weights, strict=True):
+        sums = np.einsum("bnhk,hkd->bnd", rounded(inputs, scale, 8), np.asarray(weight.values, np.int32))
+        np.testing.assert_allclose(product, sums * (scale[..., 0] * np.asarray(weight.scale[0])), rtol=2e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("shared", ["static", "token"])
+def test_the_gradient_passes_straight_through_the_rounding_and_stops_where_a_given_range_ends(shared):
+    rng = np.random.default_rng(1)
+    inputs, towards = rng.normal(size=(2, 5, 16)).astype(np.float32), rng.normal(size=(2, 5, 7)).astype(np.float32)
+    kernel = jnp.asarray(rng.normal(size=(1, 16, 7)), jnp.float32)
+    weight = jax.tree.map(lambda leaf: leaf[0], quantize_weight(kernel, 8, (1,)))
+    given = jnp.full((1, 1, 1), 0.01, jnp.float32) if shared == "static" else None  # reaches to 1.27
+    slope = jax.grad(lambda x: jnp.sum(quantized_dense(x, (weight,), given, 8, 1, shared == "token")[0] * towards))(
+        inputs
+    )
+    inside = np.abs(inputs) <= 1.27 if shared == "static" else np.ones_like(inputs)
+    np.testing.assert_allclose(slope, towards @ np.asarray(weight.dequantize()).T * inside, rtol=1e-5, atol=1e-5)
+
+
+def test_class_token_trained_registers_and_patches_read_their_own_scale():
+    scale = token_scale(jnp.asarray([1.0, 2.0, 3.0]), 6, (1, 2))
+    np.testing.assert_array_equal(scale[0, :, 0], [1, 2, 2, 3, 3, 3])
+    assert token_scale(jnp.float32(0.5), 6, (1, 2)).shape == (1, 1, 1)
 
 
 def test_an_all_zero_input_and_an_all_zero_channel_give_zeros():
@@ -94,6 +129,19 @@ def test_the_lowered_encoder_holds_int8_products_and_no_float_copy_of_a_weight(a
     for shape, name in shapes.items():
         assert f"s8[{shape}]" in compiled or f"s8[1,{shape}]" in compiled or f"s8[4,{shape}]" in compiled, name
         assert f"f32[{shape}]" not in compiled and f"f32[4,{shape}]" not in compiled, f"a float copy of {name}"
+
+
+@pytest.mark.parametrize(("kind", "products"), [("mean", 6), ("dino", 7)])
+def test_a_block_is_integer_products_but_for_attention_itself(kind, products):
+    encoder = quantize(small_encoder(kind), pictures(2), Scheme())
+    text = jax.jit(encode_image).lower(encoder, jnp.asarray(pictures(2))).as_text()
+    dots = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+    integer = [line.rsplit(" : ", 1)[1] for line in dots if "xi8>" in line]
+    assert len(integer) == products  # one scan: query, key, value, out, fc1, fc2 (and gate)
+    assert all(
+        re.fullmatch(r"\(tensor<[\dx]+xi8>, tensor<[\dx]+xi8>\) -> tensor<[\dx]+xi32>", line) for line in integer
+    )
+    assert len([line for line in dots if "batching_dims" in line]) == 2  # query with key, weights with value
 
 
 def test_static_scales_must_be_calibrated_and_only_once():

@@ -160,13 +160,28 @@ def test_search_form_equals_serving_form(kind, tile, num_registers, numbers):
 
 @pytest.mark.parametrize(("activations", "tile"), [("static", 8), ("group", None), ("tensor", 8), ("token", None)])
 def test_search_form_equals_serving_form_with_integer_kernels(activations, tile):
-    images = pictures(4)
-    encoder = quantize(small_encoder("clip"), images, Scheme(8, 8, activations), random_plan(start=1, stop=3))
-    params, spec = encoder.params["image"], encoder.spec.image
-    searched = search_features(params, jnp.asarray(images), spec, encoder.plan, encoder.scheme)
-    served, _ = serve(params, jnp.asarray(images), spec, encoder.schedule, encoder.plan, encoder.scheme, tile)
-    # an activation within rounding of two integers may fall to either side: a few steps of 1/127 of one value
-    np.testing.assert_allclose(normalize(served), normalize(searched), atol=5e-3)
+    images = jnp.asarray(pictures(8))
+    plan = random_plan(start=1, stop=3, delete_block=2, delete_count=2)
+    exact = small_encoder("clip").with_plan(plan)
+    encoder = quantize(exact, images, Scheme(8, 8, activations))
+    spec = encoder.spec.image
+
+    # one image at a time: no measured scale carries a difference from one to the next
+    @functools.partial(jax.vmap, in_axes=(None, 0, None))
+    def search(params, image, scheme):
+        return normalize(search_features(params, image[None], spec, plan, scheme))[0]
+
+    @jax.vmap
+    def served(image):
+        arguments = image[None], spec, encoder.schedule, plan, encoder.scheme, tile
+        return normalize(serve(encoder.params["image"], *arguments)[0])[0]
+
+    searched = search(encoder.params["image"], images, encoder.scheme)
+    errors = np.abs(searched - served(images)).max(axis=1)
+    # Sums in another order put an activation on the other side of a rounding boundary now and then. Such an image differs by some
+    # steps of an integer, less than rounding itself costs; the others do not.
+    assert np.median(errors) < 1e-5
+    assert (errors < np.abs(searched - search(exact.params["image"], images, None)).max(axis=1)).all()
 
 
 def test_every_plan_runs_in_one_program():

@@ -24,6 +24,8 @@ The hashed text tower of the bundled encoder has instead `embedding [V, C]`, `fc
 from __future__ import annotations
 
 import dataclasses
+import types
+import typing
 from typing import Any, Literal
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
@@ -166,18 +168,8 @@ class EncoderSpec:
         return _from_json(cls, tree, "spec")
 
 
-_NESTED: dict[tuple[str, str], type] = {
-    ("EncoderSpec", "image"): ImageSpec,
-    ("EncoderSpec", "text"): TextSpec,
-    ("EncoderSpec", "preprocessing"): Preprocessing,
-    ("EncoderSpec", "tokenization"): Tokenization,
-    ("ImageSpec", "blocks"): BlockSpec,
-    ("TextSpec", "blocks"): BlockSpec,
-}
-
-
-def _from_json(cls: type, tree: Any, where: str) -> Any:
-    """Builds one dataclass from a JSON object, the nested ones first; lists become tuples."""
+def _from_json(cls: Any, tree: Any, where: str) -> Any:
+    """Builds one dataclass from a JSON object, field by field."""
     if not isinstance(tree, dict):
         raise ValueError(f"{where} must be a JSON object, got {type(tree).__name__}")
     fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -187,10 +179,30 @@ def _from_json(cls: type, tree: Any, where: str) -> Any:
     )
     if unknown or missing:
         raise ValueError(f"{where} has unknown fields {unknown} and lacks {missing}")
-    values = {}
-    for name, value in tree.items():
-        nested = _NESTED.get((cls.__name__, name))
-        if nested is not None and value is not None:
-            value = _from_json(nested, value, f"{where}.{name}")
-        values[name] = tuple(value) if isinstance(value, list) else value
-    return cls(**values)
+    hints = typing.get_type_hints(cls)
+    return cls(**{name: _field(hints[name], value, f"{where}.{name}") for name, value in tree.items()})
+
+
+def _field(hint: Any, value: Any, where: str, or_null: str = "") -> Any:
+    """One value, held to its field's annotation. JSON has lists for tuples and may leave out a float's point."""
+    options = typing.get_args(hint)
+    if types.NoneType in options:
+        return None if value is None else _field(options[0], value, where, " or null")
+    if dataclasses.is_dataclass(hint):
+        return _from_json(hint, value, where)
+    if typing.get_origin(hint) is tuple:
+        numbers = value if isinstance(value, list | tuple) else []
+        if len(numbers) == len(options) and all(type(number) in (int, float) for number in numbers):
+            return tuple(float(number) for number in numbers)
+        wanted = f"{len(options)} x float"
+    elif options:
+        if value in options:
+            return value
+        wanted = "one of " + ", ".join(options)
+    else:
+        if type(value) is hint:  # a bool is no number here
+            return value
+        if hint is float and type(value) is int:
+            return float(value)
+        wanted = hint.__name__
+    raise ValueError(f"{where} must be {wanted}{or_null}, got {value!r}")
