@@ -149,7 +149,9 @@ def read_description(folder: epath.PathLike) -> dict[str, Any]:
     if not folder.exists():
         raise UserError(f"there is no model folder {folder}; `regcache convert SOURCE --out {folder}` makes one")
     if not file.exists():
-        raise UserError(f"{folder} is not a model folder: it has no {ENCODER_FILE}; `regcache convert` makes one of a checkpoint")
+        raise UserError(
+            f"{folder} is not a model folder: it has no {ENCODER_FILE}; `regcache convert` makes one of a checkpoint"
+        )
     try:
         description = json.loads(file.read_text())
     except (OSError, ValueError, RecursionError) as error:

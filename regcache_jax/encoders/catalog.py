@@ -120,7 +120,9 @@ def siglip_tokenization(context_length: int, vocab_size: int) -> Tokenization:
     )
 
 
-def clip_spec(name: str, size: str, text: str, patch: int, pixels: int, out: int, activation: Activation) -> EncoderSpec:
+def clip_spec(
+    name: str, size: str, text: str, patch: int, pixels: int, out: int, activation: Activation
+) -> EncoderSpec:
     """A CLIP as OpenAI and LAION trained them."""
     return EncoderSpec(
         name=name,
@@ -235,7 +237,9 @@ def _siglip(
     return Row(huggingface, family, spec, number, tag, big_vision, (vanity,), *(counts or (None, None)), published)
 
 
-def _dinov2(number: int | None, size: str, registers: int, parameters: float | None = None, published: float | None = None) -> Row:
+def _dinov2(
+    number: int | None, size: str, registers: int, parameters: float | None = None, published: float | None = None
+) -> Row:
     words = {"S": "small", "B": "base", "L": "large", "g/14": "giant"}
     word, letter = words[size], size[0].lower()
     huggingface = f"facebook/dinov2-{'with-registers-' if registers else ''}{word}"
