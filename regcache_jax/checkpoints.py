@@ -31,6 +31,7 @@ from regcache_jax.encoders.spec import EncoderSpec
 from regcache_jax.errors import UserError
 from regcache_jax.quantization.aqt import QuantizedTensor
 from regcache_jax.quantization.scheme import Scheme
+from regcache_jax.registers.plan_file import load_plan, save_plan
 
 FORMAT_VERSION = 1
 ENCODER_FILE, PARAMS_FOLDER, PLAN_FILE = "encoder.json", "params", "registers.safetensors"
@@ -94,9 +95,7 @@ def save(
         with ocp.PyTreeCheckpointer() as checkpointer:
             checkpointer.save(beside / PARAMS_FOLDER, unflatten_dict(flat, sep="/"))
         if encoder.plan is not None:
-            from regcache_jax.registers import plan as plans
-
-            plans.save(encoder.plan, beside / PLAN_FILE)
+            save_plan(beside / PLAN_FILE, encoder.plan)
         for file in map(epath.Path, tokenizer_files):
             file.copy(beside / file.name)
         (beside / ENCODER_FILE).write_text(json.dumps(description, indent=2) + "\n")
@@ -136,10 +135,14 @@ def load(folder: epath.PathLike, *, sharding: jax.sharding.Sharding | None = Non
         raise UserError(f"{folder / PARAMS_FOLDER} is damaged or incomplete: {reason[:300]}") from None
     encoder = Encoder(_from_arrays(flatten_dict(flat, sep="/")), spec=spec, scheme=scheme)
     if (folder / PLAN_FILE).exists():
-        from regcache_jax.registers import plan as plans
-
-        encoder = encoder.with_plan(plans.load(folder / PLAN_FILE))
+        encoder = encoder.with_plan(load_plan(folder / PLAN_FILE)[0])
     return Model(encoder, description, folder)
+
+
+def tokenizer_files(folder: epath.PathLike) -> list[str]:
+    """Names of the tokenizer's files in a model folder: all that is neither description, parameters nor plan."""
+    own = {ENCODER_FILE, PARAMS_FOLDER, PLAN_FILE}
+    return sorted(entry.name for entry in epath.Path(folder).iterdir() if entry.name not in own)
 
 
 def read_description(folder: epath.PathLike) -> dict[str, Any]:
