@@ -31,9 +31,13 @@ def test_the_demo_runs_from_an_unpacked_wheel_in_an_empty_folder(tmp_path):
     empty.mkdir()
     environment = {"PYTHONPATH": str(site)}
     places = run(
-        ["-c", "import regcache_jax as r, regcache_jax.configs as f, regcache_jax.converters as c; print(r.__file__, f.__file__, c.__file__)"],
-        empty, **environment,
-    ).split()  # fmt: skip
+        [
+            "-c",
+            "from regcache_jax import cli, configs, converters as c; print(cli.__file__, configs.__file__, c.__file__)",
+        ],
+        empty,
+        **environment,
+    ).split()
     assert all(Path(place).is_relative_to(site) for place in places)
     run(["-m", "regcache_jax.cli", "demo", "--out", "here"], empty, **environment)
     rows = json.loads((empty / "here" / "results.json").read_text())

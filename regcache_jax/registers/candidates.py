@@ -7,7 +7,7 @@ with the set. Keys and values are recorded in place, in each token's own image, 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.vision import image_features
 from regcache_jax.registers.delete import linf_norm
+from regcache_jax.registers.reference import Images, as_batches
 
 CANDIDATES = 100
 """How many tokens over the whole set make a register (paper, step 2)."""
@@ -72,46 +73,43 @@ def _merge(
 
 def find_candidates(
     encoder: Encoder,
-    batches: Iterable[tuple[Float[Array, "B Y X 3"], Any]],
-    targets: list[int],
+    images: Images,
+    targets: Sequence[int],
     *,
     count: int = CANDIDATES,
     class_token: bool = False,
+    batch_size: int = 32,
 ) -> Candidates:
-    """The `count` tokens of largest l-inf norm at the input of each target block, over all batches (images, mask).
+    """The `count` tokens of largest l-inf norm at the input of each target block, over the whole set.
 
-    Patches only; `class_token` lets the class token in. Rows that the set is too small to fill have norm -1."""
+    `images`: one array of preprocessed images, or batches with masks. Patches only; `class_token` lets the class token in.
+    Rows that the set is too small to fill have norm -1."""
     blocks = encoder.spec.image.blocks
     rows = jnp.zeros((len(targets), count, blocks.num_blocks, blocks.num_heads, blocks.head_dim), jnp.float32)
     running = Candidates(jnp.full((len(targets), count), -1.0), rows, rows)
-    for images, mask in batches:
+    for batch, mask in as_batches(images, encoder.spec, batch_size):
         running = _merge(
-            encoder.params["image"], jnp.asarray(images, encoder.dtype), jnp.asarray(mask), jnp.asarray(targets), running,
+            encoder.params["image"], jnp.asarray(batch, encoder.dtype), jnp.asarray(mask), jnp.asarray(targets), running,
             spec=encoder.spec.image, count=count, class_token=class_token,
         )  # fmt: skip
     return running
 
 
 def registers_from(
-    candidates: Candidates, target: int, num_registers: int = 1, max_registers: int | None = None
-) -> tuple[Float[Array, "L R H K"], Float[Array, "L R H K"], Float[Array, "R"]]:
+    candidates: Candidates, target: int, num_registers: int = 1
+) -> tuple[Float[Array, "L R H K"], Float[Array, "L R H K"], Float[np.ndarray, "R"]]:
     """Averages the candidates of one target (an index into `targets`) into R registers: keys, values and each one's share.
 
     One register is the plain mean (paper, step 3). More are the means of clusters of the stacked keys and values (Lloyd's
-    algorithm from the farthest points, deterministic); a share is the part of the candidates in the cluster. Registers up to
-    `max_registers` are filled with rows of share 0, so that plans of any R have one shape."""
+    algorithm from the farthest points, deterministic), at most as many as there are different candidates; a share is the part
+    of the candidates in the cluster."""
     valid = np.asarray(candidates.norm[target]) >= 0
     key = np.asarray(candidates.key[target])[valid]
     value = np.asarray(candidates.value[target])[valid]
     labels = _cluster(np.concatenate([key, value], axis=-1).reshape(len(key), -1), num_registers)
-    wanted = max_registers or num_registers
-    shape = (key.shape[1], wanted, *key.shape[2:])
-    mean_key, mean_value, share = np.zeros(shape, np.float32), np.zeros(shape, np.float32), np.zeros(wanted, np.float32)
-    for index in range(labels.max() + 1):
-        members = labels == index
-        mean_key[:, index], mean_value[:, index] = key[members].mean(axis=0), value[members].mean(axis=0)
-        share[index] = members.mean()
-    return jnp.asarray(mean_key), jnp.asarray(mean_value), jnp.asarray(share)
+    clusters = [labels == index for index in range(labels.max() + 1)]
+    means = (jnp.asarray(np.stack([rows[own].mean(axis=0) for own in clusters], axis=1)) for rows in (key, value))
+    return (*means, np.array([own.mean() for own in clusters], np.float32))
 
 
 def _cluster(points: np.ndarray, count: int, rounds: int = 20) -> np.ndarray:

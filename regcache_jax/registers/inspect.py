@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from regcache_jax.encoders.blocks import BlockTrace
 from regcache_jax.encoders.encoder import Encoder
@@ -22,6 +21,7 @@ from regcache_jax.encoders.vision import image_features
 from regcache_jax.errors import UserError
 from regcache_jax.quantization.scheme import SITES
 from regcache_jax.registers.delete import linf_norm
+from regcache_jax.registers.reference import Images, as_batches
 
 PLACES = ("hidden", *SITES)
 """Where norms are taken: the block's input, then the four sites' inputs."""
@@ -40,7 +40,11 @@ KEPT_IMAGES = 256
 
 @dataclasses.dataclass
 class Profile:
-    """What `inspect` saw. Arrays: P places (`PLACES`), L blocks, G groups (`GROUPS`), N tokens; norms are l-inf."""
+    """What `inspect` saw. Arrays: P places (`PLACES`), L blocks, G groups (`GROUPS`), N tokens; norms are l-inf.
+
+    `sink_share`: the part of the images in which a position is a sink; `sink_attention`: the mean attention that an image's sinks
+    draw; `sink_direction`: unit mean of each image's largest patch; cosines are between different images, of their largest
+    and of their median patches."""
 
     num_images: int
     maximum: Float[np.ndarray, "P L G"]
@@ -50,6 +54,7 @@ class Profile:
     sinks_per_image: Float[np.ndarray, "L"]
     sink_share: Float[np.ndarray, "L N"]
     sink_attention: Float[np.ndarray, "L"]
+    sink_direction: Float[np.ndarray, "L D"]
     sink_cosine: Float[np.ndarray, "L"]
     ordinary_cosine: Float[np.ndarray, "L"]
     channel_ratio: Float[np.ndarray, "P L"]
@@ -103,11 +108,16 @@ def _extremes(trace: BlockTrace, num_protected: int) -> dict[str, Float[Array, "
     return found
 
 
-def _sinks(trace: BlockTrace, num_protected: int) -> tuple[Array, Array]:
-    """Which patches are sinks at this block's input, and the mean attention that they draw from the image's tokens."""
+def _is_sink(trace: BlockTrace, num_protected: int) -> Bool[Array, "B N"]:
+    """Patches whose norm at the block's input is SINK_RATIO times the image's median patch's."""
     norms = linf_norm(trace.hidden)
     patch = jnp.arange(norms.shape[1]) >= num_protected
-    sink = patch & (norms >= SINK_RATIO * jnp.median(norms[:, num_protected:], axis=1, keepdims=True))
+    return patch & (norms >= SINK_RATIO * jnp.median(norms[:, num_protected:], axis=1, keepdims=True))
+
+
+def _sinks(trace: BlockTrace, num_protected: int) -> tuple[Array, Array]:
+    """Which patches are sinks at this block's input, and the mean attention that they draw from the image's tokens."""
+    sink = _is_sink(trace, num_protected)
     drawn = jnp.sum(trace.weights * sink[:, None, None, :].astype(trace.weights.dtype), axis=-1)
     return sink, jnp.mean(drawn, axis=(1, 2))
 
@@ -123,10 +133,20 @@ def _observe(params: Any, images: Any, plan: Any, *, spec: Any) -> dict[str, Any
     return image_features(params, images, spec, plan=plan, collect=collect).collected
 
 
-def inspect(encoder: Encoder, batches: Iterable[tuple[Float[Array, "B Y X 3"], Any]]) -> Profile:
-    """Profiles a float encoder (its plan in place, if it has one) over batches of (images, mask).
+def inspect(encoder: Encoder, images: Images, *, batch_size: int = 32) -> Profile:
+    """Profiles a float encoder (its plan in place, if it has one) over one array of preprocessed images, or over batches
+    with masks.
 
-    Raises UserError for an empty set, and where norms are not finite (which names the block)."""
+    Raises UserError for an encoder that is quantised, an empty set, and where norms are not finite (which names the block).
+
+    >>> import jax, regcache_jax as rc
+    >>> encoder, images = rc.plant("patch sinks", jax.random.key(0))
+    >>> profile = rc.inspect(encoder, images)
+    >>> rc.judge(profile).kinds
+    ('patch sinks',)
+    """
+    if encoder.scheme is not None:
+        raise UserError(f"{encoder.spec.name} is quantised already ({encoder.scheme.name}); inspect the float encoder")
     spec = encoder.spec.image
     num_blocks, num_tokens, protected = spec.blocks.num_blocks, spec.num_tokens, spec.num_protected
     bounds = (0, int(spec.class_token), protected, num_tokens)
@@ -136,10 +156,10 @@ def inspect(encoder: Encoder, batches: Iterable[tuple[Float[Array, "B Y X 3"], A
     sink_count, attention = np.zeros((num_blocks, num_tokens)), np.zeros(num_blocks)
     kept: dict[str, list[np.ndarray]] = {name: [] for name in ("largest", *PLACES)}
     num_images = 0
-    for images, mask in batches:
+    for batch, mask in as_batches(images, encoder.spec, batch_size):
         seen = jax.tree.map(
             np.asarray,
-            _observe(encoder.params["image"], jnp.asarray(images, encoder.dtype), encoder.plan, spec=spec),
+            _observe(encoder.params["image"], jnp.asarray(batch, encoder.dtype), encoder.plan, spec=spec),
         )
         mask = np.asarray(mask, bool)
         norms = np.moveaxis(seen["norms"], 1, 0)[:, :, mask]  # [P, L, B, N]
@@ -177,10 +197,30 @@ def inspect(encoder: Encoder, batches: Iterable[tuple[Float[Array, "B Y X 3"], A
         sinks_per_image=sink_count.sum(axis=1) / num_images,
         sink_share=sink_count / num_images,
         sink_attention=attention / num_images,
+        sink_direction=_mean_direction(rows["largest"]),
         sink_cosine=_mean_cosine(rows["largest"]),
         ordinary_cosine=_mean_cosine(rows["hidden"]),
         channel_ratio=np.stack([_channel_ratio(rows[place]) for place in PLACES]),
     )
+
+
+@functools.partial(jax.jit, static_argnames=("spec",))
+def _sink_masks(params: Any, images: Any, plan: Any, *, spec: Any) -> Any:
+    collect = {"sink": functools.partial(_is_sink, num_protected=spec.num_protected)}
+    return image_features(params, images, spec, plan=plan, collect=collect).collected["sink"]
+
+
+def find_sinks(encoder: Encoder, images: Images, *, batch_size: int = 32) -> Bool[np.ndarray, "L n N"]:
+    """Which tokens are sinks at every block's input, image by image (what a picture of them is drawn from)."""
+    masks = [
+        np.asarray(
+            _sink_masks(
+                encoder.params["image"], jnp.asarray(batch, encoder.dtype), encoder.plan, spec=encoder.spec.image
+            )
+        )[:, np.asarray(mask, bool)]
+        for batch, mask in as_batches(images, encoder.spec, batch_size)
+    ]
+    return np.concatenate(masks, axis=1)
 
 
 def _percentile(histogram: np.ndarray, share: float) -> np.ndarray:
@@ -189,6 +229,13 @@ def _percentile(histogram: np.ndarray, share: float) -> np.ndarray:
     index = np.argmax(np.cumsum(histogram, axis=-1) >= share * total, axis=-1)
     middle = np.concatenate([[0.0], np.sqrt(BIN_EDGES[:-1] * BIN_EDGES[1:]), [BIN_EDGES[-1]]])
     return np.where(total[..., 0] > 0, middle[index], 0.0)
+
+
+def _mean_direction(vectors: Float[np.ndarray, "L n D"]) -> Float[np.ndarray, "L D"]:
+    """Mean of unit vectors, at unit length."""
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    mean = unit.mean(axis=1)
+    return mean / np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
 
 
 def _mean_cosine(vectors: Float[np.ndarray, "L n D"]) -> Float[np.ndarray, "L"]:

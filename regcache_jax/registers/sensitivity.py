@@ -1,4 +1,7 @@
-"""Sensitivity (paper, step 1): quantise one site of one block at a time and measure the error of the features, without labels."""
+"""Sensitivity (paper, step 1): quantise one site of one block at a time and measure the error of the features.
+
+Every measurement starts from the float states at its own block, and one program serves all of them.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +11,36 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from regcache_jax.encoders.blocks import run_blocks
 from regcache_jax.encoders.encoder import Encoder, normalize
 from regcache_jax.encoders.vision import image_features, pool
-from regcache_jax.quantization.calibrate import range_collectors, scales_from_ranges
+from regcache_jax.quantization.calibrate import calibrate, scales_from_ranges
 from regcache_jax.quantization.kernels import quantize_kernels
 from regcache_jax.quantization.scheme import SITE_LAYERS, SITES, Scheme
+from regcache_jax.registers.reference import check_images, reference_batches
+from regcache_jax.registers.trial import feature_errors
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "scheme"))
-def _reference(params: Any, images: Any, *, spec: Any, scheme: Scheme) -> Any:
-    collectors = {**range_collectors(scheme.activations, spec.leading), "hidden": lambda trace: trace.hidden}
-    output = image_features(params, images, spec, collect=collectors)
-    return normalize(output.features), output.collected.pop("hidden"), output.collected
+@functools.partial(jax.jit, static_argnames=("spec", "unit"))
+def _reference(params: Any, images: Any, *, spec: Any, unit: bool) -> Any:
+    output = image_features(params, images, spec, collect={"hidden": lambda trace: trace.hidden})
+    return normalize(output.features) if unit else output.features, output.collected["hidden"]
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "scheme"))
+@functools.partial(jax.jit, static_argnames=("spec", "scheme", "unit"))
 def _one_site(
-    params: Any, rounded: Any, scales: Any, hidden: Any, switch: Any, first: Any, *, spec: Any, scheme: Scheme
+    params: Any,
+    rounded: Any,
+    scales: Any,
+    hidden: Any,
+    switch: Any,
+    first: Any,
+    *,
+    spec: Any,
+    scheme: Scheme,
+    unit: bool,
 ) -> Any:
     """Features with the sites quantised whose switch is on, from the float states at block `first`."""
     blocks = {name: dict(group) if isinstance(group, dict) else group for name, group in params["blocks"].items()}
@@ -40,24 +53,43 @@ def _one_site(
                 blocks[group][name] = {**layer, "kernel": kernel}
     blocks |= {"switch": switch, "input_scale": scales}
     output = run_blocks(blocks, hidden, spec.blocks, start=first, scheme=scheme, leading=spec.leading)
-    return normalize(pool(params, output.hidden, spec)[0])
+    features = pool(params, output.hidden, spec)[0]
+    return normalize(features) if unit else features
 
 
-def sensitivity(encoder: Encoder, images: Float[np.ndarray, "n Y X 3"], scheme: Scheme) -> Float[np.ndarray, "L 4"]:
-    """Mean squared distance of unit features when only one site (columns: `SITES`) of one block (rows) is quantised,
-    its weights and its static activation scale, calibrated on the same images. One program serves all of them."""
+def sensitivity(
+    encoder: Encoder,
+    images: Float[np.ndarray, "n Y X 3"],
+    scheme: Scheme,
+    *,
+    labels: Int[np.ndarray, "n"] | None = None,
+    class_vectors: Float[np.ndarray, "C E"] | None = None,
+    batch_size: int = 32,
+) -> Float[np.ndarray, "L 4"]:
+    """Mean error (`feature_errors`) when only one site (columns: `SITES`) of one block (rows) is quantised: its weights and
+    its static activation scale, calibrated on the same images. With labels and class vectors: the drop in top-1."""
+    images = np.asarray(images)
+    check_images(images, encoder.spec)
+    encoder = encoder.with_plan(None)
     scheme = Scheme(scheme.weight_bits, scheme.activation_bits, "static", scheme.weights)
-    spec, params = encoder.spec.image, encoder.params["image"]
-    reference, hidden, ranges = _reference(params, jnp.asarray(images, encoder.dtype), spec=spec, scheme=scheme)
+    spec, params, unit = encoder.spec.image, encoder.params["image"], encoder.spec.normalize
+    ranges = calibrate(encoder, (batch for batch, _ in reference_batches(images, batch_size)), scheme)
     scales = scales_from_ranges(ranges, scheme.activation_bits)
     rounded = quantize_kernels(params["blocks"], scheme)
     num_blocks = spec.blocks.num_blocks
-    errors = np.zeros((num_blocks, len(SITES)))
-    for block in range(num_blocks):
-        for column, chosen in enumerate(SITES):
-            switch = {site: np.arange(num_blocks) == (block if site == chosen else -1) for site in SITES}
-            features = _one_site(
-                params, rounded, scales, hidden[block], switch, jnp.int32(block), spec=spec, scheme=scheme
-            )
-            errors[block, column] = float(jnp.mean(jnp.sum(jnp.square(features - reference), axis=-1)))
-    return errors
+    errors, baseline = np.zeros((num_blocks, len(SITES))), 0.0
+    for number, (batch, mask) in enumerate(reference_batches(images, batch_size)):
+        reference, hidden = _reference(params, jnp.asarray(batch, encoder.dtype), spec=spec, unit=unit)
+        known = np.asarray(reference)[mask]
+        own = None if labels is None else labels[number * len(mask) : number * len(mask) + int(mask.sum())]
+        if own is not None:
+            baseline += feature_errors(known, known, own, class_vectors).sum()
+        for block in range(num_blocks):
+            for column, chosen in enumerate(SITES):
+                switch = {site: np.arange(num_blocks) == (block if site == chosen else -1) for site in SITES}
+                features = _one_site(
+                    params, rounded, scales, hidden[block], switch, jnp.int32(block),
+                    spec=spec, scheme=scheme, unit=unit,
+                )  # fmt: skip
+                errors[block, column] += feature_errors(np.asarray(features)[mask], known, own, class_vectors).sum()
+    return (errors - baseline) / len(images)

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from regcache_jax.encoders.blocks import run_blocks
+from regcache_jax.encoders.blocks import BlockTrace, run_blocks
 from regcache_jax.encoders.encoder import Encoder, normalize
 from regcache_jax.encoders.spec import BlockSpec
 from regcache_jax.encoders.vision import image_features, pool
@@ -27,9 +27,7 @@ from regcache_jax.quantization.calibrate import Ranges, check_finite, range_coll
 from regcache_jax.quantization.kernels import quantize_kernels
 from regcache_jax.quantization.scheme import SITES, Scheme
 from regcache_jax.registers.plan import RegisterPlan
-
-MEMORY_LIMIT = 4 << 30
-"""Bytes of hidden states kept in memory; beyond it they lie in a temporary file."""
+from regcache_jax.registers.states import MEMORY_LIMIT, States
 
 
 def block_flops(spec: BlockSpec, num_tokens: int) -> int:
@@ -38,9 +36,35 @@ def block_flops(spec: BlockSpec, num_tokens: int) -> int:
     return 2 * num_tokens * (4 * spec.width**2 + mlp + 2 * num_tokens * spec.width)
 
 
+def feature_errors(
+    features: Float[np.ndarray, "n E"],
+    reference: Float[np.ndarray, "n E"],
+    labels: Int[np.ndarray, "n"] | None = None,
+    class_vectors: Float[np.ndarray, "C E"] | None = None,
+) -> Float[np.ndarray, "n"]:
+    """The error of each image, in float64: the squared distance of its features, as the task uses them, over the squared
+    length of the float one (for unit features 2 - 2 cosine). With labels, 1 for a wrong top-1 and 0 for a right one."""
+    features, reference = features.astype(np.float64), reference.astype(np.float64)
+    if labels is not None and class_vectors is not None:
+        return (np.argmax(features @ class_vectors.T, axis=1) != labels).astype(np.float64)
+    return np.square(features - reference).sum(axis=1) / np.square(reference).sum(axis=1)
+
+
+def image_range_collectors(
+    activations: str, leading: tuple[int, int]
+) -> dict[str, Callable[[BlockTrace], Float[Array, "B ..."]]]:
+    """Every site's range in each image apart: any draw of calibration images is then a maximum away."""
+
+    def apart(trace: BlockTrace, collector: Callable[[BlockTrace], Array]) -> Array:
+        return jax.vmap(collector)(jax.tree.map(lambda leaf: leaf[:, None], trace))
+
+    collectors = range_collectors(activations, leading)
+    return {site: functools.partial(apart, collector=collector) for site, collector in collectors.items()}
+
+
 @functools.partial(jax.jit, static_argnames=("spec", "activations", "entries"))
 def _float_states(params: Any, images: Any, *, spec: Any, activations: str, entries: tuple[int, ...]) -> Any:
-    collectors = {**range_collectors(activations, spec.leading), "hidden": lambda trace: trace.hidden}
+    collectors = {**image_range_collectors(activations, spec.leading), "hidden": lambda trace: trace.hidden}
     output = image_features(params, images, spec, collect=collectors)
     hidden = output.collected.pop("hidden")
     return output.features, {block: hidden[block] for block in entries}, output.collected
@@ -56,7 +80,7 @@ def _quantized_states(params: Any, images: Any, *, spec: Any, scheme: Scheme, en
 def _trial_ranges(params: Any, hidden: Any, plan: RegisterPlan, first: Any, *, spec: Any, activations: str) -> Ranges:
     return run_blocks(
         params["blocks"], hidden, spec.blocks,
-        start=first, plan=plan, leading=spec.leading, collect=range_collectors(activations, spec.leading),
+        start=first, plan=plan, leading=spec.leading, collect=image_range_collectors(activations, spec.leading),
     ).collected  # fmt: skip
 
 
@@ -78,179 +102,177 @@ def compilations() -> int:
     return sum(program._cache_size() for program in PROGRAMS)
 
 
-@dataclasses.dataclass
-class Cost:
-    """What trials have cost: how many there were and the operations of all blocks they ran."""
-
-    trials: int = 0
-    block_flops: int = 0
-
-
+@dataclasses.dataclass(eq=False)
 class Trials:
     """Scores plans on a reference set of preprocessed images `[n, S, S, 3]` for one scheme.
 
-    The error of an image is the squared distance between its float and its quantised feature, as the task uses them: of
-    unit length (then it is 2 - 2 cosine) or, for encoders that do not normalise, over the float feature's squared length.
-    With `labels` and `class_vectors [C, E]` it is 1 for a wrong top-1 and 0 for a right one. `entries`: the blocks where a
-    plan may begin."""
+    Errors are `feature_errors`, of top-1 where `labels [n]` and `class_vectors [C, E]` are given. `entries`: the blocks
+    where a plan may begin. `block_flops` counts the operations of all blocks run so far. Images are spread over this
+    process's devices; a chunk holds the same images on any number of them."""
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        images: Float[Array, "n Y X 3"],
-        scheme: Scheme,
-        entries: tuple[int, ...],
-        *,
-        chunk: int = 32,
-        labels: np.ndarray | None = None,
-        class_vectors: np.ndarray | None = None,
-    ) -> None:
-        if len(images) == 0:
-            raise UserError("the reference set is empty; give at least one image")
-        self.encoder, self.scheme, self.spec = encoder, scheme, encoder.spec.image
-        self.entries = tuple(sorted(set(entries)))
-        self.num_images = len(images)
-        devices = len(jax.devices())
-        self.chunk = -(-min(chunk, len(images)) // devices) * devices
-        self.sharding = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec("data"))
-        self.labels, self.class_vectors = labels, class_vectors
-        self.cost = Cost()
-        self._prepare(images)
+    encoder: Encoder
+    images: dataclasses.InitVar[Float[np.ndarray, "n Y X 3"]]
+    scheme: Scheme
+    entries: tuple[int, ...]
+    chunk: int = 32
+    labels: np.ndarray | None = None
+    class_vectors: np.ndarray | None = None
+    memory_limit: int = MEMORY_LIMIT
+    block_flops: int = dataclasses.field(default=0, init=False)
 
-    def _chunks(self, array: np.ndarray) -> list[np.ndarray]:
-        """The array in chunks of one shape, the last one filled up with its last row."""
-        chunks = []
-        for first in range(0, len(array), self.chunk):
-            part = np.asarray(array[first : first + self.chunk])
-            missing = self.chunk - len(part)
-            chunks.append(np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part)
-        return chunks
-
-    def _put(self, array: Any) -> Array:
-        return jax.device_put(array, self.sharding)
-
-    def _prepare(self, images: np.ndarray) -> None:
+    def __post_init__(self, images: np.ndarray) -> None:
         """Runs the set once in float and once quantised, without a plan, and keeps the states at the entries."""
-        params, spec = self.encoder.params["image"], self.spec
-        chunks = [chunk.astype(self.encoder.dtype) for chunk in self._chunks(images)]
-        states = 2 * len(chunks) * len(self.entries) * self.chunk * spec.num_tokens * spec.blocks.width
-        self._on_disk = states * np.dtype(self.encoder.dtype).itemsize > MEMORY_LIMIT
-        self._files = tempfile.TemporaryDirectory() if self._on_disk else None
-        features, self.float_states, ranges = [], [], None
-        for chunk in chunks:
+        self.spec, self.num_images = self.encoder.spec.image, len(images)
+        self.entries = tuple(sorted(set(self.entries)))
+        self.chunk = min(self.chunk, self.num_images)
+        self.num_chunks = -(-self.num_images // self.chunk)
+        devices = jax.local_devices()
+        self._rows = -(-self.chunk // len(devices)) * len(devices)
+        self._sharding = NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec("data"))
+        shape = (self._rows, self.spec.num_tokens, self.spec.blocks.width)
+        self.float_states, self.quantized_states = (
+            States(self.entries, self.num_chunks, shape, self.encoder.dtype, self.memory_limit // 2) for _ in range(2)
+        )
+        params = self.encoder.params["image"]
+        features, ranges = [], []
+        for index in range(self.num_chunks):
             feature, hidden, batch = _float_states(
-                params, self._put(chunk), spec=spec, activations=self.scheme.activations, entries=self.entries
-            )
-            features.append(np.asarray(normalize(feature) if self.encoder.spec.normalize else feature, np.float32))
-            self.float_states.append(self._keep(hidden))
-            ranges = batch if ranges is None else jax.tree.map(jnp.maximum, ranges, batch)
-        assert ranges is not None
-        check_finite(ranges)
-        self.float_features = np.concatenate(features)[: self.num_images]
+                params, self._images(images, index),
+                spec=self.spec, activations=self.scheme.activations, entries=self.entries,
+            )  # fmt: skip
+            self.float_states.put(index, hidden)
+            features.append(normalize(feature) if self.encoder.spec.normalize else feature)
+            ranges.append(batch)
+        self.float_features = self._join(features)
+        self.base_ranges = {site: self._join([batch[site] for batch in ranges], axis=1) for site in SITES}
+        check_finite({site: jnp.asarray(values) for site, values in self.base_ranges.items()})
         if not np.isfinite(self.float_features).all():
             raise UserError("the float encoder gives features that are not finite; check its weights and the pictures")
-        self.base_ranges = ranges
-        blocks = quantize_kernels(params["blocks"], self.scheme)
-        self.quantized = {**params, "blocks": blocks}
-        scaled = {**params, "blocks": {**blocks, **self._scale_leaf(self._scales(ranges))}}
-        self.quantized_states = [
-            self._keep(_quantized_states(scaled, self._put(chunk), spec=spec, scheme=self.scheme, entries=self.entries))
-            for chunk in chunks
-        ]
-        self._count(len(chunks), 0)
+        self._quantized = {**params, "blocks": quantize_kernels(params["blocks"], self.scheme)}
+        scales = {"input_scale": self._scales(self.base_ranges)} if self.scheme.calibrated else {}
+        scaled = {**params, "blocks": {**self._quantized["blocks"], **scales}}
+        for index in range(self.num_chunks):
+            self.quantized_states.put(
+                index,
+                _quantized_states(
+                    scaled, self._images(images, index), spec=self.spec, scheme=self.scheme, entries=self.entries
+                ),
+            )
+        self.count(passes=2)
 
-    def _keep(self, hidden: dict[int, Array]) -> dict[int, Any]:
-        """States of one chunk, in memory or in a file that is mapped back."""
-        if self._files is None:
-            return hidden
-        kept = {}
-        for block, array in hidden.items():
-            path = tempfile.NamedTemporaryFile(dir=self._files.name, suffix=".npy", delete=False).name  # noqa: SIM115
-            np.save(path, np.asarray(array))
-            kept[block] = np.load(path, mmap_mode="r")
-        return kept
+    def _images(self, images: np.ndarray, index: int) -> Array:
+        """One chunk, filled up with its last image to a row count that the devices share evenly."""
+        part = np.asarray(images[index * self.chunk : (index + 1) * self.chunk], self.encoder.dtype)
+        filled = np.concatenate([part, np.repeat(part[-1:], self._rows - len(part), axis=0)])
+        return jax.device_put(filled, self._sharding)
 
-    def _scales(self, ranges: Ranges) -> Ranges:
-        scales = scales_from_ranges(ranges, self.scheme.activation_bits)
-        return {site: scales[site] for site in SITES if site not in self.scheme.float_sites}
+    def _join(self, chunks: list[Any], axis: int = 0) -> np.ndarray:
+        """Rows of consecutive chunks, the fillers left out."""
+        lengths = [min(self.chunk, self.num_images - index * self.chunk) for index in range(len(chunks))]
+        parts = [np.asarray(part, np.float32) for part in chunks]
+        return np.concatenate(
+            [np.take(part, range(length), axis) for part, length in zip(parts, lengths, strict=True)], axis
+        )
 
-    def _scale_leaf(self, scales: Ranges) -> dict[str, Ranges]:
-        return {"input_scale": scales} if self.scheme.calibrated else {}
+    def _scales(self, ranges: dict[str, np.ndarray], drawn: Int[np.ndarray, "m"] | None = None) -> Ranges:
+        """Static scales from the ranges of all images, or of those drawn."""
+        largest = {
+            site: jnp.asarray((values if drawn is None else values[:, drawn]).max(axis=1))
+            for site, values in ranges.items()
+        }
+        scales = scales_from_ranges(largest, self.scheme.activation_bits)
+        return {site: scale for site, scale in scales.items() if site not in self.scheme.float_sites}
 
-    def _count(self, num_chunks: int, first: int, passes: int = 2) -> None:
-        """Adds `passes` runs of the blocks from `first` on over `num_chunks` chunks."""
+    def count(self, passes: int, num_chunks: int | None = None, first: int = 0) -> None:
+        """Adds runs of the blocks from `first` on over the first chunks to `block_flops`."""
+        images = self._num_images(num_chunks)
         per_block = block_flops(self.spec.blocks, self.spec.num_tokens)
-        self.cost.block_flops += passes * num_chunks * self.chunk * (self.spec.blocks.num_blocks - first) * per_block
+        self.block_flops += passes * images * (self.spec.blocks.num_blocks - first) * per_block
+
+    def _num_images(self, num_chunks: int | None) -> int:
+        return self.num_images if num_chunks is None else min(self.num_images, num_chunks * self.chunk)
 
     def first_block(self, plan: RegisterPlan) -> int:
-        """The first block that a plan changes (the last entry for a plan that does nothing)."""
+        """The last entry at or before the first block that a plan changes (the last of all for a plan that does nothing)."""
         numbers = plan.schedule()
         begins = [numbers.start] if numbers.stop > numbers.start else []
         begins += [numbers.delete_block] if numbers.delete_count else []
         wanted = min(begins, default=self.entries[-1])
-        return max((block for block in self.entries if block <= wanted), default=self.entries[0])
+        reachable = [block for block in self.entries if block <= wanted]
+        if not reachable:
+            raise ValueError(f"a plan that begins at block {wanted} is before the first entry {self.entries[0]}")
+        return reachable[-1]
 
-    def ranges(self, plan: RegisterPlan, chunks: list[int]) -> Ranges:
-        """Ranges of all sites with the plan in place, calibrated on the given chunks."""
-        first = self.first_block(plan)
-        ranges: Ranges | None = None
-        for index in chunks:
-            batch = _trial_ranges(
-                self.encoder.params["image"], self._put(self.float_states[index][first]), plan, jnp.int32(first),
-                spec=self.spec, activations=self.scheme.activations,
-            )  # fmt: skip
-            ranges = batch if ranges is None else jax.tree.map(jnp.maximum, ranges, batch)
-        assert ranges is not None
-        self._count(len(chunks), first, passes=1)
-        before = jnp.arange(self.spec.blocks.num_blocks) < first
+    def image_ranges(
+        self, plan: RegisterPlan, num_chunks: int | None = None
+    ) -> dict[str, Float[np.ndarray, "L n ..."]]:
+        """Ranges of all sites with the plan in place, for each image of the first chunks apart."""
+        first, found = self.first_block(plan), []
+        for index in range(self.num_chunks if num_chunks is None else num_chunks):
+            hidden = jax.device_put(self.float_states.get(index, first), self._sharding)
+            found.append(
+                _trial_ranges(
+                    self.encoder.params["image"],
+                    hidden,
+                    plan,
+                    jnp.int32(first),
+                    spec=self.spec,
+                    activations=self.scheme.activations,
+                )
+            )
+        self.count(1, num_chunks, first)
+        ranges = {}
+        for site, base in self.base_ranges.items():
+            own = self._join([batch[site] for batch in found], axis=1)
+            ranges[site] = np.concatenate([base[:first, : own.shape[1]], own[first:]])
+        return ranges
 
-        def splice(base: Array, own: Array) -> Array:
-            return jnp.where(before.reshape(-1, *(1,) * (base.ndim - 1)), base, own)
-
-        return jax.tree.map(splice, self.base_ranges, ranges)
-
-    def features(self, plan: RegisterPlan, chunks: list[int], calibration: list[int] | None = None) -> np.ndarray:
-        """Quantised features of the images of the given chunks (scales from `calibration`'s chunks, by default the same)."""
+    def features(
+        self,
+        plan: RegisterPlan,
+        num_chunks: int | None = None,
+        ranges: dict[str, np.ndarray] | None = None,
+        drawn: Int[np.ndarray, "m"] | None = None,
+    ) -> Float[np.ndarray, "n E"]:
+        """Quantised features of the images of the first chunks, calibrated on the same images unless `ranges` (and which of
+        their images are `drawn`) say otherwise."""
         first = self.first_block(plan)
         scales: Ranges = {}
         if self.scheme.calibrated:
-            scales = self._scales(self.ranges(plan, chunks if calibration is None else calibration))
-        found = [
-            _trial_features(
-                self.quantized,
-                scales,
-                self._put(self.quantized_states[index][first]),
-                plan,
-                jnp.int32(first),
-                spec=self.spec,
-                scheme=self.scheme,
-                unit=self.encoder.spec.normalize,
+            scales = self._scales(self.image_ranges(plan, num_chunks) if ranges is None else ranges, drawn)
+        found = []
+        for index in range(self.num_chunks if num_chunks is None else num_chunks):
+            hidden = jax.device_put(self.quantized_states.get(index, first), self._sharding)
+            found.append(
+                _trial_features(
+                    self._quantized,
+                    scales,
+                    hidden,
+                    plan,
+                    jnp.int32(first),
+                    spec=self.spec,
+                    scheme=self.scheme,
+                    unit=self.encoder.spec.normalize,
+                )
             )
-            for index in chunks
-        ]
-        self._count(len(chunks), first, passes=1)
-        rows = np.concatenate([np.asarray(feature) for feature in found])
-        return rows[: len(self._images_of(chunks))]
+        self.count(1, num_chunks, first)
+        return self._join(found)
 
-    def _images_of(self, chunks: list[int]) -> np.ndarray:
-        """Numbers of the images in some chunks, in their order."""
-        images = np.concatenate([np.arange(index * self.chunk, (index + 1) * self.chunk) for index in chunks])
-        return images[images < self.num_images]
+    def errors_of(self, features: Float[np.ndarray, "n E"]) -> Float[np.ndarray, "n"]:
+        """The error of each of the first n images, given their quantised features."""
+        count = len(features)
+        labels = None if self.labels is None else self.labels[:count]
+        return feature_errors(features, self.float_features[:count], labels, self.class_vectors)
 
-    @property
-    def num_chunks(self) -> int:
-        """How many chunks the reference set has."""
-        return len(self.float_states)
+    def errors(self, plan: RegisterPlan, num_chunks: int | None = None) -> Float[np.ndarray, "n"]:
+        """One trial: the error of each image of the first chunks."""
+        return self.errors_of(self.features(plan, num_chunks))
 
-    def errors(
-        self, plan: RegisterPlan, num_chunks: int | None = None, calibration: list[int] | None = None
-    ) -> np.ndarray:
-        """The error of each image of the first `num_chunks` chunks, float64 `[n]`. One trial."""
-        chunks = list(range(self.num_chunks if num_chunks is None else num_chunks))
-        features = self.features(plan, chunks, calibration).astype(np.float64)
-        self.cost.trials += 1
-        images = self._images_of(chunks)
-        if self.labels is not None and self.class_vectors is not None:
-            return (np.argmax(features @ self.class_vectors.T, axis=1) != self.labels[images]).astype(np.float64)
-        reference = self.float_features[images].astype(np.float64)
-        return np.square(features - reference).sum(axis=1) / np.square(reference).sum(axis=1)
+    def redrawn_errors(
+        self, plan: RegisterPlan, draws: list[Int[np.ndarray, "m"]], num_chunks: int
+    ) -> Float[np.ndarray, "draws"]:
+        """Mean error over the first chunks for scales calibrated on each draw of images (numbers into the whole set)."""
+        if not self.scheme.calibrated:
+            return np.full(len(draws), self.errors(plan, num_chunks).mean())
+        ranges = self.image_ranges(plan)
+        return np.array([self.errors_of(self.features(plan, num_chunks, ranges, drawn)).mean() for drawn in draws])

@@ -1,0 +1,60 @@
+"""The reference set: preprocessed images, checked once at the edge and cut into batches of one shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from regcache_jax.encoders.spec import EncoderSpec
+from regcache_jax.errors import UserError
+
+Batches: TypeAlias = Iterable[tuple[Float[np.ndarray, "B Y X 3"], Bool[np.ndarray, "B"]]]
+"""Batches of images with a mask: rows with mask False only fill a batch up."""
+
+Images: TypeAlias = Float[np.ndarray, "n Y X 3"] | Batches
+"""A set that fits in memory as one array, or one that does not as batches with masks."""
+
+
+def reference_batches(images: Float[np.ndarray, "n Y X 3"], size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches of one shape with a mask; the last one is filled up with its last image."""
+    size = min(size, len(images))
+    for first in range(0, len(images), size):
+        part = np.asarray(images[first : first + size])
+        mask = np.arange(size) < len(part)
+        yield np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)]), mask
+
+
+def check_images(images: Float[np.ndarray, "n Y X 3"], spec: EncoderSpec) -> None:
+    """Raises UserError for an empty set, another shape than the encoder takes, and values that are not finite."""
+    side = spec.image.image_size
+    if images.ndim != 4 or images.shape[1:] != (side, side, 3):
+        raise UserError(
+            f"{spec.name} takes preprocessed images of shape [n, {side}, {side}, 3], got {list(images.shape)}"
+        )
+    if len(images) == 0:
+        raise UserError("the reference set is empty; give at least one image")
+    for number, image in enumerate(images):
+        if not np.isfinite(image).all():
+            raise UserError(f"image {number} of the reference set holds NaN or infinity after preprocessing")
+
+
+def check_varied(images: Float[np.ndarray, "n Y X 3"]) -> None:
+    """Raises UserError for one image, or images that are all the same (all black, say): nothing could be learned from them."""
+    if len(images) < 2:
+        raise UserError("a search needs at least 2 images to tell a gain from chance, got 1; 256 or more are sensible")
+    if all(np.array_equal(image, images[0]) for image in images[1:]):
+        raise UserError(
+            f"all {len(images)} reference images are the same; are the files readable pictures? A search needs varied ones"
+        )
+
+
+def as_batches(images: Images, spec: EncoderSpec, size: int) -> Batches:
+    """An array checked and cut into batches; batches as they are."""
+    if not isinstance(images, np.ndarray) and not hasattr(images, "shape"):
+        return images
+    array = np.asarray(images)
+    check_images(array, spec)
+    return reference_batches(array, size)

@@ -1,0 +1,50 @@
+"""Hidden states of the reference set, kept at the inputs of a few blocks: in memory, or on disk beyond a limit."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Float
+
+MEMORY_LIMIT = 4 << 30
+"""Bytes of hidden states kept in memory; beyond it they lie in temporary files."""
+
+
+class States:
+    """States of every chunk of images at every entry block, all of one shape and dtype.
+
+    In memory they stay where they were computed (on the devices). On disk there is one mapped file an entry, in a folder that
+    goes with this object."""
+
+    def __init__(
+        self, entries: tuple[int, ...], num_chunks: int, shape: tuple[int, ...], dtype: Any, memory_limit: int
+    ) -> None:
+        size = len(entries) * num_chunks * int(np.prod(shape)) * np.dtype(dtype).itemsize
+        self._chunks: list[dict[int, Any]] = [{} for _ in range(num_chunks)]
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._files: dict[int, np.memmap[Any, Any]] = {}
+        if size > memory_limit:
+            self._folder = tempfile.TemporaryDirectory(prefix="regcache-states-")
+            for block in entries:
+                self._files[block] = np.memmap(
+                    f"{self._folder.name}/{block}", dtype=dtype, mode="w+", shape=(num_chunks, *shape)
+                )
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether the limit was passed."""
+        return self._folder is not None
+
+    def put(self, chunk: int, states: dict[int, Float[Array, "B N D"]]) -> None:
+        """Keeps one chunk's states, by entry block."""
+        if self.on_disk:
+            for block, array in states.items():
+                self._files[block][chunk] = np.asarray(array)
+        else:
+            self._chunks[chunk] = states
+
+    def get(self, chunk: int, block: int) -> Float[Array, "B N D"] | Float[np.ndarray, "B N D"]:
+        """One chunk's states at the input of an entry block."""
+        return self._files[block][chunk] if self.on_disk else self._chunks[chunk][block]
