@@ -92,6 +92,33 @@ def float_product(
     return sums * jnp.squeeze(kernel.scale, axes[1]) if isinstance(kernel, QuantizedTensor) else sums
 
 
+def input_grid(
+    inputs: Float[Array, "B N ..."], block: Params, site: str, scheme: Scheme, leading: tuple[int, int]
+) -> tuple[Float[Array, "..."] | None, Float[Array, "..."] | None]:
+    """A site's calibrated scale (None: measured as it passes) and what is added before rounding (None: nothing), broadcast
+    to its input. Raises UserError where a scale should have been calibrated."""
+    if not scheme.calibrated:
+        return None, None
+    if site not in block.get("input_scale", {}):
+        raise UserError(f"the {scheme.activations} scale of site {site} was never calibrated; `quantize` does it")
+    scale = token_scale(block["input_scale"][site], inputs.shape[1], leading)
+    scale = scale.reshape(scale.shape + (1,) * (inputs.ndim - 3))
+    return scale, block.get("input_offset", {}).get(site)
+
+
+def round_input(
+    inputs: Float[Array, "B N ..."], block: Params, site: str, scheme: Scheme, leading: tuple[int, int]
+) -> Float[Array, "B N ..."]:
+    """What the integers of a site's input stand for, in float: the same grid, with a straight-through gradient."""
+    scale, offset = input_grid(inputs, block, site, scheme, leading)
+    axes = tuple(range(2 if scheme.activations == "token" else 0, inputs.ndim))
+    bits = scheme.at(site).activation_bits
+    if offset is None:
+        return fake_quantize(inputs, bits, axes, scale)
+    rounded = fake_quantize(inputs.astype(jnp.float32) + offset, bits, axes, scale)
+    return (rounded - offset).astype(inputs.dtype)
+
+
 def dense(
     inputs: Float[Array, "B N ..."],
     layers: tuple[Params, ...],
@@ -105,31 +132,18 @@ def dense(
 ) -> list[Float[Array, "B N ..."]]:
     """Applies layers that share one input: float kernels, integer kernels, or float kernels with a simulated integer
     input (a scheme over float kernels; `block["switch"][site]` may turn it off by a traced flag)."""
-    kernels = [layer["kernel"] for layer in layers]
-    integer = isinstance(kernels[0], QuantizedTensor)
+    kernels = tuple(layer["kernel"] for layer in layers)
     rounded = scheme is not None and scheme.activations != "float" and site not in scheme.float_sites
-    scale, offset = None, None
-    if scheme is not None and rounded:
-        bits = scheme.at(site).activation_bits
-        if present is not None:  # what is absent must not stretch a measured scale
-            inputs = jnp.where(present.reshape(present.shape + (1,) * (inputs.ndim - 2)), inputs, 0)
-        if scheme.calibrated:
-            if site not in block.get("input_scale", {}):
-                raise UserError(
-                    f"the {scheme.activations} scale of site {site} was never calibrated; `quantize` does it"
-                )
-            scale = token_scale(block["input_scale"][site], inputs.shape[1], leading)
-            scale = scale.reshape(scale.shape + (1,) * (inputs.ndim - 3))
-        if site in block.get("input_offset", {}):  # integer layers have it folded into their bias
-            offset = block["input_offset"][site].astype(jnp.float32)
-    shifted = inputs if offset is None else inputs.astype(jnp.float32) + offset
-    if integer and rounded:
-        products = quantized_dense(shifted, tuple(kernels), scale, bits, num_contracted, scheme.activations == "token")
+    if rounded and present is not None:  # what is absent must not stretch a measured scale
+        inputs = jnp.where(present.reshape(present.shape + (1,) * (inputs.ndim - 2)), inputs, 0)
+    if rounded and isinstance(kernels[0], QuantizedTensor):
+        scale, offset = input_grid(inputs, block, site, scheme, leading)
+        shifted = inputs if offset is None else inputs.astype(jnp.float32) + offset  # the biases have it folded in
+        bits, per_token = scheme.at(site).activation_bits, scheme.activations == "token"
+        products = quantized_dense(shifted, kernels, scale, bits, num_contracted, per_token)
     else:
         if rounded:
-            first = inputs.ndim - num_contracted if scheme.activations == "token" else 0
-            simulated = fake_quantize(shifted, bits, tuple(range(first, inputs.ndim)), scale)
-            simulated = simulated if offset is None else (simulated - offset).astype(inputs.dtype)
+            simulated = round_input(inputs, block, site, scheme, leading)
             inputs = jnp.where(block["switch"][site], simulated, inputs) if "switch" in block else simulated
         products = tuple(float_product(inputs, kernel, num_contracted) for kernel in kernels)
     biased = (

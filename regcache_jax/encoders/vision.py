@@ -34,7 +34,7 @@ def linear(inputs: Float[Array, "B N ..."], layer: Params, num_contracted: int =
 
 
 def embed_patches(params: Params, images: Float[Array, "B Y X 3"], spec: ImageSpec) -> Float[Array, "B N D"]:
-    """Patch embedding, class token, trained registers, positions and (CLIP) the norm before block 0."""
+    """Patch embedding, class token, trained registers, positions, (CLIP) the norm before block 0 and (a method's) rotation."""
     kernel = params["patch_embedding"]["kernel"].astype(images.dtype)
     patches = jax.lax.conv_general_dilated(
         images, kernel, (spec.patch_size, spec.patch_size), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -55,7 +55,8 @@ def embed_patches(params: Params, images: Float[Array, "B Y X 3"], spec: ImageSp
     if spec.class_token:
         pieces.insert(0, rows(params["class_token"][None]) + positions[:1])
     hidden = jnp.concatenate(pieces, axis=1)
-    return layer_norm(hidden, params["pre_norm"], spec.blocks.norm_eps) if spec.pre_norm else hidden
+    hidden = layer_norm(hidden, params["pre_norm"], spec.blocks.norm_eps) if spec.pre_norm else hidden
+    return hidden @ params["rotation"].astype(hidden.dtype) if "rotation" in params else hidden
 
 
 def map_head(
@@ -77,6 +78,8 @@ def pool(
     params: Params, hidden: Float[Array, "B N D"], spec: ImageSpec, present: Bool[Array, "B N"] | None = None
 ) -> tuple[Float[Array, "B E"], Float[Array, "B N D"]]:
     """Final norm, pooling and projection. Returns the features and the normed tokens."""
+    if "rotation" in params:
+        hidden = hidden @ params["rotation"].T.astype(hidden.dtype)
     tokens = layer_norm(hidden, params["final_norm"], spec.blocks.norm_eps)
     if spec.pooling == "class":
         pooled = tokens[:, 0]

@@ -20,11 +20,14 @@ from regcache_jax.quantization.scheme import SITES, Scheme
 from regcache_jax.registers.plan import RegisterPlan
 
 
-def in_batches(images: Float[Array, "n Y X 3"], size: int = 64) -> Iterator[Float[Array, "B Y X 3"]]:
-    """Cuts an array into batches of one shape (the last one repeats its last image: ranges do not change by that)."""
+def in_batches(
+    images: Float[Array, "n Y X 3"], size: int = 64, *, fill: bool = True
+) -> Iterator[Float[Array, "B Y X 3"]]:
+    """Cuts an array into batches of one shape: the last one repeats its last image, which no range sees (`fill=False`: it is
+    shorter, for statistics that would)."""
     for first in range(0, len(images), size):
         batch = images[first : first + size]
-        missing = min(size, len(images)) - len(batch)
+        missing = min(size, len(images)) - len(batch) if fill else 0
         yield np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)]) if missing else batch
 
 
@@ -46,7 +49,8 @@ def quantize(
     scheme.check_rules(encoder.spec.image.blocks.num_blocks)
     methods = methods_of(scheme.method)
     encoder = encoder if plan is None else encoder.with_plan(plan)
-    batches: Iterable[Any] = in_batches(images) if hasattr(images, "shape") else (images or ())
+    only_ranges = not methods and scheme.symmetric and scheme.estimator == "absmax" and not scheme.rules
+    batches: Iterable[Any] = in_batches(images, fill=only_ranges) if hasattr(images, "shape") else (images or ())
     if methods:
         batches = list(batches)
         if not batches:

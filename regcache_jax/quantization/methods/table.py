@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 from regcache_jax.errors import UserError
+from regcache_jax.quantization.methods import (
+    awq,
+    bias_correction,
+    clipping,
+    gptq,
+    noisyquant,
+    repq_vit,
+    rotation,
+    smoothquant,
+)
 from regcache_jax.quantization.methods.method import Method
 
-METHODS: dict[str, Method] = {}
+METHODS: dict[str, Method] = {
+    module.METHOD.name: module.METHOD
+    for module in (smoothquant, awq, repq_vit, rotation, clipping, gptq, noisyquant, bias_correction)
+}
 
 
 def methods_of(names: str) -> list[Method]:
