@@ -1,7 +1,7 @@
 """What the authors' own code computes on one random layer, as committed numbers.
 
-Made by running, on the arrays of `layer()`: mit-han-lab/smoothquant @c61476d (`smooth_ln_fcs`, alpha 0.7); zkkli/RepQ-ViT @a160561
-(the re-parameterisation of `test_quant.py`, ranges from the extremes); IST-DASLab/gptq @2d65066 (`fasterquant` with a symmetric
+Made by running, on the arrays of `layer()`: mit-han-lab/smoothquant @c61476d (`smooth_ln_fcs`, alpha 0.7); zkkli/RepQ-ViT
+@a160561 (the re-parameterisation of `test_quant.py`, ranges from the extremes); IST-DASLab/gptq @2d65066 (`fasterquant` with a symmetric
 grid of -3..3 whose scale is absmax / 3).
 """
 
@@ -37,7 +37,9 @@ def test_smoothing_factors_are_those_of_the_authors_code():
 
 def test_reparameterised_norm_and_kernel_are_those_of_the_authors_code():
     inputs, kernel, scale, bias, _ = layer()
-    factor, shift = reparameterization(jnp.asarray(inputs.min(axis=0)), jnp.asarray(inputs.max(axis=0)), symmetric=False)
+    factor, shift = reparameterization(
+        jnp.asarray(inputs.min(axis=0)), jnp.asarray(inputs.max(axis=0)), symmetric=False
+    )
     official_scale = [1.3254508972, 1.5916786194, 0.1685384810, 6.1927852631, 2.9342913628, 0.8482784629]
     official_bias = [-0.8748838902, -0.7612313032, -1.3357431889, 7.0780372620, 5.7100019455, -0.8338851929]
     official_kernel_row = [0.5144520402, -0.0239534657, -0.1340174377, 0.7778342366]

@@ -99,7 +99,9 @@ def _batch_counts(params: Any, images: Any, plan: Any, *, spec: Any, groups: boo
     return image_features(params, images, spec, plan=plan, collect=collectors).collected
 
 
-def observe(encoder: Encoder, batches: Iterable[Float[Array, "B Y X 3"]], *, groups: bool = False) -> Calibration:
+def observe(
+    encoder: Encoder, batches: Iterable[Float[Array | np.ndarray, "B Y X 3"]], *, groups: bool = False
+) -> Calibration:
     """Counts what passes every site of a float encoder over the calibration set, its plan in place.
 
     Raises UserError for an empty set, a quantised encoder and values that are not finite."""

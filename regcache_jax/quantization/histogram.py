@@ -200,6 +200,6 @@ def scale_and_zero_point(
     return scale, zero_point
 
 
-def largest_integers(bits: Int[np.ndarray, "L"]) -> Int[np.ndarray, "L"]:
+def largest_integers(bits: list[int]) -> Int[np.ndarray, "L"]:
     """127, 31 and 7 for 8, 6 and 4 bits, a block."""
-    return np.array([largest_integer(int(each)) for each in bits])
+    return np.array([largest_integer(each) for each in bits])

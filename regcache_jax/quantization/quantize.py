@@ -21,8 +21,8 @@ from regcache_jax.registers.plan import RegisterPlan
 
 
 def in_batches(
-    images: Float[Array, "n Y X 3"], size: int = 64, *, fill: bool = True
-) -> Iterator[Float[Array, "B Y X 3"]]:
+    images: Float[Array | np.ndarray, "n Y X 3"], size: int = 64, *, fill: bool = True
+) -> Iterator[Float[Array | np.ndarray, "B Y X 3"]]:
     """Cuts an array into batches of one shape: the last one repeats its last image, which no range sees (`fill=False`: it is
     shorter, for statistics that would)."""
     for first in range(0, len(images), size):
@@ -33,7 +33,7 @@ def in_batches(
 
 def quantize(
     encoder: Encoder,
-    images: Float[Array, "n Y X 3"] | Iterable[Float[Array, "B Y X 3"]] | None,
+    images: Float[Array | np.ndarray, "n Y X 3"] | Iterable[Float[Array | np.ndarray, "B Y X 3"]] | None,
     scheme: Scheme,
     plan: RegisterPlan | None = None,
     calibration: Calibration | None = None,

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from regcache_jax.encoders.blocks import BlockTrace, round_input, run_blocks, segment_params
@@ -88,7 +89,7 @@ def bias_correction(encoder: Encoder, quantized: Encoder, batches: Batches) -> E
     return with_blocks(quantized, blocks)
 
 
-def _enter(encoder: Encoder, images: Float[Array, "B Y X 3"]) -> State:
+def _enter(encoder: Encoder, images: Float[Array | np.ndarray, "B Y X 3"]) -> State:
     """The state that enters the first block."""
     hidden = embed_patches(encoder.params["image"], jnp.asarray(images, encoder.dtype), encoder.spec.image)
     return hidden, None if encoder.plan is None else jnp.ones(hidden.shape[:2], bool)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from jaxtyping import Array, Float
 
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.quantization.kernels import Rounder
 from regcache_jax.quantization.scheme import Scheme
 
-Batches = Sequence[Float[Array, "B Y X 3"]]
+Batches = Sequence[Float[Array | np.ndarray, "_ _ _ 3"]]
 """The calibration set, which may be gone through several times."""
 
 
