@@ -1,8 +1,8 @@
 """What the authors' own code computes on one random layer, as committed numbers.
 
-Made by running, on the arrays of `layer()`: mit-han-lab/smoothquant @c61476d (`smooth_ln_fcs`, alpha 0.7); zkkli/RepQ-ViT
-@a160561 (the re-parameterisation of `test_quant.py`, ranges from the extremes); IST-DASLab/gptq @2d65066 (`fasterquant` with a symmetric
-grid of -3..3 whose scale is absmax / 3).
+Made by running on the arrays of `layer()`: mit-han-lab/smoothquant @c61476d (`smooth_ln_fcs`, alpha 0.7); zkkli/RepQ-ViT
+@a160561 (the re-parameterisation of `test_quant.py`, ranges from the extremes); IST-DASLab/gptq @2d65066 (`fasterquant` with
+a symmetric grid of -3..3 whose scale is absmax / 3).
 """
 
 from __future__ import annotations
