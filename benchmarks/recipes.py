@@ -64,8 +64,8 @@ def find_plans(encoder: Encoder, images: np.ndarray, bits: list[str], out: Path)
         if not path.exists():
             result = search(encoder, images, scheme_of("rtn", each), table=out / f"search-{each}.jsonl")
             print(each, result.sentence(), file=sys.stderr)
-            save_plan(result.plan, path)
-        plan = load_plan(path)
+            save_plan(path, result.plan)
+        plan, _ = load_plan(path)
         schedule = plan.schedule()
         if schedule.stop > schedule.start or schedule.delete_count:
             plans[each] = plan

@@ -123,7 +123,7 @@ SCHEMES = {
 def test_every_scheme_multiplies_int8_by_int8_into_int32_and_stores_int8(name):
     encoder, images = small.encoder("clip"), small.images(8)
     quantized = quantize(encoder, images, SCHEMES[name])
-    text = jax.jit(encode_image).lower(quantized, images).as_text()
+    text = jax.jit(lambda images: encode_image(quantized, images)).lower(images).as_text()
     integer = [line for line in text.splitlines() if "dot_general" in line and "xi8>" in line]
     floats = [line for line in text.splitlines() if "dot_general" in line and "xi8>" not in line]
     expected = 6 if name != "rules" else 17  # q, k, v, out, fc1, fc2 in one scan; three scans, one of them without fc2
