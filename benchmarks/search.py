@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from regcache_jax import Scheme, SearchConfig, bundled_model, load, search
@@ -87,7 +88,9 @@ def main() -> None:
     scheme = Scheme.named(arguments.scheme)
     assert scheme is not None
     config = SearchConfig(chunk=arguments.chunk)
+    jax.clear_caches()  # each counts its own programs
     found = {"search": summary(search(model.encoder, images, scheme, config))}
+    jax.clear_caches()
     found = {"grid": brute_force(model.encoder, images, scheme, config), **found}
     for name, cost in found.items():
         cost["v5e_minutes"] = projection(cost, model.encoder, len(images))
@@ -105,7 +108,7 @@ def main() -> None:
     if arguments.json is not None:
         partial = arguments.json.with_name(arguments.json.name + ".partial")
         partial.write_text(json.dumps(found, indent=2))
-        partial.rename(arguments.json)
+        partial.replace(arguments.json)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from regcache_jax.converters import sources
 
 from regcache_jax.checkpoints import Model
-from regcache_jax.converters import sources
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.text import text_features
 from regcache_jax.encoders.vision import image_features
@@ -142,5 +142,7 @@ def _difference(what: str, ours: np.ndarray, theirs: np.ndarray) -> Difference:
 def _folder(source: str) -> Path:
     found = sources.resolve(source)
     if not (found.folder / "config.json").is_file():
-        raise UserError(f"the check runs transformers, which reads Hugging Face folders; {found.folder} has no config.json")
+        raise UserError(
+            f"the check runs transformers, which reads Hugging Face folders; {found.folder} has no config.json"
+        )
     return found.folder

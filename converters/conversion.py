@@ -5,39 +5,64 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict
-
-from regcache_jax import checkpoints
 from regcache_jax.converters import (
+    big_vision,
     huggingface_clip,
+    huggingface_dinov2,
+    huggingface_flax,
     huggingface_siglip,
+    meta_dinov2,
+    open_clip,
+    openai,
     sources,
+    timm,
 )
 from regcache_jax.converters.engine import assemble, disassemble
 from regcache_jax.converters.formats import Format, Given
 from regcache_jax.converters.readers import Tensors
+
+from regcache_jax import checkpoints
 from regcache_jax.encoders import catalog
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.parameters import parameter_shapes
-from regcache_jax.encoders.spec import EncoderSpec
+from regcache_jax.encoders.spec import Activation, EncoderSpec, Filter
 from regcache_jax.errors import UserError
 
 CONVERTER_VERSION = 1
+LARGEST_DEPTH = 1000
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 FORMATS: tuple[Format, ...] = (
     huggingface_clip.FORMAT,
     huggingface_siglip.FORMAT,
+    huggingface_dinov2.FORMAT,
+    huggingface_flax.FORMAT,
+    openai.FORMAT,
+    *open_clip.FORMATS,
+    meta_dinov2.FORMAT,
+    *timm.FORMATS,
+    *big_vision.FORMATS,
 )
-# What a user may set where published implementations differ: our word -> the places in the spec.
+
+
+class Choice(NamedTuple):
+    """Something that published implementations do differently: where it stands in a spec, and what it may be."""
+
+    places: tuple[str, ...]
+    values: tuple[str, ...]
+
+
 CHOICES = {
-    "activation": ("image.blocks.activation", "text.blocks.activation"),
-    "interpolation": ("image.position_interpolation",),
-    "filter": ("preprocessing.filter",),
+    "activation": Choice(("image.blocks.activation", "text.blocks.activation"), get_args(Activation)),
+    "interpolation": Choice(
+        ("image.position_interpolation",), ("bicubic", "bicubic_antialias", "bicubic_offset", "bilinear")
+    ),
+    "filter": Choice(("preprocessing.filter",), get_args(Filter)),
 }
 
 
@@ -51,18 +76,20 @@ def convert(
     activation: str | None = None,
     interpolation: str | None = None,
     filter: str | None = None,
+    image_size: int | None = None,
 ) -> epath.Path:
     """Converts a checkpoint into the model folder `out` and returns its path.
 
-    `name`: the catalog's row, for a file that does not say what it is. `tokenizer`: a tokenizer.json or a folder with one,
-    for a checkpoint without. `activation`, `interpolation`, `filter` replace what the checkpoint's own library does.
+    `name`: the catalog's row, for a file that does not say what it is. `tokenizer`: a tokenizer.json or a folder with
+    one, for a checkpoint without. `activation`, `interpolation`, `filter` replace what the checkpoint's own library does;
+    `image_size` resamples the positions to pictures of another side.
     Raises UserError with every fault found; then nothing is left behind."""
     out = epath.Path(out)
     if out.exists():
         raise UserError(f"{out} exists already; choose another folder or remove it first")
     tokenizer_files = [] if tokenizer is None else _tokenizer_files(tokenizer)
     found = sources.resolve(str(source))
-    choices = {"activation": activation, "interpolation": interpolation, "filter": filter}
+    choices = {"activation": activation, "interpolation": interpolation, "filter": filter, "image_size": image_size}
     encoder, format, tensors = read_checkpoint(found, name=name, dtype=dtype, choices=choices)
     files = found.files(tensors)
     metadata = {
@@ -70,7 +97,7 @@ def convert(
         "layout": format.name,
         "files": {file.name: sources.sha256(file) for file in files},
         "converter_version": CONVERTER_VERSION,
-        "choices": {choice: _value(encoder.spec, places[0]) for choice, places in CHOICES.items()},
+        "choices": {choice: _value(encoder.spec, known.places[0]) for choice, known in CHOICES.items()},
     }
     if encoder.spec.tokenization is not None and not tokenizer_files:
         tokenizer_files = found.tokenizer_files()
@@ -82,7 +109,7 @@ def read_checkpoint(
     *,
     name: str | None = None,
     dtype: str = "float32",
-    choices: Mapping[str, str | None] | None = None,
+    choices: Mapping[str, Any] | None = None,
 ) -> tuple[Encoder, Format, Tensors]:
     """Reads a checkpoint into an encoder on the host; also gives its layout and what its files hold."""
     if dtype not in DTYPES:
@@ -94,8 +121,13 @@ def read_checkpoint(
     tensors = format.read_names(tensors)
     row = found.row if name is None else catalog.get(name)
     given = Given(
-        name=(row.huggingface if row else found.folder.name if found.weights.name in sources.WEIGHT_FILES else found.weights.stem)
-        .split("/")[-1],
+        name=(
+            row.huggingface
+            if row
+            else found.folder.name
+            if found.weights.name in sources.WEIGHT_FILES
+            else found.weights.stem
+        ).split("/")[-1],
         tensors=tensors,
         config=config,
         preprocessor=found.json("preprocessor_config.json", "processor_config.json"),
@@ -103,6 +135,7 @@ def read_checkpoint(
         row=row,
     )
     spec = choose(format.spec(given), choices or {})
+    check_sizes(spec)
     shapes = {path: leaf.shape for path, leaf in flatten_dict(parameter_shapes(spec), sep="/").items()}
     params = assemble(
         tensors,
@@ -119,11 +152,11 @@ def recognise(tensors: Tensors, config: Mapping[str, Any], source: sources.Sourc
     """The layout of a checkpoint: by its config's `model_type` where it has one, else by its names."""
     model_type = config.get("model_type")
     by_type = [format for format in FORMATS if model_type in format.model_types]
-    by_names = [format for format in FORMATS if format.fits(tensors)]
-    if model_type and not by_type:
+    by_names = [format for format in FORMATS if format.fits(tensors) and (source.torchscript or not format.torchscript)]
+    if model_type and not by_type and not by_names:
         known = sorted({kind for format in FORMATS for kind in format.model_types})
         raise UserError(f"{source.folder} holds a {model_type!r}; encoders that can be converted: {', '.join(known)}")
-    for format in (*(format for format in by_names if format in by_type), *by_names, *by_type):
+    for format in (*by_names, *by_type):
         return format
     shown = ", ".join(list(tensors)[:5])
     raise UserError(
@@ -132,16 +165,54 @@ def recognise(tensors: Tensors, config: Mapping[str, Any], source: sources.Sourc
     )
 
 
-def choose(spec: EncoderSpec, choices: Mapping[str, str | None]) -> EncoderSpec:
-    """The spec with a user's choices in place. Raises UserError for a value that the spec does not know."""
+def check_sizes(spec: EncoderSpec) -> None:
+    """Raises UserError for sizes that no encoder has, before anything is made of them."""
+    towers = {"image": spec.image.blocks} | ({} if spec.text is None else {"text": spec.text.blocks})
+    faults = [
+        f"{tower}: {blocks.num_heads} heads do not divide a width of {blocks.width}"
+        for tower, blocks in towers.items()
+        if blocks.num_heads < 1 or blocks.width % blocks.num_heads
+    ]
+    faults += [
+        f"{tower}: {blocks.num_blocks} blocks; known encoders have at most 56"
+        for tower, blocks in towers.items()
+        if not 1 <= blocks.num_blocks <= LARGEST_DEPTH
+    ]
+    if spec.image.grid < 1:
+        faults.append(f"pictures of {spec.image.image_size} px hold no patch of {spec.image.patch_size} px")
+    if faults:
+        raise UserError(f"{spec.name} has impossible sizes: {'; '.join(faults)}")
+
+
+def choose(spec: EncoderSpec, choices: Mapping[str, Any]) -> EncoderSpec:
+    """The spec with a user's choices in place. Raises UserError for a value that there is not."""
     for choice, value in choices.items():
         if value is None:
             continue
-        for place in CHOICES[choice]:
-            if place.startswith("text.") and spec.text is None:
-                continue
-            spec = _with(spec, place.split("."), value)
+        if choice == "image_size":
+            spec = at_image_size(spec, value)
+            continue
+        if value not in CHOICES[choice].values:
+            raise UserError(f"{choice} must be one of {', '.join(CHOICES[choice].values)}, got {value!r}")
+        for place in CHOICES[choice].places:
+            if spec.text is not None or not place.startswith("text."):
+                spec = _with(spec, place.split("."), value)
     return spec
+
+
+def at_image_size(spec: EncoderSpec, pixels: int) -> EncoderSpec:
+    """The encoder for pictures of another side: the stored positions stay, and are resampled when it runs."""
+    image, pictures = spec.image, spec.preprocessing
+    if pixels < image.patch_size:
+        raise UserError(f"image_size must be at least one patch of {image.patch_size} pixels, got {pixels}")
+    resized = dataclasses.replace(
+        pictures, image_size=pixels, resize_size=round(pictures.resize_size * pixels / pictures.image_size)
+    )
+    return dataclasses.replace(
+        spec,
+        image=dataclasses.replace(image, image_size=pixels, position_grid=image.stored_grid),
+        preprocessing=resized,
+    )
 
 
 def export(model: checkpoints.Model | Encoder, layout: str = "big_vision") -> dict[str, np.ndarray]:
@@ -165,12 +236,8 @@ def _with(node: Any, place: list[str], value: Any) -> Any:
 
 
 def _tokenizer_files(tokenizer: Path) -> list[Path]:
-    """The files that --tokenizer names. Raises UserError if there are none."""
-    tokenizer = Path(tokenizer)
-    if tokenizer.is_dir():
-        files = [tokenizer / name for name in sources.TOKENIZER_FILES if (tokenizer / name).is_file()]
-    else:
-        files = [tokenizer] if tokenizer.is_file() else []
-    if not files:
-        raise UserError(f"{tokenizer} is neither a tokenizer file nor a folder with one ({', '.join(sources.TOKENIZER_FILES)})")
-    return files
+    """The file that --tokenizer names. Raises UserError if there is none."""
+    file = Path(tokenizer) / sources.TOKENIZER_FILE if Path(tokenizer).is_dir() else Path(tokenizer)
+    if file.name != sources.TOKENIZER_FILE or not file.is_file():
+        raise UserError(f"--tokenizer should be a {sources.TOKENIZER_FILE} or a folder that holds one, got {tokenizer}")
+    return [file]

@@ -167,7 +167,7 @@ def disassemble(tree: Tree, rules: Iterable[Rule]) -> dict[str, np.ndarray]:
 def _plan(rules: Iterable[Rule], shapes: Mapping[str, Shape], names: Iterable[str]) -> tuple[list[_Step], list[str]]:
     """The tensors to read, and our paths that no rule fills. Of several spellings of a parameter the one that occurs is taken."""
     names = frozenset(names)
-    asked = [rule for rule in rules if any(path in shapes for path in rule.paths)]
+    asked = [rule for rule in rules if all(path in shapes for path in rule.paths)]
     expanded = [(rule, list(_steps(rule, shapes))) for rule in asked]
     occurring = [(rule, steps) for rule, steps in expanded if any(step.theirs in names for step in steps)]
     filled: set[str] = set()

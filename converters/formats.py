@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from regcache_jax.converters.engine import Rule, StoredTensor
+
 from regcache_jax.encoders import catalog
 from regcache_jax.encoders.spec import Activation, EncoderSpec, Filter, Preprocessing, Resize
 from regcache_jax.errors import UserError
@@ -56,7 +57,8 @@ class Format:
 
     `marks`: patterns of names that all occur in it and tell it from the others. `model_types`: what a Hugging Face
     `config.json` calls it. `prefixes`: beginnings of names and what to read in their place. `ignored`: patterns of names
-    that carry nothing we use. `interpolation`: how this library resamples positions, where that differs."""
+    that carry nothing we use. `torchscript`: found in TorchScript archives only. `repair`: puts right what early
+    versions of the library wrote otherwise."""
 
     name: str
     marks: tuple[str, ...]
@@ -65,10 +67,12 @@ class Format:
     model_types: tuple[str, ...] = ()
     prefixes: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
+    torchscript: bool = False
+    repair: Callable[[dict[str, StoredTensor]], dict[str, StoredTensor]] = lambda tensors: tensors
 
     def read_names(self, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
         """The tensors by the names the table uses."""
-        return {self._read_name(name): tensor for name, tensor in tensors.items()}
+        return self.repair({self._read_name(name): tensor for name, tensor in tensors.items()})
 
     def _read_name(self, name: str) -> str:
         for start, instead in self.prefixes:
@@ -90,7 +94,21 @@ ACTIVATIONS: dict[str, Activation] = {
     "quick_gelu": "quick_gelu",
     "silu": "silu",
 }
-FILTERS: dict[Any, Filter] = {2: "bilinear", 3: "bicubic", "bilinear": "bilinear", "bicubic": "bicubic"}  # PIL's numbers
+FILTERS: dict[Any, Filter] = {
+    2: "bilinear",
+    3: "bicubic",
+    "bilinear": "bilinear",
+    "bicubic": "bicubic",
+}  # PIL's numbers
+
+
+# Heads are 64 wide but for these widths, which all have 16 of them.
+_SIXTEEN_HEADS = (1152, 1280, 1408, 1536, 1664)
+
+
+def num_heads(width: int) -> int:
+    """The heads of a CLIP or SigLIP tower, which its tensors do not show."""
+    return 16 if width in _SIXTEEN_HEADS else max(1, width // 64)
 
 
 def setting(config: Mapping[str, Any], key: str, default: Any, where: str = "config.json") -> Any:
@@ -125,13 +143,26 @@ def preprocessing(config: Mapping[str, Any], default: Preprocessing) -> Preproce
     cropped = config.get("do_center_crop", resize == "shortest")
     filter = FILTERS.get(config.get("resample", default.filter))
     numbers = [size, crop if cropped else size]
-    mean = tuple(config.get("image_mean", default.mean))
-    std = tuple(config.get("image_std", default.std))
     if filter is None or not all(isinstance(number, int) and number > 0 for number in numbers):
         raise UserError(
             "preprocessor_config.json: size and crop_size should be whole numbers and resample 2 (bilinear) or 3 (bicubic); "
             f"got {config.get('size')}, {config.get('crop_size')}, {config.get('resample')}"
         )
-    if len(mean) != 3 or len(std) != 3:
-        raise UserError(f"preprocessor_config.json: image_mean and image_std should have three numbers, got {mean}, {std}")
+    mean, std = (
+        three_numbers(config.get(key, ours), f"preprocessor_config.json: {key}")
+        for key, ours in (
+            ("image_mean", default.mean),
+            ("image_std", default.std),
+        )
+    )
+    if not all(std):
+        raise UserError(f"preprocessor_config.json: image_std should not be zero, got {list(std)}")
     return Preprocessing(numbers[1], resize, filter, size, mean, std)
+
+
+def three_numbers(value: Any, what: str) -> tuple[float, float, float]:
+    """One number a colour. Raises UserError for anything else."""
+    if not isinstance(value, list | tuple) or [type(number) in (int, float) for number in value] != [True] * 3:
+        raise UserError(f"{what} should be three numbers, got {value!r}")
+    red, green, blue = map(float, value)
+    return red, green, blue

@@ -14,8 +14,10 @@ from regcache_jax.converters.engine import (
     out_in_to_in_out,
 )
 from regcache_jax.converters.formats import Format, Given, activation, preprocessing, setting
+
 from regcache_jax.encoders import catalog
 from regcache_jax.encoders.spec import BlockSpec, EncoderSpec, ImageSpec, TextSpec
+from regcache_jax.errors import UserError
 
 
 def tower(theirs: str, ours: str) -> tuple[Rule, ...]:
@@ -69,8 +71,11 @@ _END_OF_OLD_CONFIGS = 2  # what configurations before transformers 4.31 call the
 def sub_config(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     """`vision_config` or `text_config`, or the configuration itself for a tower that stands alone. The `_dict` twin that
     early files carry wins, as in transformers."""
-    nested = config.get(name)
-    return {**(config if nested is None else nested), **(config.get(f"{name}_dict") or {})}
+    nested, twin = config.get(name), config.get(f"{name}_dict")
+    for key, value in ((name, nested), (f"{name}_dict", twin)):
+        if value is not None and not isinstance(value, Mapping):
+            raise UserError(f"config.json: {key} should be an object, got {value!r}")
+    return {**(config if nested is None else nested), **(twin or {})}
 
 
 def block_spec(config: Mapping[str, Any], default: BlockSpec, default_activation: str) -> BlockSpec:
@@ -104,7 +109,9 @@ def spec(given: Given) -> EncoderSpec:
         pre_norm=True,
         projection=out,
     )
-    result = EncoderSpec(given.name, "clip", image, preprocessing(given.preprocessor, catalog.clip_preprocessing(pixels)))
+    result = EncoderSpec(
+        given.name, "clip", image, preprocessing(given.preprocessor, catalog.clip_preprocessing(pixels))
+    )
     if not given.has("text_model.*"):
         return result
     vocabulary, context = setting(text, "vocab_size", 49408), setting(text, "max_position_embeddings", 77)

@@ -30,6 +30,7 @@ _STORAGES = {
     "ByteStorage": np.dtype(np.uint8),
     "BoolStorage": np.dtype(np.bool_),
 }
+_TORCHSCRIPT_LISTS = ("restore_type_tag", "build_intlist", "build_doublelist", "build_boollist", "build_tensorlist")
 _DEEPEST = 64  # modules inside modules; real encoders have fewer than ten
 
 
@@ -47,8 +48,12 @@ class StorageView:
 class _Box:
     """An object of a class that is not known: it keeps what the pickle gives it, and does nothing."""
 
-    def __init__(self, *_: Any) -> None:
-        self.attributes: dict[str, Any] = {}
+    attributes: dict[str, Any]
+
+    def __new__(cls, *_: Any) -> _Box:
+        box = super().__new__(cls)
+        box.attributes = {}
+        return box
 
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, dict):
@@ -96,14 +101,16 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Stor
     """Stands in for torch's function that makes a tensor of a storage."""
     key, dtype = storage
     shape, stride = tuple(shape), tuple(stride)
-    if len(shape) != len(stride) or not all(type(number) is int and number >= 0 for number in (offset, *shape, *stride)):
+    if len(shape) != len(stride) or not all(
+        type(number) is int and number >= 0 for number in (offset, *shape, *stride)
+    ):
         raise UserError("a tensor's offset, shape or stride is not made of whole numbers")
     return StorageView(str(key), dtype, offset, shape, stride)
 
 
-def _parameter(view: Any, *_: Any) -> Any:
-    """Stands in for torch's function that makes a parameter of a tensor."""
-    return view
+def _same(value: Any, *_: Any) -> Any:
+    """Stands in for torch's functions that dress up a value: a tensor as a parameter, a list as a typed list."""
+    return value
 
 
 def _nothing(*_: Any) -> None:
@@ -113,8 +120,8 @@ def _nothing(*_: Any) -> None:
 _KNOWN: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch.jit._pickle", "restore_type_tag"): _parameter,
+    ("torch._utils", "_rebuild_parameter"): _same,
+    **{("torch.jit._pickle", name): _same for name in _TORCHSCRIPT_LISTS},
     ("torch", "Size"): tuple,
     ("torch", "device"): _nothing,
     **{("torch", name): dtype for name, dtype in _STORAGES.items()},

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import serialization
 from flax.traverse_util import flatten_dict
-
 from regcache_jax.converters import pickles
 from regcache_jax.converters.engine import StoredTensor
+
 from regcache_jax.errors import UserError
 
 Tensors = dict[str, StoredTensor]
@@ -44,7 +44,7 @@ _LARGEST_INDEX = 100 * 2**20  # bytes of JSON or pickle that name tensors; real 
 
 
 def read_tensors(path: Path) -> Tensors:
-    """The tensors of one file, by the way its name ends. Raises UserError for another ending or a file that is not what it says."""
+    """The tensors of one file, by its ending. Raises UserError for another ending or a file that is not what it says."""
     for ending, reader in READERS.items():
         if path.name.endswith(ending):
             return reader(path)
@@ -57,7 +57,9 @@ def safetensors_file(path: Path) -> Tensors:
     with path.open("rb") as file:
         length = struct.unpack("<Q", file.read(8))[0] if size >= 8 else 0
         if not 2 <= length <= min(size - 8, _LARGEST_HEADER):
-            raise UserError(f"{path} is no safetensors file: it says its header has {length} bytes, the file has {size}")
+            raise UserError(
+                f"{path} is no safetensors file: it says its header has {length} bytes, the file has {size}"
+            )
         try:
             header = json.loads(file.read(length))
         except (ValueError, RecursionError) as error:
@@ -76,7 +78,9 @@ def _safetensors_entry(path: Path, name: str, entry: Any, data_start: int, size:
     except (KeyError, TypeError, ValueError):
         well_formed = False
     if not well_formed:
-        raise UserError(f"{path}: the header's entry for {name[:200]} is not well formed or of a type that is not known")
+        raise UserError(
+            f"{path}: the header's entry for {name[:200]} is not well formed or of a type that is not known"
+        )
     if stop - start != math.prod(shape) * dtype.itemsize or data_start + stop > size:
         raise UserError(
             f"{path} is truncated or damaged: {name[:200]} {list(shape)} should end at byte {data_start + stop} of {size}"
@@ -99,7 +103,9 @@ def sharded(index: Path) -> Tensors:
     shards = sorted(set(files.values()))
     missing = [name for name in shards if not (index.parent / name).is_file()]
     if missing:
-        raise UserError(f"{index.parent} lacks {len(missing)} of {len(shards)} shards that {index.name} names: {missing[:5]}")
+        raise UserError(
+            f"{index.parent} lacks {len(missing)} of {len(shards)} shards that {index.name} names: {missing[:5]}"
+        )
     held = {name: read_tensors(index.parent / name) for name in shards}
     absent = sorted(f"{tensor} ({file})" for tensor, file in files.items() if tensor not in held[file])
     if absent:
@@ -176,7 +182,9 @@ def _storage_entry(
     count = last + 1 if math.prod(view.shape) else 0
     if info is None or count * view.dtype.itemsize > info.file_size:
         held = "nothing" if info is None else f"{info.file_size} bytes"
-        raise UserError(f"{path}: {name} {list(view.shape)} needs {count * view.dtype.itemsize} bytes, its storage has {held}")
+        raise UserError(
+            f"{path}: {name} {list(view.shape)} needs {count * view.dtype.itemsize} bytes, its storage has {held}"
+        )
 
     def read() -> np.ndarray:
         try:
@@ -201,7 +209,8 @@ def _legacy_torch_file(path: Path) -> Tensors:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises its own kinds of error for every kind of damage
-        raise UserError(f"{path} is not a torch file that holds tensors only: {str(error).splitlines()[0]}") from None
+        reason = (str(error).splitlines() or ["it is empty or cut off"])[0]
+        raise UserError(f"{path} is not a torch file that holds tensors only: {reason}") from None
     named = pickles.named_leaves(state, lambda value: isinstance(value, torch.Tensor))
     if not named:
         raise UserError(f"{path} holds no tensors")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
 from regcache_jax.converters.readers import READERS, Tensors, read_json, read_tensors
+
 from regcache_jax.encoders import catalog
 from regcache_jax.errors import UserError
 
@@ -22,16 +24,15 @@ WEIGHT_FILES = (
     "open_clip_pytorch_model.bin",
     "flax_model.msgpack",
 )
-TOKENIZER_FILES = (
-    "tokenizer.json",
+TOKENIZER_FILE = "tokenizer.json"
+_SIDE_FILES = (
+    TOKENIZER_FILE,
     "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "tokenizer.model",
+    "config.json",
+    "open_clip_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
 )
-_SIDE_FILES = ("config.json", "open_clip_config.json", "preprocessor_config.json", "processor_config.json")
 _SHARDS = {".safetensors": "model-*-of-*.safetensors", ".bin": "pytorch_model-*-of-*.bin"}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -39,7 +40,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 @dataclasses.dataclass(frozen=True)
 class Source:
     """A checkpoint on this machine: the file of its weights (or the index of its shards), the folder where its other files
-    stand, and which part of it is wanted (`img`, `txt`, or None for all)."""
+    stand, and which part of it is wanted (`img`, or None for all)."""
 
     asked: str
     weights: Path
@@ -48,8 +49,21 @@ class Source:
     part: str | None = None
 
     def tensors(self) -> Tensors:
-        """The tensors of the file or the shards; nothing is read yet but names and shapes."""
-        return read_tensors(self.weights)
+        """The tensors of the file or the shards, or of the part that is wanted; only names and shapes are read now."""
+        tensors = read_tensors(self.weights)
+        if self.part is None:
+            return tensors
+        return {
+            name: tensor for name, tensor in tensors.items() if name.removeprefix("params/").startswith(f"{self.part}/")
+        }
+
+    @property
+    def torchscript(self) -> bool:
+        """Whether the weights are a TorchScript archive, which also holds code (never read here)."""
+        if not zipfile.is_zipfile(self.weights):
+            return False
+        with zipfile.ZipFile(self.weights) as archive:
+            return any(name.split("/")[1:2] == ["code"] for name in archive.namelist())
 
     def json(self, *names: str) -> dict[str, Any]:
         """The first of these JSON files that stands beside the weights; empty if none does."""
@@ -64,8 +78,8 @@ class Source:
         return [self.weights.parent / name for name in names]
 
     def tokenizer_files(self) -> list[Path]:
-        """The tokenizer's files that stand beside the weights."""
-        return [self.folder / name for name in TOKENIZER_FILES if (self.folder / name).is_file()]
+        """The tokenizer's file, if it stands beside the weights."""
+        return [self.folder / TOKENIZER_FILE] if (self.folder / TOKENIZER_FILE).is_file() else []
 
 
 def sha256(file: Path) -> str:
@@ -103,7 +117,9 @@ def resolve(asked: str) -> Source:
 def _split_part(asked: str) -> tuple[Path, str | None]:
     """`file.npz:img` -> the file and the part."""
     name, colon, part = asked.rpartition(":")
-    if colon and part in ("img", "txt") and name.endswith(".npz"):
+    if colon and part == "txt":
+        raise UserError(f"{asked} is a text tower alone; an encoder has an image tower: convert {name} or {name}:img")
+    if colon and part == "img" and name.endswith(".npz"):
         return Path(name), part
     return Path(asked), None
 
@@ -143,7 +159,6 @@ def _from_hub(repository: str, asked: str) -> Path:
         raise UserError(
             f"{asked} is not on this machine; to fetch it from the hub: pip install regcache-jax[hub]"
         ) from None
-    side_files = [*_SIDE_FILES, *TOKENIZER_FILES]
     try:
         cached = Path(huggingface_hub.snapshot_download(repository, local_files_only=True))
         if any((cached / name).is_file() for name in WEIGHT_FILES):
@@ -155,12 +170,16 @@ def _from_hub(repository: str, asked: str) -> Path:
         weights = next((name for name in WEIGHT_FILES if name in held), None)
         if weights is None:
             raise UserError(f"{repository} on the hub holds none of {', '.join(WEIGHT_FILES)}")
-        shards = _SHARDS[Path(weights.removesuffix(".index.json")).suffix] if weights.endswith(".index.json") else weights
-        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=[weights, shards, *side_files]))
+        shards = (
+            _SHARDS[Path(weights.removesuffix(".index.json")).suffix] if weights.endswith(".index.json") else weights
+        )
+        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=[weights, shards, *_SIDE_FILES]))
     except (HfHubHTTPError, OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         close = catalog.nearest(asked)
         hint = f"; known names near it: {', '.join(close)}" if close and catalog.find(asked) is None else ""
         reason = str(error).strip().splitlines()[0][:200]
-        raise UserError(f"{repository} is neither a local path nor in the hub's cache, and cannot be fetched ({reason}){hint}") from None
+        raise UserError(
+            f"{repository} is neither a local path nor in the hub's cache, and cannot be fetched ({reason}){hint}"
+        ) from None

@@ -18,7 +18,7 @@ _HOMES = {
     "Profile": "registers.inspect",
     "RegisterPlan": "registers.plan",
     "Scheme": "quantization.scheme",
-    "SearchConfig": "registers.search",
+    "SearchConfig": "registers.space",
     "SearchResult": "registers.search",
     "UserError": "errors",
     "bundled_model": "demo.bundled",
@@ -26,16 +26,21 @@ _HOMES = {
     "encode_image": "encoders.encoder",
     "encode_text": "encoders.encoder",
     "inspect": "registers.inspect",
+    "judge": "registers.verdict",
     "load": "checkpoints",
     "load_plan": "registers.plan_file",
     "make_plan": "registers.plan",
+    "plant": "registers.planted",
     "quantize": "quantization.quantize",
+    "refine": "registers.refine",
+    "rivals": "registers.rivals",
     "save": "checkpoints",
     "save_plan": "registers.plan_file",
     "search": "registers.search",
+    "sensitivity": "registers.sensitivity",
 }
 
-__all__ = sorted(_HOMES)  # noqa: PLE0605
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -27,7 +27,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.parameters import parameter_shapes
+from regcache_jax.encoders.preprocess import preprocess
 from regcache_jax.encoders.spec import EncoderSpec
+from regcache_jax.encoders.tokenizers import load_tokenizer
 from regcache_jax.errors import UserError
 from regcache_jax.quantization.aqt import QuantizedTensor
 from regcache_jax.quantization.scheme import Scheme
@@ -48,15 +50,11 @@ class Model:
 
     def preprocess(self, image: Any) -> np.ndarray:
         """A picture (PIL, path or bytes) as the float32 array `[S, S, 3]` that the image tower takes."""
-        from regcache_jax.encoders.preprocess import preprocess
-
         return preprocess(image, self.encoder.spec.preprocessing)
 
     @property
     def tokenize(self) -> Callable[[list[str]], np.ndarray]:
         """From texts to int32 ids `[n, T]`. Raises UserError for an encoder without text or without tokenizer files."""
-        from regcache_jax.encoders.tokenizers import load_tokenizer
-
         spec = self.encoder.spec
         if spec.tokenization is None:
             raise UserError(f"{spec.name} reads no text")
@@ -168,9 +166,10 @@ def read_description(folder: epath.PathLike) -> dict[str, Any]:
 def _read_spec(folder: epath.Path, description: Mapping[str, Any]) -> tuple[EncoderSpec, Scheme | None]:
     try:
         scheme = description.get("scheme")
-        return EncoderSpec.from_json(description.get("spec")), None if scheme is None else Scheme.from_json(scheme)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{folder / ENCODER_FILE} does not describe an encoder: {error}") from None
+        return EncoderSpec.from_json(description["spec"]), None if scheme is None else Scheme.from_json(scheme)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{folder / ENCODER_FILE} does not describe an encoder: {reason}") from None
 
 
 def _read_shapes(
@@ -178,12 +177,17 @@ def _read_shapes(
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """The leaves that encoder.json lists, checked against the spec: a float leaf has the spec's shape; an integer kernel
     is a pair of values and scale; what a method keeps beside the kernels (calibrated scales) are leaves more."""
-    listed = description.get("parameters")
+    listed: Any = description.get("parameters")
     try:
         leaves = {path: jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype)) for path, (dtype, shape) in listed.items()}
     except (TypeError, ValueError, AttributeError):
         raise UserError(f"{folder / ENCODER_FILE} does not list its parameters as name: [type, shape]") from None
-    wanted = {path: leaf.shape for path, leaf in flatten_dict(parameter_shapes(spec), sep="/").items()}
+    try:
+        wanted = {path: leaf.shape for path, leaf in flatten_dict(parameter_shapes(spec), sep="/").items()}
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise UserError(
+            f"{folder / ENCODER_FILE} has a spec of impossible sizes: {str(error).splitlines()[0]}"
+        ) from None
     faults = []
     for path, shape in wanted.items():
         stored = leaves.get(path, leaves.get(f"{path}/values"))

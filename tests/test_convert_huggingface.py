@@ -9,9 +9,9 @@ import pytest
 import torch
 import transformers
 from randomized import CLIP_TEXT, SIGLIP_TEXT, SMALL_IMAGE, clip, save_random, siglip
+from regcache_jax.converters.check import random_inputs, run_ours, run_reference
 
 from regcache_jax import checkpoints, converters
-from regcache_jax.converters.check import random_inputs, run_ours, run_reference
 from regcache_jax.encoders.encoder import encode_image, encode_text
 
 # float32 products of the same numbers added up in another order: rounding grows with depth, not with the mistake sought.
@@ -86,7 +86,10 @@ def test_shards_give_the_same_parameters_as_one_file(tmp_path):
     one = save_random(network, tmp_path / "one")
     many = save_random(network, tmp_path / "many", max_shard_size="20KB")
     assert len(list(many.glob("*.safetensors"))) > 3
-    trees = [checkpoints.load(converters.convert(folder, tmp_path / f"m-{folder.name}")).encoder.params for folder in (one, many)]
+    trees = [
+        checkpoints.load(converters.convert(folder, tmp_path / f"m-{folder.name}")).encoder.params
+        for folder in (one, many)
+    ]
     jax.tree.map(np.testing.assert_array_equal, *trees)
 
 
@@ -97,7 +100,10 @@ def test_a_bin_file_gives_the_same_parameters_as_safetensors(tmp_path):
     other.mkdir()
     (other / "config.json").write_text((one / "config.json").read_text())
     torch.save(network.state_dict(), other / "pytorch_model.bin")
-    trees = [checkpoints.load(converters.convert(folder, tmp_path / f"m-{folder.name}")).encoder.params for folder in (one, other)]
+    trees = [
+        checkpoints.load(converters.convert(folder, tmp_path / f"m-{folder.name}")).encoder.params
+        for folder in (one, other)
+    ]
     jax.tree.map(np.testing.assert_array_equal, *trees)
 
 
@@ -112,9 +118,14 @@ def test_bfloat16_storage_keeps_the_direction_of_features(tmp_path):
 
 
 def test_the_folders_own_preprocessing_and_configuration_are_followed(tmp_path):
-    source = save_random(siglip({**SIGLIP_TEXT, "projection_size": 20}, {**SMALL_IMAGE, "hidden_size": 20, "num_attention_heads": 2}), tmp_path / "s")
+    source = save_random(
+        siglip({**SIGLIP_TEXT, "projection_size": 20}, {**SMALL_IMAGE, "hidden_size": 20, "num_attention_heads": 2}),
+        tmp_path / "s",
+    )
     (source / "preprocessor_config.json").write_text(
-        json.dumps({"size": {"height": 40, "width": 40}, "resample": 2, "image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1]})
+        json.dumps(
+            {"size": {"height": 40, "width": 40}, "resample": 2, "image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1]}
+        )
     )
     model = checkpoints.load(converters.convert(source, tmp_path / "model"))
     preprocessing = model.encoder.spec.preprocessing

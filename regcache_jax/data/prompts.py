@@ -7,7 +7,6 @@ import ast
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any
 
 from regcache_jax.data.sources import Dataset
 from regcache_jax.errors import UserError
@@ -18,7 +17,7 @@ OWN_TEMPLATES = ("a photo of a {c}.", "a picture of a {c}.", "an image that show
 def class_names(dataset: Dataset, file: str | None = None) -> tuple[str, ...]:
     """Names of the classes: from a JSON file (a list, or a list a dataset), open_clip for ImageNet, or the dataset's own."""
     if file is not None:
-        return tuple(_from_json(file, dataset.name, list))
+        return tuple(_from_json(file, dataset.name))
     if dataset.name in ("imagenet1k", "imagenet2012"):
         found = _from_open_clip("IMAGENET_CLASSNAMES")
         if found is not None:
@@ -33,7 +32,7 @@ def class_names(dataset: Dataset, file: str | None = None) -> tuple[str, ...]:
 def templates(dataset: Dataset, file: str | None = None) -> tuple[str, ...]:
     """Prompt templates with `{c}` for the class: from a JSON file, the dataset's own, open_clip's 80 for ImageNet, or ours."""
     if file is not None:
-        found = tuple(_from_json(file, dataset.name, list))
+        found = tuple(_from_json(file, dataset.name))
         bad = [template for template in found if "{c}" not in template]
         if bad:
             raise UserError(f"{file}: templates need {{c}} where the class name goes; these have none: {bad[:3]}")
@@ -41,13 +40,13 @@ def templates(dataset: Dataset, file: str | None = None) -> tuple[str, ...]:
     if dataset.templates is not None:
         return tuple(dataset.templates)
     if dataset.name in ("imagenet1k", "imagenet2012"):
-        found = _from_open_clip("OPENAI_IMAGENET_TEMPLATES")
-        if found is not None:
-            return tuple(found)
+        published = _from_open_clip("OPENAI_IMAGENET_TEMPLATES")
+        if published is not None:
+            return tuple(published)
     return OWN_TEMPLATES
 
 
-def _from_json(file: str, name: str, kind: type) -> Any:
+def _from_json(file: str, name: str) -> list[str]:
     try:
         tree = json.loads(Path(file).read_text())
     except (OSError, ValueError) as error:
@@ -56,7 +55,7 @@ def _from_json(file: str, name: str, kind: type) -> Any:
         if name not in tree:
             raise UserError(f"{file} has no entry {name!r}; it has {', '.join(sorted(tree)[:8])}")
         tree = tree[name]
-    if not isinstance(tree, kind) or not tree or not all(isinstance(text, str) for text in tree):
+    if not isinstance(tree, list) or not tree or not all(isinstance(text, str) for text in tree):
         raise UserError(f"{file} must hold a list of texts (or one a dataset)")
     return tree
 

@@ -30,8 +30,10 @@ def attend(
     value: Float[Array, "B S H K"],
     bias: Float[Array, "#B #H #T S"] | None = None,
     register: BlockRegister | None = None,
+    count: Float[Array, "#H S"] | None = None,
 ) -> Attended:
-    """Scaled dot-product attention in float32 over tokens and, where given, registers. `bias` is added to the tokens' logits."""
+    """Scaled dot-product attention in float32 over tokens and, where given, registers. `bias` is added to the tokens' logits;
+    `count` says how often each token is seen (a logit bias of log(count), applied after the exponential)."""
     query32 = query.astype(jnp.float32) * query.shape[-1] ** -0.5
     logits = jnp.einsum("bthk,bshk->bhts", query32.astype(key.dtype), key, preferred_element_type=jnp.float32)
     if bias is not None:
@@ -44,7 +46,11 @@ def attend(
         peak = jnp.maximum(peak, jnp.max(register_logits, axis=-1, keepdims=True))
     peak = jax.lax.stop_gradient(peak)
     terms = jnp.exp(logits - peak)
-    total = jnp.sum(terms, axis=-1, keepdims=True)
+    if count is None:
+        total = jnp.sum(terms, axis=-1, keepdims=True)
+    else:
+        total = jnp.sum(terms * count[:, None, :], axis=-1, keepdims=True)
+        value = (value.astype(jnp.float32) * count.T[:, :, None]).astype(value.dtype)
     mixed = jnp.einsum("bhts,bshk->bthk", terms.astype(value.dtype), value, preferred_element_type=jnp.float32)
     register_terms = None
     if register is not None:
@@ -54,7 +60,8 @@ def attend(
     inverse = 1.0 / total
     mixed = mixed * jnp.swapaxes(inverse, 1, 2)
     register_weights = None if register_terms is None else register_terms * inverse
-    return Attended(mixed.astype(query.dtype), terms * inverse, register_weights)
+    weights = terms * inverse if count is None else terms * count[:, None, :] * inverse
+    return Attended(mixed.astype(query.dtype), weights, register_weights)
 
 
 def attend_slot(
@@ -64,19 +71,20 @@ def attend_slot(
     slot: int,
     register: BlockRegister | None,
 ) -> Attended:
-    """Serving form: rows `slot`, `slot + 1`, ... of the tokens are padding, and the first R of them carry the registers.
+    """Serving form: rows `slot`, `slot + 1`, ... repeat the last token, and the first R of them carry the registers.
 
-    The rows are selected, not written or joined, which the TPU compiler folds into the projections' own fusion. Weights
-    at padding rows are 0, at register rows the registers'."""
+    Rows are selected, not written or joined, and counted (a token once, a register `copies` times, a repeated token never)
+    after the exponential, not biased before it: a TPU then runs projection, product and softmax as one fusion. A repeated
+    token cannot lift the largest logit."""
     row = jnp.arange(key.shape[1], dtype=jnp.int32)
-    bias = jnp.broadcast_to(jnp.where(row < slot, 0.0, -jnp.inf), (key.shape[2], key.shape[1]))
+    count = (row < slot).astype(jnp.float32)[None]
     if register is not None:
         for index in range(register.key.shape[0]):
             here = row == slot + index
             key = jnp.where(here[:, None, None], register.key[index].astype(key.dtype), key)
             value = jnp.where(here[:, None, None], register.value[index].astype(value.dtype), value)
-            bias = jnp.where(here, register.logit_bias[index][:, None], bias)
-    return attend(query, key, value, bias[None, :, None, :])
+            count = jnp.where(here, jnp.exp(register.logit_bias[index])[:, None], count)
+    return attend(query, key, value, count=count)
 
 
 def attend_reference(

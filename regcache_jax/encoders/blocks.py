@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from regcache_jax.encoders.attention import attend, attend_slot
+from regcache_jax.encoders.gelu import gelu_for_integers
 from regcache_jax.encoders.spec import Activation, BlockSpec
 from regcache_jax.errors import UserError
 from regcache_jax.quantization.aqt import QuantizedTensor, fake_quantize, quantized_dense
@@ -31,6 +32,9 @@ ACTIVATIONS: dict[Activation, Callable[[Float[Array, "..."]], Float[Array, "..."
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "silu": jax.nn.silu,
 }
+
+INTEGER_ACTIVATIONS = {**ACTIVATIONS, "gelu": gelu_for_integers}
+"""What runs in front of an integer second MLP layer."""
 
 
 class BlockTrace(NamedTuple):
@@ -191,7 +195,8 @@ def encoder_block(
     middle = hidden + update
 
     normed_middle = layer_norm(middle, params["norm2"], spec.norm_eps)
-    activate = ACTIVATIONS[spec.activation]
+    rounded = isinstance(params["mlp"]["fc2"]["kernel"], QuantizedTensor)
+    activate = (INTEGER_ACTIVATIONS if rounded else ACTIVATIONS)[spec.activation]
     if spec.gated_mlp:
         gate, up = apply(normed_middle, ("gate", "fc1"), "mlp", 1, "fc1")
         features = activate(gate) * up
@@ -263,10 +268,12 @@ def run_blocks(
     def run(state: State, layer: Layer, scheme: Scheme | None) -> tuple[State, dict[str, Any]]:
         (hidden, present), (params, register, index) = state, layer
         if plan is not None and slot is None:
+            assert present is not None
+            there = present
             present = jax.lax.cond(
                 index == plan.delete_block,
-                lambda: present & ~mark_largest(hidden, plan.delete_count, sum(leading)),
-                lambda: present,
+                lambda: there & ~mark_largest(hidden, plan.delete_count, sum(leading)),
+                lambda: there,
             )
             hidden = jnp.where(present[..., None], hidden, 0)
         output, trace = encoder_block(

@@ -212,7 +212,8 @@ def _clip(
     spec = clip_spec(name, size, text, patch, pixels, out, activation)
     if preprocessing is not None:
         spec = dataclasses.replace(spec, preprocessing=preprocessing)
-    return Row(huggingface, "CLIP", spec, number, open_clip, None, (), *(counts or (None, None)), published)
+    image, words = counts or (None, None)
+    return Row(huggingface, "CLIP", spec, number, open_clip, None, (), image, words, published)
 
 
 def _siglip(
@@ -231,10 +232,11 @@ def _siglip(
     second = "siglip2" in huggingface
     text = "So400m" if size == "g-opt" else None
     spec = siglip_spec(huggingface.split("/")[-1], size, patch, pixels, vocab, text, context)
-    vanity = f"SigLIP{'2' if second else ''} {size}/{patch} {pixels}{' i18n' if vocab == 250_000 else ''}"
+    vanity = f"SigLIP{'2' if second else ''} {size}/{patch}{'-i18n' if vocab == 250_000 else ''} {pixels}"
     tag = (open_clip, "webli") if open_clip else None
     family = "SigLIP 2" if second else "SigLIP"
-    return Row(huggingface, family, spec, number, tag, big_vision, (vanity,), *(counts or (None, None)), published)
+    image, words = counts or (None, None)
+    return Row(huggingface, family, spec, number, tag, big_vision, (vanity,), image, words, published)
 
 
 def _dinov2(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from regcache_jax.quantization.scheme import Scheme
 from regcache_jax.registers.plan import RegisterPlan, Schedule
 
 
+@typing.no_type_check  # JAX rebuilds pytrees with whatever leaves a transformation has
 @struct.dataclass
 class Encoder:
     """An encoder as a pytree. `scheme` and the integer kernels in `params` come from `quantize`; `plan` may stand beside

@@ -32,13 +32,13 @@ def _dense(
     inputs: tuple[int, ...], outputs: tuple[int, ...], stacked: tuple[int, ...] = (), bias: bool = True
 ) -> Table:
     scale = nn.initializers.normal(math.prod(inputs) ** -0.5)
-    table = {"kernel": Leaf((*stacked, *inputs, *outputs), scale)}
+    table: Table = {"kernel": Leaf((*stacked, *inputs, *outputs), scale)}
     return {**table, "bias": Leaf((*stacked, *outputs), _ZEROS)} if bias else table
 
 
 def _attention(spec: BlockSpec, stacked: tuple[int, ...] = ()) -> Table:
     width, heads = (spec.width,), (spec.num_heads, spec.head_dim)
-    table = {name: _dense(width, heads, stacked) for name in ("query", "key", "value")}
+    table: Table = {name: _dense(width, heads, stacked) for name in ("query", "key", "value")}
     return {**table, "out": _dense(heads, width, stacked)}
 
 
@@ -51,7 +51,7 @@ def _mlp(spec: BlockSpec, stacked: tuple[int, ...] = ()) -> Table:
 def block_table(spec: BlockSpec) -> Table:
     """Parameters of the stacked blocks."""
     stacked = (spec.num_blocks,)
-    table = {
+    table: Table = {
         "norm1": _norm(spec.width, stacked),
         "attention": _attention(spec, stacked),
         "norm2": _norm(spec.width, stacked),

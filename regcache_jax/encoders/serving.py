@@ -9,8 +9,10 @@ off at `stop`.
 from __future__ import annotations
 
 import itertools
+import typing
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
@@ -21,7 +23,11 @@ from regcache_jax.quantization.scheme import Scheme
 from regcache_jax.registers.delete import delete_largest
 from regcache_jax.registers.plan import RegisterPlan, Schedule
 
+TILE = 8
+"""Rows of a TPU's registers: the multiple to which a serving program pads its tokens."""
 
+
+@typing.no_type_check  # JAX rebuilds pytrees with whatever leaves a transformation has
 @struct.dataclass
 class TokenRegister:
     """The token form of a register: R hidden states that enter the residual stream, each weighing as `copies` rows."""
@@ -31,10 +37,17 @@ class TokenRegister:
 
 
 class Served(NamedTuple):
-    """The tokens that are left after the last block, and their positions among the N that came in (None: all)."""
+    """What the last block gives: the rows of the residual stream, and the positions of the tokens that are left among
+    those that came in (None: all). Rows from `num_tokens` on are padding and repeat the last token."""
 
-    hidden: Float[Array, "B M D"]
+    rows: Float[Array, "B P D"]
     kept: Int[Array, "B M"] | None
+    num_tokens: int
+
+    @property
+    def hidden(self) -> Float[Array, "B M D"]:
+        """The tokens without the padding."""
+        return self.rows[:, : self.num_tokens]
 
 
 def segments(schedule: Schedule, num_blocks: int) -> list[tuple[int, int]]:
@@ -48,15 +61,32 @@ def segments(schedule: Schedule, num_blocks: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(bounds))
 
 
-def pad_tokens(hidden: Float[Array, "B N D"], tile: int, spare: int) -> Float[Array, "B P D"]:
-    """Appends rows of zeros until there are at least `spare` of them and the number of rows is a multiple of `tile`."""
-    rows = hidden.shape[1] + spare
-    return jnp.pad(hidden, ((0, 0), (0, -rows % tile + spare), (0, 0)))
+def split_blocks(blocks: Params) -> tuple[Params, ...]:
+    """The stacked parameters as one tree a block: what a serving program should be given, see `join_blocks`."""
+    num_blocks = jax.tree.leaves(blocks)[0].shape[0]
+    return tuple(jax.tree.map(lambda leaf, number=number: leaf[number], blocks) for number in range(num_blocks))
+
+
+def join_blocks(blocks: tuple[Params, ...]) -> Params:
+    """The inverse of `split_blocks`, inside a program that writes its blocks out: the compiler cancels joining against
+    slicing, and places, prefetches and tiles each block's weights by themselves."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
+
+
+def num_rows(num_tokens: int, spare: int, tile: int | None) -> int:
+    """Rows that hold the tokens and `spare` more, a multiple of `tile`."""
+    return num_tokens if tile is None else -(-(num_tokens + spare) // tile) * tile
+
+
+def repeat_last(hidden: Float[Array, "B N D"], rows: int) -> Float[Array, "B P D"]:
+    """Pads to `rows` rows by repeating the last one: a repetition goes through the blocks as its token does, so no scale that
+    is measured and no largest logit knows that it is there."""
+    return jnp.pad(hidden, ((0, 0), (0, rows - hidden.shape[1]), (0, 0)), mode="edge")
 
 
 def serve_blocks(
     blocks: Params,
-    hidden: Float[Array, "B N D"],
+    hidden: Float[Array, "B P D"],
     spec: BlockSpec,
     schedule: Schedule,
     plan: RegisterPlan | None,
@@ -64,51 +94,33 @@ def serve_blocks(
     scheme: Scheme | None = None,
     leading: tuple[int, int] = (0, 0),
     tile: int | None = None,
+    num_tokens: int | None = None,
     unroll: bool = False,
 ) -> Served:
     """Runs all blocks with the registers of `plan` at the fixed numbers of `schedule` (`plan`'s own numbers are not read).
 
-    `tile=None`: as many rows as tokens, registers beside keys and values. `tile=8`: padded rows, registers in the padding."""
-    kept = None
+    `tile=None`: as many rows as tokens, registers beside keys and values. `tile=8`: padded rows, registers in the padding.
+    `num_tokens`, where given, says that later rows of `hidden` are padding already (repetitions of the last token)."""
+    tokens, kept = num_tokens or hidden.shape[1], None
     for first, last in segments(schedule, spec.num_blocks):
-        if schedule.delete_count and first == schedule.delete_block:
-            hidden, kept = delete_largest(hidden, schedule.delete_count, sum(leading))
         seen = plan is not None and schedule.start <= first < schedule.stop
-        rows = None
-        if seen:
+        deletes = schedule.delete_count if first == schedule.delete_block else 0
+        rows = num_rows(tokens - deletes, plan.key.shape[1] if plan is not None and seen else 0, tile)
+        if deletes:
+            hidden, kept = delete_largest(hidden, deletes, sum(leading), num_tokens=tokens, rows=rows)
+            tokens -= deletes
+        elif rows != hidden.shape[1]:
+            hidden = hidden[:, :rows] if rows < hidden.shape[1] else repeat_last(hidden, rows)
+        register = None
+        if plan is not None and seen:
             bounds = jnp.asarray(first, jnp.int32), jnp.asarray(last, jnp.int32)
-            rows = plan.replace(start=bounds[0], stop=bounds[1], delete_count=jnp.zeros_like(plan.delete_count))
-        if tile is None:
-            hidden = _run_segment(blocks, hidden, spec, first, last, rows, None, scheme, leading, unroll)
-        else:
-            slot = hidden.shape[1]
-            padded = pad_tokens(hidden, tile, plan.key.shape[1] if seen else 0)
-            used = None if padded.shape[1] == slot else slot
-            padded = _run_segment(blocks, padded, spec, first, last, rows, used, scheme, leading, unroll)
-            hidden = padded[:, :slot]
-    return Served(hidden, kept)
-
-
-def _run_segment(
-    blocks: Params,
-    hidden: Float[Array, "B N D"],
-    spec: BlockSpec,
-    first: int,
-    last: int,
-    rows: RegisterPlan | None,
-    slot: int | None,
-    scheme: Scheme | None,
-    leading: tuple[int, int],
-    unroll: bool,
-) -> Float[Array, "B N D"]:
-    """One segment; with padding rows, a scale measured over the whole array must not see them."""
-    present = None
-    if slot is not None and scheme is not None and scheme.activations == "tensor":
-        present = jnp.broadcast_to(jnp.arange(hidden.shape[1], dtype=jnp.int32) < slot, hidden.shape[:2])
-    return run_blocks(
-        blocks, hidden, spec,
-        start=first, stop=last, plan=rows, slot=slot, present=present, scheme=scheme, leading=leading, unroll=unroll,
-    ).hidden  # fmt: skip
+            register = plan.replace(start=bounds[0], stop=bounds[1], delete_count=jnp.zeros_like(plan.delete_count))
+        hidden = run_blocks(
+            blocks, hidden, spec,
+            start=first, stop=last, plan=register, slot=None if rows == tokens else tokens,
+            scheme=scheme, leading=leading, unroll=unroll,
+        ).hidden  # fmt: skip
+    return Served(hidden, kept, tokens)
 
 
 def isolated_bias(num_tokens: int, copies: Float[Array, ""], num_registers: int) -> Float[Array, "1 1 S S"]:
@@ -146,7 +158,7 @@ def serve_tokens(
         ).hidden
         if bias is not None:
             hidden, resting = hidden[:, :num_tokens], hidden[:, num_tokens:]
-    return Served(hidden, kept)
+    return Served(hidden, kept, hidden.shape[1])
 
 
 def token_rows(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from regcache_jax.encoders.attention import attend
 from regcache_jax.encoders.blocks import ACTIVATIONS, Collectors, Params, dense, layer_norm, run_blocks
 from regcache_jax.encoders.position import resize_positions
-from regcache_jax.encoders.serving import serve_blocks
+from regcache_jax.encoders.serving import num_rows, serve_blocks
 from regcache_jax.encoders.spec import ImageSpec
 from regcache_jax.quantization.scheme import Scheme
 from regcache_jax.registers.plan import RegisterPlan, Schedule
@@ -33,28 +32,41 @@ def linear(inputs: Float[Array, "B N ..."], layer: Params, num_contracted: int =
     return output
 
 
-def embed_patches(params: Params, images: Float[Array, "B Y X 3"], spec: ImageSpec) -> Float[Array, "B N D"]:
-    """Patch embedding, class token, trained registers, positions, (CLIP) the norm before block 0 and (a method's) rotation."""
-    kernel = params["patch_embedding"]["kernel"].astype(images.dtype)
-    patches = jax.lax.conv_general_dilated(
-        images, kernel, (spec.patch_size, spec.patch_size), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    hidden = patches.reshape(images.shape[0], spec.grid**2, spec.blocks.width)
-    if spec.patch_bias:
-        hidden = hidden + params["patch_embedding"]["bias"].astype(hidden.dtype)
+def cut_patches(images: Float[Array, "B Y X 3"], spec: ImageSpec) -> Float[Array, "B M S C"]:
+    """Cuts images into patches, row by row: S lines of a patch, C = 3 S numbers a line. Pixels that fill no patch are dropped."""
+    grid, size = spec.grid, spec.patch_size
+    lines = images[:, : grid * size, : grid * size].reshape(-1, grid, size, grid, 3 * size)
+    return jnp.swapaxes(lines, 2, 3).reshape(-1, grid**2, size, 3 * size)
+
+
+def token_offsets(params: Params, spec: ImageSpec) -> Float[Array, "N D"]:
+    """What every token starts from before the patches' pixels are added: class token, trained registers, positions, bias."""
+    table = params["position_embedding"]
     prefix = int(spec.class_token)
-    table = params["position_embedding"].astype(hidden.dtype)
     positions = resize_positions(table, prefix, spec.stored_grid, spec.grid, spec.position_interpolation)
-
-    def rows(leaf: Float[Array, "R D"]) -> Float[Array, "B R D"]:
-        return jnp.broadcast_to(leaf.astype(hidden.dtype), (hidden.shape[0], *leaf.shape))
-
-    pieces = [hidden + positions[prefix:]]
+    patches = positions[prefix:]
+    if spec.patch_bias:
+        patches = patches + params["patch_embedding"]["bias"]
+    pieces = [params["class_token"][None] + positions[:1]] if spec.class_token else []
     if spec.num_registers:
-        pieces.insert(0, rows(params["registers"]))
-    if spec.class_token:
-        pieces.insert(0, rows(params["class_token"][None]) + positions[:1])
-    hidden = jnp.concatenate(pieces, axis=1)
+        pieces.append(params["registers"])
+    return jnp.concatenate([*pieces, patches])
+
+
+def embed_patches(
+    params: Params, images: Float[Array, "B Y X 3"], spec: ImageSpec, rows: int | None = None
+) -> Float[Array, "B P D"]:
+    """Patch embedding, class token, trained registers, positions, (CLIP) the norm before block 0 and (a method's) rotation.
+
+    `rows`, where given, pads the tokens to so many by repeating the last one."""
+    padding = 0 if rows is None else rows - spec.num_tokens
+    patches = jnp.pad(cut_patches(images, spec), ((0, 0), (0, padding), (0, 0), (0, 0)), mode="edge")
+    patches = jnp.pad(patches, ((0, 0), (spec.num_protected, 0), (0, 0), (0, 0)))
+    kernel = params["patch_embedding"]["kernel"].astype(images.dtype)
+    kernel = kernel.reshape(spec.patch_size, -1, kernel.shape[-1])
+    offsets = jnp.pad(token_offsets(params, spec), ((0, padding), (0, 0)), mode="edge")
+    hidden = jnp.einsum("bnsc,scd->bnd", patches, kernel, preferred_element_type=jnp.float32)
+    hidden = (hidden + offsets.astype(jnp.float32)).astype(images.dtype)
     hidden = layer_norm(hidden, params["pre_norm"], spec.blocks.norm_eps) if spec.pre_norm else hidden
     return hidden @ params["rotation"].astype(hidden.dtype) if "rotation" in params else hidden
 
@@ -124,10 +136,15 @@ def serve_image(
     unroll: bool = False,
 ) -> ImageOutput:
     """The whole image tower in the serving form: fixed block numbers, tokens really deleted."""
-    hidden = embed_patches(params, images, spec)
+    registers = plan is not None and schedule.start == 0 < schedule.stop
+    rows = num_rows(spec.num_tokens, plan.key.shape[1] if plan is not None and registers else 0, tile)
     served = serve_blocks(
-        params["blocks"], hidden, spec.blocks, schedule, plan,
-        scheme=scheme, leading=spec.leading, tile=tile, unroll=unroll,
+        params["blocks"], embed_patches(params, images, spec, rows), spec.blocks, schedule, plan,
+        scheme=scheme, leading=spec.leading, tile=tile, num_tokens=spec.num_tokens, unroll=unroll,
     )  # fmt: skip
-    features, tokens = pool(params, served.hidden, spec)
-    return ImageOutput(features, tokens, None, served.kept, {})
+    present = None
+    if served.rows.shape[1] > served.num_tokens:
+        row = jnp.arange(served.rows.shape[1], dtype=jnp.int32)
+        present = jnp.broadcast_to(row < served.num_tokens, served.rows.shape[:2])
+    features, tokens = pool(params, served.rows, spec, present)
+    return ImageOutput(features, tokens[:, : served.num_tokens], None, served.kept, {})

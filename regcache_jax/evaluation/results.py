@@ -48,7 +48,7 @@ def write(path: epath.PathLike, rows: list[Row] | Row) -> None:
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         partial.write_text(json.dumps(rows, indent=2, allow_nan=False) + "\n")
-        partial.rename(path)
+        partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise

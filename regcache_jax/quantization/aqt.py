@@ -8,6 +8,7 @@ bits live in int8 containers.
 from __future__ import annotations
 
 import functools
+import typing
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int8, Num
 
 
+@typing.no_type_check  # JAX rebuilds pytrees with whatever leaves a transformation has
 @struct.dataclass
 class QuantizedTensor:
     """`values * scale` is what was quantised; `scale` has the rank of `values`, with ones on the axes that share it."""
@@ -140,10 +142,11 @@ def _quantized_dense_forward(
     contracted = tuple(range(inputs.ndim - num_contracted, inputs.ndim))
     axes = contracted if per_token else tuple(range(inputs.ndim))
     quantized, gradient = quantize(inputs, bits, axes, scale)
+    values = jax.lax.optimization_barrier(quantized.values)  # made once, not again inside every product that reads them
     row_scale = jnp.squeeze(quantized.scale, contracted)
     products = []
     for weight in weights:
-        sums = integer_product(quantized.values, weight.values, num_contracted)
+        sums = integer_product(values, weight.values, num_contracted)
         column_scale = jnp.squeeze(weight.scale, tuple(range(num_contracted)))
         expanded = row_scale.reshape(row_scale.shape + (1,) * column_scale.ndim)
         products.append(sums.astype(jnp.float32) * (expanded * column_scale))
@@ -154,7 +157,7 @@ def _quantized_dense_backward(
     bits: int, num_contracted: int, per_token: bool, residuals: Any, cotangents: tuple[Float[Array, "..."], ...]
 ) -> tuple[Float[Array, "..."], None, None]:
     gradient, weights, like = residuals
-    total = 0.0
+    total: Any = 0.0
     for weight, cotangent in zip(weights, cotangents, strict=True):
         free = weight.values.ndim - num_contracted
         axes = (

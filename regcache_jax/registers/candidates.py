@@ -52,19 +52,21 @@ def _merge(
     seen = Seen(**collected)
     batch, num_tokens = images.shape[0], seen.norm.shape[2]
     position = jnp.arange(num_tokens, dtype=jnp.int32)
-    first = 0 if class_token else int(spec.class_token)
-    eligible = mask[:, None] & (position >= first) & ~((position >= spec.class_token) & (position < spec.num_protected))
+    is_candidate = position >= spec.num_protected
+    if class_token and spec.class_token:
+        is_candidate |= position == 0
+    eligible = mask[:, None] & is_candidate
     norms = jnp.where(eligible, seen.norm[targets], -1.0).reshape(len(targets), batch * num_tokens)
     top, index = jax.lax.top_k(norms, min(count, batch * num_tokens))
 
-    def rows(values: Float[Array, "L B N H K"]) -> Float[Array, "T C L H K"]:
+    def rows(values: Float[Array, "L B N H K"]) -> Float[Array, "T M L H K"]:
         flat = values.reshape(values.shape[0], batch * num_tokens, *values.shape[3:])
         return jnp.moveaxis(flat[:, index], 0, 2)  # [L, T, C, H, K] -> [T, C, L, H, K]
 
     merged_norm = jnp.concatenate([running.norm, top], axis=1)
     best, order = jax.lax.top_k(merged_norm, count)
 
-    def keep(old: Float[Array, "T C L H K"], new: Float[Array, "T C L H K"]) -> Float[Array, "T C L H K"]:
+    def keep(old: Float[Array, "T C L H K"], new: Float[Array, "T M L H K"]) -> Float[Array, "T C L H K"]:
         joined = jnp.concatenate([old, new.astype(jnp.float32)], axis=1)
         return jnp.take_along_axis(joined, order[:, :, None, None, None], axis=1)
 
@@ -108,8 +110,8 @@ def registers_from(
     value = np.asarray(candidates.value[target])[valid]
     labels = _cluster(np.concatenate([key, value], axis=-1).reshape(len(key), -1), num_registers)
     clusters = [labels == index for index in range(labels.max() + 1)]
-    means = (jnp.asarray(np.stack([rows[own].mean(axis=0) for own in clusters], axis=1)) for rows in (key, value))
-    return (*means, np.array([own.mean() for own in clusters], np.float32))
+    mean_key, mean_value = (np.stack([rows[own].mean(axis=0) for own in clusters], axis=1) for rows in (key, value))
+    return jnp.asarray(mean_key), jnp.asarray(mean_value), np.array([own.mean() for own in clusters], np.float32)
 
 
 def _cluster(points: np.ndarray, count: int, rounds: int = 20) -> np.ndarray:

@@ -19,7 +19,12 @@ def linf_norm(hidden: Float[Array, "*B D"]) -> Float[Array, "*B"]:
 def norm_rank(hidden: Float[Array, "B N D"], num_protected: int) -> Int[Array, "B N"]:
     """Rank of every token by l-inf norm, 0 the largest; ties break by position. The first `num_protected` rank last."""
     position = jnp.arange(hidden.shape[1], dtype=jnp.int32)
-    norms = jnp.where(position < num_protected, -1.0, linf_norm(hidden))
+    return _rank(jnp.where(position < num_protected, -1.0, linf_norm(hidden)))
+
+
+def _rank(norms: Float[Array, "B N"]) -> Int[Array, "B N"]:
+    """How many entries outrank each: larger ones, and equal ones before it."""
+    position = jnp.arange(norms.shape[1], dtype=jnp.int32)
     earlier = position[None, :] < position[:, None]
     outranks = (norms[:, None, :] > norms[:, :, None]) | ((norms[:, None, :] == norms[:, :, None]) & earlier)
     return jnp.sum(outranks, axis=-1, dtype=jnp.int32)
@@ -32,13 +37,29 @@ def mark_largest(hidden: Float[Array, "B N D"], count: Int[Array, ""] | int, num
 
 
 def delete_largest(
-    hidden: Float[Array, "B N D"], count: int, num_protected: int
-) -> tuple[Float[Array, "B M D"], Int[Array, "B M"]]:
-    """Drops the `count` tokens of largest norm. Returns the M = N - count others in their order, and their positions."""
-    num_kept = hidden.shape[1] - count
-    marked = mark_largest(hidden, count, num_protected)
-    kept = jnp.argsort(marked, axis=-1, stable=True)[:, :num_kept].astype(jnp.int32)
-    return jnp.take_along_axis(hidden, kept[..., None], axis=1), kept
+    hidden: Float[Array, "B P D"],
+    count: int,
+    num_protected: int,
+    *,
+    num_tokens: int | None = None,
+    rows: int | None = None,
+) -> tuple[Float[Array, "B R D"], Int[Array, "B M"]]:
+    """Drops the `count` tokens of largest norm. Returns the M = N - count others in their order, and their positions.
+
+    Only the first `num_tokens` rows of `hidden` are tokens (default: all). `rows` (default M) asks for more rows than remain;
+    the last token is repeated in them. What stays is chosen by a product with a matrix of zeros and ones, for which a TPU needs neither a
+    sort nor a gather."""
+    num_tokens = num_tokens or hidden.shape[1]
+    remaining = num_tokens - count
+    row = jnp.arange(hidden.shape[1], dtype=jnp.int32)
+    is_token = row < num_tokens
+    norms = jnp.where(is_token & (row >= num_protected), linf_norm(hidden), -1.0)
+    kept = is_token & ((_rank(norms) >= count) | (row < num_protected))
+    place = jnp.cumsum(kept, axis=-1, dtype=jnp.int32) - 1
+    wanted = jnp.minimum(jnp.arange(rows or remaining, dtype=jnp.int32), remaining - 1)
+    chosen = kept[:, None, :] & (place[:, None, :] == wanted[:, None])  # [B, R, P], one True a row
+    tokens = jnp.einsum("brp,bpd->brd", chosen.astype(hidden.dtype), hidden, precision="highest")
+    return tokens, jnp.argmax(chosen[:, :remaining], axis=-1).astype(jnp.int32)
 
 
 def fill_deleted(patches: Float[Array, "B M D"], positions: Int[Array, "B M"], grid: int) -> Float[Array, "B P D"]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from regcache_jax.encoders.blocks import BlockTrace
+from regcache_jax.encoders.blocks import BlockTrace, Collectors
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.vision import image_features
 from regcache_jax.errors import UserError
@@ -125,7 +125,7 @@ def _sinks(trace: BlockTrace, num_protected: int) -> tuple[Array, Array]:
 @functools.partial(jax.jit, static_argnames=("spec",))
 def _observe(params: Any, images: Any, plan: Any, *, spec: Any) -> dict[str, Any]:
     protected = spec.num_protected
-    collect = {
+    collect: Collectors = {
         "norms": _block_norms,
         "extremes": functools.partial(_extremes, num_protected=protected),
         "sinks": functools.partial(_sinks, num_protected=protected),
@@ -139,8 +139,8 @@ def inspect(encoder: Encoder, images: Images, *, batch_size: int = 32) -> Profil
 
     Raises UserError for an encoder that is quantised, an empty set, and where norms are not finite (which names the block).
 
-    >>> import jax, regcache_jax as rc
-    >>> encoder, images = rc.plant("patch sinks", jax.random.key(0))
+    >>> import regcache_jax as rc
+    >>> encoder, images, *truth = rc.plant(["patch sinks"])
     >>> profile = rc.inspect(encoder, images)
     >>> rc.judge(profile).kinds
     ('patch sinks',)
@@ -187,7 +187,7 @@ def inspect(encoder: Encoder, images: Images, *, batch_size: int = 32) -> Profil
                 rows.append(seen["extremes"][name][:, mask])
     if num_images == 0:
         raise UserError("inspect needs at least one image, got none")
-    rows = {name: np.concatenate(parts, axis=1)[:, :KEPT_IMAGES] for name, parts in kept.items()}
+    extremes = {name: np.concatenate(parts, axis=1)[:, :KEPT_IMAGES] for name, parts in kept.items()}
     return Profile(
         num_images=num_images,
         maximum=maximum,
@@ -197,10 +197,10 @@ def inspect(encoder: Encoder, images: Images, *, batch_size: int = 32) -> Profil
         sinks_per_image=sink_count.sum(axis=1) / num_images,
         sink_share=sink_count / num_images,
         sink_attention=attention / num_images,
-        sink_direction=_mean_direction(rows["largest"]),
-        sink_cosine=_mean_cosine(rows["largest"]),
-        ordinary_cosine=_mean_cosine(rows["hidden"]),
-        channel_ratio=np.stack([_channel_ratio(rows[place]) for place in PLACES]),
+        sink_direction=_mean_direction(extremes["largest"]),
+        sink_cosine=_mean_cosine(extremes["largest"]),
+        ordinary_cosine=_mean_cosine(extremes["hidden"]),
+        channel_ratio=np.stack([_channel_ratio(extremes[place]) for place in PLACES]),
     )
 
 

@@ -6,6 +6,7 @@ Paper, section 4: step 3 (cache), 4 (prefix) and 5 (delete). Prefix-only, delete
 from __future__ import annotations
 
 import dataclasses
+import typing
 
 import jax.numpy as jnp
 from flax import struct
@@ -14,6 +15,7 @@ from jaxtyping import Array, Float, Int
 from regcache_jax.errors import UserError
 
 
+@typing.no_type_check  # JAX rebuilds pytrees with whatever leaves a transformation has
 @struct.dataclass
 class BlockRegister:
     """What one block sees of a plan: R rows a head and the logits' offset (log of the copies, -inf hides the row)."""
@@ -33,6 +35,7 @@ class Schedule:
     delete_count: int
 
 
+@typing.no_type_check  # JAX rebuilds pytrees with whatever leaves a transformation has
 @struct.dataclass
 class RegisterPlan:
     """R cached registers a block and a deletion; everything is an array, so that a search never recompiles.

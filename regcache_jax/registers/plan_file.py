@@ -1,6 +1,7 @@
 """A register plan on disk: one safetensors file with JSON metadata, which PyTorch users can read as well.
 
-Tensors `key` and `value` [L, R, H, K] and `copies` are float32; `start`, `stop`, `delete_block`, `delete_count` are int32 numbers.
+Tensors `key` and `value` [L, R, H, K] and `copies` are float32; `start`, `stop`, `delete_block` and `delete_count` are int32
+numbers.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from importlib import metadata as package_metadata
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -49,7 +51,7 @@ def save_plan(path: epath.PathLike, plan: RegisterPlan, metadata: Mapping[str, A
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         partial.write_bytes(safetensors.numpy.save(arrays, {"regcache": json.dumps(header, sort_keys=True)}))
-        partial.rename(path)
+        partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -79,7 +81,8 @@ def load_plan(path: epath.PathLike) -> tuple[RegisterPlan, dict[str, Any]]:
         )
     try:
         numbers = {name: int(arrays[name].item()) for name in NUMBERS}
-        plan = make_plan(arrays["key"], arrays["value"], copies=arrays["copies"], **numbers)
+        key, value, copies = (jnp.asarray(arrays[name], jnp.float32) for name in ("key", "value", "copies"))
+        plan = make_plan(key, value, copies=copies, **numbers)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
     return plan, metadata

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 
 from regcache_jax.encoders.encoder import Encoder, init_params
 from regcache_jax.encoders.spec import HALF, BlockSpec, EncoderSpec, ImageSpec, Preprocessing
@@ -35,7 +35,7 @@ SIGNS = np.array([1.0, -1.0, 1.0, -1.0], np.float32)
 FIRING = 300.0
 """What a planted neuron gives, and every channel of a sink."""
 CHANNEL_OFFSET = 12.0
-STRENGTH = 1.5
+STRENGTH = 2.0
 """Norm of a marker over that of an ordinary token."""
 
 
@@ -67,7 +67,7 @@ def planted_spec(
 
 def plant(
     kinds: Collection[str],
-    rng: Array,
+    seed: int = 0,
     *,
     spec: EncoderSpec | None = None,
     block: int | None = None,
@@ -84,14 +84,16 @@ def plant(
     if "trained-register outlier" in kinds and not spec.image.num_registers:
         raise UserError("a trained-register outlier needs an encoder with trained registers")
     block = spec.image.blocks.num_blocks // 2 if block is None else block
-    weights_rng, channels_rng, images_rng = jax.random.split(rng, 3)
-    channels = np.asarray(jax.random.permutation(channels_rng, spec.image.blocks.width))
+    rng = np.random.default_rng(seed)
+    channels = rng.permutation(spec.image.blocks.width)
     marker, sink, found, class_marker, register_marker = channels[:20].reshape(5, 4)
     offset = channels[20]
-    params = jax.tree.map(lambda leaf: np.array(leaf), init_params(spec, weights_rng))["image"]
+    params = jax.tree.map(
+        lambda leaf: np.array(leaf), jax.jit(init_params, static_argnums=0)(spec, jax.random.key(seed))
+    )["image"]
     _set_aside(params, channels[:21])
     amplitude = STRENGTH * math.sqrt(spec.image.blocks.width) / 2
-    pattern = np.array(jax.random.rademacher(images_rng, (spec.image.patch_size,) * 2 + (3,), jnp.float32))
+    pattern = rng.choice(np.array([-1, 1], np.float32), (spec.image.patch_size, spec.image.patch_size, 3))
     _mark(params, pattern, marker, amplitude)
     params["class_token"][class_marker] = amplitude * SIGNS
     if spec.image.num_registers:
@@ -105,7 +107,7 @@ def plant(
     params["blocks"]["mlp"]["fc2"]["kernel"][block, 0, sink] = SIGNS
     if "channel outlier" in kinds:
         params["position_embedding"][:, offset] += CHANNEL_OFFSET
-    images, places = _images(spec.image, pattern, num_images, images_rng)
+    images, places = _images(spec.image, pattern, num_images, rng)
     direction = np.zeros(spec.image.blocks.width, np.float32)
     direction[sink] = SIGNS / 2
     encoder = Encoder({"image": jax.tree.map(jnp.asarray, params)}, spec=spec)
@@ -175,17 +177,16 @@ def _plant_neuron(params: dict[str, Any], block: int, neuron: int, carrier: np.n
 
 
 def _images(
-    spec: ImageSpec, pattern: np.ndarray, count: int, rng: Array
+    spec: ImageSpec, pattern: np.ndarray, count: int, rng: np.random.Generator
 ) -> tuple[Float[np.ndarray, "n Y X 3"], Bool[np.ndarray, "n N"]]:
     """Uniform noise with marker patches in random places, and where they are among the tokens."""
-    noise_rng, place_rng = jax.random.split(rng)
     grid, patch = spec.grid, spec.patch_size
     shape = (count, grid, grid, patch, patch, 3)
-    patches = np.array(jax.random.uniform(noise_rng, shape, jnp.float32, -1.0, 1.0)).reshape(count, grid**2, *shape[3:])
-    order = np.asarray(jax.vmap(lambda key: jax.random.permutation(key, grid**2))(jax.random.split(place_rng, count)))
+    patches = rng.uniform(-1, 1, shape).astype(np.float32).reshape(count, grid**2, *shape[3:])
     marked = np.zeros((count, spec.num_tokens), bool)
     for image in range(count):
-        patches[image, order[image, :MARKERS]] = pattern
-        marked[image, spec.num_protected + order[image, :MARKERS]] = True
+        places = rng.permutation(grid**2)[:MARKERS]
+        patches[image, places] = pattern
+        marked[image, spec.num_protected + places] = True
     images = patches.reshape(shape).transpose(0, 1, 3, 2, 4, 5).reshape(count, grid * patch, grid * patch, 3)
     return images, marked

@@ -18,10 +18,10 @@ from jaxtyping import Array, Float
 from regcache_jax.encoders.encoder import Encoder, encode_image
 from regcache_jax.encoders.serving import TokenRegister, token_rows
 from regcache_jax.encoders.vision import image_features
-from regcache_jax.quantization.quantize import in_batches, quantize
+from regcache_jax.quantization.quantize import quantize
 from regcache_jax.quantization.scheme import Scheme
 from regcache_jax.registers.plan import RegisterPlan, Schedule, make_plan
-from regcache_jax.registers.reference import check_images
+from regcache_jax.registers.reference import check_images, reference_batches
 from regcache_jax.registers.search import SearchResult
 from regcache_jax.registers.trial import Trials, feature_errors
 
@@ -48,8 +48,8 @@ def label_free_error(
 
 def features_of(encoder: Encoder, images: Float[np.ndarray, "n Y X 3"], batch_size: int = 64) -> np.ndarray:
     """Features of an array of images, in batches of one shape."""
-    batches = [np.asarray(_encode(encoder, jnp.asarray(batch))) for batch in in_batches(images, batch_size)]
-    return np.concatenate(batches)[: len(images)]
+    batches = reference_batches(images, batch_size)
+    return np.concatenate([np.asarray(_encode(encoder, jnp.asarray(batch)))[mask] for batch, mask in batches])
 
 
 _encode = jax.jit(encode_image)
@@ -87,7 +87,7 @@ def _largest_activations(params: Any, images: Any, *, spec: Any) -> Float[Array,
     return image_features(params, images, spec, collect={"largest": largest}).collected["largest"]
 
 
-def test_time_registers(
+def move_register_neurons(
     encoder: Encoder, images: Float[np.ndarray, "B Y X 3"], block: int, num_neurons: int
 ) -> Encoder:
     """Register neurons moved to an extra token (2506.08010): the same float encoder with those neurons silent, and a plan.
@@ -99,20 +99,27 @@ def test_time_registers(
     spec, params = encoder.spec.image, encoder.params["image"]
     blocks = params["blocks"]
     activation = np.array(_largest_activations(params, jnp.asarray(images, encoder.dtype), spec=spec))
-    kernel = np.array(blocks["mlp"]["fc2"]["kernel"], np.float32)
-    rows = kernel * (np.asarray(blocks["layer_scale2"])[:, None] if spec.blocks.layer_scale else 1.0)
+    rows = np.array(blocks["mlp"]["fc2"]["kernel"], np.float32)
+    if spec.blocks.layer_scale:
+        rows *= np.asarray(blocks["layer_scale2"], np.float32)[:, None]
     added = np.abs(activation) * np.abs(rows).max(axis=-1)
     added[block + 1 :] = 0.0
     chosen = np.unravel_index(np.argsort(-added, axis=None, kind="stable")[:num_neurons], added.shape)
     hidden = (activation[chosen][:, None] * rows[chosen]).sum(axis=0)
-    kernel[chosen] = 0.0
-    silent = {**blocks["mlp"]["fc2"], "kernel": jnp.asarray(kernel, encoder.dtype)}
-    blocks = {**blocks, "mlp": {**blocks["mlp"], "fc2": silent}}
+    silent = {name: jnp.asarray(_silence(leaf, chosen)) for name, leaf in blocks["mlp"]["fc1"].items()}
+    blocks = {**blocks, "mlp": {**blocks["mlp"], "fc1": silent}}
     encoder = encoder.replace(params={**encoder.params, "image": {**params, "blocks": blocks}})
     start, stop = min(block + 1, spec.blocks.num_blocks - 1), spec.blocks.num_blocks
     register = TokenRegister(jnp.asarray(hidden, jnp.float32)[None], jnp.float32(1.0))
     key, value = token_rows(blocks, register, spec.blocks, Schedule(start, stop, 0, 0))
     return encoder.with_plan(make_plan(key, value, start=start))
+
+
+def _silence(leaf: Float[Array, "L ... F"], chosen: tuple[np.ndarray, ...]) -> np.ndarray:
+    """Zeros in the weights or bias that lead to the chosen (block, neuron) pairs: every activation of 0 is 0."""
+    array = np.array(leaf)
+    array[chosen[0], ..., chosen[1]] = 0
+    return array
 
 
 def rivals(
@@ -130,11 +137,11 @@ def rivals(
     images = np.asarray(images)
     check_images(images, encoder.spec)
     encoder = encoder.with_plan(None)
-    tuning = images[:TUNING_IMAGES]
+    tuning, calibration = images[:TUNING_IMAGES], jnp.asarray(images)
     l_q, num_blocks = result.sensitive_block, encoder.spec.image.blocks.num_blocks
     start = result.numbers.start
     trials = Trials(encoder, tuning, scheme, (min(start, l_q), min(l_q + 1, num_blocks - 1), l_q, start))
-    table = [("no registers", quantize(encoder, images, scheme))]
+    table = [("no registers", quantize(encoder, calibration, scheme))]
 
     def best_plan(plans: Iterable[RegisterPlan]) -> RegisterPlan:
         return min(plans, key=lambda plan: trials.errors(plan).mean())
@@ -152,7 +159,7 @@ def rivals(
         plans[name] = best_plan(make_plan(key, value, copies=copies, start=start) for copies in COPIES)
     plans["prefix only"] = result.plan.prefix_only()
     plans["RegCache"] = result.plan
-    table += [(name, quantize(encoder, images, scheme, plan)) for name, plan in plans.items()]
+    table += [(name, quantize(encoder, calibration, scheme, plan)) for name, plan in plans.items()]
 
     def best_encoder(makers: Iterable[Callable[[], Encoder]]) -> Encoder:
         return min(
@@ -160,11 +167,11 @@ def rivals(
         )
 
     def moved(count: int) -> Encoder:
-        return quantize(test_time_registers(encoder, tuning[: trials.chunk], l_q, count), images, scheme)
+        return quantize(move_register_neurons(encoder, tuning[: trials.chunk], l_q, count), calibration, scheme)
 
     table.append(("test-time registers", best_encoder(functools.partial(moved, count) for count in REGISTER_NEURONS)))
     for name, variants in SCHEMES.items():
         schemes = [dataclasses.replace(scheme, **options) for options in variants]
-        makers = (functools.partial(quantize, encoder, images, own) for own in schemes)
+        makers = (functools.partial(quantize, encoder, calibration, own) for own in schemes)
         table.append((name, best_encoder(makers)))
     return table

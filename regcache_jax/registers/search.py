@@ -67,9 +67,10 @@ class SearchResult:
     def sentence(self) -> str:
         """The verdict in one line."""
         figures = f"error {self.baseline_error:.3g} -> {self.error:.3g} (calibration jitter {self.jitter:.2g})"
+        ended = "" if self.complete else "; the budget ended the search early"
         if not self.helps:
-            return f"registers gain nothing here: {figures}; use the scheme without a plan"
-        return f"registers take away {self.gain:.1%} of the quantisation error: {figures}"
+            return f"registers gain nothing here: {figures}; use the scheme without a plan{ended}"
+        return f"registers take away {self.gain:.1%} of the quantisation error: {figures}{ended}"
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the plan's arrays and the trial table."""
@@ -123,7 +124,7 @@ class Search:
         self.space = Space(config, encoder.spec.image, l_q)
         self.candidates = find_candidates(
             encoder, images, self.space.starts,
-            count=config.candidates, class_token=config.class_token, batch_size=config.chunk,
+            count=min(config.candidates, len(images)), class_token=config.class_token, batch_size=config.chunk,
         )  # fmt: skip
         self.trials = Trials(
             encoder, images, scheme, self.space.entries,
@@ -131,7 +132,7 @@ class Search:
         )  # fmt: skip
         self.trials.count(passes=1 + profile_passes)
         self.preparation_flops = self.trials.block_flops
-        self.best_error = float("inf")
+        self.best_error, self.within_budget = float("inf"), True
         self._registers = functools.cache(functools.partial(registers_from, self.candidates))
 
     @property
@@ -188,7 +189,11 @@ class Search:
             (config.max_minutes, (time.monotonic() - self.began) / 60),
             (config.max_block_flops, self.block_flops),
         )
-        if self.table.rows and any(limit is not None and value >= limit for limit, value in spent):
+        if (
+            self.within_budget
+            and self.table.rows
+            and any(limit is not None and value >= limit for limit, value in spent)
+        ):
             raise OverBudget
 
     @property
@@ -207,8 +212,11 @@ class Search:
         try:
             return self._halve_and_move(total), True
         except OverBudget:
-            finished = [(row["error"], Numbers(**row["numbers"])) for row in self.table.rows if row["chunks"] == total]
-            return min(finished, key=lambda row: row[0])[1], False
+            self.within_budget = False  # one trial more: the furthest point must be seen by all images to be the answer
+            tried = [(-row["chunks"], row["error"], Numbers(**row["numbers"])) for row in self.table.rows]
+            points = [row for row in tried if row[2] != self.space.nothing]
+            furthest = min(points, key=lambda row: row[:2])[2] if points else self.space.nothing
+            return min(self.space.nothing, furthest, key=lambda point: self.score(point, total)), False
 
     def _halve_and_move(self, total: int) -> Numbers:
         points, rungs = self.space.grid(), self.space.rungs(total)
@@ -252,12 +260,12 @@ def search(
     set that is empty, of another shape, not finite, or all alike, for an encoder that is quantised already or whose features are
     not finite, and for a table that belongs to another search.
 
-    >>> import jax, regcache_jax as rc
-    >>> encoder, images = rc.plant("patch sinks", jax.random.key(0))
+    >>> import jax.numpy as jnp, regcache_jax as rc
+    >>> encoder, images, *truth = rc.plant(["patch sinks"])
     >>> result = rc.search(encoder, images, rc.Scheme(8, 8), rc.SearchConfig(max_trials=20))
     >>> result.helps, result.gain > 0.5
     (True, True)
-    >>> int8 = rc.quantize(encoder, images, rc.Scheme(8, 8), result.plan)
+    >>> int8 = rc.quantize(encoder, jnp.asarray(images), rc.Scheme(8, 8), result.plan)
     """
     config = config or SearchConfig()
     if encoder.scheme is not None:

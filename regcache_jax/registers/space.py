@@ -31,7 +31,7 @@ class SearchConfig:
     Space: `copies` and `delete_counts` of the coarse grid (moves go between and beyond), starts reach `back` blocks
     before l_q (`sensitive_block`, where it is known), numbers of `registers`. `align`: delete so many tokens that the rest and
     the registers fill whole tiles of so many rows (None: any count).
-    Candidates: how many, and whether the `class_token` may be one.
+    Candidates: how many (one an image at most, or ordinary tokens would be among them), and whether the `class_token` may be one.
     Objective: `features` needs no labels; `accuracy` needs labels and class vectors.
     Effort: images a `chunk`, the share of the set that scores the whole grid, the part of the points that each rung keeps and how
     many times more images it sees, rounds of moves, redraws of the calibration images, bytes of hidden states in memory.

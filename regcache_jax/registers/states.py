@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from typing import Any
 
 import numpy as np
@@ -23,19 +25,13 @@ class States:
     ) -> None:
         size = len(entries) * num_chunks * int(np.prod(shape)) * np.dtype(dtype).itemsize
         self._chunks: list[dict[int, Any]] = [{} for _ in range(num_chunks)]
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._files: dict[int, np.memmap[Any, Any]] = {}
-        if size > memory_limit:
-            self._folder = tempfile.TemporaryDirectory(prefix="regcache-states-")
+        self.on_disk = size > memory_limit
+        if self.on_disk:
+            folder = tempfile.mkdtemp(prefix="regcache-states-")
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
             for block in entries:
-                self._files[block] = np.memmap(
-                    f"{self._folder.name}/{block}", dtype=dtype, mode="w+", shape=(num_chunks, *shape)
-                )
-
-    @property
-    def on_disk(self) -> bool:
-        """Whether the limit was passed."""
-        return self._folder is not None
+                self._files[block] = np.memmap(f"{folder}/{block}", dtype=dtype, mode="w+", shape=(num_chunks, *shape))
 
     def put(self, chunk: int, states: dict[int, Float[Array, "B N D"]]) -> None:
         """Keeps one chunk's states, by entry block."""

@@ -47,7 +47,7 @@ class TrialTable:
         if text != "".join(lines):
             partial = self.path.with_name(self.path.name + ".partial")
             partial.write_text(text)
-            partial.rename(self.path)
+            partial.replace(self.path)
 
     @staticmethod
     def _key(numbers: dict[str, Any], chunks: int) -> str:

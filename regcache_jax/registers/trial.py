@@ -94,7 +94,7 @@ def _trial_features(
     return normalize(features) if unit else features.astype(jnp.float32)
 
 
-PROGRAMS = (_float_states, _quantized_states, _trial_ranges, _trial_features)
+PROGRAMS: tuple[Any, ...] = (_float_states, _quantized_states, _trial_ranges, _trial_features)
 
 
 def compilations() -> int:
@@ -128,7 +128,10 @@ class Trials:
         self.num_chunks = -(-self.num_images // self.chunk)
         devices = jax.local_devices()
         self._rows = -(-self.chunk // len(devices)) * len(devices)
-        self._sharding = NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec("data"))
+        mesh = Mesh(np.array(devices), ("data",))
+        self._sharding = NamedSharding(mesh, PartitionSpec("data"))
+        image = jax.device_put(self.encoder.params["image"], NamedSharding(mesh, PartitionSpec()))
+        self.encoder = self.encoder.replace(params={"image": image})  # a loaded encoder lies on one device
         shape = (self._rows, self.spec.num_tokens, self.spec.blocks.width)
         self.float_states, self.quantized_states = (
             States(self.entries, self.num_chunks, shape, self.encoder.dtype, self.memory_limit // 2) for _ in range(2)
@@ -149,7 +152,7 @@ class Trials:
         if not np.isfinite(self.float_features).all():
             raise UserError("the float encoder gives features that are not finite; check its weights and the pictures")
         self._quantized = {**params, "blocks": quantize_kernels(params["blocks"], self.scheme)}
-        scales = {"input_scale": self._scales(self.base_ranges)} if self.scheme.calibrated else {}
+        scales = {"input_scale": self.scales(self.base_ranges)} if self.scheme.calibrated else {}
         scaled = {**params, "blocks": {**self._quantized["blocks"], **scales}}
         for index in range(self.num_chunks):
             self.quantized_states.put(
@@ -166,6 +169,15 @@ class Trials:
         filled = np.concatenate([part, np.repeat(part[-1:], self._rows - len(part), axis=0)])
         return jax.device_put(filled, self._sharding)
 
+    def quantized_chunk(self, index: int, block: int) -> tuple[Array, Array, Array]:
+        """One chunk's quantised states at an entry block, its float features, and a mask that leaves the fillers out."""
+        rows = np.arange(index * self.chunk, index * self.chunk + self._rows)
+        mask = (rows < (index + 1) * self.chunk) & (rows < self.num_images)
+        reference = self.float_features[np.minimum(rows, self.num_images - 1)]
+        arrays = self.quantized_states.get(index, block), reference, mask
+        hidden, features, there = (jax.device_put(array, self._sharding) for array in arrays)
+        return hidden, features, there
+
     def _join(self, chunks: list[Any], axis: int = 0) -> np.ndarray:
         """Rows of consecutive chunks, the fillers left out."""
         lengths = [min(self.chunk, self.num_images - index * self.chunk) for index in range(len(chunks))]
@@ -174,7 +186,7 @@ class Trials:
             [np.take(part, range(length), axis) for part, length in zip(parts, lengths, strict=True)], axis
         )
 
-    def _scales(self, ranges: dict[str, np.ndarray], drawn: Int[np.ndarray, "m"] | None = None) -> Ranges:
+    def scales(self, ranges: dict[str, np.ndarray], drawn: Int[np.ndarray, "m"] | None = None) -> Ranges:
         """Static scales from the ranges of all images, or of those drawn."""
         largest = {
             site: jnp.asarray((values if drawn is None else values[:, drawn]).max(axis=1))
@@ -239,7 +251,7 @@ class Trials:
         first = self.first_block(plan)
         scales: Ranges = {}
         if self.scheme.calibrated:
-            scales = self._scales(self.image_ranges(plan, num_chunks) if ranges is None else ranges, drawn)
+            scales = self.scales(self.image_ranges(plan, num_chunks) if ranges is None else ranges, drawn)
         found = []
         for index in range(self.num_chunks if num_chunks is None else num_chunks):
             hidden = jax.device_put(self.quantized_states.get(index, first), self._sharding)

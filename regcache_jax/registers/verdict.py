@@ -79,6 +79,6 @@ def judge(profile: Profile, sensitivity: np.ndarray | None = None) -> Verdict:
         findings.append(Finding("none", None, None, float(max(table.max() for table, _ in tables.values()))))
     most = None
     if sensitivity is not None:
-        block, site = np.unravel_index(int(np.argmax(sensitivity)), sensitivity.shape)
-        most = (int(block), PLACES[1 + int(site)])
+        row, column = np.unravel_index(int(np.argmax(sensitivity)), sensitivity.shape)
+        most = (int(row), PLACES[1 + int(column)])
     return Verdict(tuple(findings), profile.sensitive_block, most)

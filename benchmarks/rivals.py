@@ -1,0 +1,57 @@
+"""RegCache beside its simple rivals on the bundled encoder: top-1 on the 816 Twemoji pictures that no search has seen.
+
+python benchmarks/rivals.py [--images 256] [--schemes w8a8,w6a6,w4a4] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from regcache_jax import Scheme, bundled_model, load, search
+from regcache_jax.data import prompts
+from regcache_jax.data.batches import load_images
+from regcache_jax.data.sources import open_dataset
+from regcache_jax.evaluation.zero_shot import class_vectors
+from regcache_jax.registers.rivals import features_of, rivals
+from regcache_jax.registers.trial import feature_errors
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=256, help="pictures for search and calibration")
+    parser.add_argument("--schemes", default="w8a8,w6a6,w4a4")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    model = load(bundled_model())
+    reference = load_images(open_dataset("emoji", split="train", limit=arguments.images), model.preprocess)
+    dataset = open_dataset("emoji", split="test")
+    pictures = load_images(dataset, model.preprocess)
+    labels = np.array([dataset[index].label for index in range(len(dataset))])
+    vectors = class_vectors(model.encoder, model.tokenize, prompts.class_names(dataset), prompts.templates(dataset))
+    float_features = features_of(model.encoder, pictures)
+    rows = []
+
+    def show(scheme: str, name: str, features: np.ndarray) -> None:
+        top1 = float(1 - feature_errors(features, float_features, labels, vectors).mean())
+        error = float(feature_errors(features, float_features).mean())
+        rows.append({"scheme": scheme, "name": name, "acc1": top1, "error": error})
+        print(f"{scheme:6s} {name:28s} top-1 {top1:6.1%}  error of the features {error:.4g}", flush=True)
+
+    show("float", "float", float_features)
+    for name in arguments.schemes.split(","):
+        scheme = Scheme.named(name)
+        result = search(model.encoder, reference, scheme)
+        for rival, encoder in rivals(model.encoder, reference, scheme, result):
+            show(name, rival, features_of(encoder, pictures))
+    if arguments.json is not None:
+        partial = arguments.json.with_name(arguments.json.name + ".partial")
+        partial.write_text(json.dumps(rows, indent=2))
+        partial.replace(arguments.json)
+
+
+if __name__ == "__main__":
+    main()

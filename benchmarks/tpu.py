@@ -1,0 +1,81 @@
+"""The table of docs/performance.md: the TPU compiler on the peer, our bf16 and our int8 programs, each at its best batch.
+
+    python benchmarks/tpu.py                      # all four shapes at the batches of BATCHES: about 15 minutes on two cores
+    python benchmarks/tpu.py --sweep              # finds the best batches again: some hours
+    python benchmarks/tpu.py --forms              # compile time and size of program: scan against blocks written out
+
+Deterministic: the same figures on every machine, none of them measured on a TPU."""
+
+import argparse
+import time
+
+import jax
+import jax.numpy as jnp
+
+from regcache_jax import tpu
+from regcache_jax.encoders import catalog
+from regcache_jax.encoders.serving import TILE, join_blocks
+from regcache_jax.encoders.vision import serve_image
+from regcache_jax.quantization.scheme import Scheme
+from regcache_jax.registers.plan import Schedule
+
+# model: best batch of the peer, of bf16, of int8 (with and without registers), of int8 with deletion
+BATCHES = {
+    "google/siglip-base-patch16-224": (48, 48, 48, 48),
+    "openai/clip-vit-base-patch16": (48, 48, 48, 48),
+    "openai/clip-vit-large-patch14": (16, 16, 8, 12),
+    "google/siglip-so400m-patch14-384": (2, 2, 2, 2),
+}
+
+
+def table(topology: str, sweep: bool, models: list[str]) -> None:
+    for model in models:
+        peer, half, whole, shrunk = BATCHES[model]
+        costs = {}
+        for program, batch in zip(tpu.PROGRAMS, (peer, half, whole, whole, shrunk), strict=True):
+            (row,) = tpu.report(model, topology, batch, sweep=sweep, programs=(program,))["programs"]
+            costs[program] = row["cycles_per_image"]
+            print(
+                f"{model:34} {program:24} batch {row['batch']:3} {row['cycles_per_image']:12,.0f} cycles an image, "
+                f"{row['images_per_second']:7,.0f} images/s, {row['temp_bytes'] / 1e6:5.1f} MB of temporaries, "
+                f"{row['argument_bytes'] / 1e6:6.1f} MB of weights, {row['unestimated']} without an estimate",
+                flush=True,
+            )
+        registers, deletion = costs["int8+registers"], costs["int8+registers+deletion"]
+        print(
+            f"{model:34} registers / int8 {registers / costs['int8']:.3f}   deletion / int8 {deletion / costs['int8']:.3f}   "
+            f"deletion / peer {deletion / costs['flax-bf16']:.3f}",
+            flush=True,
+        )
+
+
+def forms(model: str, batch: int) -> None:
+    """On the CPU's compiler: seconds and instructions for one program, its blocks in a scan and written out."""
+    spec = catalog.get(model).spec
+    params = tpu.quantized_shapes(spec, Scheme())
+    images = jax.ShapeDtypeStruct((batch, spec.image.image_size, spec.image.image_size, 3), jnp.bfloat16)
+    for unroll in (False, True):
+
+        def serve(params, images, unroll=unroll):
+            params = {**params, "blocks": join_blocks(params["blocks"])}
+            return serve_image(
+                params, images, spec.image, Schedule(0, 0, 0, 0), scheme=Scheme(), tile=TILE, unroll=unroll
+            ).features
+
+        started = time.perf_counter()
+        compiled = jax.jit(serve).lower(params, images).compile()
+        seconds, lines = time.perf_counter() - started, len(compiled.as_text().splitlines())
+        print(f"{model}: {'written out' if unroll else 'scan'}: {seconds:.0f} s, {lines:,} lines of HLO", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--topology", default="v5e:2x2")
+    parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--forms", action="store_true")
+    parser.add_argument("models", nargs="*", default=list(BATCHES))
+    arguments = parser.parse_args()
+    if arguments.forms:
+        forms(arguments.models[0], 8)
+    else:
+        table(arguments.topology, arguments.sweep, arguments.models)

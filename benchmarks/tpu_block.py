@@ -1,0 +1,114 @@
+"""One int8 block written by hand, in variants: what each choice costs, asked of the TPU compiler in seconds.
+
+    python benchmarks/tpu_block.py            # all of VARIANTS; a few minutes
+    python benchmarks/tpu_block.py mask       # one
+
+The cost of a block is half the difference between programs of three blocks and of one."""
+
+import os
+
+os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+os.environ |= {"TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
+
+import sys
+
+import jax
+import jax.numpy as jnp
+
+from regcache_jax import tpu
+
+BATCH, ROWS, WIDTH, HEADS, HEAD_DIM, HIDDEN = 32, 200, 768, 12, 64, 3072
+VARIANTS = {
+    "as it is": {"barrier"},
+    "logits masked at three padding rows": {"barrier", "mask"},
+    "rows counted after the exponential": {"barrier", "count"},
+    "no barrier: the compiler nests the two MLP products": set(),
+    "residual stream flattened to [B N, D]": {"barrier", "flat"},
+    "residual stream in float32": {"barrier", "float32"},
+    "q k^T in int8": {"barrier", "int8 logits"},
+    "q k^T and p v in int8": {"barrier", "int8 logits", "int8 values"},
+    "a constant for the row maximum": {"barrier", "constant"},
+    "erf written out": {"barrier", "erf"},
+}
+
+
+def norm(x, params):
+    x = x.astype(jnp.float32)
+    mean = jnp.mean(x, -1, keepdims=True)
+    variance = jnp.mean(jnp.square(x), -1, keepdims=True) - mean**2
+    return (x - mean) * jax.lax.rsqrt(variance + 1e-6) * params["scale"] + params["bias"]
+
+
+def integers(x, inverse):
+    return jnp.clip(jnp.round(x.astype(jnp.float32) * inverse), -127, 127).astype(jnp.int8)
+
+
+def product(formula, inputs, layer, kind=jnp.int32):
+    return jnp.einsum(formula, inputs, layer["kernel"], preferred_element_type=kind).astype(jnp.float32)
+
+
+def block(x, params, variant):
+    hold = jax.lax.optimization_barrier if "barrier" in variant else lambda value: value
+    inverse = params["inverse"]
+    x = x.reshape(BATCH, ROWS, WIDTH)
+    normed = hold(integers(norm(x, params["norm1"]), inverse))
+    query, key, value = (
+        (product("bnd,dhk->bhnk", normed, layer) * layer["scale"][:, None] + layer["bias"][:, None]).astype(jnp.bfloat16)
+        for layer in (params["query"], params["key"], params["value"])
+    )
+    if "int8 logits" in variant:
+        query, key = integers(query, inverse), integers(key, inverse)
+        logits = jnp.einsum("bhtk,bhsk->bhts", query, key, preferred_element_type=jnp.int32).astype(jnp.float32) * inverse
+    else:
+        logits = jnp.einsum("bhtk,bhsk->bhts", query, key, preferred_element_type=jnp.float32)
+    row = jnp.arange(ROWS)
+    if "mask" in variant:
+        logits = logits + jnp.where(row < ROWS - 3, 0.0, -1e30)
+    terms = jnp.exp(logits - (inverse if "constant" in variant else jnp.max(logits, -1, keepdims=True)))
+    total = jnp.sum(terms * jnp.where(row < ROWS - 3, 1.0, 0.0) if "count" in variant else terms, -1)
+    if "int8 values" in variant:
+        terms, value = integers(terms, 127.0), integers(value, inverse)
+        mixed = jnp.einsum("bhts,bhsk->bhtk", terms, value, preferred_element_type=jnp.int32).astype(jnp.float32)
+    else:
+        mixed = jnp.einsum("bhts,bhsk->bhtk", terms.astype(jnp.bfloat16), value, preferred_element_type=jnp.float32)
+    mixed = hold(integers(mixed * (1 / total)[..., None], inverse))
+    kind = jnp.float32 if "float32" in variant else jnp.bfloat16
+    out, fc1, fc2 = params["out"], params["fc1"], params["fc2"]
+    x = (x.astype(jnp.float32) + product("bhtk,hkd->btd", mixed, out) * out["scale"] + out["bias"]).astype(kind)
+    if "flat" in variant:
+        x = x.reshape(-1, WIDTH)
+    normed = hold(integers(norm(x, params["norm2"]), inverse))
+    features = product("...d,df->...f", normed, fc1) * fc1["scale"] + fc1["bias"]
+    features = hold(integers(jax.nn.gelu(features, approximate="erf" not in variant), inverse))
+    return (x.astype(jnp.float32) + product("...f,fd->...d", features, fc2) * fc2["scale"] + fc2["bias"]).astype(kind)
+
+
+def shapes():
+    def layer(inputs, outputs):
+        floats = jax.ShapeDtypeStruct(outputs, jnp.float32)
+        return {"kernel": jax.ShapeDtypeStruct((*inputs, *outputs), jnp.int8), "scale": floats, "bias": floats}
+
+    width, heads = (WIDTH,), (HEADS, HEAD_DIM)
+    vector = jax.ShapeDtypeStruct(width, jnp.float32)
+    return {
+        **{name: layer(width, heads) for name in ("query", "key", "value")},
+        "out": layer(heads, width), "fc1": layer(width, (HIDDEN,)), "fc2": layer((HIDDEN,), width),
+        "norm1": {"scale": vector, "bias": vector}, "norm2": {"scale": vector, "bias": vector},
+        "inverse": jax.ShapeDtypeStruct((), jnp.float32),
+    }  # fmt: skip
+
+
+def cost(variant, num_blocks):
+    def run(params, x):
+        for block_params in params:
+            x = block(x, block_params, variant)
+        return x
+
+    hidden = jax.ShapeDtypeStruct((BATCH, ROWS, WIDTH), jnp.bfloat16)
+    return tpu.estimates(tpu.compile_for("v5e:2x2", run, [shapes()] * num_blocks, hidden).as_text())[0]
+
+
+if __name__ == "__main__":
+    for name, variant in VARIANTS.items():
+        if all(word in name for word in sys.argv[1:]):
+            print(f"{(cost(variant, 3) - cost(variant, 1)) / 2:12,.0f} cycles a block of batch {BATCH}: {name}", flush=True)

@@ -1,0 +1,120 @@
+"""Hugging Face DINOv2, plain and with registers (`Dinov2Model`, `Dinov2WithRegistersModel`, and their classifiers' backbones).
+
+Files on the hub have the names listed first; transformers 5 has other names in memory, and may write them."""
+
+from __future__ import annotations
+
+from regcache_jax.converters.engine import (
+    Rule,
+    flat,
+    oihw_to_hwio,
+    one_in_front,
+    out_heads_to_heads_out,
+    out_in_to_in_out,
+    two_in_front,
+)
+from regcache_jax.converters.formats import Format, Given, activation, preprocessing, setting
+
+from regcache_jax.encoders import catalog
+from regcache_jax.encoders.spec import BlockSpec, EncoderSpec, ImageSpec
+
+_BLOCK, _OURS = "encoder.layer.*", "image/blocks"
+
+RULES = (
+    Rule("embeddings.cls_token", "image/class_token", two_in_front),
+    Rule("embeddings.register_tokens", "image/registers", one_in_front),
+    Rule("embeddings.position_embeddings", "image/position_embedding", one_in_front),
+    Rule("embeddings.patch_embeddings.projection.weight", "image/patch_embedding/kernel", oihw_to_hwio),
+    Rule("embeddings.patch_embeddings.projection.bias", "image/patch_embedding/bias"),
+    Rule(f"{_BLOCK}.norm1.weight", f"{_OURS}/norm1/scale"),
+    Rule(f"{_BLOCK}.norm1.bias", f"{_OURS}/norm1/bias"),
+    Rule(f"{_BLOCK}.attention.attention.query.weight", f"{_OURS}/attention/query/kernel", out_in_to_in_out),
+    Rule(f"{_BLOCK}.attention.attention.query.bias", f"{_OURS}/attention/query/bias", flat),
+    Rule(f"{_BLOCK}.attention.attention.key.weight", f"{_OURS}/attention/key/kernel", out_in_to_in_out),
+    Rule(f"{_BLOCK}.attention.attention.key.bias", f"{_OURS}/attention/key/bias", flat),
+    Rule(f"{_BLOCK}.attention.attention.value.weight", f"{_OURS}/attention/value/kernel", out_in_to_in_out),
+    Rule(f"{_BLOCK}.attention.attention.value.bias", f"{_OURS}/attention/value/bias", flat),
+    Rule(f"{_BLOCK}.attention.output.dense.weight", f"{_OURS}/attention/out/kernel", out_heads_to_heads_out),
+    Rule(f"{_BLOCK}.attention.output.dense.bias", f"{_OURS}/attention/out/bias"),
+    Rule(f"{_BLOCK}.layer_scale1.lambda1", f"{_OURS}/layer_scale1"),
+    Rule(f"{_BLOCK}.norm2.weight", f"{_OURS}/norm2/scale"),
+    Rule(f"{_BLOCK}.norm2.bias", f"{_OURS}/norm2/bias"),
+    # The gated MLP of the giant model; here too the gate comes first.
+    Rule(f"{_BLOCK}.mlp.weights_in.weight", (f"{_OURS}/mlp/gate/kernel", f"{_OURS}/mlp/fc1/kernel"), out_in_to_in_out),
+    Rule(f"{_BLOCK}.mlp.weights_in.bias", (f"{_OURS}/mlp/gate/bias", f"{_OURS}/mlp/fc1/bias")),
+    Rule(f"{_BLOCK}.mlp.weights_out.weight", f"{_OURS}/mlp/fc2/kernel", out_in_to_in_out),
+    Rule(f"{_BLOCK}.mlp.weights_out.bias", f"{_OURS}/mlp/fc2/bias"),
+    Rule(f"{_BLOCK}.mlp.fc1.weight", f"{_OURS}/mlp/fc1/kernel", out_in_to_in_out),
+    Rule(f"{_BLOCK}.mlp.fc1.bias", f"{_OURS}/mlp/fc1/bias"),
+    Rule(f"{_BLOCK}.mlp.fc2.weight", f"{_OURS}/mlp/fc2/kernel", out_in_to_in_out),
+    Rule(f"{_BLOCK}.mlp.fc2.bias", f"{_OURS}/mlp/fc2/bias"),
+    Rule(f"{_BLOCK}.layer_scale2.lambda1", f"{_OURS}/layer_scale2"),
+    Rule("layernorm.weight", "image/final_norm/scale"),
+    Rule("layernorm.bias", "image/final_norm/bias"),
+    # transformers 5
+    Rule(f"{_BLOCK}.attention.q_proj.weight", f"{_OURS}/attention/query/kernel", out_in_to_in_out),
+    Rule(f"{_BLOCK}.attention.q_proj.bias", f"{_OURS}/attention/query/bias", flat),
+    Rule(f"{_BLOCK}.attention.k_proj.weight", f"{_OURS}/attention/key/kernel", out_in_to_in_out),
+    Rule(f"{_BLOCK}.attention.k_proj.bias", f"{_OURS}/attention/key/bias", flat),
+    Rule(f"{_BLOCK}.attention.v_proj.weight", f"{_OURS}/attention/value/kernel", out_in_to_in_out),
+    Rule(f"{_BLOCK}.attention.v_proj.bias", f"{_OURS}/attention/value/bias", flat),
+    Rule(f"{_BLOCK}.attention.o_proj.weight", f"{_OURS}/attention/out/kernel", out_heads_to_heads_out),
+    Rule(f"{_BLOCK}.attention.o_proj.bias", f"{_OURS}/attention/out/bias"),
+    Rule(f"{_BLOCK}.mlp.gate_proj.weight", f"{_OURS}/mlp/gate/kernel", out_in_to_in_out),
+    Rule(f"{_BLOCK}.mlp.gate_proj.bias", f"{_OURS}/mlp/gate/bias"),
+    Rule(f"{_BLOCK}.mlp.up_proj.weight", f"{_OURS}/mlp/fc1/kernel", out_in_to_in_out),
+    Rule(f"{_BLOCK}.mlp.up_proj.bias", f"{_OURS}/mlp/fc1/bias"),
+    Rule(f"{_BLOCK}.mlp.down_proj.weight", f"{_OURS}/mlp/fc2/kernel", out_in_to_in_out),
+    Rule(f"{_BLOCK}.mlp.down_proj.bias", f"{_OURS}/mlp/fc2/bias"),
+)
+TRAINED_PIXELS, EVALUATED_PIXELS = 518, 224
+
+
+def evaluated_pixels(trained: int) -> int:
+    """Pictures are taken at 224 px where positions were trained at 518, as Meta evaluates; else at what was trained."""
+    return EVALUATED_PIXELS if trained == TRAINED_PIXELS else trained
+
+
+def spec(given: Given) -> EncoderSpec:
+    """The spec of a DINOv2 folder, from its `config.json` (the class's own defaults are not those of the checkpoints)."""
+    config = given.config
+    if not config and given.row is not None and given.row.spec is not None:
+        return given.row.spec
+    width = setting(config, "hidden_size", 768)
+    mlp_width = round(width * setting(config, "mlp_ratio", 4.0))
+    gated = setting(config, "use_swiglu_ffn", False)
+    registers = setting(config, "num_register_tokens", 4) if given.has("embeddings.register_tokens") else 0
+    trained, patch = setting(config, "image_size", TRAINED_PIXELS), setting(config, "patch_size", 14)
+    pictures = preprocessing(given.preprocessor, catalog.dinov2_preprocessing(evaluated_pixels(trained)))
+    blocks = BlockSpec(
+        width=width,
+        num_blocks=setting(config, "num_hidden_layers", 12),
+        num_heads=setting(config, "num_attention_heads", 12),
+        mlp_width=(int(mlp_width * 2 / 3) + 7) // 8 * 8 if gated else mlp_width,
+        activation="silu" if gated else activation(config, "gelu"),
+        norm_eps=setting(config, "layer_norm_eps", 1e-6),
+        layer_scale=True,
+        gated_mlp=gated,
+    )
+    image = ImageSpec(
+        image_size=pictures.image_size,
+        patch_size=patch,
+        blocks=blocks,
+        class_token=True,
+        pooling="class",
+        num_registers=registers,
+        position_grid=trained // patch,
+        position_interpolation="bicubic_antialias" if registers else "bicubic",
+    )
+    return EncoderSpec(given.name, "dinov2", image, pictures, normalize=False)
+
+
+FORMAT = Format(
+    name="Hugging Face DINOv2",
+    marks=("embeddings.cls_token", "encoder.layer.*.layer_scale1.lambda1"),
+    rules=RULES,
+    spec=spec,
+    model_types=("dinov2", "dinov2_with_registers"),
+    prefixes=(("dinov2.", ""), ("dinov2_with_registers.", "")),
+    ignored=("embeddings.mask_token", "classifier.*"),
+)

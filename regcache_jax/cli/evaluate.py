@@ -1,0 +1,163 @@
+"""`regcache evaluate` and `regcache embed`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from regcache_jax.cli.options import (
+    data_options,
+    json_option,
+    read_data,
+    read_images,
+    read_plan,
+    read_scheme,
+    scheme_options,
+)
+from regcache_jax.cli.screen import print_table, progress, say, write_json
+
+parallel_option = click.option(
+    "--parallel",
+    type=click.Choice(["jit", "pmap"]),
+    default="jit",
+    show_default=True,
+    help="How devices share the work.",
+)
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True, type=click.Path())
+@data_options("test", None)
+@scheme_options("float")
+@click.option(
+    "--task", type=click.Choice(["zeroshot_classification"]), default="zeroshot_classification", show_default=True
+)
+@click.option("--registers", type=click.Path(dir_okay=False), help="Register plan for float models.")
+@click.option("--classnames", type=click.Path(dir_okay=False), help="JSON list of class names (or one a dataset).")
+@click.option(
+    "--templates", type=click.Path(dir_okay=False), help="JSON list of templates with {c} (or one a dataset)."
+)
+@click.option("--micro-batch", type=click.IntRange(1), help="Rows a device works on at a time.")
+@parallel_option
+@json_option
+def evaluate(
+    models: tuple[str, ...],
+    dataset: str,
+    data_dir: str | None,
+    split: str | None,
+    limit: int | None,
+    batch_size: int,
+    scheme_name: str,
+    activations: str,
+    weights: str,
+    task: str,
+    registers: str | None,
+    classnames: str | None,
+    templates: str | None,
+    micro_batch: int | None,
+    parallel: Literal["jit", "pmap"],
+    json_file: str | None,
+) -> None:
+    """Measure MODELS, float or quantised, on labelled pictures.
+
+    With --scheme, float models are quantised on the way, calibrated on 512 pictures of the dataset's train split. The
+    first model is the reference of the others' cosine.
+    """
+    from regcache_jax import checkpoints
+    from regcache_jax.data import batches
+    from regcache_jax.data.prompts import class_names
+    from regcache_jax.data.prompts import templates as prompt_templates
+    from regcache_jax.evaluation import loop, results
+    from regcache_jax.evaluation.measure import describe, measure
+    from regcache_jax.evaluation.zero_shot import class_vectors
+    from regcache_jax.quantization.quantize import quantize
+
+    data = read_data(dataset, data_dir, split, limit, "test")
+    names, prompts = class_names(data, classnames), prompt_templates(data, templates)
+    scheme = read_scheme(scheme_name, activations, weights)
+    rows, reference = [], None
+    for folder in models:
+        loaded = checkpoints.load(folder)
+        encoder = loaded.encoder
+        if encoder.scheme is None:
+            encoder = encoder.with_plan(read_plan(registers, loaded) or encoder.plan)
+            if scheme is not None:
+                calibration = read_data(dataset, data_dir, "train", 512, "train") if scheme.calibrated else None
+                images = None if calibration is None else read_images(loaded, calibration)
+                encoder = quantize(encoder, images, scheme)
+        vectors = class_vectors(loaded.encoder, loaded.tokenize, names, prompts)
+        size = loop.round_up(batch_size)
+        with progress(f"evaluating {folder}", len(data)) as update:
+            found = measure(
+                encoder, vectors, batches(data, loaded.preprocess, size),
+                reference=reference, parallel=parallel, micro_batch=micro_batch, progress=update,
+            )  # fmt: skip
+        reference = found.features if reference is None else reference
+        quantization = describe(encoder, examples=len(found.features))
+        rows.append(
+            results.row(
+                dataset=data.name,
+                model=loaded.encoder.spec.name,
+                pretrained=str(folder),
+                task=task,
+                metrics=found.metrics,
+                quantization=quantization,
+            )
+        )
+    columns = ("model", "scheme", "registers", *rows[0]["metrics"])
+    shown = [
+        (
+            row["pretrained"], row["quantization"]["scheme"], row["quantization"]["registers"],
+            *(row["metrics"].get(name) for name in columns[3:]),
+        )
+        for row in rows
+    ]  # fmt: skip
+    print_table(f"{task} on {data.name} ({data.split}, n = {len(data)}), open_clip's protocol", columns, shown)
+    write_json(json_file, rows[0] if len(rows) == 1 else rows)
+
+
+@click.command()
+@click.argument("model", type=click.Path())
+@click.option(
+    "--images", required=True, type=click.Path(file_okay=False), help="Folder of pictures, read with subfolders."
+)
+@click.option("--texts", type=click.Path(dir_okay=False), help="Text file, one text a line.")
+@click.option("--out", required=True, type=click.Path(dir_okay=False), help="File to write (.npz); must not exist.")
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--strict", is_flag=True, help="Stop at the first picture that cannot be read.")
+@parallel_option
+def embed(
+    model: str,
+    images: str,
+    texts: str | None,
+    out: str,
+    batch_size: int,
+    strict: bool,
+    parallel: Literal["jit", "pmap"],
+) -> None:
+    """Write the features of a folder of pictures: `features` [n, D] float32, `paths`, and `text_features`.
+
+    A picture that cannot be read is reported and left out; the exit status is then 1.
+    """
+    from regcache_jax import checkpoints
+    from regcache_jax.errors import UserError
+    from regcache_jax.evaluation.embedding import embed_pictures, embed_texts, write_embeddings
+
+    if Path(out).exists():
+        raise UserError(f"{out} exists already; choose another name or remove it first")
+    loaded = checkpoints.load(model)
+    data = read_data("folder", images, None, None, "test")
+    text_features = None
+    if texts is not None:
+        lines = [line for line in Path(texts).read_text().splitlines() if line.strip()]
+        text_features = embed_texts(loaded, lines)
+    with progress(f"embedding {len(data)} pictures", len(data)) as update:
+        found = embed_pictures(loaded, data, batch_size, strict=strict, parallel=parallel, progress=update)
+    write_embeddings(out, found, text_features)
+    for message in found.unreadable:
+        click.echo(f"regcache: {message}", err=True)
+    say(f"{len(found.paths)} pictures -> {out}")
+    if found.unreadable:
+        raise UserError(f"{len(found.unreadable)} of {len(data)} pictures could not be read")

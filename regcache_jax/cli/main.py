@@ -1,0 +1,92 @@
+"""The command group: which commands there are, and what becomes of errors.
+
+Exit status: 0 done, 1 failed (one line says why), 2 wrong use, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from regcache_jax.errors import UserError
+
+COMMANDS = {
+    "demo": "run",
+    "models": "convert",
+    "convert": "convert",
+    "inspect": "registers",
+    "search": "registers",
+    "quantize": "quantize",
+    "evaluate": "evaluate",
+    "embed": "evaluate",
+    "run": "run",
+    "report": "run",
+    "tpu": "tpu",
+    "export": "tpu",
+}
+"""Command -> the file of this folder that holds it, in the order in which `--help` lists them."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in the order of the work."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """One command, or None for an unknown name (click then names the nearest)."""
+        if name not in COMMANDS:
+            return None
+        return getattr(importlib.import_module(f"regcache_jax.cli.{COMMANDS[name]}"), name)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """As click does it, with the nearest names for a typing error."""
+        import difflib
+
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = difflib.get_close_matches(args[0], COMMANDS, 3)
+            if near:
+                raise click.UsageError(f"{error.message} Did you mean {' or '.join(near)}?", ctx) from None
+            raise
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="regcache-jax", prog_name="regcache")
+def cli() -> None:
+    """Vision encoders in int8 on TPUs, GPUs and CPUs, without training.
+
+    A checkpoint becomes a model folder (convert); its outlier tokens are looked at (inspect) and given registers
+    (search); it is quantised (quantize) and held against its float self (evaluate). `regcache demo` shows it all.
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line and exits with its status."""
+    try:
+        status = cli.main(arguments, prog_name="regcache", standalone_mode=False)
+    except click.exceptions.Abort:
+        status = interrupted()
+    except KeyboardInterrupt:
+        status = interrupted()
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except UserError as error:
+        click.echo(f"regcache: {error}", err=True)
+        status = 1
+    except OSError as error:
+        click.echo(f"regcache: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", err=True)
+        status = 1
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def interrupted() -> int:
+    """Says so; 130 is what shells use for Ctrl-C."""
+    click.echo("regcache: interrupted; what was finished is kept, nothing is half-written", err=True)
+    return 130

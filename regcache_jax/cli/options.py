@@ -1,0 +1,106 @@
+"""Options that several commands share: which data, which scheme, which plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from regcache_jax.checkpoints import Model
+    from regcache_jax.data import Dataset
+    from regcache_jax.quantization.scheme import Scheme
+    from regcache_jax.registers.plan import RegisterPlan
+
+Command = Callable[..., Any]
+
+
+def stacked(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator, listed by `--help` in the order given."""
+
+    def decorate(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+def data_options(split: str, limit: int | None) -> Callable[[Command], Command]:
+    """`--dataset` and its companions, with a command's own defaults."""
+    return stacked(
+        click.option("--dataset", required=True, help="emoji (bundled), folder, dummy, a TFDS or CLIP_benchmark name."),
+        click.option("--data-dir", help="Folder of pictures (folder), or where TFDS keeps its data."),
+        click.option("--split", help=f"Split of the dataset; {split} by default."),
+        click.option("--limit", type=int, default=limit, show_default=True, help="Only the first so many pictures."),
+        click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Pictures a step."),
+    )
+
+
+def scheme_options(default: str = "w8a8") -> Callable[[Command], Command]:
+    """`--scheme` and who shares a scale."""
+    return stacked(
+        click.option(
+            "--scheme",
+            "scheme_name",
+            default=default,
+            show_default=True,
+            help="w8a8, w6a6, w4a4 or any w2..8 a2..8; float.",
+        ),
+        click.option(
+            "--activations",
+            type=click.Choice(["static", "group", "tensor", "token"]),
+            default="static",
+            show_default=True,
+            help="Who shares an activation's scale.",
+        ),
+        click.option(
+            "--weights",
+            type=click.Choice(["channel", "tensor"]),
+            default="channel",
+            show_default=True,
+            help="Who shares a weight's scale.",
+        ),
+    )
+
+
+json_option = click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False), help="Also write what is shown to FILE."
+)
+
+
+def read_scheme(name: str, activations: str, weights: str) -> Scheme | None:
+    """The scheme of a command; None for `float`."""
+    from regcache_jax.quantization.scheme import Scheme
+
+    return Scheme.named(name, activations=activations, weights=weights)
+
+
+def read_data(dataset: str, data_dir: str | None, split: str | None, limit: int | None, default_split: str) -> Dataset:
+    """The dataset of a command. The bundled pictures take the command's own default split."""
+    from regcache_jax.data import open_dataset
+
+    return open_dataset(dataset, data_dir, split or (default_split if dataset == "emoji" else None), limit)
+
+
+def read_images(model: Model, dataset: Dataset) -> np.ndarray:
+    """All pictures of a dataset as one preprocessed array."""
+    from regcache_jax.cli.screen import progress
+    from regcache_jax.data import load_images
+
+    with progress(f"reading {len(dataset)} pictures of {dataset.name}"):
+        return load_images(dataset, model.preprocess)
+
+
+def read_plan(path: str | None, model: Model) -> RegisterPlan | None:
+    """A plan from its file, checked to belong to the model; None without a file."""
+    if path is None:
+        return None
+    from regcache_jax.registers.plan_file import check_plan, load_plan
+
+    plan, metadata = load_plan(path)
+    check_plan(path, metadata, model.encoder)
+    return plan

@@ -1,0 +1,181 @@
+"""`regcache demo`, `regcache run` and `regcache report`."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from regcache_jax.cli.screen import print_table, progress, say
+from regcache_jax.errors import UserError
+from regcache_jax.observer import Observer
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+
+class Bars(Observer):
+    """Hears the pipeline and draws one bar a stage."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._update: Any = None
+        self._done = 0
+
+    def started(self, stage: str) -> None:
+        """A new bar."""
+        self.close()
+        self._bar = progress(stage)
+        self._update, self._done = self._bar.__enter__(), 0
+
+    def skipped(self, stage: str) -> None:
+        """A line."""
+        self.close()
+        click.echo(f"{stage}: unchanged, kept", err=True)
+
+    def moved(self, done: int, total: int, note: str = "") -> None:
+        """Moves the bar."""
+        if self._update is not None:
+            self._update(done - self._done, total=total, note=note)
+            self._done = done
+
+    def said(self, text: str) -> None:
+        """A line on standard output."""
+        self.close()
+        say(text)
+
+    def close(self) -> None:
+        """Ends the bar of the last stage."""
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+            self._bar = self._update = None
+
+
+def load_config(name: str) -> ConfigDict:
+    """A config from a file, or by the name of one that comes with the package. Raises UserError for neither."""
+    from ml_collections import ConfigDict
+
+    path = Path(name)
+    if not path.exists():
+        packaged = Path(str(importlib.util.find_spec("regcache_jax.configs").origin)).parent  # type: ignore[union-attr]
+        path = packaged / f"{path.stem}.py"
+        if not path.exists():
+            known = ", ".join(sorted(file.stem for file in packaged.glob("*.py") if file.stem != "__init__"))
+            raise UserError(f"there is no config {name}; give a file, or one of {known}")
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{path} has no function get_config()")
+    config = module.get_config()
+    assert isinstance(config, ConfigDict)
+    return config
+
+
+def override(config: ConfigDict, arguments: tuple[str, ...]) -> None:
+    """Applies `--config.a.b=c` (or `--config.a.b c`). Raises click.UsageError for unknown fields and values of another type."""
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--config."):
+            raise click.UsageError(f"no such option or argument: {word}")
+        name, _, value = word.removeprefix("--config.").partition("=")
+        if "=" not in word:
+            if not words:
+                raise click.UsageError(f"--config.{name} needs a value")
+            value = words.pop(0)
+        try:
+            current = config
+            for part in name.split(".")[:-1]:
+                current = current[part]
+            last = name.split(".")[-1]
+            current[last] = _parse(value, current[last])
+        except (KeyError, AttributeError, TypeError, ValueError) as error:
+            raise click.UsageError(f"--config.{name}={value}: {error}") from None
+
+
+def _parse(text: str, like: Any) -> Any:
+    """A value of the type that the field has; tuples are written with commas."""
+    if isinstance(like, bool):
+        return {"true": True, "false": False}[text.lower()]
+    if isinstance(like, tuple):
+        return tuple(part for part in text.strip("()").replace("'", "").replace(" ", "").split(",") if part)
+    return type(like)(text)
+
+
+def run_and_show(config: ConfigDict, workdir: str) -> None:
+    """Runs the pipeline and prints its table."""
+    from regcache_jax import pipeline
+
+    began = time.monotonic()
+    bars = Bars()
+    try:
+        rows = pipeline.run(config, workdir, bars)
+    finally:
+        bars.close()
+    columns = ("scheme", "row", "top-1 %", "top-5 %", "cosine", "images")
+    shown = [
+        (
+            row["quantization"]["scheme"],
+            row["quantization"]["row"].removeprefix(f"{row['quantization']['scheme']} "),
+            f"{100 * row['metrics']['acc1']:.1f}",
+            f"{100 * row['metrics']['acc5']:.1f}" if "acc5" in row["metrics"] else None,
+            f"{row['metrics']['cosine']:.4f}" if "cosine" in row["metrics"] else "1.0000",
+            row["quantization"]["examples"],
+        )
+        for row in rows
+    ]
+    print_table(f"{rows[0]['model']} on {rows[0]['dataset']}", columns, shown)
+    say(
+        f"{Path(workdir) / 'results.json'} and {Path(workdir) / 'report.html'} written; {time.monotonic() - began:.0f} s"
+    )
+
+
+@click.command()
+@click.option(
+    "--out", default="build/demo", show_default=True, type=click.Path(file_okay=False), help="Where results go."
+)
+@click.option("--print-model", is_flag=True, help="Only print the bundled model's folder.")
+def demo(out: str, print_model: bool) -> None:
+    """Show the whole story on the bundled encoder: about three minutes on two CPU cores."""
+    from regcache_jax.demo.bundled import bundled_model
+
+    if print_model:
+        say(str(bundled_model()))
+        return
+    run_and_show(load_config("demo"), out)
+    say(
+        "The bundled encoder's outliers were trained and planted, so this shows that the software works; "
+        "it is no evidence for the method on real encoders (docs/bundled_encoder.md)."
+    )
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@click.option(
+    "--config", "config_name", required=True, help="Config file, or the name of one that comes with the package."
+)
+@click.option("--workdir", required=True, help="Work folder (may be gs://); a run that was killed goes on in it.")
+@click.pass_context
+def run(context: click.Context, config_name: str, workdir: str) -> None:
+    """Run all stages of a config: convert, inspect, search, quantise, evaluate, report.
+
+    Fields are changed with --config.a.b=c. What has not changed since the last run is kept.
+    """
+    config = load_config(config_name)
+    override(config, tuple(context.args))
+    run_and_show(config, workdir)
+
+
+@click.command()
+@click.argument("workdir", type=click.Path(file_okay=False))
+@click.option("--out", required=True, type=click.Path(dir_okay=False), help="Page to write (.html).")
+def report(workdir: str, out: str) -> None:
+    """Write the page of a finished run: one self-contained HTML file."""
+    from regcache_jax.report.page import read_story, write_page
+
+    write_page(out, *read_story(workdir))
+    say(f"{workdir} -> {out}")

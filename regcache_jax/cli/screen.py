@@ -1,0 +1,75 @@
+"""What a person sees: tables, and progress that is a bar on a terminal and quiet lines in a pipe."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+
+class Update(Protocol):
+    """Moves a progress display on."""
+
+    def __call__(self, advance: int = 1, total: int | None = None, note: str = "") -> None:
+        """`advance` steps more, of `total` if that has changed, with a short note."""
+
+
+def say(text: str = "") -> None:
+    """One line on standard output."""
+    click.echo(text)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table: drawn on a terminal, tab-separated in a pipe. Floats are shown with three digits after the point."""
+    texts = [
+        [f"{cell:.3f}" if isinstance(cell, float) else "" if cell is None else str(cell) for cell in row]
+        for row in rows
+    ]
+    if not sys.stdout.isatty():
+        say("\t".join(columns))
+        for row in texts:
+            say("\t".join(row))
+        return
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        numeric = all(isinstance(row[index], int | float) or row[index] is None for row in rows)
+        table.add_column(column, justify="right" if numeric else "left")
+    for row in texts:
+        table.add_row(*row)
+    Console().print(table)
+
+
+@contextlib.contextmanager
+def progress(label: str, total: int | None = None) -> Iterator[Update]:
+    """A bar on standard error if that is a terminal, else a line at the start and at the end."""
+    if sys.stderr.isatty():
+        note = TextColumn("{task.fields[note]}")
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note)
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(label, total=total, note="")
+
+            def update(advance: int = 1, total: int | None = None, note: str = "") -> None:
+                bar.update(task, advance=advance, note=note, total=bar.tasks[0].total if total is None else total)
+
+            yield update
+        return
+    began = time.monotonic()
+    click.echo(f"{label} ...", err=True)
+    yield lambda advance=1, total=None, note="": None
+    click.echo(f"{label}: {time.monotonic() - began:.1f} s", err=True)
+
+
+def write_json(path: str | None, tree: Any) -> None:
+    """Writes `--json FILE` (whole or not at all); nothing without it."""
+    if path is not None:
+        from regcache_jax.evaluation import results
+
+        results.write(path, json.loads(json.dumps(tree)))

@@ -1,0 +1,92 @@
+"""Features of folders of pictures and of lists of texts, for search and clustering elsewhere."""
+
+from __future__ import annotations
+
+import io
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+from jaxtyping import Float
+
+from regcache_jax.checkpoints import Model
+from regcache_jax.data.batches import Batch, load_example, pad_batch
+from regcache_jax.data.sources import Dataset
+from regcache_jax.encoders.encoder import encode_image, encode_text
+from regcache_jax.errors import UserError
+from regcache_jax.evaluation.loop import Parallel, extract_features, round_up
+
+
+class Embedded(NamedTuple):
+    """Features of the pictures that could be read, their relative paths, and a message for each of the others."""
+
+    features: Float[np.ndarray, "n E"]
+    paths: list[str]
+    unreadable: list[str]
+
+
+def embed_pictures(
+    model: Model,
+    dataset: Dataset,
+    batch_size: int,
+    *,
+    strict: bool = False,
+    parallel: Parallel = "jit",
+    progress: Callable[[int], None] | None = None,
+) -> Embedded:
+    """Features of all pictures of a dataset, in its order. `strict` raises at the first picture that cannot be read."""
+    size = round_up(batch_size)
+    paths: list[str] = []
+    unreadable: list[str] = []
+
+    def readable() -> Iterator[Batch]:
+        waiting: list[np.ndarray] = []
+        for index in range(len(dataset)):
+            try:
+                example, image = load_example(dataset, index, model.preprocess)
+            except UserError as error:
+                if strict:
+                    raise
+                unreadable.append(str(error))
+                continue
+            paths.append(example.name)
+            waiting.append(image)
+            if len(waiting) == size:
+                yield pad_batch(np.stack(waiting), np.full(size, -1, np.int32), size)
+                waiting.clear()
+        if waiting:
+            yield pad_batch(np.stack(waiting), np.full(len(waiting), -1, np.int32), size)
+        if not paths:
+            raise UserError(f"none of the {len(dataset)} pictures could be read; the first: {unreadable[0]}")
+
+    features = extract_features(encode_image, model.encoder, readable(), parallel=parallel, progress=progress)
+    return Embedded(features, paths, unreadable)
+
+
+def embed_texts(model: Model, texts: list[str], batch_size: int = 256) -> Float[np.ndarray, "n E"]:
+    """Features of texts, in their order."""
+    if not texts:
+        raise UserError("the text file holds no text")
+    encode = jax.jit(encode_text)
+    rows = []
+    for first in range(0, len(texts), batch_size):
+        ids = model.tokenize(texts[first : first + batch_size])
+        padded = np.concatenate([ids, np.repeat(ids[-1:], min(batch_size, len(texts)) - len(ids), axis=0)])
+        rows.append(np.asarray(encode(model.encoder, padded))[: len(ids)])
+    return np.concatenate(rows)
+
+
+def write_embeddings(path: epath.PathLike, embedded: Embedded, texts: Float[np.ndarray, "n E"] | None = None) -> None:
+    """Writes an .npz with `features`, `paths` and (if given) `text_features`, whole or not at all."""
+    path = epath.Path(path)
+    arrays: dict[str, Any] = {"features": embedded.features.astype(np.float32), "paths": np.array(embedded.paths)}
+    buffer = io.BytesIO()
+    if texts is not None:
+        arrays["text_features"] = texts.astype(np.float32)
+    np.savez(buffer, **arrays)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial.write_bytes(buffer.getvalue())
+    partial.replace(path)

@@ -1,0 +1,165 @@
+"""Refine a plan by gradient (optional: RegCache itself trains nothing): keys, values and copies per head, without labels.
+
+Adam on the label-free error through blocks whose integers are simulated in float, straight through the rounding. The gradient
+does not see how a plan moves the static scales (rounding hides it), so scales are calibrated again after every pass, and
+what counts is the error of the real integer encoder on images that no gradient has seen: the best plan there is returned,
+which is the one that came in if nothing was better.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from regcache_jax.encoders.blocks import run_blocks
+from regcache_jax.encoders.encoder import Encoder, normalize
+from regcache_jax.encoders.vision import pool
+from regcache_jax.errors import UserError
+from regcache_jax.quantization.aqt import QuantizedTensor
+from regcache_jax.quantization.quantize import quantize_kernels
+from regcache_jax.quantization.scheme import Scheme
+from regcache_jax.registers.plan import RegisterPlan
+from regcache_jax.registers.reference import check_images, check_varied
+from regcache_jax.registers.trial import Trials
+
+
+@dataclasses.dataclass(frozen=True)
+class RefineConfig:
+    """How long and how fast: passes over the training images, steps relative to the rows' own size, how many passes without
+    a gain on the held-back images end it, which share of the images is held back."""
+
+    passes: int = 20
+    learning_rate: float = 0.02
+    patience: int = 4
+    held_back: float = 0.25
+    chunk: int = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class RefineResult:
+    """The best plan on the held-back images, its error there, that of the plan that came in, and the error after each pass."""
+
+    plan: RegisterPlan
+    error: float
+    error_before: float
+    history: tuple[float, ...]
+
+
+class Offsets(NamedTuple):
+    """What is trained: how far rows have moved, in units of their own size, and log tau for every block, head and register."""
+
+    key: Float[Array, "L R H K"]
+    value: Float[Array, "L R H K"]
+    log_copies: Float[Array, "L H R"]
+
+
+def moved(plan: RegisterPlan, offsets: Offsets) -> RegisterPlan:
+    """The plan with its rows moved and its copies replaced."""
+
+    def size(rows: Float[Array, "L R H K"]) -> Float[Array, ""]:
+        return jnp.sqrt(jnp.mean(jnp.square(rows)))
+
+    return plan.replace(
+        key=plan.key + size(plan.key) * offsets.key,
+        value=plan.value + size(plan.value) * offsets.value,
+        copies=jnp.exp(offsets.log_copies),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "scheme", "first", "unit"))
+def _step(
+    offsets: Offsets,
+    state: Any,
+    plan: RegisterPlan,
+    params: Any,
+    hidden: Any,
+    reference: Any,
+    mask: Any,
+    learning_rate: Any,
+    *,
+    spec: Any,
+    scheme: Scheme,
+    first: int,
+    unit: bool,
+) -> tuple[Offsets, Any]:
+    def loss(offsets: Offsets) -> Float[Array, ""]:
+        output = run_blocks(
+            params["blocks"], hidden, spec.blocks,
+            start=first, plan=moved(plan, offsets), scheme=scheme, leading=spec.leading,
+        )  # fmt: skip
+        features, _ = pool(params, output.hidden, spec, output.present)
+        features = normalize(features) if unit else features.astype(jnp.float32)
+        errors = jnp.sum(jnp.square(features - reference), axis=-1) / jnp.sum(jnp.square(reference), axis=-1)
+        return jnp.sum(jnp.where(mask, errors, 0.0)) / jnp.sum(mask, dtype=jnp.float32)
+
+    gradient = jax.grad(loss)(offsets)
+    with jax.numpy_dtype_promotion("standard"):  # optax divides by powers of an int32 count
+        updates, state = optax.adam(learning_rate).update(gradient, state, offsets)
+    return optax.apply_updates(offsets, updates), state
+
+
+def refine(
+    encoder: Encoder,
+    images: Float[np.ndarray, "n Y X 3"],
+    scheme: Scheme,
+    plan: RegisterPlan,
+    config: RefineConfig | None = None,
+    *,
+    progress: Callable[[int, float], None] | None = None,
+) -> RefineResult:
+    """Refines a plan's rows and copies; its block numbers and its deletion stay. Never worse than `plan` on the held-back
+    images (the last ones). Raises UserError for a plan without registers, and as `search` does for images."""
+    config = config or RefineConfig()
+    images = np.asarray(images)
+    check_images(images, encoder.spec)
+    check_varied(images)
+    if not plan.has_registers:
+        raise UserError("this plan has no registers to refine")
+    encoder.with_plan(plan)
+    spec, unit = encoder.spec.image, encoder.spec.normalize
+    chunk = min(config.chunk, max(1, int(len(images) * config.held_back)))
+    numbers = plan.schedule()
+    first = min(numbers.start, numbers.delete_block) if numbers.delete_count else numbers.start
+    trials = Trials(encoder.with_plan(None), images, scheme, (first,), chunk=chunk)
+    num_held = max(1, round(trials.num_chunks * config.held_back))
+    training = range(trials.num_chunks - num_held)
+    held_from = len(training) * trials.chunk
+    blocks = jax.tree.map(
+        lambda leaf: leaf.dequantize() if isinstance(leaf, QuantizedTensor) else leaf,
+        quantize_kernels(encoder.params["image"]["blocks"], scheme),
+        is_leaf=lambda leaf: isinstance(leaf, QuantizedTensor),
+    )
+    copies = plan.copies.reshape(plan.copies.shape + (1,) * (3 - plan.copies.ndim))
+    shape = (plan.num_blocks, plan.key.shape[2], plan.key.shape[1])
+    offsets = Offsets(jnp.zeros_like(plan.key), jnp.zeros_like(plan.value), jnp.broadcast_to(jnp.log(copies), shape))
+    state = optax.adam(config.learning_rate).init(offsets)
+    current = moved(plan, offsets)
+    before = float(trials.errors(current)[held_from:].mean())
+    best, best_error, history = plan, before, []
+    for number in range(config.passes):
+        scales = {"input_scale": trials.scales(trials.image_ranges(current))} if scheme.calibrated else {}
+        params = {**encoder.params["image"], "blocks": {**blocks, **scales}}
+        for index in training:
+            hidden, reference, mask = trials.quantized_chunk(index, first)
+            offsets, state = _step(
+                offsets, state, plan, params, hidden, reference, mask, jnp.float32(config.learning_rate),
+                spec=spec, scheme=scheme, first=first, unit=unit,
+            )  # fmt: skip
+        current = moved(plan, offsets)
+        error = float(trials.errors(current)[held_from:].mean())
+        history.append(error)
+        if progress is not None:
+            progress(number + 1, min(error, best_error))
+        if error < best_error:
+            best, best_error = current, error
+        elif len(history) - 1 - int(np.argmin(history)) >= config.patience:
+            break
+    return RefineResult(best, best_error, before, tuple(history))

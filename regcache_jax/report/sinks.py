@@ -1,0 +1,57 @@
+"""Sink maps: where in a few example pictures the large tokens sit, without and with registers."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from regcache_jax.checkpoints import Model
+from regcache_jax.data import Dataset
+from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.encoders.preprocess import open_picture
+from regcache_jax.encoders.vision import image_features
+from regcache_jax.registers.delete import linf_norm
+
+PICTURES = 6
+THUMBNAIL = 128
+
+
+@functools.partial(jax.jit, static_argnames=("spec",))
+def _norms(params: Any, images: Any, plan: Any, *, spec: Any) -> Any:
+    return image_features(
+        params, images, spec, plan=plan, collect={"norm": lambda trace: linf_norm(trace.hidden)}
+    ).collected
+
+
+def sink_maps(plain: Encoder, registered: Encoder, dataset: Dataset, model: Model) -> list[dict[str, Any]]:
+    """For a few pictures spread over a dataset: a thumbnail (PNG, base64) and the patches' norms at the input of the block
+    where they are largest, as rows of the grid, without and with registers."""
+    numbers = np.linspace(0, len(dataset) - 1, min(PICTURES, len(dataset))).astype(int)
+    examples = [dataset[int(number)] for number in numbers]
+    images = jnp.asarray(np.stack([model.preprocess(example.image) for example in examples]), plain.dtype)
+    spec = plain.spec.image
+    before, after = (
+        np.asarray(_norms(encoder.params["image"], images, encoder.plan, spec=spec)["norm"])[:, :, spec.num_protected :]
+        for encoder in (plain, registered)
+    )
+    block = int(np.argmax(before.max(axis=(1, 2))))
+    shape = (len(examples), spec.grid, spec.grid)
+    grids = [norms[block].reshape(shape).round(2).tolist() for norms in (before, after)]
+    return [
+        {"name": example.name, "block": block, "thumbnail": _thumbnail(example.image), "plain": a, "registers": b}
+        for example, a, b in zip(examples, *grids, strict=True)
+    ]
+
+
+def _thumbnail(image: Any) -> str:
+    picture = open_picture(image)
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="png")
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,152 @@
+"""The integers, against plain NumPy: int8 values, int32 sums, no float copy of a weight, nothing but int8 products."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small import pictures, random_plan, small_encoder
+
+from regcache_jax.encoders.encoder import encode_image
+from regcache_jax.errors import UserError
+from regcache_jax.quantization.aqt import (
+    fake_quantize,
+    largest_integer,
+    quantize_weight,
+    quantized_dense,
+)
+from regcache_jax.quantization.aqt import quantize as to_integers
+from regcache_jax.quantization.calibrate import calibrate
+from regcache_jax.quantization.quantize import in_batches, quantize
+from regcache_jax.quantization.scheme import SITES, Scheme
+
+BITS = [8, 6, 4]
+
+
+def rounded(values: np.ndarray, scale: np.ndarray, bits: int) -> np.ndarray:
+    """The definition: round to even, clip to the symmetric range."""
+    bound = 2 ** (bits - 1) - 1
+    return np.clip(np.round(values * (np.float32(1.0) / scale)), -bound, bound).astype(np.int32)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_stored_weights_are_int8_within_their_bits_and_equal_the_definition(bits, per_channel):
+    kernel = np.random.default_rng(bits).normal(size=(3, 16, 4, 2)).astype(np.float32)
+    weight = quantize_weight(jnp.asarray(kernel), bits, (1,), per_channel)
+    assert weight.values.dtype == jnp.int8 and weight.scale.dtype == jnp.float32
+    assert int(jnp.max(jnp.abs(weight.values.astype(jnp.int32)))) == largest_integer(bits)
+    axes = (1,) if per_channel else (1, 2, 3)
+    scale = np.abs(kernel).max(axis=axes, keepdims=True) / np.float32(2 ** (bits - 1) - 1)
+    np.testing.assert_allclose(weight.scale, scale, rtol=1e-6)
+    np.testing.assert_array_equal(weight.values, rounded(kernel, np.asarray(weight.scale), bits))
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("shared", ["static", "tensor", "token"])
+def test_products_equal_an_int32_reference(bits, shared):
+    rng = np.random.default_rng(bits)
+    inputs = rng.normal(size=(2, 5, 16)).astype(np.float32)
+    weight = jax.tree.map(
+        lambda leaf: leaf[0], quantize_weight(jnp.asarray(rng.normal(size=(1, 16, 7)), jnp.float32), bits, (1,))
+    )
+    given = jnp.full((1, 1, 1), 0.02, jnp.float32) if shared == "static" else None
+    (found,) = jax.jit(lambda x: quantized_dense(x, (weight,), given, bits, 1, shared == "token"))(inputs)
+    bound = np.float32(2 ** (bits - 1) - 1)
+    scale = {
+        "static": np.full((1, 1, 1), 0.02, np.float32),
+        "tensor": np.abs(inputs).max(keepdims=True) / bound,
+        "token": np.abs(inputs).max(axis=-1, keepdims=True) / bound,
+    }[shared]
+    sums = np.einsum("bnd,df->bnf", rounded(inputs, scale, bits), np.asarray(weight.values, np.int32))
+    expected = sums.astype(np.float32) * (scale * np.asarray(weight.scale))
+    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-7)  # the order of the two scales' product
+
+
+def test_an_all_zero_input_and_an_all_zero_channel_give_zeros():
+    weight = jax.tree.map(lambda leaf: leaf[0], quantize_weight(jnp.zeros((1, 8, 3)), 8, (1,)))
+    for per_token in (True, False):
+        (found,) = quantized_dense(jnp.zeros((2, 4, 8)), (weight,), None, 8, 1, per_token)
+        np.testing.assert_array_equal(found, np.zeros((2, 4, 3)))
+
+
+def test_fake_quantisation_lies_on_the_integers_grid_and_passes_gradients():
+    values = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6)), jnp.float32)
+    integers, _ = to_integers(values, 6, (0, 1))
+    np.testing.assert_allclose(fake_quantize(values, 6, (0, 1)), integers.dequantize(), rtol=1e-6)
+    scale = jnp.full((1, 1), 0.01, jnp.float32)  # range 0.31: larger values are clipped and get no gradient
+    slope = jax.grad(lambda x: jnp.sum(fake_quantize(x, 6, (0, 1), scale)))(values)
+    np.testing.assert_array_equal(slope, (np.abs(values) <= 0.31).astype(np.float32))
+
+
+@pytest.mark.parametrize("activations", ["static", "token"])
+def test_the_lowered_encoder_holds_int8_products_and_no_float_copy_of_a_weight(activations):
+    images = pictures(2)
+    encoder = quantize(small_encoder("clip"), images, Scheme(activations=activations), random_plan(start=1, stop=3))
+    lowered = jax.jit(encode_image).lower(encoder, jnp.asarray(images))
+    products = [line for line in lowered.as_text().splitlines() if "dot_general" in line and "xi8>" in line]
+    assert products and all(re.search(r"xi8>, tensor<[\dx]+xi8>\) -> tensor<[\dx]+xi32>", line) for line in products)
+    shapes = {"32,4,8": "query", "4,8,32": "out", "32,64": "fc1", "64,32": "fc2"}
+    compiled = lowered.compile().as_text()
+    for shape, name in shapes.items():
+        assert f"s8[{shape}]" in compiled or f"s8[1,{shape}]" in compiled or f"s8[4,{shape}]" in compiled, name
+        assert f"f32[{shape}]" not in compiled and f"f32[4,{shape}]" not in compiled, f"a float copy of {name}"
+
+
+def test_static_scales_must_be_calibrated_and_only_once():
+    encoder = small_encoder("map")
+    with pytest.raises(UserError, match="must be calibrated"):
+        quantize(encoder, None, Scheme())
+    quantized = quantize(encoder, pictures(2), Scheme())
+    with pytest.raises(UserError, match="quantised already"):
+        quantize(quantized, pictures(2), Scheme())
+    stripped = {name: leaf for name, leaf in quantized.params["image"]["blocks"].items() if name != "input_scale"}
+    broken = quantized.replace(params={**quantized.params, "image": {**quantized.params["image"], "blocks": stripped}})
+    with pytest.raises(UserError, match="never calibrated"):
+        encode_image(broken, jnp.asarray(pictures(1)))
+
+
+def test_calibration_sees_the_plan_and_every_image_once():
+    encoder, images = small_encoder("mean"), pictures(5)
+    together = calibrate(encoder, [images], Scheme())
+    apart = calibrate(encoder, in_batches(images, 2), Scheme())
+    for site in SITES:
+        np.testing.assert_allclose(together[site], apart[site], rtol=1e-6)
+    with_plan = calibrate(encoder.with_plan(random_plan(start=0, stop=4, copies=15.0)), [images], Scheme())
+    assert (np.asarray(with_plan["out"]) != np.asarray(together["out"])).any()
+
+
+def test_a_float_site_keeps_its_float_kernel():
+    encoder = quantize(small_encoder("map"), pictures(2), Scheme(float_sites=("fc2",)))
+    blocks = encoder.params["image"]["blocks"]
+    assert blocks["mlp"]["fc2"]["kernel"].dtype == jnp.float32
+    assert blocks["mlp"]["fc1"]["kernel"].values.dtype == jnp.int8
+    assert encode_image(encoder, jnp.asarray(pictures(1))).shape == (1, 32)
+
+
+def test_bfloat16_weights_run_beside_integer_kernels():
+    encoder, images = small_encoder("clip"), pictures(4)
+    exact = encode_image(encoder, jnp.asarray(images))
+    halved = quantize(encoder, images, Scheme()).astype(jnp.bfloat16)
+    assert halved.params["image"]["blocks"]["mlp"]["fc1"]["kernel"].scale.dtype == jnp.float32
+    assert halved.params["image"]["blocks"]["input_scale"]["qkv"].dtype == jnp.float32
+    cosine = jnp.sum(encode_image(halved, jnp.asarray(images)) * exact, axis=-1)
+    assert float(jnp.min(cosine)) > 0.98  # eight bits of weights, activations and of bfloat16's mantissa
+
+
+@pytest.mark.parametrize("name", ["w9a8", "int8", "w8", "W4A44"])
+def test_unknown_schemes_are_refused_with_the_known_ones(name):
+    with pytest.raises(UserError, match="try w8a8, w6a6, w4a4"):
+        Scheme.named(name)
+
+
+def test_schemes_have_names_and_survive_json():
+    scheme = Scheme.named("w6a4", activations="group", weights="tensor", float_sites=("fc2",))
+    assert (scheme.name, Scheme.from_json(scheme.to_json())) == ("w6a4", scheme)
+    assert Scheme.named("float") is None
+    for wrong in ({"weight_bits": 1}, {"activation_bits": 9}, {"float_sites": ("fc3",)}):
+        with pytest.raises(UserError):
+            Scheme(**wrong)

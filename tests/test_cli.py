@@ -1,0 +1,166 @@
+"""The command line as people use it: help, wrong use, bad input, and the whole flow on the bundled encoder."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from regcache_jax.cli.main import COMMANDS, main
+from regcache_jax.demo.bundled import bundled_model
+
+MODEL = str(bundled_model())
+DATA = ["--dataset", "emoji", "--limit", "32"]
+
+
+@pytest.fixture
+def regcache(capsys):
+    """Runs a command in this process; gives its status, standard output and standard error."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return stopped.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(regcache, command):
+    status, out, _ = regcache(command, "--help")
+    assert status == 0 and out.startswith("Usage: regcache")
+
+
+def test_help_is_there_before_jax_is_loaded():
+    code = "import sys; from regcache_jax.cli.main import cli; cli(['-h'], standalone_mode=False); print('jax' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip().endswith("False") and "inspect" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evalute"], "Did you mean evaluate"),
+        (["search", MODEL], "Missing option"),
+        (["quantize", MODEL, *DATA, "--activations", "row", "--out", "x"], "'static', 'group', 'tensor', 'token'"),
+        (["run", "--config", "demo", "--workdir", "w", "--config.nothing=1"], "nothing"),
+        (["run", "--config", "demo", "--workdir", "w", "--confg.batch_size=1"], "no such option"),
+    ],
+)
+def test_wrong_use_exits_2_and_says_what_would_be_right(regcache, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = regcache(*arguments)
+    assert status == 2 and message in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspect", "nowhere", *DATA], "there is no model folder nowhere"),
+        (["inspect", ".", *DATA], "is not a model folder"),
+        (["inspect", MODEL, "--dataset", "emojy"], "did you mean emoji"),
+        (["search", MODEL, *DATA, "--scheme", "w9a9", "--out", "plan"], "unknown scheme 'w9a9'; try w8a8"),
+        (["search", MODEL, *DATA, "--scheme", "float", "--out", "plan"], "give a quantised scheme"),
+        (["quantize", MODEL, *DATA, "--registers", "none.safetensors", "--out", "x"], "there is no register plan"),
+        (["quantize", MODEL, *DATA, "--registers", "text.safetensors", "--out", "x"], "not a readable register plan"),
+        (["quantize", MODEL, *DATA, "--out", "exists"], "exists already"),
+        (["convert", "nothing.safetensors", "--out", "x"], "nothing.safetensors"),
+        (["convert", "text.safetensors", "--out", "x"], "text.safetensors"),
+        (["embed", MODEL, "--images", "empty", "--out", "x.npz"], "holds no pictures"),
+        (["embed", MODEL, "--images", "broken", "--out", "x.npz", "--strict"], "bad.png"),
+        (["run", "--config", "demos", "--workdir", "w"], "there is no config demos"),
+        (["report", "empty", "--out", "x.html"], "holds no finished run"),
+    ],
+)
+def test_bad_input_gets_one_line_exit_1_and_leaves_nothing(regcache, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("exists", "empty", "broken"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "text.safetensors").write_text("this is no checkpoint")
+    (tmp_path / "broken" / "bad.png").write_bytes(b"\x89PNG and nothing more")
+    before = sorted(tmp_path.rglob("*"))
+    status, _, err = regcache(*arguments)
+    messages = [line for line in err.splitlines() if line.startswith("regcache:")]
+    assert status == 1 and len(messages) == 1 and message in messages[0]
+    assert "Traceback" not in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_models_lists_the_catalog(regcache, tmp_path):
+    status, out, _ = regcache("models", "--json", tmp_path / "models.json")
+    assert status == 0 and "openai/clip-vit-base-patch16" in out
+    assert len(json.loads((tmp_path / "models.json").read_text())) >= 28
+
+
+@pytest.mark.slow
+def test_the_whole_flow_from_inspect_to_embed(regcache, tmp_path):
+    status, out, err = regcache("inspect", MODEL, *DATA, "--json", tmp_path / "i.json", "--picture", tmp_path / "i.svg")
+    assert status == 0, err
+    assert "patch sinks from block 4" in out and (tmp_path / "i.svg").read_text().startswith("<svg")
+    assert json.loads((tmp_path / "i.json").read_text())["verdict"]["sensitive_block"] == 4
+
+    plan, table = tmp_path / "plan.safetensors", tmp_path / "trials.jsonl"
+    search = ["search", MODEL, *DATA, "--max-trials", "60", "--out", plan, "--table", table]
+    status, out, err = regcache(*search)
+    assert status == 0 and "take away" in out, err
+    assert len(table.read_text().splitlines()) == 61
+    assert regcache(*search)[0] == 1  # the plan exists
+
+    model8 = tmp_path / "model8"
+    status, out, err = regcache("quantize", MODEL, *DATA, "--registers", plan, "--out", model8)
+    assert status == 0 and "with registers" in out, err
+    rows = tmp_path / "rows.json"
+    arguments = ["evaluate", MODEL, model8, "--dataset", "emoji", "--limit", "100", "--json", rows]
+    status, out, err = regcache(*arguments, "--parallel", "pmap")
+    assert status == 0, err
+    by_pmap = json.loads(rows.read_text())
+    assert [row["quantization"]["scheme"] for row in by_pmap] == ["float", "w8a8"]
+    assert by_pmap[1]["quantization"]["registers"] is True
+    assert regcache(*arguments)[0] == 0
+    by_jit = json.loads(rows.read_text())
+    assert [row["metrics"]["acc1"] for row in by_jit] == [row["metrics"]["acc1"] for row in by_pmap]
+
+    other = ["quantize", model8, *DATA, "--out", tmp_path / "again"]
+    status, _, err = regcache(*other)
+    assert status == 1 and "quantised already" in err
+
+    artefact = tmp_path / "int8.stablehlo"
+    status, out, err = regcache("export", model8, "--out", artefact, "--platforms", "cpu,tpu")
+    assert status == 0 and artefact.exists(), err
+    assert regcache("export", model8, "--out", tmp_path / "other", "--platforms", "cpu,abacus")[0] == 1
+
+    pictures = tmp_path / "pictures"
+    (pictures / "sub").mkdir(parents=True)
+    Image.new("RGBA", (90, 30), (200, 10, 10, 120)).save(pictures / "wide.png")
+    Image.new("L", (20, 20), 7).save(pictures / "sub" / "grey.jpg")
+    (pictures / "sub" / "torn.png").write_bytes(b"\x89PNG torn")
+    (tmp_path / "texts.txt").write_text("a red thing\n\nsomething grey\n")
+    out_file = tmp_path / "features.npz"
+    status, out, err = regcache(
+        "embed", model8, "--images", pictures, "--texts", tmp_path / "texts.txt", "--out", out_file
+    )
+    assert status == 1 and "torn.png" in err and "1 of 3 pictures" in err
+    with np.load(out_file) as stored:
+        assert stored["paths"].tolist() == ["sub/grey.jpg", "wide.png"]
+        assert stored["features"].shape == (2, 128) and stored["features"].dtype == np.float32
+        assert stored["text_features"].shape == (2, 128)
+
+
+def test_a_plan_of_another_encoder_is_refused(regcache, tmp_path):
+    from regcache_jax.registers.plan import empty_plan
+    from regcache_jax.registers.plan_file import save_plan
+
+    plan = tmp_path / "plan.safetensors"
+    save_plan(plan, empty_plan(8, 4, 32), {"encoder": "someone else", "encoder_hash": "0" * 64})
+    status, _, err = regcache("quantize", MODEL, *DATA, "--registers", plan, "--out", tmp_path / "x")
+    assert status == 1 and "another encoder (someone else)" in err
+    small = tmp_path / "small.safetensors"
+    save_plan(small, empty_plan(3, 4, 32))
+    status, _, err = regcache("quantize", MODEL, *DATA, "--registers", small, "--out", tmp_path / "x")
+    assert status == 1 and "3 blocks of 4 heads" in err and not (tmp_path / "x").exists()

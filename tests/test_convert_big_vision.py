@@ -1,0 +1,88 @@
+"""Against big_vision's own models (two_towers at commit 0127fb6): only the numbers they give are kept here."""
+
+from __future__ import annotations
+
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from regcache_jax.converters.conversion import read_checkpoint
+
+from regcache_jax import converters
+from regcache_jax.encoders.encoder import encode_image, encode_text
+
+WIDTH, DEPTH, HEADS, MLP, VOCABULARY, CONTEXT, GRID, PATCH = 32, 2, 2, 64, 50, 8, 3, 8
+# The first six of 32 numbers of each normalised feature, and the pair's logits before the sigmoid.
+GOLDEN = {
+    "big_vision": (
+        [[0.33691928, 0.11686857, -0.00938458, -0.24058735, -0.14002955, 0.07847512],
+         [0.12304085, 0.08531358, -0.04007553, -0.31746784, 0.00521857, 0.04768438]],
+        [[-0.13318059, 0.05224156, 0.14873731, 0.23726463, -0.31928042, -0.3156016],
+         [0.07097191, -0.13357952, 0.27665955, 0.3323396, -0.43862012, -0.2947248]],
+        [[0.3527809977531433, 0.5208265781402588], [0.3755721151828766, 0.367561399936676]],
+    ),
+    "big_vision scanned": (
+        [[0.14342739, -0.35362762, 0.11122888, -0.17535369, -0.11660852, -0.03422451],
+         [-0.03743134, -0.40799162, 0.19351177, -0.13287495, 0.04319786, 0.05735313]],
+        [[0.11308755, -0.3227807, 0.15634833, 0.14243868, -0.3699976, -0.10925927],
+         [-0.00855241, 0.07947987, 0.08544865, 0.25239524, -0.11908346, -0.02618116]],
+        [[0.8029062747955322, 0.4924905002117157], [0.6651700139045715, 0.3905641436576843]],
+    ),
+}  # fmt: skip
+
+
+def shapes(scan: bool) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the two towers, as big_vision's `init` gives them."""
+    attention = {f"{name}/kernel": (WIDTH, HEADS, WIDTH // HEADS) for name in ("query", "key", "value")}
+    attention |= {f"{name}/bias": (HEADS, WIDTH // HEADS) for name in ("query", "key", "value")}
+    attention |= {"out/kernel": (HEADS, WIDTH // HEADS, WIDTH), "out/bias": (WIDTH,)}
+    block = {f"MultiHeadDotProductAttention_0/{name}": shape for name, shape in attention.items()}
+    block |= {"MlpBlock_0/Dense_0/kernel": (WIDTH, MLP), "MlpBlock_0/Dense_0/bias": (MLP,)}
+    block |= {"MlpBlock_0/Dense_1/kernel": (MLP, WIDTH), "MlpBlock_0/Dense_1/bias": (WIDTH,)}
+    norm = {"scale": (WIDTH,), "bias": (WIDTH,)}
+    norms = {f"LayerNorm_{index}/{name}": shape for index in (0, 1) for name, shape in norm.items()}
+
+    tree = {f"img/MAPHead_0/{name}": shape for name, shape in block.items()}
+    tree |= {f"img/MAPHead_0/LayerNorm_0/{name}": shape for name, shape in norm.items()}
+    for tower in ("img/Transformer", "txt/Encoder_0"):
+        tree |= {f"{tower}/encoder_norm/{name}": shape for name, shape in norm.items()}
+        for name, shape in {**block, **norms}.items():
+            if scan:
+                tree[f"{tower}/encoderblock/{name}"] = (DEPTH, *shape)
+            else:
+                tree |= {f"{tower}/encoderblock_{index}/{name}": shape for index in range(DEPTH)}
+    return tree | {
+        "img/MAPHead_0/probe": (1, 1, WIDTH),
+        "img/embedding/kernel": (PATCH, PATCH, 3, WIDTH),
+        "img/embedding/bias": (WIDTH,),
+        "img/pos_embedding": (1, GRID**2, WIDTH),
+        "txt/Embed_0/embedding": (VOCABULARY, WIDTH),
+        "txt/pos_embedding": (1, CONTEXT, WIDTH),
+        "txt/head/kernel": (WIDTH, WIDTH),
+        "txt/head/bias": (WIDTH,),
+        "t": (1,),
+        "b": (1,),
+    }
+
+
+def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Numbers that follow from the name: norms around one, all else around zero."""
+    noise = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
+    return ((1.0 if name.endswith("scale") else 0.0) + 0.3 * noise).astype(np.float32)
+
+
+@pytest.mark.parametrize("layout", GOLDEN)
+def test_features_and_logits_are_those_of_big_visions_own_code(tmp_path, layout):
+    arrays = {name: draw(name, shape) for name, shape in shapes("scanned" in layout).items()}
+    np.savez(tmp_path / "golden.npz", **arrays)
+    encoder = read_checkpoint(str(tmp_path / "golden.npz"))[0]
+    encoder = encoder.replace(params=jax.tree.map(jnp.asarray, encoder.params))
+    pictures = np.random.RandomState(0).randn(2, PATCH * GRID, PATCH * GRID, 3).astype(np.float32)
+    ids = np.random.RandomState(1).randint(0, VOCABULARY, (2, CONTEXT)).astype(np.int32)
+    images, texts = encode_image(encoder, jnp.asarray(pictures)), encode_text(encoder, jnp.asarray(ids))
+    logits = images @ texts.T * jnp.exp(encoder.params["logit_scale"]) + encoder.params["logit_bias"]
+    for ours, theirs in zip((images[:, :6], texts[:, :6], logits), GOLDEN[layout], strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=3e-6)  # unit vectors, float32, another order of addition
+    assert set(converters.export(encoder, layout)) == set(arrays)

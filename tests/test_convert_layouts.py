@@ -1,0 +1,286 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import layouts
+import numpy as np
+import pytest
+import torch
+import transformers
+from flax import serialization
+from flax.traverse_util import flatten_dict
+from randomized import CLIP_TEXT, SIGLIP_TEXT, SMALL_IMAGE, clip, draw_parameters, save_random, siglip
+from regcache_jax.converters.conversion import FORMATS, at_image_size, read_checkpoint
+from regcache_jax.converters.engine import StoredTensor, assemble
+from safetensors.torch import save_file
+
+from regcache_jax import checkpoints, converters
+from regcache_jax.encoders.encoder import encode
+from regcache_jax.errors import UserError
+
+# Sizes whose heads are 64 wide, as layouts without a configuration assume.
+WIDE = {"hidden_size": 64, "num_attention_heads": 1}
+IMAGE = {**SMALL_IMAGE, **WIDE}
+
+
+def assert_same_tree(ours, wanted):
+    jax.tree.map(np.testing.assert_array_equal, ours, wanted)
+
+
+def read(path, **options):
+    return read_checkpoint(str(path), **options)[0]
+
+
+@pytest.fixture(scope="module")
+def clip_pair(tmp_path_factory):
+    """A random CLIP, its encoder, and its state under open_clip's names."""
+    network = clip({**CLIP_TEXT, **WIDE}, IMAGE)
+    folder = save_random(network, tmp_path_factory.mktemp("clip"))
+    return read(folder), network.state_dict(), layouts.open_clip_from_clip(network.state_dict(), 3, 2)
+
+
+@pytest.fixture(scope="module")
+def siglip_pair(tmp_path_factory):
+    """A random SigLIP with two heads of 24, its encoder and its state."""
+    network = siglip({**SIGLIP_TEXT, "num_attention_heads": 4}, SMALL_IMAGE)
+    folder = save_random(network, tmp_path_factory.mktemp("siglip"))
+    return read(folder), network.state_dict()
+
+
+def dinov2(registers: int, gated: bool) -> torch.nn.Module:
+    options = {**IMAGE, "mlp_ratio": 2, "use_swiglu_ffn": gated}
+    options.pop("intermediate_size")
+    if registers:
+        config = transformers.Dinov2WithRegistersConfig(**options, num_register_tokens=registers)
+        return draw_parameters(transformers.Dinov2WithRegistersModel(config))
+    return draw_parameters(transformers.Dinov2Model(transformers.Dinov2Config(**options)))
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_an_open_clip_folder_gives_the_same_clip(tmp_path, clip_pair, kind):
+    encoder, _, state = clip_pair
+    if kind == "safetensors":
+        save_file(state, tmp_path / "open_clip_model.safetensors")
+    else:
+        torch.save(
+            {"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}},
+            tmp_path / "open_clip_pytorch_model.bin",
+        )
+    config = {
+        "model_cfg": {"quick_gelu": True, "vision_cfg": {}, "text_cfg": {"heads": 1}},
+        "preprocess_cfg": {"mean": [0.5] * 3},
+    }
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    ours = read(tmp_path)
+    assert_same_tree(ours.params, encoder.params)
+    assert ours.spec.image == encoder.spec.image
+    assert ours.spec.preprocessing.mean == (0.5, 0.5, 0.5)
+
+
+def test_an_open_clip_file_without_configuration_asks_for_its_name(tmp_path, clip_pair):
+    save_file(clip_pair[2], tmp_path / "weights.safetensors")
+    with pytest.raises(UserError, match="which GELU it was trained with; name its row"):
+        read(tmp_path / "weights.safetensors")
+
+
+class Tower(torch.nn.Module):
+    """A module tree with any names, as TorchScript archives have it."""
+
+    def __init__(self, state):
+        super().__init__()
+        self.input_resolution = torch.nn.Parameter(torch.tensor(40.0))
+        for name, tensor in state.items():
+            *parents, leaf = name.split(".")
+            node = self
+            for parent in parents:
+                if parent not in node._modules:
+                    node.add_module(parent, torch.nn.Module())
+                node = node._modules[parent]
+            node.register_parameter(leaf, torch.nn.Parameter(tensor))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images + self.logit_scale
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_openais_torchscript_archive_is_read_without_running_it(tmp_path, clip_pair):
+    encoder, _, state = clip_pair
+    torch.jit.trace(Tower(state), torch.zeros(1)).save(str(tmp_path / "ViT.pt"))
+    ours = read(tmp_path / "ViT.pt")
+    assert_same_tree(ours.params, encoder.params)
+    assert ours.spec.image == encoder.spec.image and ours.spec.text.pooling == "argmax"
+
+
+def test_a_flax_msgpack_gives_the_same_clip(tmp_path, clip_pair, tmp_path_factory):
+    encoder, state, _ = clip_pair
+    network = clip({**CLIP_TEXT, **WIDE}, IMAGE)
+    network.config.save_pretrained(tmp_path)
+    (tmp_path / "flax_model.msgpack").write_bytes(serialization.msgpack_serialize(layouts.flax_from_clip(state)))
+    ours = read(tmp_path)
+    assert_same_tree(ours.params, encoder.params)
+    assert dataclasses.replace(ours.spec, name="") == dataclasses.replace(encoder.spec, name="")
+
+
+def test_open_clip_and_timm_files_give_the_same_siglip(tmp_path):
+    network = draw_parameters(siglip({**SIGLIP_TEXT, **WIDE}, IMAGE))
+    network.save_pretrained(tmp_path / "source")
+    encoder = read(tmp_path / "source")
+    for name, state in (
+        ("open_clip", layouts.open_clip_from_siglip(network.state_dict(), 3, 2)),
+        ("timm", layouts.timm_from_siglip(network.state_dict(), 3)),
+    ):
+        save_file(state, tmp_path / f"{name}.safetensors")
+        ours = read(tmp_path / f"{name}.safetensors")
+        assert_same_tree(ours.params["image"], encoder.params["image"])
+        assert ours.spec.image.blocks.activation == "gelu"  # timm's exact GELU for all but a few sizes
+    assert_same_tree(read(tmp_path / "open_clip.safetensors").params, encoder.params)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("registers", [0, 4])
+def test_dinov2_from_hugging_face_meta_and_timm_is_one_encoder(tmp_path, registers, gated):
+    network = dinov2(registers, gated)
+    network.save_pretrained(tmp_path / "hub")
+    wanted = read(tmp_path / "hub")
+    (tmp_path / "memory").mkdir()
+    network.config.save_pretrained(tmp_path / "memory")
+    save_file(
+        {name: tensor.contiguous() for name, tensor in network.state_dict().items()},
+        tmp_path / "memory/model.safetensors",
+    )
+    assert_same_tree(read(tmp_path / "memory").params, wanted.params)  # transformers 5's own names
+
+    meta = layouts.meta_from_dinov2(network.state_dict(), 3)
+    torch.save(meta, tmp_path / "dinov2_pretrain.pth")
+    ours = read(tmp_path / "dinov2_pretrain.pth")
+    assert_same_tree(ours.params, wanted.params)
+    assert ours.spec.image.position_interpolation == ("bicubic_antialias" if registers else "bicubic_offset")
+
+    save_file(layouts.timm_from_meta(meta), tmp_path / "timm.safetensors")
+    ours = read(tmp_path / "timm.safetensors")
+    assert ours.spec.image.position_interpolation == "bicubic_antialias"
+    images = jnp.asarray(np.random.default_rng(0).standard_normal((1, 40, 40, 3)), jnp.float32)
+    # Class token and its position are added up beforehand in timm's file: one rounding apart.
+    ours, wanted = (encoder.replace(params=jax.tree.map(jnp.asarray, encoder.params)) for encoder in (ours, wanted))
+    np.testing.assert_allclose(encode(ours, images).features, encode(wanted, images).features, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("registers", [0, 4])
+def test_dinov2_folders_give_the_hidden_states_of_transformers_at_another_image_size(tmp_path, registers, gated):
+    dinov2(registers, gated).save_pretrained(tmp_path / "source")
+    encoder = read(tmp_path / "source")
+    assert encoder.spec.image.num_registers == registers and encoder.spec.image.blocks.gated_mlp == gated
+    for pixels in (40, 24):  # the trained size, and a smaller one: positions are interpolated
+        sized = encoder.replace(spec=at_image_size(encoder.spec, pixels))
+        for row in converters.check(str(tmp_path / "source"), sized):
+            assert row.typical <= 1e-5 and row.worst <= 1e-4, (pixels, row)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("prefix", ["", "params/"])
+def test_a_big_vision_file_gives_the_same_siglip(tmp_path, siglip_pair, scan, prefix):
+    encoder, state = siglip_pair
+    arrays = layouts.big_vision_from_siglip(state, 3, 2, heads=4)
+    arrays = layouts.scanned(arrays) if scan else arrays
+    np.savez(
+        tmp_path / "siglip.npz",
+        **{f"{prefix}{name}": array for name, array in arrays.items()},
+        **{"opt/0": np.zeros(3)},
+    )
+    ours = read(tmp_path / "siglip.npz")
+    assert_same_tree(ours.params, encoder.params)
+    assert ours.spec.image == encoder.spec.image and ours.spec.text == encoder.spec.text
+    assert ours.spec.preprocessing.filter == "bilinear_tf"
+    image_only = read(f"{tmp_path / 'siglip.npz'}:img")
+    assert image_only.spec.text is None
+    assert_same_tree(image_only.params, {"image": encoder.params["image"]})
+
+
+@pytest.mark.parametrize("layout", ["big_vision", "big_vision scanned"])
+def test_big_vision_to_ours_and_back_is_bit_equal_names_included(tmp_path, siglip_pair, layout):
+    arrays = layouts.big_vision_from_siglip(siglip_pair[1], 3, 2, heads=4)
+    arrays = layouts.scanned(arrays) if "scanned" in layout else arrays
+    np.savez(tmp_path / "siglip.npz", **arrays)
+    model = checkpoints.load(converters.convert(tmp_path / "siglip.npz", tmp_path / "model"))
+    back = converters.export(model, layout)
+    assert set(back) == set(arrays)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(back[name], array, strict=True)
+
+
+def test_bfloat16_leaves_of_a_big_vision_file_are_recognised(tmp_path, siglip_pair):
+    encoder, state = siglip_pair
+    short = {name: array.astype(jnp.bfloat16) for name, array in layouts.big_vision_from_siglip(state, 3, 2, 4).items()}
+    np.savez(tmp_path / "siglip.npz", **short)
+    ours = read(tmp_path / "siglip.npz")
+    kernel = encoder.params["image"]["blocks"]["mlp"]["fc1"]["kernel"]
+    np.testing.assert_array_equal(
+        ours.params["image"]["blocks"]["mlp"]["fc1"]["kernel"], kernel.astype(jnp.bfloat16).astype(np.float32)
+    )
+
+
+def test_a_text_position_table_that_early_big_vision_files_hold_twice_is_added_up(tmp_path, siglip_pair):
+    encoder, state = siglip_pair
+    arrays = layouts.big_vision_from_siglip(state, 3, 2, heads=4)
+    half = arrays["txt/pos_embedding"] / 2
+    np.savez(tmp_path / "siglip.npz", **{**arrays, "txt/pos_embedding": half, "txt/Encoder_0/pos_embedding": half})
+    np.testing.assert_array_equal(
+        read(tmp_path / "siglip.npz").params["text"]["position_embedding"], encoder.params["text"]["position_embedding"]
+    )
+
+
+@pytest.mark.parametrize("format", [format.name for format in FORMATS])
+def test_every_table_is_its_own_inverse(format, clip_pair, siglip_pair, tmp_path):
+    """What a table writes, it reads back bit-equal; for encoders that the layout can hold."""
+    if "DINOv2" in format:
+        dinov2(4 if "registers" in format else 0, gated=False).save_pretrained(tmp_path)
+        encoder = read(tmp_path)
+        if format == "timm DINOv2 with registers":
+            encoder.params["image"]["position_embedding"][0] = 0.0  # the class token's position, which it cannot hold
+    else:
+        encoder = clip_pair[0] if "CLIP" in format else siglip_pair[0]
+    params = {"image": encoder.params["image"]} if format.startswith("timm") else encoder.params
+    written = converters.export(encoder.replace(params=params), format)
+    stored = {
+        name: StoredTensor(array.shape, array.dtype, "memory", lambda array=array: array)
+        for name, array in written.items()
+    }
+    table = next(entry for entry in FORMATS if entry.name == format)
+    shapes = {path: leaf.shape for path, leaf in flatten_dict(params, sep="/").items()}
+    assert_same_tree(assemble(stored, table.rules, shapes), params)
+
+
+def test_choices_replace_what_the_layout_says_and_stand_in_the_folder(tmp_path):
+    dinov2(0, gated=False).save_pretrained(tmp_path / "source")
+    folder = converters.convert(
+        tmp_path / "source", tmp_path / "model", interpolation="bicubic_offset", activation="gelu_tanh", image_size=24
+    )
+    model = checkpoints.load(folder)
+    image = model.encoder.spec.image
+    assert (image.position_interpolation, image.blocks.activation, image.grid, image.stored_grid) == (
+        "bicubic_offset",
+        "gelu_tanh",
+        3,
+        5,
+    )
+    assert model.metadata["choices"] == {
+        "activation": "gelu_tanh",
+        "interpolation": "bicubic_offset",
+        "filter": "bicubic",
+    }
+    with pytest.raises(UserError, match=r"interpolation must be one of bicubic, .*, got 'cubic'"):
+        converters.convert(tmp_path / "source", tmp_path / "other", interpolation="cubic")
+
+
+@pytest.mark.slow
+def test_dinov2_b14_trained_at_518_and_used_at_224_is_that_of_transformers(tmp_path):
+    network = draw_parameters(transformers.Dinov2Model(transformers.Dinov2Config(image_size=518, patch_size=14)))
+    network.save_pretrained(tmp_path / "source")
+    encoder = read(tmp_path / "source")
+    assert encoder.spec.image.image_size == 224 and encoder.spec.image.stored_grid == 37
+    for row in converters.check(str(tmp_path / "source"), encoder):
+        assert row.typical <= 1e-5 and row.worst <= 1e-4, row

@@ -1,0 +1,127 @@
+"""The pipeline: stages are kept, redone when what they depend on changes, and survive a kill; the page opens in a browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from regcache_jax import pipeline
+from regcache_jax.cli.run import load_config, override
+from regcache_jax.observer import Observer
+
+SMALL = (
+    "--config.schemes=w8a8", "--config.reference.limit=24", "--config.calibration.limit=24",
+    "--config.evaluation.limit=60", "--config.search.max_trials=8", "--config.search.chunk=24", "--config.batch_size=32",
+)  # fmt: skip
+
+
+class Recorder(Observer):
+    """Remembers which stages ran and which were kept."""
+
+    def __init__(self):
+        self.ran, self.kept = [], []
+
+    def started(self, stage):
+        self.ran.append(stage)
+
+    def skipped(self, stage):
+        self.kept.append(stage)
+
+
+def small_config(*more: str):
+    config = load_config("demo")
+    override(config, (*SMALL, *more))
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A small run of the demo's config."""
+    folder = tmp_path_factory.mktemp("run")
+    recorder = Recorder()
+    rows = pipeline.run(small_config(), folder, recorder)
+    return folder, rows, recorder
+
+
+@pytest.mark.slow
+def test_the_rows_of_the_demo_have_the_keys_that_others_read(finished):
+    folder, rows, _ = finished
+    assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(rows))
+    kinds = [
+        (row["quantization"]["scheme"], row["quantization"]["method"], row["quantization"]["registers"]) for row in rows
+    ]
+    assert kinds == [
+        ("float", None, False), ("float", None, True), ("w8a8", "rtn", False), ("w8a8", "rtn", True),
+        ("w8a8", "prefix-only", False), ("w8a8", "delete-only", False), ("w8a8", "rtn", False),
+    ]  # fmt: skip
+    assert [row["quantization"]["activations"] for row in rows[2:]] == ["static"] * 4 + ["token"]
+    assert all(set(row["metrics"]) >= {"acc1", "acc5", "mean_per_class_recall"} for row in rows)
+
+
+@pytest.mark.slow
+def test_a_second_run_keeps_every_stage_and_gives_the_same_rows(finished):
+    folder, rows, _ = finished
+    recorder = Recorder()
+    assert pipeline.run(small_config(), folder, recorder) == rows
+    assert recorder.ran == [] and len(recorder.kept) == 1 + 1 + 7 + 1
+
+
+@pytest.mark.slow
+def test_other_evaluation_data_redoes_the_evaluation_only(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    recorder = Recorder()
+    pipeline.run(small_config("--config.evaluation.limit=40"), tmp_path / "run", recorder)
+    assert all(stage.startswith("evaluate_") for stage in recorder.ran) and len(recorder.ran) == 7
+
+
+@pytest.mark.slow
+def test_a_damaged_stage_record_is_redone_and_never_believed(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    record = tmp_path / "run" / "stages" / "evaluate_w8a8_plain.json"
+    record.write_text(record.read_text()[:40])
+    recorder = Recorder()
+    assert pipeline.run(small_config(), tmp_path / "run", recorder) == finished[1]
+    assert recorder.ran == ["evaluate_w8a8_plain"]
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_ends_with_the_same_rows(finished, tmp_path):
+    command = [sys.executable, "-m", "regcache_jax.cli", "run", "--config", "demo", "--workdir", str(tmp_path), *SMALL]
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    for seconds in (9, 16):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert pipeline.run(small_config(), tmp_path) == finished[1]
+
+
+@pytest.mark.slow
+def test_the_report_renders_in_a_browser_without_errors(finished, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    assert browser is not None, "no Chromium on this machine; `make test` installs Debian's where it can"
+    page = finished[0] / "report.html"
+    text = page.read_text()
+    assert "http://" not in text.replace("http://www.w3.org/2000/svg", "") and "https://" not in text
+    shot = tmp_path / "page.png"
+    flags = [
+        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+        "--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}",
+        "--enable-logging=stderr", "--window-size=1000,2400",
+    ]  # fmt: skip
+    finished_browser = subprocess.run(
+        [browser, *flags, f"--screenshot={shot}", page.as_uri()], capture_output=True, text=True, timeout=120
+    )
+    assert "CONSOLE" not in finished_browser.stderr, finished_browser.stderr[-2000:]
+    assert shot.stat().st_size > 50_000  # an empty page is a few kilobytes
+    dump = subprocess.run(
+        [browser, *flags, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120
+    ).stdout
+    assert dump.count("<tr") >= 9 and dump.count("<svg") >= 13

@@ -1,0 +1,99 @@
+"""What the TPU compiler says, held: runs where libtpu is installed (`make test` installs it)."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+
+import pytest
+
+from regcache_jax import tpu
+from regcache_jax.encoders import catalog
+from regcache_jax.encoders.spec import EncoderSpec, ImageSpec
+from regcache_jax.errors import UserError
+from regcache_jax.registers.plan import Schedule
+
+needs_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is an extra")
+
+
+def shallow(name: str, num_blocks: int) -> EncoderSpec:
+    spec = catalog.get(name).spec
+    blocks = dataclasses.replace(spec.image.blocks, num_blocks=num_blocks)
+    return dataclasses.replace(spec, image=dataclasses.replace(spec.image, blocks=blocks))
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_registers_cost_a_hundredth_and_deletion_more_than_pays_for_them_on_b16():
+    report = tpu.report("google/siglip-base-patch16-224", "v5e:2x2", 48, programs=("flax-bf16", *tpu.PROGRAMS[2:]))
+    assert report["topology"] == "v5e:2x2"
+    peer, plain, registers, deletion = report["programs"]
+    assert registers["cycles_per_image"] <= 1.01 * plain["cycles_per_image"]
+    assert deletion["cycles_per_image"] <= 0.98 * plain["cycles_per_image"]
+    assert deletion["cycles_per_image"] <= 0.87 * peer["cycles_per_image"]
+    assert all(row["unestimated"] == 0 for row in report["programs"])  # nothing hides in calls that carry no estimate
+    assert plain["argument_bytes"] < 0.27 * 2 * peer["argument_bytes"] * 1.1  # float32 is twice the peer's bf16
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_deletion_to_a_lane_boundary_makes_l14_cheaper_by_a_tenth_and_more():
+    """Four of the twenty-four blocks: the embedding weighs more in it than in the whole, so the whole is better."""
+    spec = shallow("openai/clip-vit-large-patch14", 4)
+    (plain,) = tpu.report(spec, batch=8, programs=("int8",))["programs"]
+    (deletion,) = tpu.report(spec, batch=12, programs=("int8+registers+deletion",))["programs"]
+    assert deletion["cycles_per_image"] <= 0.95 * plain["cycles_per_image"]
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_the_exact_gelu_costs_no_more_than_its_tanh_approximation_in_an_integer_block():
+    costs = []
+    for activation in ("gelu", "gelu_tanh"):
+        spec = shallow("google/siglip-base-patch16-224", 2)
+        blocks = dataclasses.replace(spec.image.blocks, activation=activation)
+        spec = dataclasses.replace(spec, image=dataclasses.replace(spec.image, blocks=blocks, pooling="mean"))
+        costs.append(tpu.report(spec, batch=32, programs=("int8",))["programs"][0]["cycles_per_image"])
+    assert costs[0] <= 1.02 * costs[1]
+
+
+def test_estimates_are_added_up_and_what_carries_none_is_counted():
+    text = """
+      %a = f32[8] fusion(%x), backend_config={"window_config":{"estimated_cycles":"120"}}
+      %b = f32[8] copy(%a), backend_config={"window_config":{"estimated_cycles":"30"}}
+      %c = (f32[8], s32[8]) sort(%b), dimensions={0}
+      %d = f32[8] custom-call(%b), custom_call_target="tpu_custom_call"
+      %e = f32[8] custom-call(%b), custom_call_target="ConcatBitcast"
+    """
+    assert tpu.estimates(text) == (150, {"sort": 1, "tpu_custom_call": 1})
+
+
+def test_an_absurd_estimate_is_thrown_out_loudly():
+    with pytest.raises(UserError, match="which cannot be"):
+        tpu.estimates('%a = f32[8] fusion(%x), backend_config={"estimated_cycles":"250000000000000000000"}')
+
+
+def test_a_sweep_goes_up_and_down_from_where_it_began_and_stops_when_both_ways_are_worse():
+    costs = {8: 9.0, 16: 7.0, 32: 5.0, 48: 6.0, 24: 5.5}
+    tried: dict[int, float] = {}
+    while (batch := tpu.best_batch(tried, (8, 16, 24, 32, 48), 16)) is not None:
+        tried[batch] = costs[batch]
+    assert sorted(tried) == [16, 24, 32, 48] and min(tried, key=tried.get) == 32
+
+
+def test_default_plans_leave_whole_tiles_with_the_register_in_the_last():
+    base = catalog.get("google/siglip-base-patch16-224").spec.image
+    large = catalog.get("openai/clip-vit-large-patch14").spec.image
+    assert tpu.default_schedule(base, "int8+registers+deletion") == Schedule(3, 12, 3, 5)  # 196 - 5 + 1 = 192
+    assert tpu.default_schedule(large, "int8+registers+deletion") == Schedule(6, 24, 6, 2)  # 257 - 2 + 1 = 256
+    assert tpu.default_schedule(base, "int8") == Schedule(0, 0, 0, 0)
+    assert isinstance(base, ImageSpec)
+
+
+def test_unknown_topologies_programs_and_encoders_are_refused():
+    with pytest.raises(UserError, match="topology must be of v4, v5e, v5p, v6e"):
+        tpu.report("google/siglip-base-patch16-224", "v9:2x2")
+    with pytest.raises(UserError, match="programs are"):
+        tpu.report("google/siglip-base-patch16-224", programs=("int3",))
+    with pytest.raises(UserError, match="no encoder is called"):
+        tpu.report("siglip-of-nowhere")
