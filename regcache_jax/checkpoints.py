@@ -196,9 +196,9 @@ def _read_shapes(
         elif stored.shape != shape:
             faults.append(f"{path} is {list(stored.shape)}, expected {list(shape)}")
     known = {*wanted, *(f"{path}/{part}" for path in wanted for part in ("values", "scale"))}
-    extra = "image/blocks/" if scheme is not None else None
+    extra = ("image/blocks/", "image/rotation") if scheme is not None else ()
     faults += [
-        f"{path} is not known" for path in leaves if path not in known and not (extra and path.startswith(extra))
+        f"{path} is not known" for path in leaves if path not in known and not path.startswith(extra)
     ]
     if faults:
         raise UserError(f"{folder / ENCODER_FILE} does not fit its spec: {'; '.join(faults[:12])}")

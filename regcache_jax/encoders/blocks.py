@@ -7,6 +7,7 @@ block numbers, copies and counts are arrays, deleted tokens are masked, and ever
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from regcache_jax.encoders.gelu import gelu_for_integers
 from regcache_jax.encoders.spec import Activation, BlockSpec
 from regcache_jax.errors import UserError
 from regcache_jax.quantization.aqt import QuantizedTensor, fake_quantize, quantized_dense
-from regcache_jax.quantization.scheme import Scheme
+from regcache_jax.quantization.scheme import SITE_LAYERS, Scheme
 from regcache_jax.registers.delete import mark_largest
 from regcache_jax.registers.plan import BlockRegister, RegisterPlan
 
@@ -83,6 +84,45 @@ def token_scale(scale: Float[Array, "*G"], num_tokens: int, leading: tuple[int, 
     return scale[group].reshape(1, num_tokens, 1)
 
 
+def float_product(
+    inputs: Float[Array, "B N ..."], kernel: Float[Array, "..."] | QuantizedTensor, num_contracted: int
+) -> Float[Array, "B N ..."]:
+    """A product in float, added up in float32; an integer kernel's scale is applied to the sums."""
+    axes = tuple(range(inputs.ndim - num_contracted, inputs.ndim)), tuple(range(num_contracted))
+    values = kernel.values if isinstance(kernel, QuantizedTensor) else kernel
+    sums = jax.lax.dot_general(
+        inputs, values.astype(inputs.dtype), (axes, ((), ())), preferred_element_type=jnp.float32
+    )
+    return sums * jnp.squeeze(kernel.scale, axes[1]) if isinstance(kernel, QuantizedTensor) else sums
+
+
+def input_grid(
+    inputs: Float[Array, "B N ..."], block: Params, site: str, scheme: Scheme, leading: tuple[int, int]
+) -> tuple[Float[Array, "..."] | None, Float[Array, "..."] | None]:
+    """A site's calibrated scale (None: measured as it passes) and what is added before rounding (None: nothing), broadcast
+    to its input. Raises UserError where a scale should have been calibrated."""
+    if not scheme.calibrated:
+        return None, None
+    if site not in block.get("input_scale", {}):
+        raise UserError(f"the {scheme.activations} scale of site {site} was never calibrated; `quantize` does it")
+    scale = token_scale(block["input_scale"][site], inputs.shape[1], leading)
+    scale = scale.reshape(scale.shape + (1,) * (inputs.ndim - 3))
+    return scale, block.get("input_offset", {}).get(site)
+
+
+def round_input(
+    inputs: Float[Array, "B N ..."], block: Params, site: str, scheme: Scheme, leading: tuple[int, int]
+) -> Float[Array, "B N ..."]:
+    """What the integers of a site's input stand for, in float: the same grid, with a straight-through gradient."""
+    scale, offset = input_grid(inputs, block, site, scheme, leading)
+    axes = tuple(range(2 if scheme.activations == "token" else 0, inputs.ndim))
+    bits = scheme.at(site).activation_bits
+    if offset is None:
+        return fake_quantize(inputs, bits, axes, scale)
+    rounded = fake_quantize(inputs.astype(jnp.float32) + offset, bits, axes, scale)
+    return (rounded - offset).astype(inputs.dtype)
+
+
 def dense(
     inputs: Float[Array, "B N ..."],
     layers: tuple[Params, ...],
@@ -96,35 +136,20 @@ def dense(
 ) -> list[Float[Array, "B N ..."]]:
     """Applies layers that share one input: float kernels, integer kernels, or float kernels with a simulated integer
     input (a scheme over float kernels; `block["switch"][site]` may turn it off by a traced flag)."""
-    kernels = [layer["kernel"] for layer in layers]
-    integer = isinstance(kernels[0], QuantizedTensor)
-    scale = None
-    if scheme is not None:
-        if present is not None:  # what is absent must not stretch a measured scale
-            inputs = jnp.where(present.reshape(present.shape + (1,) * (inputs.ndim - 2)), inputs, 0)
-        if scheme.calibrated and site not in scheme.float_sites:
-            if site not in block.get("input_scale", {}):
-                raise UserError(
-                    f"the {scheme.activations} scale of site {site} was never calibrated; `quantize` does it"
-                )
-            scale = token_scale(block["input_scale"][site], inputs.shape[1], leading)
-            scale = scale.reshape(scale.shape + (1,) * (inputs.ndim - 3))
-    if integer:
-        assert scheme is not None
-        per_token = scheme.activations == "token"
-        products = quantized_dense(inputs, tuple(kernels), scale, scheme.activation_bits, num_contracted, per_token)
+    kernels = tuple(layer["kernel"] for layer in layers)
+    rounded = scheme is not None and scheme.activations != "float" and site not in scheme.float_sites
+    if rounded and present is not None:  # what is absent must not stretch a measured scale
+        inputs = jnp.where(present.reshape(present.shape + (1,) * (inputs.ndim - 2)), inputs, 0)
+    if rounded and isinstance(kernels[0], QuantizedTensor):
+        scale, offset = input_grid(inputs, block, site, scheme, leading)
+        shifted = inputs if offset is None else inputs.astype(jnp.float32) + offset  # the biases have it folded in
+        bits, per_token = scheme.at(site).activation_bits, scheme.activations == "token"
+        products = quantized_dense(shifted, kernels, scale, bits, num_contracted, per_token)
     else:
-        if scheme is not None and site not in scheme.float_sites:
-            first = inputs.ndim - num_contracted if scheme.activations == "token" else 0
-            simulated = fake_quantize(inputs, scheme.activation_bits, tuple(range(first, inputs.ndim)), scale)
+        if rounded:
+            simulated = round_input(inputs, block, site, scheme, leading)
             inputs = jnp.where(block["switch"][site], simulated, inputs) if "switch" in block else simulated
-        axes = tuple(range(inputs.ndim - num_contracted, inputs.ndim)), tuple(range(num_contracted))
-        products = tuple(
-            jax.lax.dot_general(
-                inputs, kernel.astype(inputs.dtype), (axes, ((), ())), preferred_element_type=jnp.float32
-            )
-            for kernel in kernels
-        )
+        products = tuple(float_product(inputs, kernel, num_contracted) for kernel in kernels)
     biased = (
         product + layer["bias"].astype(jnp.float32) if "bias" in layer else product
         for product, layer in zip(products, layers, strict=True)
@@ -178,6 +203,8 @@ def encoder_block(
     else:
         (up,) = apply(normed_middle, ("fc1",), "mlp", 1, "fc1")
         features = activate(up)
+    if "fc2_multiplier" in params:  # a change of units that a method left, its inverse in fc2's kernel
+        features = features * params["fc2_multiplier"].astype(features.dtype)
     (update,) = apply(features, ("fc2",), "mlp", 1, "fc2")
     if spec.layer_scale:
         update = update * params["layer_scale2"].astype(update.dtype)
@@ -189,6 +216,22 @@ def encoder_block(
         attended.mixed, normed_middle, features, present,
     )  # fmt: skip
     return output, trace
+
+
+def segment_params(blocks: Params, first: int, last: int, scheme: Scheme | None) -> Params:
+    """The parameters of blocks first..last-1, which are quantised alike. Where rules leave a layer in float in some blocks
+    only, those kernels stand packed beside the integer ones, as `float_kernel`."""
+    params = jax.tree.map(lambda leaf: leaf[first:last], blocks)
+    for site, layers in SITE_LAYERS.items() if scheme is not None and scheme.rules else ():
+        for group, name in layers:
+            if "float_kernel" in params[group].get(name, ()):
+                in_float = [not scheme.at(site, block).quantized for block in range(last)]
+                layer = {key: leaf for key, leaf in params[group][name].items() if key != "float_kernel"}
+                if in_float[first]:
+                    packed = blocks[group][name]["float_kernel"]
+                    layer["kernel"] = packed[sum(in_float[:first]) : sum(in_float)]
+                params[group][name] = layer
+    return params
 
 
 def run_blocks(
@@ -222,7 +265,7 @@ def run_blocks(
     Layer = tuple[Params, BlockRegister | None, Int[Array, ""]]
     State = tuple[Float[Array, "B N D"], Bool[Array, "B N"] | None]
 
-    def run(state: State, layer: Layer) -> tuple[State, dict[str, Any]]:
+    def run(state: State, layer: Layer, scheme: Scheme | None) -> tuple[State, dict[str, Any]]:
         (hidden, present), (params, register, index) = state, layer
         if plan is not None and slot is None:
             assert present is not None
@@ -239,21 +282,25 @@ def run_blocks(
         )  # fmt: skip
         return (output, present), {name: function(trace) for name, function in collectors.items()}
 
-    def step(state: State, layer: Layer) -> tuple[State, dict[str, Any]]:
+    def step(scheme: Scheme | None, state: State, layer: Layer) -> tuple[State, dict[str, Any]]:
         if isinstance(start, int):
-            return run(state, layer)
-        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(run, state, layer)[1])
-        return jax.lax.cond(layer[2] >= start, run, lambda state, _: (state, nothing), state, layer)
+            return run(state, layer, scheme)
+        own = functools.partial(run, scheme=scheme)
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(own, state, layer)[1])
+        return jax.lax.cond(layer[2] >= start, own, lambda state, _: (state, nothing), state, layer)
 
-    everything = (blocks, None if plan is None else plan.per_block(), jnp.arange(spec.num_blocks, dtype=jnp.int32))
-    layers = jax.tree.map(lambda leaf: leaf[first:stop], everything)
+    others = (None if plan is None else plan.per_block(), jnp.arange(spec.num_blocks, dtype=jnp.int32))
     state: State = (hidden, present)
-    if unroll:
-        rows = []
-        for number in range(stop - first):
-            state, row = step(state, jax.tree.map(lambda leaf, number=number: leaf[number], layers))
-            rows.append(row)
-        collected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows) if rows else {}
-    else:
-        state, collected = jax.lax.scan(step, state, layers)
+    pieces = []
+    for begin, end, own in [(first, stop, None)] if scheme is None else scheme.segments(first, stop):
+        rows = jax.tree.map(lambda leaf, begin=begin, end=end: leaf[begin:end], others)
+        layers = (segment_params(blocks, begin, end, scheme), *rows)
+        if unroll:
+            for number in range(end - begin):
+                state, row = step(own, state, jax.tree.map(lambda leaf, number=number: leaf[number], layers))
+                pieces.append(jax.tree.map(lambda leaf: leaf[None], row))
+        else:
+            state, piece = jax.lax.scan(functools.partial(step, own), state, layers)
+            pieces.append(piece)
+    collected = pieces[0] if len(pieces) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *pieces)
     return BlocksOutput(*state, collected)

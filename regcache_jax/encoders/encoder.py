@@ -52,12 +52,15 @@ class Encoder:
         return self.replace(plan=plan, schedule=schedule)
 
     def astype(self, dtype: Any) -> Encoder:
-        """Float weights in another dtype (bfloat16); integers, scales and the plan stay as they are."""
+        """Float weights in another dtype (bfloat16); integers, their scales, offsets and biases and the plan stay as they are."""
+        leaves = jax.tree_util.tree_leaves_with_path(self.params)
+        integer = {jax.tree_util.keystr(path[:-2]) for path, leaf in leaves if leaf.dtype == jnp.int8}
 
         def cast(path: Any, leaf: Array) -> Array:
             names = [getattr(entry, "key", getattr(entry, "name", "")) for entry in path]
-            is_scale = "input_scale" in names or (names[-1] == "scale" and "kernel" in names)
-            return leaf if is_scale or not jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.astype(dtype)
+            beside = {"input_scale", "input_offset"} & set(names) or (names[-1] == "scale" and "kernel" in names)
+            folded = names[-1] == "bias" and jax.tree_util.keystr(path[:-1]) in integer
+            return leaf if beside or folded or not jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.astype(dtype)
 
         return self.replace(params=jax.tree_util.tree_map_with_path(cast, self.params))
 

@@ -56,7 +56,7 @@ def token_offsets(params: Params, spec: ImageSpec) -> Float[Array, "N D"]:
 def embed_patches(
     params: Params, images: Float[Array, "B Y X 3"], spec: ImageSpec, rows: int | None = None
 ) -> Float[Array, "B P D"]:
-    """Patch embedding, class token, trained registers, positions and (CLIP) the norm before block 0, as one product.
+    """Patch embedding, class token, trained registers, positions, (CLIP) the norm before block 0 and (a method's) rotation.
 
     `rows`, where given, pads the tokens to so many by repeating the last one."""
     padding = 0 if rows is None else rows - spec.num_tokens
@@ -67,7 +67,8 @@ def embed_patches(
     offsets = jnp.pad(token_offsets(params, spec), ((0, padding), (0, 0)), mode="edge")
     hidden = jnp.einsum("bnsc,scd->bnd", patches, kernel, preferred_element_type=jnp.float32)
     hidden = (hidden + offsets.astype(jnp.float32)).astype(images.dtype)
-    return layer_norm(hidden, params["pre_norm"], spec.blocks.norm_eps) if spec.pre_norm else hidden
+    hidden = layer_norm(hidden, params["pre_norm"], spec.blocks.norm_eps) if spec.pre_norm else hidden
+    return hidden @ params["rotation"].astype(hidden.dtype) if "rotation" in params else hidden
 
 
 def map_head(
@@ -89,6 +90,8 @@ def pool(
     params: Params, hidden: Float[Array, "B N D"], spec: ImageSpec, present: Bool[Array, "B N"] | None = None
 ) -> tuple[Float[Array, "B E"], Float[Array, "B N D"]]:
     """Final norm, pooling and projection. Returns the features and the normed tokens."""
+    if "rotation" in params:
+        hidden = hidden @ params["rotation"].T.astype(hidden.dtype)
     tokens = layer_norm(hidden, params["final_norm"], spec.blocks.norm_eps)
     if spec.pooling == "class":
         pooled = tokens[:, 0]

@@ -71,7 +71,7 @@ def calibrate(encoder: Encoder, batches: Iterable[Float[Array | np.ndarray, "B Y
 
 def check_finite(ranges: Ranges) -> None:
     """Raises UserError naming the first block and site whose range is NaN or infinite."""
-    for site, values in ranges.items():
+    for site, values in sorted(ranges.items(), key=lambda item: SITES.index(item[0])):
         bad = ~jnp.isfinite(values.reshape(values.shape[0], -1)).all(axis=1)
         if bool(bad.any()):
             block = int(jnp.argmax(bad))

@@ -6,50 +6,29 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.errors import UserError
-from regcache_jax.quantization.aqt import quantize_weight
-from regcache_jax.quantization.calibrate import Ranges, calibrate, scales_from_ranges
+from regcache_jax.quantization.calibrate import calibrate, scales_from_ranges
+from regcache_jax.quantization.calibration import Calibration, observe
+from regcache_jax.quantization.kernels import add_offset, quantize_kernels, quantized_cells
+from regcache_jax.quantization.methods.table import methods_of
 from regcache_jax.quantization.scheme import SITES, Scheme
 from regcache_jax.registers.plan import RegisterPlan
 
-SITE_LAYERS: dict[str, tuple[tuple[str, str], ...]] = {
-    "qkv": (("attention", "query"), ("attention", "key"), ("attention", "value")),
-    "out": (("attention", "out"),),
-    "fc1": (("mlp", "fc1"), ("mlp", "gate")),
-    "fc2": (("mlp", "fc2"),),
-}
-"""The layers that read each site's input."""
-
-INPUT_AXES = {"query": (1,), "key": (1,), "value": (1,), "out": (1, 2), "fc1": (1,), "gate": (1,), "fc2": (1,)}
-"""Contracted axes of each stacked kernel (axis 0 is the block)."""
-
 
 def in_batches(
-    images: Float[Array | np.ndarray, "n Y X 3"], size: int = 64
+    images: Float[Array | np.ndarray, "n Y X 3"], size: int = 64, *, fill: bool = True
 ) -> Iterator[Float[Array | np.ndarray, "B Y X 3"]]:
-    """Cuts an array into batches of one shape (the last one repeats its last image: ranges do not change by that)."""
+    """Cuts an array into batches of one shape: the last one repeats its last image, which no range sees (`fill=False`: it is
+    shorter, for statistics that would)."""
     for first in range(0, len(images), size):
         batch = images[first : first + size]
-        missing = min(size, len(images)) - len(batch)
+        missing = min(size, len(images)) - len(batch) if fill else 0
         yield np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)]) if missing else batch
-
-
-def quantize_kernels(blocks: dict[str, Any], scheme: Scheme) -> dict[str, Any]:
-    """Replaces the kernels of every site that the scheme quantises by integers."""
-    blocks = {name: dict(group) if isinstance(group, dict) else group for name, group in blocks.items()}
-    for site in SITES:
-        for group, name in SITE_LAYERS[site]:
-            if site not in scheme.float_sites and name in blocks[group]:
-                layer = blocks[group][name]
-                kernel = quantize_weight(
-                    layer["kernel"], scheme.weight_bits, INPUT_AXES[name], scheme.weights == "channel"
-                )
-                blocks[group][name] = {**layer, "kernel": kernel}
-    return blocks
 
 
 def quantize(
@@ -57,28 +36,58 @@ def quantize(
     images: Float[Array | np.ndarray, "n Y X 3"] | Iterable[Float[Array | np.ndarray, "B Y X 3"]] | None,
     scheme: Scheme,
     plan: RegisterPlan | None = None,
-    ranges: Ranges | None = None,
+    calibration: Calibration | None = None,
 ) -> Encoder:
     """Quantises the image tower's blocks; embedding, norms, softmax, pooling head and text tower stay float.
 
     `images`: the calibration set (preprocessed), one array or an iterable of batches of one shape; may be None where the
-    scheme measures its scales as it runs, or where `ranges` were calibrated before (with the same plan in place).
-    `plan=None` keeps the plan that the encoder has. Raises UserError where a static scheme has nothing to be calibrated on."""
+    scheme measures its scales as it runs, or where a `calibration` was made before (with the same plan in place). It is streamed
+    once, unless the scheme's method needs it several times. `plan=None` keeps the plan that the encoder has. Raises UserError
+    where a static scheme or a method has nothing to be calibrated on."""
     if encoder.scheme is not None:
         raise UserError(f"{encoder.spec.name} is quantised already ({encoder.scheme.name})")
+    scheme.check_rules(encoder.spec.image.blocks.num_blocks)
+    methods = methods_of(scheme.method)
     encoder = encoder if plan is None else encoder.with_plan(plan)
-    blocks = encoder.params["image"]["blocks"]
-    quantized = quantize_kernels(blocks, scheme)
+    only_ranges = not methods and scheme.symmetric and scheme.estimator == "absmax" and not scheme.rules
+    batches: Iterable[Any] = in_batches(images, fill=only_ranges) if isinstance(images, np.ndarray | Array) else (images or ())
+    if methods:
+        batches = list(batches)
+        if not batches:
+            raise UserError(f"method {scheme.method} needs calibration images")
+        if calibration is not None and any(method.prepare for method in methods):
+            raise UserError(f"method {scheme.method} changes what passes the sites; give it images, not a calibration")
+    for method in methods:
+        encoder = method.prepare(encoder, batches, scheme) if method.prepare else encoder
+    rounders = [method.rounder(encoder, batches, scheme) for method in methods if method.rounder]
+    blocks = quantize_kernels(encoder.params["image"]["blocks"], scheme, rounders[0] if rounders else None)
     if scheme.calibrated:
-        if ranges is None:
-            if images is None:
-                raise UserError(
-                    f"{scheme.activations} activation scales must be calibrated: give calibration images, "
-                    "or choose token or tensor scales"
-                )
-            batches = in_batches(images) if isinstance(images, np.ndarray | Array) else images
-            ranges = calibrate(encoder, batches, scheme)
-        scales = scales_from_ranges(ranges, scheme.activation_bits)
-        quantized["input_scale"] = {site: scale for site, scale in scales.items() if site not in scheme.float_sites}
-    params = {**encoder.params, "image": {**encoder.params["image"], "blocks": jax.block_until_ready(quantized)}}
-    return encoder.replace(params=params, scheme=scheme)
+        if calibration is None and images is None:
+            raise UserError(
+                f"{scheme.activations} activation scales must be calibrated: give calibration images, "
+                "or choose token or tensor scales"
+            )
+        blocks = _with_scales(blocks, encoder, batches, scheme, calibration)
+    params = {**encoder.params, "image": {**encoder.params["image"], "blocks": jax.block_until_ready(blocks)}}
+    quantized = encoder.replace(params=params, scheme=scheme)
+    for method in methods:
+        quantized = method.finish(encoder, quantized, batches) if method.finish else quantized
+    return quantized
+
+
+def _with_scales(
+    blocks: dict[str, Any], encoder: Encoder, batches: Iterable[Any], scheme: Scheme, calibration: Calibration | None
+) -> dict[str, Any]:
+    """Adds the calibrated scales of the sites that are quantised and, if not symmetric, folds their zero points."""
+    num_blocks = encoder.spec.image.blocks.num_blocks
+    if calibration is None and scheme.symmetric and scheme.estimator == "absmax" and not scheme.rules:
+        found = {"input_scale": scales_from_ranges(calibrate(encoder, batches, scheme), scheme.activation_bits)}
+    else:
+        calibration = calibration or observe(encoder, batches, groups=scheme.activations == "group")
+        found = calibration.scales(scheme)
+    sites = [site for site in SITES if quantized_cells(scheme, site, num_blocks).any()]
+    blocks = {**blocks, "input_scale": {site: jnp.asarray(found["input_scale"][site]) for site in sites}}
+    for site in sites if "zero_point" in found else ():
+        offset = found["zero_point"][site].astype(np.float32) * found["input_scale"][site]
+        blocks = add_offset(blocks, site, jnp.asarray(offset), scheme)
+    return blocks

@@ -4,25 +4,71 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
 
 from regcache_jax.errors import UserError
 
 SITES = ("qkv", "out", "fc1", "fc2")
 """The quantised inputs of a block: query/key/value projections (one input), attention output, first and second MLP layer."""
 
-Activations = Literal["static", "tensor", "token", "group"]
+SITE_LAYERS: dict[str, tuple[tuple[str, str], ...]] = {
+    "qkv": (("attention", "query"), ("attention", "key"), ("attention", "value")),
+    "out": (("attention", "out"),),
+    "fc1": (("mlp", "fc1"), ("mlp", "gate")),
+    "fc2": (("mlp", "fc2"),),
+}
+"""The layers that read each site's input."""
+
+Activations = Literal["static", "tensor", "token", "group", "float"]
 Weights = Literal["channel", "tensor"]
+Estimator = Literal["absmax", "percentile", "mse", "entropy"]
+
+
+class SiteBits(NamedTuple):
+    """How one site of one block is quantised."""
+
+    weight_bits: int
+    activation_bits: int
+    quantized: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What differs at some sites of some blocks (None: of all blocks); bits that are None are the scheme's own.
+
+    `quantized=False` leaves the sites in float. Raises UserError for unknown sites and bits outside 2..8."""
+
+    sites: tuple[str, ...] = SITES
+    blocks: tuple[int, ...] | None = None
+    weight_bits: int | None = None
+    activation_bits: int | None = None
+    quantized: bool = True
+
+    def __post_init__(self) -> None:
+        _check_sites("a rule's sites", self.sites)
+        for name, bits in (("weight_bits", self.weight_bits), ("activation_bits", self.activation_bits)):
+            if bits is not None:
+                _check_bits(name, bits)
+
+    def matches(self, site: str, block: int) -> bool:
+        """Whether the rule speaks of this site of this block."""
+        return site in self.sites and (self.blocks is None or block in self.blocks)
 
 
 @dataclasses.dataclass(frozen=True)
 class Scheme:
-    """Symmetric integer weights and activations for every site of every block.
+    """Integer weights (symmetric) and activations for every site of every block.
 
     `activations` says who shares an activation's scale: `static`, one calibrated scale a site (the paper's setting);
     `group`, calibrated scales for class token, trained registers and patches apart; `tensor`, one scale an array,
-    measured as it passes; `token`, one scale a token, measured as it passes. `weights`: one scale an output channel, or one a
-    kernel. Sites in `float_sites` are not quantised. Raises UserError for values outside those."""
+    measured as it passes; `token`, one scale a token, measured as it passes; `float`, activations are not quantised.
+    `weights`: one scale an output channel, or one a kernel. `symmetric=False` (static only) shifts the integers by a zero
+    point, which costs nothing as it is folded into the bias. `estimator` turns the calibration set into a range;
+    `percentile` is the share of values, in percent, inside it where it is the estimator.
+
+    Sites in `float_sites` are not quantised; for the rest the first of the `rules` that matches decides. `method` names what is
+    done beyond round-to-nearest, joined by + (see `quantization.methods`). Raises UserError for values outside those."""
 
     weight_bits: int = 8
     activation_bits: int = 8
@@ -30,40 +76,97 @@ class Scheme:
     weights: Weights = "channel"
     float_sites: tuple[str, ...] = ()
     method: str = "rtn"
+    symmetric: bool = True
+    estimator: Estimator = "absmax"
+    percentile: float = 99.99
+    rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, bits in (("weight_bits", self.weight_bits), ("activation_bits", self.activation_bits)):
-            if not 2 <= bits <= 8:
-                raise UserError(f"{name} must be 2..8 (int8 containers), got {bits}")
+        _check_bits("weight_bits", self.weight_bits)
+        _check_bits("activation_bits", self.activation_bits)
         for name, value, allowed in (
-            ("activations", self.activations, ("static", "tensor", "token", "group")),
+            ("activations", self.activations, ("static", "tensor", "token", "group", "float")),
             ("weights", self.weights, ("channel", "tensor")),
+            ("estimator", self.estimator, ("absmax", "percentile", "mse", "entropy")),
         ):
             if value not in allowed:
                 raise UserError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-        unknown = sorted(set(self.float_sites) - set(SITES))
-        if unknown:
-            raise UserError(f"float_sites has {', '.join(unknown)}; sites are {', '.join(SITES)}")
+        _check_sites("float_sites", self.float_sites)
+        if not self.symmetric and self.activations != "static":
+            raise UserError(f"asymmetric activations go with static scales, not with {self.activations} ones")
+        if self.estimator != "absmax" and not self.calibrated:
+            raise UserError(
+                f"estimator {self.estimator} goes with calibrated scales (static, group), not with {self.activations}"
+            )
+        if not 0 < self.percentile <= 100:
+            raise UserError(f"percentile must be above 0 and at most 100, got {self.percentile}")
 
     @classmethod
     def named(cls, name: str, **options: Any) -> Scheme | None:
-        """`w8a8`, `w6a6`, `w4a4` or any `w<2..8>a<2..8>` -> Scheme; `float` -> None. Raises UserError for other names."""
+        """`w8a8`, `w6a6`, `w4a4` (any w2..8 a2..8): the paper's setting; `w8` .. `w2`: weights only; `float` -> None.
+
+        Raises UserError for other names."""
         if name == "float":
             return None
-        match = re.fullmatch(r"w([2-8])a([2-8])", name.lower())
+        match = re.fullmatch(r"w([2-8])(?:a([2-8]))?", name.lower())
         if match is None:
-            raise UserError(f"unknown scheme {name!r}; try w8a8, w6a6, w4a4 (any w2..8 a2..8) or float")
-        return cls(weight_bits=int(match[1]), activation_bits=int(match[2]), **options)
+            raise UserError(f"unknown scheme {name!r}; try w8a8, w6a6, w4a4 (any w2..8 a2..8), w8, w4 or float")
+        if match[2] is None:
+            options = {"activations": "float", **options}
+        return cls(weight_bits=int(match[1]), activation_bits=int(match[2] or 8), **options)
 
     @property
     def name(self) -> str:
-        """`w8a8` and the like."""
-        return f"w{self.weight_bits}a{self.activation_bits}"
+        """`w8a8` and the like; `w8` where activations stay in float."""
+        return f"w{self.weight_bits}" + ("" if self.activations == "float" else f"a{self.activation_bits}")
 
     @property
     def calibrated(self) -> bool:
         """Whether scales must be calibrated before anything runs."""
         return self.activations in ("static", "group")
+
+    def at(self, site: str, block: int = 0) -> SiteBits:
+        """How one site of one block is quantised."""
+        rule = next((rule for rule in self.rules if rule.matches(site, block)), Rule())
+        return SiteBits(
+            rule.weight_bits or self.weight_bits,
+            rule.activation_bits or self.activation_bits,
+            rule.quantized and site not in self.float_sites,
+        )
+
+    def segments(self, first: int, last: int) -> list[tuple[int, int, Scheme]]:
+        """Ranges of blocks that are quantised alike, each with the scheme that says the same without block numbers."""
+        if not self.rules:
+            return [(first, last, self)]
+        cuts: list[tuple[int, int, Scheme]] = []
+        for block in range(first, last):
+            bits = {site: self.at(site, block) for site in SITES}
+            own = dataclasses.replace(
+                self,
+                float_sites=tuple(site for site in SITES if not bits[site].quantized),
+                rules=tuple(Rule((site,), None, *bits[site][:2]) for site in SITES),
+            )
+            if cuts and cuts[-1][2] == own:
+                cuts[-1] = (cuts[-1][0], block + 1, own)
+            else:
+                cuts.append((block, block + 1, own))
+        return cuts
+
+    def check_rules(self, num_blocks: int) -> None:
+        """Raises UserError for a rule that decides nothing: other sites, other blocks, or an earlier rule matched first."""
+        cells = [(site, block) for site in SITES for block in range(num_blocks)]
+        for number, rule in enumerate(self.rules):
+            before = self.rules[:number]
+            if not any(rule.matches(*cell) and not any(other.matches(*cell) for other in before) for cell in cells):
+                raise UserError(
+                    f"rule {number + 1} ({rule}) matches nothing: the encoder has blocks 0..{num_blocks - 1} and sites "
+                    f"{', '.join(SITES)}, and the first rule that matches decides"
+                )
+
+    def keep_in_float(self, cells: Iterable[tuple[str, int]]) -> Scheme:
+        """The same scheme with some (site, block) cells, the most sensitive ones say, left in float."""
+        kept = tuple(Rule((site,), (int(block),), quantized=False) for site, block in cells)
+        return dataclasses.replace(self, rules=kept + self.rules)
 
     def to_json(self) -> dict[str, Any]:
         """The scheme as plain JSON values."""
@@ -73,4 +176,18 @@ class Scheme:
     def from_json(cls, tree: dict[str, Any]) -> Scheme:
         """The inverse of `to_json`."""
         values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in tree.items()}
-        return cls(**values)
+        rules = (
+            {key: tuple(v) if isinstance(v, list) else v for key, v in rule.items()} for rule in tree.get("rules", ())
+        )
+        return cls(**{**values, "rules": tuple(Rule(**rule) for rule in rules)})
+
+
+def _check_bits(name: str, bits: int) -> None:
+    if not 2 <= bits <= 8:
+        raise UserError(f"{name} must be 2..8 (int8 containers), got {bits}")
+
+
+def _check_sites(name: str, sites: tuple[str, ...]) -> None:
+    unknown = sorted(set(sites) - set(SITES))
+    if unknown:
+        raise UserError(f"{name} has {', '.join(unknown)}; sites are {', '.join(SITES)}")

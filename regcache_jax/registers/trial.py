@@ -24,7 +24,7 @@ from regcache_jax.encoders.spec import BlockSpec
 from regcache_jax.encoders.vision import image_features, pool
 from regcache_jax.errors import UserError
 from regcache_jax.quantization.calibrate import Ranges, check_finite, range_collectors, scales_from_ranges
-from regcache_jax.quantization.quantize import quantize_kernels
+from regcache_jax.quantization.kernels import quantize_kernels
 from regcache_jax.quantization.scheme import SITES, Scheme
 from regcache_jax.registers.plan import RegisterPlan
 from regcache_jax.registers.states import MEMORY_LIMIT, States

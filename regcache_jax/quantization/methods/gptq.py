@@ -1,0 +1,80 @@
+"""GPTQ (Frantar et al. 2023, arXiv 2210.17323, section 3): weights rounded channel by channel, the rest making up for it.
+
+The error of each rounded input channel is spread over those still to come, by the inverse Hessian of the layer's squared error.
+What differs: inputs are those of the float encoder, not of one whose earlier layers are quantised; channels come in the order of
+their Hessian's diagonal (`act_order` of the authors' code); scales are ours, from each output channel's largest weight.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int8
+
+from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.quantization.aqt import QuantizedTensor, largest_integer, quantize_weight
+from regcache_jax.quantization.kernels import INPUT_AXES, Rounder, matrix
+from regcache_jax.quantization.methods.method import Batches, Method
+from regcache_jax.quantization.methods.statistics import second_moments
+from regcache_jax.quantization.scheme import Scheme
+
+DAMPING = 0.01
+"""What is added to the diagonal, as a share of its mean."""
+
+
+@functools.partial(jax.jit, static_argnames=("bits", "ordered"))
+def compensate(
+    kernel: Float[Array, "C M"],
+    scale: Float[Array, "1 #M"],
+    moments: Float[Array, "C C"],
+    bits: int,
+    ordered: bool = True,
+) -> Int8[Array, "C M"]:
+    """Integers of one kernel. `moments`: mean of x x^T over the layer's inputs; input channels that are always zero get 0."""
+    size = len(kernel)
+    diagonal = jnp.diagonal(moments)
+    order = jnp.argsort(-diagonal, stable=True) if ordered else jnp.arange(size)
+    dead = diagonal == 0
+    damped = moments + jnp.diag(jnp.where(dead, 1.0, 0.0) + DAMPING * jnp.mean(jnp.where(dead, 1.0, diagonal)))
+    damped = damped[order][:, order]
+    inverse = jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(damped), True), jnp.eye(size))
+    upper = jnp.linalg.cholesky((inverse + inverse.T) / 2).T
+    largest = largest_integer(bits)
+
+    def round_channel(channel: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        left, integers = state
+        row = jnp.clip(jnp.round(left[channel] / scale[0]), -largest, largest)
+        error = (left[channel] - row * scale[0]) / upper[channel, channel]
+        return left - upper[channel][:, None] * error[None], integers.at[channel].set(row.astype(jnp.int8))
+
+    start = jnp.where(dead[:, None], 0.0, kernel)[order]
+    integers = jax.lax.fori_loop(0, size, round_channel, (start, jnp.zeros(kernel.shape, jnp.int8)))[1]
+    return jnp.zeros_like(integers).at[order].set(integers)
+
+
+def round_with_moments(
+    name: str, kernel: Float[Array, "L ..."], scale: Float[Array, "L ..."], moments: Float[Array, "L C C"], bits: int
+) -> QuantizedTensor:
+    """The integers of a stacked kernel, block after block, with given scales."""
+    matrices = matrix(name, kernel.astype(jnp.float32))
+    shape = (len(kernel), 1, *kernel.shape[1 + len(INPUT_AXES[name]) :])
+    flat = jnp.broadcast_to(scale.reshape(len(kernel), 1, *scale.shape[1 + len(INPUT_AXES[name]) :]), shape)
+    flat = flat.reshape(len(kernel), 1, -1)
+    values = jnp.stack([compensate(*rows, bits) for rows in zip(matrices, flat, moments, strict=True)])
+    return QuantizedTensor(values.reshape(kernel.shape), scale)
+
+
+def gptq_rounder(encoder: Encoder, batches: Batches, scheme: Scheme) -> Rounder:
+    """Rounds with the second moments of every site's input."""
+    moments = second_moments(encoder, batches)
+
+    def rounder(site: str, name: str, kernel: Float[Array, "L ..."], bits: int) -> QuantizedTensor:
+        nearest = quantize_weight(kernel, bits, INPUT_AXES[name], scheme.weights == "channel")
+        return round_with_moments(name, kernel, nearest.scale, moments[site], bits)
+
+    return rounder
+
+
+METHOD = Method("gptq", "each rounded weight's error made up for by the next ones", rounder=gptq_rounder)

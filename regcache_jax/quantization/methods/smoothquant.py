@@ -1,0 +1,105 @@
+"""SmoothQuant (Xiao et al. 2023, arXiv 2211.10438, section 4): outlying channels made smaller, their weights larger.
+
+Each channel of a site's input is divided by max|x|**alpha / max|w|**(1 - alpha) (equation 4). What differs: alpha is not one
+number for the network but searched for every block and site, by the squared error of the site's products under the scheme,
+with "no change" among the candidates; and all four sites are treated, not only those after a norm (see `folding`).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.quantization.aqt import fake_quantize, largest_integer
+from regcache_jax.quantization.kernels import quantized_cells, site_matrix
+from regcache_jax.quantization.methods.folding import divide_inputs
+from regcache_jax.quantization.methods.method import Batches, Method
+from regcache_jax.quantization.methods.statistics import channel_absmax, sampled_tokens
+from regcache_jax.quantization.scheme import SITES, Scheme
+
+ALPHAS = tuple(number / 20 for number in range(21))
+SMALLEST = 1e-5
+
+
+def smoothing_factors(
+    absmax: Float[Array, "*L C"], kernel: Float[Array, "*L C M"], alpha: float | Float[Array, "*#L 1"]
+) -> Float[Array, "*L C"]:
+    """max|x|**alpha / max|w|**(1 - alpha), a channel; never below 1e-5."""
+    weight = jnp.maximum(jnp.max(jnp.abs(kernel), axis=-1), SMALLEST)
+    return jnp.maximum(jnp.maximum(absmax, SMALLEST) ** alpha / weight ** (1.0 - alpha), SMALLEST)
+
+
+@functools.partial(jax.jit, static_argnames=("weight_bits", "activation_bits", "activations", "per_channel"))
+def product_errors(
+    inputs: Float[Array, "L S C"],
+    absmax: Float[Array, "L C"],
+    kernel: Float[Array, "L C M"],
+    factors: Float[Array, "L C"],
+    *,
+    weight_bits: int,
+    activation_bits: int,
+    activations: str,
+    per_channel: bool,
+) -> Float[Array, "L"]:
+    """Squared error of a site's products, a block, when its channels are divided by `factors` and then quantised."""
+
+    def one(row: Any) -> Float[Array, ""]:
+        inputs, absmax, kernel, factors = row
+        scaled = inputs / factors
+        if activations == "token":
+            scaled = fake_quantize(scaled, activation_bits, (1,))
+        elif activations != "float":
+            peak = jnp.max(absmax / factors)
+            scale = jnp.where(peak > 0, peak / largest_integer(activation_bits), 1.0)
+            scaled = fake_quantize(scaled, activation_bits, (0, 1), scale.reshape(1, 1))
+        weights = fake_quantize(kernel * factors[:, None], weight_bits, (0,) if per_channel else (0, 1))
+        return jnp.mean(jnp.square(scaled @ weights - inputs @ kernel))
+
+    return jax.lax.map(one, (inputs, absmax, kernel, factors))
+
+
+def best_factors(
+    inputs: Float[Array, "L S C"],
+    absmax: Float[Array, "L C"],
+    kernel: Float[Array, "L C M"],
+    candidates: list[Float[Array, "L C"]],
+    scheme: Scheme,
+    activations: str,
+    bits: tuple[int, int],
+) -> Float[Array, "L C"]:
+    """For every block the candidate with the least error (the first of equals)."""
+    errors = jnp.stack(
+        [
+            product_errors(
+                inputs, absmax, kernel, factors,
+                weight_bits=bits[0], activation_bits=bits[1],
+                activations=activations, per_channel=scheme.weights == "channel",
+            )
+            for factors in candidates
+        ]
+    )  # fmt: skip
+    chosen = jnp.argmin(errors, axis=0)
+    return jnp.take_along_axis(jnp.stack(candidates), chosen[None, :, None], axis=0)[0]
+
+
+def smoothquant(encoder: Encoder, batches: Batches, scheme: Scheme) -> Encoder:
+    """Divides the inputs of all quantised sites by smoothing factors, alpha chosen for every block and site."""
+    absmax, inputs = channel_absmax(encoder, batches), sampled_tokens(encoder, batches)
+    blocks = encoder.params["image"]["blocks"]
+    for site in SITES:
+        chosen = quantized_cells(scheme, site, encoder.spec.image.blocks.num_blocks)
+        kernel = site_matrix(blocks, site)
+        ones = jnp.ones_like(absmax[site])
+        candidates = [ones, *(smoothing_factors(absmax[site], kernel, alpha) for alpha in ALPHAS)]
+        bits = scheme.at(site)[:2]
+        factors = best_factors(inputs[site], absmax[site], kernel, candidates, scheme, scheme.activations, bits)
+        encoder = divide_inputs(encoder, site, jnp.where(chosen[:, None], factors, 1.0))
+    return encoder
+
+
+METHOD = Method("smoothquant", "outlying channels moved into the weights, alpha searched", prepare=smoothquant)

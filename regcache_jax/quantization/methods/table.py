@@ -1,0 +1,39 @@
+"""Every method by its name."""
+
+from __future__ import annotations
+
+from regcache_jax.errors import UserError
+from regcache_jax.quantization.methods import (
+    awq,
+    bias_correction,
+    clipping,
+    gptq,
+    noisyquant,
+    repq_vit,
+    rotation,
+    smoothquant,
+)
+from regcache_jax.quantization.methods.method import Method
+
+METHODS: dict[str, Method] = {
+    module.METHOD.name: module.METHOD
+    for module in (smoothquant, awq, repq_vit, rotation, clipping, gptq, noisyquant, bias_correction)
+}
+
+
+def methods_of(names: str) -> list[Method]:
+    """The methods of a scheme, in their order; `rtn` is none. Raises UserError for unknown names, a name that comes twice,
+    and two methods that both say how kernels are rounded."""
+    wanted = [name for name in names.split("+") if name != "rtn"]
+    unknown = [name for name in wanted if name not in METHODS]
+    if unknown:
+        raise UserError(
+            f"unknown method {', '.join(unknown)}; methods are rtn, {', '.join(METHODS)} (join them with +)"
+        )
+    if len(set(wanted)) < len(wanted):
+        raise UserError(f"method {names} names one method twice")
+    methods = [METHODS[name] for name in wanted]
+    rounding = [method.name for method in methods if method.rounder]
+    if len(rounding) > 1:
+        raise UserError(f"only one method can round the kernels, got {' and '.join(rounding)}")
+    return methods

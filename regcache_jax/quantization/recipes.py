@@ -1,0 +1,40 @@
+"""Recipes: what a comparison tries, each the options of a scheme under a short name (docs/quantization.md)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from regcache_jax.errors import UserError
+from regcache_jax.quantization.scheme import Scheme
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "rtn": {},
+    "asymmetric": {"symmetric": False},
+    "percentile": {"estimator": "percentile"},
+    "mse": {"estimator": "mse"},
+    "entropy": {"estimator": "entropy"},
+    "group": {"activations": "group"},
+    "tensor": {"activations": "tensor"},
+    "token": {"activations": "token"},
+    "clipping": {"method": "clipping", "estimator": "mse"},
+    "bias_correction": {"method": "bias_correction"},
+    "noisyquant": {"method": "noisyquant"},
+    "gptq": {"method": "gptq"},
+    "awq": {"method": "awq"},
+    "repq_vit": {"method": "repq_vit", "symmetric": False},
+    "rotation": {"method": "rotation"},
+    "smoothquant": {"method": "smoothquant"},
+    "strong": {"method": "smoothquant+gptq", "symmetric": False},
+    "strong-token": {"method": "smoothquant+gptq", "activations": "token"},
+}
+"""`rtn` is the paper's setting; `strong` and `strong-token` combine what helps most with static and with measured scales."""
+
+
+def scheme_of(recipe: str, bits: str) -> Scheme:
+    """The scheme of a recipe at `w8a8` and the like. Raises UserError for unknown recipes and for `float`."""
+    if recipe not in RECIPES:
+        raise UserError(f"unknown recipe {recipe!r}; recipes are {', '.join(RECIPES)}")
+    scheme = Scheme.named(bits, **RECIPES[recipe])
+    if scheme is None:
+        raise UserError("float is not a number of bits; try w8a8, w6a6 or w4a4")
+    return scheme

@@ -1,0 +1,66 @@
+"""Small random encoders with every option a family can have, and images for them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from regcache_jax.encoders.encoder import Encoder, init_params
+from regcache_jax.encoders.spec import HALF, BlockSpec, EncoderSpec, ImageSpec, Preprocessing
+from regcache_jax.registers.plan import RegisterPlan, make_plan
+
+BLOCKS = BlockSpec(width=24, num_blocks=3, num_heads=3, mlp_width=40, activation="gelu", norm_eps=1e-6)
+FAMILIES = {
+    "clip": ({"pre_norm": True, "class_token": True, "pooling": "class", "projection": 16, "patch_bias": False}, {}),
+    "siglip": ({"class_token": False, "pooling": "map"}, {"activation": "gelu_tanh"}),
+    "dinov2": ({"class_token": True, "pooling": "class", "num_registers": 2}, {"layer_scale": True}),
+    "dinov2-swiglu": ({"class_token": True, "pooling": "mean"}, {"gated_mlp": True, "activation": "silu"}),
+    "no biases": ({"class_token": False, "pooling": "mean"}, {"activation": "quick_gelu"}),
+}
+
+
+def encoder(family: str = "clip", seed: int = 0) -> Encoder:
+    """An encoder whose parameters are all drawn, norms and LayerScale around one, with two outlying channels."""
+    image, blocks = FAMILIES[family]
+    spec = EncoderSpec(
+        family,
+        "clip",
+        ImageSpec(image_size=16, patch_size=4, blocks=dataclasses.replace(BLOCKS, **blocks), **image),
+        Preprocessing(16, "squash", "bilinear", 16, HALF, HALF),
+    )
+    params = init_params(spec, jax.random.key(seed))
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        last = path[-1].key
+        noise = jnp.asarray(rng.standard_normal(leaf.shape), jnp.float32)
+        if last in ("scale", "layer_scale1", "layer_scale2"):
+            return 1.0 + 0.3 * noise
+        return leaf + 0.3 * noise if last == "bias" else leaf
+
+    params = jax.tree_util.tree_map_with_path(draw, params)
+    for norm in ("norm1", "norm2"):
+        leaves = params["image"]["blocks"][norm]
+        leaves["scale"] = leaves["scale"].at[:, :2].multiply(8.0)
+    if family == "no biases":
+        for group in ("attention", "mlp"):
+            for layer in params["image"]["blocks"][group].values():
+                layer.pop("bias", None)
+    return Encoder(params, spec=spec)
+
+
+def images(count: int = 24, seed: int = 0) -> jax.Array:
+    """Preprocessed images."""
+    drawn = np.random.default_rng(seed).uniform(-1, 1, (count, 16, 16, 3))
+    return jnp.asarray(drawn, jnp.float32)
+
+
+def plan(delete_count: int = 0) -> RegisterPlan:
+    """Two random registers from block 1 on."""
+    key, value = np.random.default_rng(7).standard_normal((2, 3, 2, 3, 8)).astype(np.float32)
+    return make_plan(
+        jnp.asarray(key), jnp.asarray(value), copies=3.0, start=1, delete_block=1, delete_count=delete_count
+    )
