@@ -130,9 +130,9 @@ class Experiment:
 
     def _identify_data(self, which: str) -> Json:
         """What a stage that reads some data depends on."""
-        given = self.config[which]
+        given, examples = self.config[which], len(self.dataset(which))
         files = listing(epath.Path(given.data_dir) / given.split) if given.dataset == "folder" else []
-        return {**given.to_dict(), "examples": len(self.dataset(which)), "files": files}
+        return {**given.to_dict(), "examples": examples, "files": files}
 
     def inspect(self) -> Stage:
         """Profile, sensitivity and verdict of the float encoder, without registers."""

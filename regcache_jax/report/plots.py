@@ -101,7 +101,7 @@ def scatter(groups: Mapping[str, Sequence[tuple[float, float]]], x_label: str, t
 
 def bars(rows: Sequence[tuple[str, float, str]], line: tuple[str, float], title: str) -> str:
     """Horizontal bars of shares 0..1, (label, share, colour), with one line across for comparison."""
-    left, right, height = 190, 60, 26
+    left, right, height = 210, 60, 26
     across = WIDTH - left - right
     parts = [_open(WIDTH, height * len(rows) + 26, title)]
     for number, (label, share, colour) in enumerate(rows):
