@@ -18,12 +18,15 @@ def get_config() -> ConfigDict:
     config.reference = ConfigDict({"dataset": "emoji", "data_dir": "", "split": "train", "limit": 256})
     config.calibration = ConfigDict({"dataset": "emoji", "data_dir": "", "split": "train", "limit": 512})
     config.evaluation = ConfigDict({"dataset": "emoji", "data_dir": "", "split": "test", "limit": 0})  # 0: all
+    config.task = "zeroshot_classification"  # or knn: neighbours in the bank vote
+    config.bank = ConfigDict({"dataset": "emoji", "data_dir": "", "split": "train", "limit": 0})  # read by knn alone
+    config.neighbours, config.temperature = 20, 0.07
     config.classnames = ""  # JSON files, where the dataset does not know its own
     config.templates = ""
 
     config.schemes = ("w8a8", "w6a6", "w4a4")
     config.weights = "channel"
-    config.rows = ("plain", "registers", "prefix-only", "delete-only", "token")
+    config.rows = ("plain", "registers", "prefix-only", "delete-only", "token")  # keys of regcache_jax.pipeline.KINDS
 
     config.search = ConfigDict({"chunk": 64, "align": 0, "max_trials": 0, "max_minutes": 0.0})  # 0: no limit
     config.batch_size = 68

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from regcache_jax.cli.main import COMMANDS, main
 from regcache_jax.demo.bundled import bundled_model
@@ -48,7 +49,11 @@ def test_help_is_there_before_jax_is_loaded():
         (["evalute"], "Did you mean evaluate"),
         (["search", MODEL], "Missing option"),
         (["quantize", MODEL, *DATA, "--activations", "row", "--out", "x"], "'static', 'group', 'tensor', 'token'"),
-        (["run", "--config", "demo", "--workdir", "w", "--config.nothing=1"], "nothing"),
+        (["run", "--config", "demo", "--workdir", "w", "--config.nothing=1"], "there is no field 'nothing'; there are"),
+        (["run", "--config", "demo", "--workdir", "w", "--config.search.chunk=many"], "takes a whole number, got 'many'"),
+        (["run", "--config", "demo", "--workdir", "w", "--config.search=1"], "is a group; give one of --config.search.align"),
+        (["run", "--config", "demo", "--workdir", "w", "--config.batch_size"], "--config.batch_size needs a value"),
+        (["inspect", MODEL, "--dataset", "emoji", "--limit", "0"], "0 is not in the range x>=1"),
         (["run", "--config", "demo", "--workdir", "w", "--confg.batch_size=1"], "no such option"),
     ],
 )
@@ -65,6 +70,11 @@ def test_wrong_use_exits_2_and_says_what_would_be_right(regcache, arguments, mes
         (["inspect", "nowhere", *DATA], "there is no model folder nowhere"),
         (["inspect", ".", *DATA], "is not a model folder"),
         (["inspect", MODEL, "--dataset", "emojy"], "did you mean emoji"),
+        (["inspect", MODEL, "--dataset", "folder", "--data-dir", "empty"], "empty holds no pictures"),
+        (["inspect", MODEL, "--dataset", "folder", "--data-dir", "broken"], "bad.png"),
+        (["inspect", MODEL, "--dataset", "folder", "--data-dir", "nowhere"], "there is no folder nowhere"),
+        (["evaluate", MODEL, "--dataset", "folder", "--data-dir", "good"], "has no class names"),
+        (["evaluate", MODEL, *DATA, "--bank-split", "prod", "--task", "knn"], "emoji has the splits train, test"),
         (["search", MODEL, *DATA, "--scheme", "w9a9", "--out", "plan"], "unknown scheme 'w9a9'; try w8a8"),
         (["search", MODEL, *DATA, "--scheme", "float", "--out", "plan"], "give a quantised scheme"),
         (["quantize", MODEL, *DATA, "--registers", "none.safetensors", "--out", "x"], "there is no register plan"),
@@ -72,16 +82,32 @@ def test_wrong_use_exits_2_and_says_what_would_be_right(regcache, arguments, mes
         (["quantize", MODEL, *DATA, "--out", "exists"], "exists already"),
         (["convert", "nothing.safetensors", "--out", "x"], "nothing.safetensors"),
         (["convert", "text.safetensors", "--out", "x"], "text.safetensors"),
+        (["convert", "bert", "--out", "x"], "bert"),
+        (["convert", "text.safetensors", "--out", "exists"], "exists already"),
+        (["export", MODEL, "--out", "text.safetensors"], "exists"),
+        (["search", MODEL, *DATA, "--out", "text.safetensors"], "exists already"),
+        (["embed", MODEL, "--images", "good", "--out", "text.safetensors"], "exists already"),
         (["embed", MODEL, "--images", "empty", "--out", "x.npz"], "holds no pictures"),
         (["embed", MODEL, "--images", "broken", "--out", "x.npz", "--strict"], "bad.png"),
-        (["run", "--config", "demos", "--workdir", "w"], "there is no config demos"),
+        (["run", "--config", "demos", "--workdir", "w"], "there is no config demos; give a file, or one of clip_b16, demo"),
+        (["run", "--config", "wrong.py", "--workdir", "w"], "config wrong.py fails: SyntaxError"),
+        (["run", "--config", "other.py", "--workdir", "w"], "get_config() must return an ml_collections.ConfigDict"),
+        (["run", "--config", "demo", "--workdir", "w", "--config.rows=plain,best"], "rows best are unknown; rows are plain"),
+        (["run", "--config", "demo", "--workdir", "w", "--config.schemes="], "it names no scheme"),
+        (["run", "--config", "demo", "--workdir", "w", "--config.model=nowhere.npz"], "nowhere.npz"),
+        (["run", "--config", "demo", "--workdir", "text.safetensors/w"], "Not a directory"),
         (["report", "empty", "--out", "x.html"], "holds no finished run"),
     ],
 )
 def test_bad_input_gets_one_line_exit_1_and_leaves_nothing(regcache, arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for folder in ("exists", "empty", "broken"):
+    for folder in ("exists", "empty", "broken", "good", "bert"):
         (tmp_path / folder).mkdir()
+    Image.new("RGB", (20, 20)).save(tmp_path / "good" / "a.png")
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    save_file({"bert.embeddings.word_embeddings.weight": np.ones((2, 2), np.float32)}, tmp_path / "bert" / "model.safetensors")
+    (tmp_path / "wrong.py").write_text("def get_config(:")
+    (tmp_path / "other.py").write_text("def get_config(): return 3")
     (tmp_path / "text.safetensors").write_text("this is no checkpoint")
     (tmp_path / "broken" / "bad.png").write_bytes(b"\x89PNG and nothing more")
     before = sorted(tmp_path.rglob("*"))
@@ -125,6 +151,11 @@ def test_the_whole_flow_from_inspect_to_embed(regcache, tmp_path):
     assert regcache(*arguments)[0] == 0
     by_jit = json.loads(rows.read_text())
     assert [row["metrics"]["acc1"] for row in by_jit] == [row["metrics"]["acc1"] for row in by_pmap]
+
+    knn = ["evaluate", model8, "--dataset", "emoji", "--limit", "100", "--task", "knn", "--json", rows]
+    assert regcache(*knn)[0] == 0
+    assert json.loads(rows.read_text())["task"] == "knn"
+    assert json.loads(rows.read_text())["metrics"]["acc1"] > 0.5  # 204 classes, other vendors' drawings vote
 
     other = ["quantize", model8, *DATA, "--out", tmp_path / "again"]
     status, _, err = regcache(*other)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -17,6 +18,12 @@ from regcache_jax.cli.options import (
     scheme_options,
 )
 from regcache_jax.cli.screen import print_table, progress, say, write_json
+
+if TYPE_CHECKING:
+    from regcache_jax.checkpoints import Model
+    from regcache_jax.data import Dataset
+    from regcache_jax.encoders.encoder import Encoder
+    from regcache_jax.evaluation.measure import Labelled
 
 parallel_option = click.option(
     "--parallel",
@@ -32,8 +39,13 @@ parallel_option = click.option(
 @data_options("test", None)
 @scheme_options("float")
 @click.option(
-    "--task", type=click.Choice(["zeroshot_classification"]), default="zeroshot_classification", show_default=True
+    "--task",
+    type=click.Choice(["zeroshot_classification", "knn"]),
+    default="zeroshot_classification",
+    show_default=True,
 )
+@click.option("--bank-split", default="train", show_default=True, help="knn: split whose pictures vote.")
+@click.option("--neighbours", type=click.IntRange(1), default=20, show_default=True, help="knn: how many vote.")
 @click.option("--registers", type=click.Path(dir_okay=False), help="Register plan for float models.")
 @click.option("--classnames", type=click.Path(dir_okay=False), help="JSON list of class names (or one a dataset).")
 @click.option(
@@ -53,6 +65,8 @@ def evaluate(
     activations: str,
     weights: str,
     task: str,
+    bank_split: str,
+    neighbours: int,
     registers: str | None,
     classnames: str | None,
     templates: str | None,
@@ -62,20 +76,22 @@ def evaluate(
 ) -> None:
     """Measure MODELS, float or quantised, on labelled pictures.
 
-    With --scheme, float models are quantised on the way, calibrated on 512 pictures of the dataset's train split. The
-    first model is the reference of the others' cosine.
+    Zero-shot classification needs a text tower; knn is DINOv2's protocol, without one. With --scheme, float models are
+    quantised on the way, calibrated on 512 pictures of the dataset's train split. The first model is the reference of the
+    others' cosine.
     """
     from regcache_jax import checkpoints
     from regcache_jax.data import batches
     from regcache_jax.data.prompts import class_names
     from regcache_jax.data.prompts import templates as prompt_templates
     from regcache_jax.evaluation import loop, results
-    from regcache_jax.evaluation.measure import describe, measure
-    from regcache_jax.evaluation.zero_shot import class_vectors
+    from regcache_jax.evaluation.knn import knn_scores
+    from regcache_jax.evaluation.measure import describe, encode_all, measure
+    from regcache_jax.evaluation.zero_shot import class_scores, class_vectors
     from regcache_jax.quantization.quantize import quantize
 
     data = read_data(dataset, data_dir, split, limit, "test")
-    names, prompts = class_names(data, classnames), prompt_templates(data, templates)
+    bank = read_data(dataset, data_dir, bank_split, None, bank_split) if task == "knn" else None
     scheme = read_scheme(scheme_name, activations, weights)
     rows, reference = [], None
     for folder in models:
@@ -87,14 +103,27 @@ def evaluate(
                 calibration = read_data(dataset, data_dir, "train", 512, "train") if scheme.calibrated else None
                 images = None if calibration is None else read_images(loaded, calibration)
                 encoder = quantize(encoder, images, scheme)
-        vectors = class_vectors(loaded.encoder, loaded.tokenize, names, prompts)
         size = loop.round_up(batch_size)
-        with progress(f"evaluating {folder}", len(data)) as update:
-            found = measure(
-                encoder, vectors, batches(data, loaded.preprocess, size),
-                reference=reference, parallel=parallel, micro_batch=micro_batch, progress=update,
-            )  # fmt: skip
-        reference = found.features if reference is None else reference
+
+        def encoded(part: Dataset, loaded: Model = loaded, encoder: Encoder = encoder, size: int = size) -> Labelled:
+            with progress(f"{loaded.folder.name}: {part.split} of {part.name}", len(part)) as update:
+                return encode_all(
+                    encoder, batches(part, loaded.preprocess, size),
+                    parallel=parallel, micro_batch=micro_batch, progress=update,
+                )  # fmt: skip
+
+        if bank is None:
+            names, prompts = class_names(data, classnames), prompt_templates(data, templates)
+            vectors = class_vectors(loaded.encoder, loaded.tokenize, names, prompts)
+            found = measure(encoded(data), functools.partial(class_scores, vectors=vectors), reference)
+        else:
+            voters, seen = encoded(bank), encoded(data)
+            count = 1 + max(int(voters.labels.max()), int(seen.labels.max()))
+            votes = functools.partial(
+                knn_scores, bank=voters.features, labels=voters.labels, num_classes=count, neighbours=neighbours
+            )
+            found = measure(seen, votes, reference)
+        reference = found if reference is None else reference
         quantization = describe(encoder, examples=len(found.features))
         rows.append(
             results.row(
@@ -106,7 +135,8 @@ def evaluate(
                 quantization=quantization,
             )
         )
-    columns = ("model", "scheme", "registers", *rows[0]["metrics"])
+    measures = dict.fromkeys(name for row in rows for name in row["metrics"])  # the first row has no cosine to itself
+    columns = ("model", "scheme", "registers", *measures)
     shown = [
         (
             row["pretrained"], row["quantization"]["scheme"], row["quantization"]["registers"],
@@ -114,7 +144,7 @@ def evaluate(
         )
         for row in rows
     ]  # fmt: skip
-    print_table(f"{task} on {data.name} ({data.split}, n = {len(data)}), open_clip's protocol", columns, shown)
+    print_table(f"{task} on {data.name} ({data.split}, n = {len(data)})", columns, shown)
     write_json(json_file, rows[0] if len(rows) == 1 else rows)
 
 
@@ -137,9 +167,9 @@ def embed(
     strict: bool,
     parallel: Literal["jit", "pmap"],
 ) -> None:
-    """Write the features of a folder of pictures: `features` [n, D] float32, `paths`, and `text_features`.
+    """Write the features of a folder of pictures, and of texts.
 
-    A picture that cannot be read is reported and left out; the exit status is then 1.
+    The file holds `features` [n, D] float32, `paths` and, with --texts, `text_features`. A picture that cannot be read is reported and left out; the exit status is then 1.
     """
     from regcache_jax import checkpoints
     from regcache_jax.errors import UserError

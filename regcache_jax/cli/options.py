@@ -35,7 +35,13 @@ def data_options(split: str, limit: int | None) -> Callable[[Command], Command]:
         click.option("--dataset", required=True, help="emoji (bundled), folder, dummy, a TFDS or CLIP_benchmark name."),
         click.option("--data-dir", help="Folder of pictures (folder), or where TFDS keeps its data."),
         click.option("--split", help=f"Split of the dataset; {split} by default."),
-        click.option("--limit", type=int, default=limit, show_default=True, help="Only the first so many pictures."),
+        click.option(
+            "--limit",
+            type=click.IntRange(1),
+            default=limit,
+            show_default=limit is not None,
+            help="Only so many pictures: the first, of a folder evenly spread ones.",
+        ),
         click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Pictures a step."),
     )
 

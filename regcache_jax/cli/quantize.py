@@ -37,7 +37,10 @@ def quantize(
     out: str,
     json_file: str | None,
 ) -> None:
-    """Quantise the image tower of MODEL: integer weights, scales calibrated with the registers in place."""
+    """Quantise the image tower of MODEL, with or without registers.
+
+    Weights become integers; static scales are calibrated on pictures, with the registers in place.
+    """
     from etils import epath
 
     from regcache_jax import checkpoints

@@ -27,7 +27,7 @@ def inspect(
     picture: str | None,
     json_file: str | None,
 ) -> None:
-    """Show where the outlier tokens of MODEL are, which block is sensitive, and what would help."""
+    """Show where the outliers of MODEL are, and what would help."""
     from regcache_jax import checkpoints
     from regcache_jax.errors import UserError
     from regcache_jax.quantization.scheme import SITES
@@ -105,7 +105,10 @@ def search(
     max_minutes: float | None,
     json_file: str | None,
 ) -> None:
-    """Find the registers of MODEL for a scheme, without labels, on reference pictures."""
+    """Find the registers of MODEL for a scheme, without labels.
+
+    The error between float and quantised features on reference pictures decides; the answer may be that no plan helps.
+    """
     from etils import epath
 
     from regcache_jax import checkpoints

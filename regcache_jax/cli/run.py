@@ -5,16 +5,14 @@ from __future__ import annotations
 import importlib.util
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+from ml_collections import ConfigDict
 
 from regcache_jax.cli.screen import print_table, progress, say
 from regcache_jax.errors import UserError
 from regcache_jax.observer import Observer
-
-if TYPE_CHECKING:
-    from ml_collections import ConfigDict
 
 
 class Bars(Observer):
@@ -56,23 +54,24 @@ class Bars(Observer):
 
 def load_config(name: str) -> ConfigDict:
     """A config from a file, or by the name of one that comes with the package. Raises UserError for neither."""
-    from ml_collections import ConfigDict
-
     path = Path(name)
-    if not path.exists():
+    if not path.is_file():
         packaged = Path(str(importlib.util.find_spec("regcache_jax.configs").origin)).parent  # type: ignore[union-attr]
         path = packaged / f"{path.stem}.py"
         if not path.exists():
             known = ", ".join(sorted(file.stem for file in packaged.glob("*.py") if file.stem != "__init__"))
             raise UserError(f"there is no config {name}; give a file, or one of {known}")
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} is not a config: a Python file (.py) with get_config()")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise UserError(f"{path} has no function get_config()")
-    config = module.get_config()
-    assert isinstance(config, ConfigDict)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except Exception as error:  # a config is the user's own program
+        raise UserError(f"config {path} fails: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{path}: get_config() must return an ml_collections.ConfigDict, got {type(config).__name__}")
     return config
 
 
@@ -83,19 +82,36 @@ def override(config: ConfigDict, arguments: tuple[str, ...]) -> None:
         word = words.pop(0)
         if not word.startswith("--config."):
             raise click.UsageError(f"no such option or argument: {word}")
-        name, _, value = word.removeprefix("--config.").partition("=")
-        if "=" not in word:
+        name, equals, value = word.removeprefix("--config.").partition("=")
+        if not equals:
             if not words:
                 raise click.UsageError(f"--config.{name} needs a value")
             value = words.pop(0)
+        *path, last = name.split(".")
+        field = config
+        for part in path:
+            field = _field(field, part, name)
+        current = _field(field, last, name)
+        if isinstance(current, ConfigDict):
+            raise click.UsageError(f"--config.{name} is a group; give one of {', '.join(f'--config.{name}.{part}' for part in current)}")
         try:
-            current = config
-            for part in name.split(".")[:-1]:
-                current = current[part]
-            last = name.split(".")[-1]
-            current[last] = _parse(value, current[last])
-        except (KeyError, AttributeError, TypeError, ValueError) as error:
-            raise click.UsageError(f"--config.{name}={value}: {error}") from None
+            field[last] = _parse(value, current)
+        except (KeyError, ValueError):
+            raise click.UsageError(f"--config.{name} takes {_like(current)}, got {value!r}") from None
+
+
+def _field(config: Any, part: str, name: str) -> Any:
+    """One field of a config. Raises click.UsageError that names those there are."""
+    if not isinstance(config, ConfigDict) or part not in config:
+        known = ", ".join(config) if isinstance(config, ConfigDict) else "no fields"
+        raise click.UsageError(f"--config.{name}: there is no field {part!r}; there are {known}")
+    return config[part]
+
+
+def _like(value: Any) -> str:
+    """What a field takes, in words."""
+    words = {bool: "true or false", int: "a whole number", float: "a number", tuple: "names with commas"}
+    return words.get(type(value), "a text")
 
 
 def _parse(text: str, like: Any) -> Any:
@@ -110,6 +126,7 @@ def _parse(text: str, like: Any) -> Any:
 def run_and_show(config: ConfigDict, workdir: str) -> None:
     """Runs the pipeline and prints its table."""
     from regcache_jax import pipeline
+    from regcache_jax.report.tables import ROW_LABELS
 
     began = time.monotonic()
     bars = Bars()
@@ -118,10 +135,12 @@ def run_and_show(config: ConfigDict, workdir: str) -> None:
     finally:
         bars.close()
     columns = ("scheme", "row", "top-1 %", "top-5 %", "cosine", "images")
+    notes = list(dict.fromkeys(row["quantization"]["note"] for row in rows if row["quantization"]["note"]))
     shown = [
         (
             row["quantization"]["scheme"],
-            row["quantization"]["row"].removeprefix(f"{row['quantization']['scheme']} "),
+            ROW_LABELS[row["quantization"]["row"]]
+            + (f" [{notes.index(row['quantization']['note']) + 1}]" if row["quantization"]["note"] else ""),
             f"{100 * row['metrics']['acc1']:.1f}",
             f"{100 * row['metrics']['acc5']:.1f}" if "acc5" in row["metrics"] else None,
             f"{row['metrics']['cosine']:.4f}" if "cosine" in row["metrics"] else "1.0000",
@@ -130,6 +149,8 @@ def run_and_show(config: ConfigDict, workdir: str) -> None:
         for row in rows
     ]
     print_table(f"{rows[0]['model']} on {rows[0]['dataset']}", columns, shown)
+    for number, note in enumerate(notes):
+        say(f"[{number + 1}] {note}")
     say(
         f"{Path(workdir) / 'results.json'} and {Path(workdir) / 'report.html'} written; {time.monotonic() - began:.0f} s"
     )
@@ -141,7 +162,7 @@ def run_and_show(config: ConfigDict, workdir: str) -> None:
 )
 @click.option("--print-model", is_flag=True, help="Only print the bundled model's folder.")
 def demo(out: str, print_model: bool) -> None:
-    """Show the whole story on the bundled encoder: about three minutes on two CPU cores."""
+    """Show it all on the bundled encoder, in about three minutes."""
     from regcache_jax.demo.bundled import bundled_model
 
     if print_model:
@@ -161,9 +182,10 @@ def demo(out: str, print_model: bool) -> None:
 @click.option("--workdir", required=True, help="Work folder (may be gs://); a run that was killed goes on in it.")
 @click.pass_context
 def run(context: click.Context, config_name: str, workdir: str) -> None:
-    """Run all stages of a config: convert, inspect, search, quantise, evaluate, report.
+    """Run all stages of a config, or go on with a run that was killed.
 
-    Fields are changed with --config.a.b=c. What has not changed since the last run is kept.
+    Convert, inspect, search, quantise, evaluate, report. Fields are changed with --config.a.b=c. What has not changed since
+    the last run is kept.
     """
     config = load_config(config_name)
     override(config, tuple(context.args))
@@ -174,7 +196,7 @@ def run(context: click.Context, config_name: str, workdir: str) -> None:
 @click.argument("workdir", type=click.Path(file_okay=False))
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="Page to write (.html).")
 def report(workdir: str, out: str) -> None:
-    """Write the page of a finished run: one self-contained HTML file."""
+    """Write the page of a finished run as one HTML file."""
     from regcache_jax.report.page import read_story, write_page
 
     write_page(out, *read_story(workdir))

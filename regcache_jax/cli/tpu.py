@@ -27,9 +27,9 @@ def tpu(
     sweep_batch: bool,
     json_file: str | None,
 ) -> None:
-    """Ask the TPU compiler what an encoder of the catalog costs, without a TPU (needs the extra `tpu`).
+    """Ask the TPU compiler what an encoder costs, without a TPU.
 
-    Cycles are the compiler's own estimate; instructions without one are counted beside them.
+    NAME is one of the catalog; the extra `tpu` must be installed. Cycles are the compiler's own estimate; instructions without one are counted beside them.
     """
     from regcache_jax import tpu as compiler
     from regcache_jax.registers.plan_file import load_plan
@@ -50,7 +50,10 @@ def tpu(
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="File to write; must not exist.")
 @click.option("--platforms", default="cpu,cuda,tpu", show_default=True, help="What the artefact runs on.")
 def export(model: str, out: str, platforms: str) -> None:
-    """Write the image tower of MODEL as one StableHLO file, int8 inside, that runs with jax alone."""
+    """Write the image tower of MODEL as one StableHLO file.
+
+    It has int8 inside and runs with jax alone.
+    """
     from regcache_jax import checkpoints
     from regcache_jax import export as artefacts
 

@@ -62,7 +62,8 @@ class Dataset:
 
 
 def open_dataset(name: str, data_dir: str | None = None, split: str | None = None, limit: int | None = None) -> Dataset:
-    """Opens `emoji`, `folder`, `dummy` or a TFDS (or CLIP_benchmark) name; `limit` keeps the first examples.
+    """Opens `emoji`, `folder`, `dummy` or a TFDS (or CLIP_benchmark) name; `limit` keeps the first examples, of a folder (which
+    is sorted by class) evenly spread ones.
 
     Raises UserError for unknown names (with the nearest), folders without pictures, splits that do not exist."""
     openers = {"emoji": _emoji, "folder": _folder, "dummy": _dummy}
@@ -71,7 +72,15 @@ def open_dataset(name: str, data_dir: str | None = None, split: str | None = Non
         raise UserError(f"--limit must be at least 1, got {limit}")
     if limit is None or limit >= len(dataset):
         return dataset
-    return Dataset(dataset.name, dataset.split, limit, dataset.__getitem__, dataset.classnames, dataset.templates)
+    chosen = np.linspace(0, len(dataset) - 1, limit).round().astype(int) if name == "folder" else np.arange(limit)
+    return Dataset(
+        dataset.name,
+        dataset.split,
+        limit,
+        lambda index: dataset[int(chosen[index])],
+        dataset.classnames,
+        dataset.templates,
+    )
 
 
 def _emoji(name: str, data_dir: str | None, split: str | None) -> Dataset:

@@ -37,6 +37,11 @@ def class_vectors(
     return mean / np.linalg.norm(mean, axis=-1, keepdims=True)
 
 
+def class_scores(features: Float[np.ndarray, "n E"], vectors: Float[np.ndarray, "C E"]) -> Float[np.ndarray, "n C"]:
+    """Cosine of every picture with every class, for features and vectors of unit length."""
+    return features @ vectors.T
+
+
 def count_hits(scores: Float[Array, "B C"], labels: Array, mask: Array) -> dict[str, Array]:
     """Seen, top-1 and top-5 hits of each class `[C]`. A label's rank is how many classes outscore it (or tie before it)."""
     classes = jnp.arange(scores.shape[1], dtype=jnp.int32)

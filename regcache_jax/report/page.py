@@ -11,37 +11,38 @@ from typing import Any
 from etils import epath
 
 from regcache_jax.errors import UserError
-from regcache_jax.report.plots import heat_map, norms_by_block
+from regcache_jax.report.plots import COLOURS, bars, cells, heat_map, heat_scale, norms_by_block, scatter
+from regcache_jax.report.tables import (
+    ROW_LABELS,
+    TRIAL_KINDS,
+    chosen_table,
+    results_table,
+    sentences,
+    trial_kind,
+    trials_table,
+)
 
 Json = dict[str, Any]
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1c1917;--soft:#57534e;--paper:#fafaf9;--card:#fff;--edge:#e7e5e4;
---first:#c2410c;--second:#0f766e}
+--first:#c2410c;--second:#0f766e;--third:#6d28d9;--fourth:#64748b}
 @media(prefers-color-scheme:dark){:root{--ink:#e7e5e4;--soft:#a8a29e;--paper:#1c1917;--card:#292524;--edge:#44403c;
---first:#fb923c;--second:#2dd4bf}}
+--first:#fb923c;--second:#2dd4bf;--third:#a78bfa;--fourth:#94a3b8}}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,sans-serif}
 main{max-width:60rem;margin:0 auto;padding:2rem 1.2rem 4rem}
-h1{font-size:1.7rem;margin:.2rem 0}h2{font-size:1.2rem;margin:2.2rem 0 .6rem}p{max-width:46rem}
+h1{font-size:1.7rem;margin:.2rem 0}h2{font-size:1.25rem;margin:2.6rem 0 .6rem}h3{font-size:1rem;margin:1.6rem 0 .4rem}
+p,ul,ol{max-width:46rem}code,pre{font:.9em ui-monospace,monospace}pre{overflow-x:auto}
 .note{border-left:4px solid var(--first);padding:.6rem 1rem;background:var(--card)}
-.soft{color:var(--soft)}.wide{overflow-x:auto}
+.soft{color:var(--soft)}.wide{overflow-x:auto}.plots{display:flex;flex-wrap:wrap;gap:1.5rem}.plots>div{flex:1 1 24rem;max-width:40rem}
 table{border-collapse:collapse;background:var(--card);font-variant-numeric:tabular-nums;width:100%}
 th,td{padding:.35rem .7rem;border-bottom:1px solid var(--edge);text-align:right;white-space:nowrap}
 th:first-child,td:first-child,th:nth-child(2),td:nth-child(2){text-align:left}
-tr.full td{font-weight:650}tr.first td{border-top:2px solid var(--soft)}
-.maps{display:flex;flex-wrap:wrap;gap:1rem}.maps figure{margin:0;background:var(--card);padding:.6rem;
-border:1px solid var(--edge)}
-.maps .row{display:flex;gap:.4rem}.maps svg,.maps img{width:104px;height:104px;display:block}
+tr.full td{font-weight:650}tr.first td{border-top:2px solid var(--soft)}sup{line-height:0}
+.maps{display:flex;flex-wrap:wrap;gap:1rem}figure{margin:0;background:var(--card);padding:.6rem;border:1px solid var(--edge)}
+.row{display:flex;gap:.4rem}.row svg,.row img{width:104px;height:104px;display:block}
 figcaption{font-size:.8rem;color:var(--soft)}
 """
-
-KINDS = {
-    "plain": "plain (no registers)",
-    "registers": "registers (full plan)",
-    "prefix-only": "prefix only",
-    "delete-only": "delete only",
-    "token": "per-token dynamic scales",
-}
 
 BUNDLED_NOTE = (
     "The bundled encoder's outliers were trained and planted on purpose, it met register-like prefixes in training, and the "
@@ -49,13 +50,19 @@ BUNDLED_NOTE = (
     "evidence for the method on real encoders."
 )
 
+BAR_COLOURS = {"plain": COLOURS[0], "registers": COLOURS[1]}
+
 
 def write_page(path: epath.PathLike, rows: Sequence[Json], story: Json) -> None:
     """Writes the page, beside its final name first."""
     path = epath.Path(path)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    partial.write_text(page(rows, story))
-    partial.replace(path)
+    try:
+        partial.write_text(page(rows, story))
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def read_story(workdir: epath.PathLike) -> tuple[list[Json], Json]:
@@ -75,123 +82,142 @@ def read_story(workdir: epath.PathLike) -> tuple[list[Json], Json]:
 
 def page(rows: Sequence[Json], story: Json) -> str:
     """The whole page as HTML."""
-    first = rows[0]
-    title = f"{first['model']}: float, quantised, and quantised with registers"
-    bundled = story["config"]["model"] == "bundled"
+    title = f"{rows[0]['model']}: float, quantised, and quantised with registers"
     sections = [
         f"<h1>{html.escape(title)}</h1>",
-        f'<p class="soft">{html.escape(first["task"])} on {html.escape(first["dataset"])}, '
-        f"n = {first['quantization']['examples']}, open_clip's protocol; integers throughout, activations static per tensor "
-        "unless the row says otherwise, weights per "
-        f"{'output channel' if story['config']['weights'] == 'channel' else 'tensor'}.</p>",
-        f'<p class="note">{BUNDLED_NOTE}</p>' if bundled else "",
+        opening(rows, story),
         "<h2>Results</h2>",
+        accuracy_bars(rows),
         results_table(rows),
         '<p class="soft">Cosine, relative error and agreement compare features and top-1 predictions with the float encoder\'s '
         "on the same pictures.</p>",
         "<h2>What inspect found</h2>",
-        _list(finding["sentence"] for finding in story["inspect"]["verdict"]["findings"]),
-        sensitivity_sentence(story["inspect"]),
-        "<h2>Norms by block</h2>",
-        '<div class="wide">',
+        sentences(finding["sentence"] for finding in story["inspect"]["verdict"]["findings"]),
+        sensitivity(story["inspect"]),
+        "<h3>Norms by block</h3>",
+        f"<p>Largest and median l-inf norm of the patch tokens at every block's input, over {story['inspect']['profile']['num_images']} "
+        f"reference pictures, without and with the registers found for {html.escape(story['figures']['scheme'])}.</p>",
         norms_by_block({"no registers": story["inspect"]["profile"], "registers": story["figures"]["profile"]}),
-        "</div>",
-        "<h2>Where the large tokens sit</h2>",
-        sink_section(story["figures"]["maps"]),
+        "<h3>Where the large tokens sit</h3>",
+        sink_section(story),
         "<h2>What was chosen, and why</h2>",
-        search_table(story["search"]),
-        _list(f"{name}: {result['sentence']}" for name, result in story["search"].items()),
-        "<p>The search needs no labels: its error is the squared distance between float and quantised features of unit length, "
-        "on reference pictures that the table above does not use. A plan is kept only if it gains more than twice the jitter "
-        "that redrawing the calibration pictures causes.</p>",
-        f'<p class="soft">Made with {_versions(first)}.</p>',
+        search_section(story["search"]),
+        "<h2>How it was made</h2>",
+        f"<p>{_versions(rows[0])}. The same page again: <code>regcache run --config CONFIG --workdir DIR</code> with this "
+        f"config.</p><details><summary>config</summary><pre>{html.escape(json.dumps(story['config'], indent=1))}</pre></details>",
     ]
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body><main>{''.join(sections)}</main></body></html>"
     )
 
 
-def results_table(rows: Sequence[Json]) -> str:
-    """Every result row; the full plan stands out, a line parts the schemes."""
-    columns = (
-        ("acc1", "top-1"),
-        ("acc5", "top-5"),
-        ("cosine", "cosine"),
-        ("relative_error", "rel. error"),
-        ("agreement", "agrees"),
-    )
-    head = "".join(f"<th>{name}</th>" for name in ("scheme", "", *(label for _, label in columns), "pictures"))
-    body, before = [], None
-    for row in rows:
-        quantization, metrics = row["quantization"], row["metrics"]
-        kind = quantization["row"].split(" ")[-1]
-        what = KINDS.get(kind, KINDS["plain"])
-        cells = [quantization["scheme"], what]
-        cells += [_figure(metrics.get(name), name) for name, _ in columns] + [str(quantization["examples"])]
-        marks = [
-            name
-            for name, on in (("full", quantization["registers"]), ("first", quantization["scheme"] != before))
-            if on
-        ]
-        before = quantization["scheme"]
-        body.append(f'<tr class="{" ".join(marks)}">{"".join(f"<td>{html.escape(cell)}</td>" for cell in cells)}</tr>')
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
-
-
-def _figure(value: float | None, name: str) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4f}" if name in ("cosine", "relative_error") else f"{100 * value:.1f} %"
-
-
-def sensitivity_sentence(inspected: Json) -> str:
-    """Which block registers are needed in, and which site alone costs most."""
-    verdict, errors = inspected["verdict"], inspected["sensitivity"]["errors"]
-    block, site = verdict["most_sensitive"]
-    error = errors[block][inspected["sensitivity"]["sites"].index(site)]
+def opening(rows: Sequence[Json], story: Json) -> str:
+    """What was measured, and what must be known before any number is read."""
+    first, config = rows[0], story["config"]
+    protocol = "DINOv2's protocol" if first["task"] == "knn" else "open_clip's protocol"
+    weights = "output channel" if config["weights"] == "channel" else "tensor"
+    notes = [BUNDLED_NOTE] if config["model"] == "bundled" else []
+    if first["quantization"].get("valid") is False:
+        notes.append(
+            f"The float encoder gives {first['metrics']['acc1']:.1%} where {config['expected_acc1']:.1%} is expected: "
+            "preprocessing, prompts or data differ, and the quantised rows are not valid."
+        )
     return (
-        f"<p>Sinks begin in block {verdict['sensitive_block']}. Quantised alone, site {html.escape(site)} of block {block} costs "
-        f"most: mean squared error {error:.3g} of unit features.</p>"
+        f'<p class="soft">{html.escape(first["task"])} on {html.escape(first["dataset"])}, '
+        f"n = {first['quantization']['examples']}, {protocol}; integers throughout, round to nearest, activations static per "
+        f"tensor unless the row says otherwise, weights per {weights}.</p>"
+        + "".join(f'<p class="note">{html.escape(text)}</p>' for text in notes)
     )
 
 
-def search_table(searched: Json) -> str:
-    """The chosen numbers of every scheme."""
-    names = ("start", "stop", "copies", "delete_block", "delete_count", "num_registers")
-    head = "".join(
-        f"<th>{name}</th>" for name in ("scheme", "", *names, "error without", "error with", "jitter", "trials")
+def accuracy_bars(rows: Sequence[Json]) -> str:
+    """Top-1 of every row, a picture a scheme, with the float encoder's as a line across."""
+    line = ("float", rows[0]["metrics"]["acc1"])
+    pictures = []
+    for scheme in dict.fromkeys(row["quantization"]["scheme"] for row in rows[2:]):
+        of_scheme = [row for row in rows if row["quantization"]["scheme"] == scheme]
+        entries = [
+            (ROW_LABELS[name], row["metrics"]["acc1"], BAR_COLOURS.get(name, COLOURS[3]))
+            for row in of_scheme
+            for name in [row["quantization"]["row"]]
+        ]
+        pictures.append(f"<div><h3>{html.escape(scheme)}</h3>{bars(entries, line, f'top-1 at {scheme}')}</div>")
+    return f'<div class="plots">{"".join(pictures)}</div>'
+
+
+def sensitivity(inspected: Json) -> str:
+    """Which block registers are needed in, and what each site alone costs."""
+    verdict, found = inspected["verdict"], inspected["sensitivity"]
+    block, site = verdict["most_sensitive"]
+    return (
+        f"<p>The sensitive block is {verdict['sensitive_block']}. Quantised alone to w8a8, site {html.escape(site)} of block "
+        f"{block} costs most. Mean squared error of the unit features, one site of one block at a time:</p>"
+        f'<div class="wide">{cells(found["errors"], found["sites"], "block", "error of one site")}</div>'
     )
-    body = []
-    for scheme, result in searched.items():
-        numbers = [f"{result['numbers'][name]:g}" for name in names]
-        figures = [f"{result[name]:.3g}" for name in ("baseline_error", "error", "jitter")]
-        kept = "kept" if result["helps"] else "no plan"
-        cells = [scheme, kept, *numbers, *figures, str(len(result["trials"]))]
-        body.append(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>")
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
 
 
-def sink_section(maps: Sequence[Json]) -> str:
-    """Example pictures beside the norms of their patches, without and with registers, on one scale."""
+def sink_section(story: Json) -> str:
+    """Example pictures beside the norms of their patches, without and with registers, on one scale; and over the whole set, how
+    often each place holds a sink."""
+    maps = story["figures"]["maps"]
     largest = max(value for entry in maps for row in entry["plain"] for value in row)
     figures = [
         f'<figure><div class="row"><img alt="{html.escape(entry["name"])}" src="data:image/png;base64,{entry["thumbnail"]}">'
         f"{heat_map(entry['plain'], largest, title='norms without registers')}"
         f"{heat_map(entry['registers'], largest, title='norms with registers')}</div>"
-        f"<figcaption>{html.escape(entry['name'])}: largest {max(map(max, entry['plain'])):.0f} without registers, "
-        f"{max(map(max, entry['registers'])):.0f} with</figcaption></figure>"
+        f"<figcaption>{html.escape(entry['name'])}: largest {max(map(max, entry['plain'])):.0f} without, "
+        f"{max(map(max, entry['registers'])):.0f} with registers</figcaption></figure>"
         for entry in maps
     ]
-    block = maps[0]["block"]
+    block, grid = maps[0]["block"], len(maps[0]["plain"])
+    shares = [
+        _grid(profile["sink_share"][block], grid)
+        for profile in (story["inspect"]["profile"], story["figures"]["profile"])
+    ]
+    counts = [
+        profile["sinks_per_image"][block] for profile in (story["inspect"]["profile"], story["figures"]["profile"])
+    ]
+    often = max((value for share in shares for row in share for value in row), default=0.0)
+    where = (
+        f'<figure><div class="row">{heat_map(shares[0], often, title="share of pictures with a sink here, without registers")}'
+        f"{heat_map(shares[1], often, title='share of pictures with a sink here, with registers')}</div>"
+        f"<figcaption>all reference pictures: where sinks sit, without and with registers<br>(brightest: {often:.0%} of the "
+        f"pictures); {counts[0]:.1f} and {counts[1]:.1f} sinks a picture</figcaption></figure>"
+    )
     return (
         f"<p>Each picture, then the l-inf norms of its patches at the input of block {block}, without and with registers, on one "
-        f'logarithmic scale.</p><div class="maps">{"".join(figures)}</div>'
+        f"logarithmic scale:</p>{heat_scale(largest)}"
+        f'<div class="maps">{"".join(figures)}{where}</div>'
     )
 
 
-def _list(sentences: Any) -> str:
-    return f"<ul>{''.join(f'<li>{html.escape(sentence)}</li>' for sentence in sentences)}</ul>"
+def _grid(tokens: Sequence[float], side: int) -> list[list[float]]:
+    """The patches of a row of tokens (class token and trained registers stand before them) as rows of the grid."""
+    patches = list(tokens)[-side * side :]
+    return [patches[first : first + side] for first in range(0, side * side, side)]
+
+
+def search_section(searched: dict[str, Json]) -> str:
+    """What was chosen for every scheme, how the error fell, and what else was tried."""
+    pictures = []
+    for scheme, found in searched.items():
+        groups: dict[str, list[tuple[float, float]]] = {kind: [] for kind in TRIAL_KINDS}
+        for number, row in enumerate(found["trials"]):
+            groups[trial_kind(row["numbers"])].append((number + 1.0, row["error"]))
+        plot = scatter(groups, "trial", f"error of every trial at {scheme}")
+        pictures.append(f"<div><h3>{html.escape(scheme)}</h3>{plot}</div>")
+    return (
+        sentences(f"{name}: {result['sentence']}" for name, result in searched.items())
+        + chosen_table(searched)
+        + "<p>The search needs no labels: its error is the squared distance between float and quantised features of unit length, "
+        "on reference pictures that the results do not use. A plan is kept only if it gains more than twice the jitter that "
+        "redrawing the calibration pictures causes.</p>"
+        f'<h3>Every trial</h3><p class="soft">Error in the order of the trials: first a coarse grid on few pictures, then the '
+        f'best on more.</p><div class="plots">{"".join(pictures)}</div>'
+        "<h3>The best of each kind</h3>" + trials_table(searched)
+    )
 
 
 def _versions(row: Json) -> str:

@@ -1,4 +1,4 @@
-"""Plots as SVG texts, made for light and dark pages: lines on a logarithmic axis, heat maps, bars of trials."""
+"""Plots as SVG texts, made for light and dark pages: lines and points on a logarithmic axis, bars, heat maps."""
 
 from __future__ import annotations
 
@@ -11,35 +11,50 @@ COLOURS = ("var(--first, #c2410c)", "var(--second, #0f766e)", "var(--third, #6d2
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 300, 56, 42, 16, 16
 
 
+class LogAxis:
+    """The vertical axis of a plot: whole powers of ten around the values."""
+
+    def __init__(self, values: Sequence[float]) -> None:
+        positive = [value for value in values if value > 0] or [1.0]
+        self.low = math.floor(math.log10(min(positive)))
+        self.high = max(math.ceil(math.log10(max(positive)) - 1e-9), self.low + 1)
+
+    def __call__(self, value: float) -> float:
+        """Where a value lies, in the units of the picture."""
+        return TOP + (self.high - math.log10(value)) * (HEIGHT - TOP - BOTTOM) / (self.high - self.low)
+
+    def grid(self) -> str:
+        """A line and a number for every power of ten."""
+        powers = [10.0**power for power in range(self.low, self.high + 1)]
+        return "".join(
+            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{self(power):.1f}" y2="{self(power):.1f}" class="grid"/>'
+            + _text(LEFT - 8, self(power) + 4, f"{power:g}", "end")
+            for power in powers
+        )
+
+
 def lines(
-    series: Mapping[str, Sequence[float]], x_label: str, y_label: str, dashed: Sequence[str] = (), title: str = ""
+    series: Mapping[str, Sequence[float]], x_label: str, title: str, dashed: Sequence[str] = (), marks: bool = True
 ) -> str:
     """One line a series over blocks 0, 1, ..., on a logarithmic axis; zeros are left out."""
-    values = [value for row in series.values() for value in row if value > 0]
-    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)) + 1e-9)
-    high = max(high, low + 1)
+    y = LogAxis([value for row in series.values() for value in row])
     count = max(len(row) for row in series.values())
+    step = math.ceil(count / 16)
 
     def x(index: int) -> float:
         return LEFT + index * (WIDTH - LEFT - RIGHT) / max(count - 1, 1)
 
-    def y(value: float) -> float:
-        return TOP + (high - math.log10(value)) * (HEIGHT - TOP - BOTTOM) / (high - low)
-
-    parts = [_open(WIDTH, HEIGHT + 22 * math.ceil(len(series) / 2), title or y_label)]
-    for power in range(low, high + 1):
-        parts.append(
-            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(10.0**power):.1f}" y2="{y(10.0**power):.1f}" class="grid"/>'
-        )
-        parts.append(_text(LEFT - 8, y(10.0**power) + 4, f"{10.0**power:g}", "end"))
-    for index in range(count):
-        parts.append(_text(x(index), HEIGHT - BOTTOM + 18, str(index), "middle"))
+    parts = [_open(WIDTH, HEIGHT + 22 * math.ceil(len(series) / 2), title), y.grid()]
+    parts += [_text(x(index), HEIGHT - BOTTOM + 18, str(index), "middle") for index in range(0, count, step)]
     parts.append(_text((LEFT + WIDTH) / 2, HEIGHT - 6, x_label, "middle"))
     for number, (name, row) in enumerate(series.items()):
         colour = COLOURS[number // 2 % len(COLOURS)] if dashed else COLOURS[number % len(COLOURS)]
         style = ' stroke-dasharray="5 4"' if name in dashed else ""
-        points = " ".join(f"{x(index):.1f},{y(value):.1f}" for index, value in enumerate(row) if value > 0)
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2.2"{style}/>')
+        points = [(x(index), y(value)) for index, value in enumerate(row) if value > 0]
+        path = " ".join(f"{left:.1f},{top:.1f}" for left, top in points)
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2.2"{style}/>')
+        if marks and not style:
+            parts += [f'<circle cx="{left:.1f}" cy="{top:.1f}" r="3" fill="{colour}"/>' for left, top in points]
         left, top = LEFT + (number % 2) * 290, HEIGHT + 12 + 22 * (number // 2)
         parts.append(
             f'<line x1="{left}" x2="{left + 26}" y1="{top}" y2="{top}" stroke="{colour}" stroke-width="2.2"{style}/>'
@@ -58,29 +73,106 @@ def norms_by_block(profiles: Mapping[str, Any]) -> str:
         series[f"{name}: largest"] = [row[patch] for row in tree["maximum"][0]]
         series[f"{name}: median"] = [row[patch] for row in tree["median"][0]]
         dashed.append(f"{name}: median")
-    return lines(series, "block", "l-inf norm of patch tokens at the block's input", dashed)
+    return lines(series, "block", "l-inf norms of patch tokens at the block's input", dashed)
+
+
+def scatter(groups: Mapping[str, Sequence[tuple[float, float]]], x_label: str, title: str) -> str:
+    """Points (x, y) in one colour a group; y is logarithmic."""
+    every = [point for points in groups.values() for point in points]
+    y = LogAxis([top for _, top in every])
+    last = max((left for left, _ in every), default=1.0)
+    parts = [_open(WIDTH, HEIGHT + 22, title), y.grid()]
+    for tick in sorted({round(last * part / 4) for part in range(5)}):
+        parts.append(_text(LEFT + tick / last * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM + 18, f"{tick:.0f}", "middle"))
+    parts.append(_text((LEFT + WIDTH) / 2, HEIGHT - 6, x_label, "middle"))
+    for number, (name, points) in enumerate(groups.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        parts += [
+            f'<circle cx="{LEFT + left / last * (WIDTH - LEFT - RIGHT):.1f}" cy="{y(top):.1f}" r="3.4" fill="{colour}" '
+            f'fill-opacity=".75"><title>{html.escape(name)}: {top:.3g}</title></circle>'
+            for left, top in points
+            if top > 0
+        ]
+        left_edge = LEFT + number * 145
+        parts.append(f'<circle cx="{left_edge + 4}" cy="{HEIGHT + 12}" r="4" fill="{colour}"/>')
+        parts.append(_text(left_edge + 14, HEIGHT + 16, name, "start"))
+    return "".join([*parts, "</svg>"])
+
+
+def bars(rows: Sequence[tuple[str, float, str]], line: tuple[str, float], title: str) -> str:
+    """Horizontal bars of shares 0..1, (label, share, colour), with one line across for comparison."""
+    left, right, height = 210, 60, 26
+    across = WIDTH - left - right
+    parts = [_open(WIDTH, height * len(rows) + 26, title)]
+    for number, (label, share, colour) in enumerate(rows):
+        top = number * height
+        parts.append(_text(left - 8, top + 17, label, "end"))
+        parts.append(
+            f'<rect x="{left}" y="{top + 4}" width="{max(share, 0) * across:.1f}" height="{height - 8}" fill="{colour}"/>'
+        )
+        parts.append(_text(left + share * across + 6, top + 17, f"{100 * share:.1f} %", "start"))
+    place, bottom = left + line[1] * across, height * len(rows)
+    parts.append(f'<line x1="{place:.1f}" x2="{place:.1f}" y1="0" y2="{bottom + 6}" class="across"/>')
+    parts.append(_text(place, bottom + 20, f"{line[0]} {100 * line[1]:.1f} %", "middle"))
+    return "".join([*parts, "</svg>"])
 
 
 def heat_map(rows: Sequence[Sequence[float]], largest: float, size: int = 128, title: str = "") -> str:
     """A grid of values, dark for small and bright for `largest`, on a logarithmic scale."""
     side = size / len(rows)
-    scale = math.log1p(largest)
     parts = [_open(size, size, title)]
     for row_number, row in enumerate(rows):
         for column, value in enumerate(row):
-            share = min(1.0, math.log1p(max(value, 0.0)) / scale)
             parts.append(
                 f'<rect x="{column * side:.2f}" y="{row_number * side:.2f}" width="{side + 0.3:.2f}" height="{side + 0.3:.2f}" '
-                f'fill="hsl({250 - 210 * share:.0f} 75% {12 + 58 * share:.0f}%)"><title>{value:.1f}</title></rect>'
+                f'fill="{colour_of(value, largest)}"><title>{value:.3g}</title></rect>'
             )
     return "".join([*parts, "</svg>"])
 
 
-def _open(width: int, height: int, title: str) -> str:
+def colour_of(value: float, largest: float) -> str:
+    """The colour of a value on the heat maps' logarithmic scale."""
+    share = min(1.0, math.log1p(max(value, 0.0)) / math.log1p(largest)) if largest > 0 else 0.0
+    return f"hsl({250 - 210 * share:.0f} 75% {12 + 58 * share:.0f}%)"
+
+
+def heat_scale(largest: float) -> str:
+    """The heat maps' colours with their values."""
+    values = [0.0, *(largest ** (part / 4) for part in range(1, 5))]
+    parts = [_open(5 * 62, 34, "colours of the maps")]
+    for number, value in enumerate(values):
+        parts.append(
+            f'<rect x="{number * 62}" y="0" width="62" height="14" fill="{colour_of(value, largest)}"/>'
+            + _text(number * 62 + 31, 28, f"{value:.0f}", "middle")
+        )
+    return "".join([*parts, "</svg>"])
+
+
+def cells(rows: Sequence[Sequence[float]], columns: Sequence[str], corner: str, title: str) -> str:
+    """A grid of numbers, one row a name of `columns`, written and shaded by their share of the largest; columns are numbered."""
+    wide, tall, left = 56, 24, 50
+    count, largest = len(rows), max(max(row) for row in rows) or 1.0
+    parts = [_open(left + wide * count, tall * (len(columns) + 1), title), _text(left - 8, 16, corner, "end")]
+    parts += [_text(left + wide * (number + 0.5), 16, str(number), "middle") for number in range(count)]
+    for line, name in enumerate(columns):
+        top = tall * (line + 1)
+        parts.append(_text(left - 8, top + 16, name, "end"))
+        for number, row in enumerate(rows):
+            parts.append(
+                f'<rect x="{left + wide * number}" y="{top}" width="{wide - 2}" height="{tall - 2}" fill="{COLOURS[0]}" '
+                f'fill-opacity="{0.06 + 0.6 * max(row[line], 0.0) / largest:.2f}"/>'
+                + _text(left + wide * (number + 0.5) - 1, top + 15, f"{row[line]:.0e}".replace("e-0", "e-"), "middle")
+            )
+    return "".join([*parts, "</svg>"])
+
+
+def _open(width: float, height: float, title: str) -> str:
     return (
-        f'<svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg" role="img" font-family="system-ui, sans-serif" '
-        f'font-size="12" style="max-width:{width}px;width:100%"><title>{html.escape(title)}</title>'
-        "<style>.grid{stroke:currentColor;stroke-opacity:.15}text{fill:currentColor}</style>"
+        f'<svg viewBox="0 0 {width:g} {height:g}" xmlns="http://www.w3.org/2000/svg" role="img" '
+        f'font-family="system-ui, sans-serif" font-size="12" style="max-width:{width:g}px;width:100%">'
+        f"<title>{html.escape(title)}</title>"
+        "<style>.grid{stroke:currentColor;stroke-opacity:.15}.across{stroke:currentColor;stroke-dasharray:3 3}"
+        "text{fill:currentColor}</style>"
     )
 
 

@@ -1,0 +1,123 @@
+"""A work folder: stages whose results are kept, beside hashes of what they were made from and of the files they made.
+
+A stage's record is written last, and removed before the stage runs again; so a record that is there speaks of whole files, and
+a run that is killed at any time goes on where it stopped. Records and files that were damaged since are made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import uuid
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from regcache_jax.evaluation import results
+from regcache_jax.observer import Observer
+
+Json = dict[str, Any]
+
+
+class Stage(NamedTuple):
+    """A stage's result, and the hash of what it was made from, for the stages that build on it."""
+
+    result: Json
+    made_from: str
+
+
+class Workdir:
+    """A work folder; paths in it may be on gs:// or wherever else `etils.epath` reaches."""
+
+    def __init__(self, path: epath.PathLike, observer: Observer) -> None:
+        self.path, self.observer = epath.Path(path), observer
+
+    def stage(self, name: str, made_from: Any, make: Callable[[], Json], files: Sequence[str] = ()) -> Stage:
+        """The result of `make`, or its record where that was made from the same things by the same version and the `files` and
+        folders (relative to the work folder) it made are still as they were. Old files are removed before `make` runs."""
+        digest = self.digest(name, made_from)
+        record = self.path / "stages" / f"{name}.json"
+        stored = self._read(record)
+        if stored.get("made_from") == digest and stored.get("files") == self._digests(files):
+            self.observer.skipped(name)
+            return Stage(stored["result"], digest)
+        self.observer.started(name)
+        record.unlink(missing_ok=True)
+        for file in files:
+            remove(self.path / file)
+        result = make()
+        results.write(record, {"made_from": digest, "files": self._digests(files), "result": result})
+        return Stage(result, digest)
+
+    def digest(self, name: str, made_from: Any) -> str:
+        """The hash that names what a stage was made from."""
+        return fingerprint([name, made_from, metadata.version("regcache-jax")])
+
+    def _digests(self, files: Sequence[str]) -> dict[str, str | None]:
+        return {file: digest_of(self.path / file) for file in files}
+
+    def _read(self, record: epath.Path) -> Json:
+        """A record, or nothing where there is none that can be read."""
+        try:
+            stored = json.loads(record.read_text())
+        except (OSError, ValueError):
+            return {}
+        return stored if isinstance(stored, dict) and "result" in stored else {}
+
+
+def fingerprint(tree: Any) -> str:
+    """Short hash of a JSON tree."""
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def digest_of(path: epath.Path) -> str | None:
+    """SHA-256 of a file, or of all names and contents in a folder; None where there is nothing."""
+    if not path.exists():
+        return None
+    digest = hashlib.sha256()
+    if not path.is_dir():
+        digest.update(path.read_bytes())
+        return digest.hexdigest()
+    for entry in sorted(path.iterdir(), key=lambda entry: entry.name):
+        digest.update(f"{entry.name}\0{digest_of(entry)}\0".encode())
+    return digest.hexdigest()
+
+
+def listing(path: str | Path) -> list[tuple[str, int, int]]:
+    """What a user's file or folder is recognised by without reading it: name, size and time of every file; nothing for a
+    path that is not there (a name on a hub)."""
+    root = Path(path).expanduser()
+    files = [root] if root.is_file() else sorted(file for file in root.rglob("*") if file.is_file())
+    return [(file.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()]]
+
+
+def remove(path: epath.Path) -> None:
+    """Removes a file or a folder, if it is there."""
+    if path.is_dir():
+        path.rmtree()
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_array(path: epath.Path, array: np.ndarray) -> None:
+    """Writes an .npy whole or not at all."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        partial.write_bytes(buffer.getvalue())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def read_array(path: epath.Path) -> np.ndarray:
+    """Reads an .npy."""
+    return np.load(io.BytesIO(path.read_bytes()))

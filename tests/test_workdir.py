@@ -1,0 +1,101 @@
+"""Stage records: kept while nothing changes, made again otherwise, and never believed when damaged."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from regcache_jax.observer import Observer
+from regcache_jax.workdir import Workdir, digest_of, listing, read_array, write_array
+
+
+class Counting:
+    """A stage that makes one file and counts how often it runs."""
+
+    def __init__(self, workdir: Workdir):
+        self.workdir, self.runs = workdir, 0
+
+    def __call__(self, made_from="a", files=("out/array.npy",)):
+        def make():
+            self.runs += 1
+            write_array(self.workdir.path / "out" / "array.npy", np.arange(3))
+            return {"made": made_from}
+
+        return self.workdir.stage("stage", made_from, make, files)
+
+
+@pytest.fixture
+def stage(tmp_path):
+    return Counting(Workdir(tmp_path, Observer()))
+
+
+def test_a_stage_runs_once_while_nothing_changes(stage):
+    first = stage()
+    assert stage() == first and stage.runs == 1
+    assert first.result == {"made": "a"}
+
+
+def test_a_stage_runs_again_when_what_it_is_made_from_changes_and_when_it_changes_back(stage):
+    digests = [stage(made_from).made_from for made_from in ("a", "b", "a")]
+    assert stage.runs == 3 and digests[0] == digests[2] != digests[1]
+
+
+@pytest.mark.parametrize("damage", ["remove", "change", "cut the record", "list as record"])
+def test_a_damaged_stage_runs_again(stage, damage):
+    stage()
+    file, record = stage.workdir.path / "out" / "array.npy", stage.workdir.path / "stages" / "stage.json"
+    if damage == "remove":
+        file.unlink()
+    elif damage == "change":
+        write_array(file, np.arange(4))
+    else:
+        record.write_text(record.read_text()[:20] if damage == "cut the record" else "[]")
+    assert stage().result == {"made": "a"} and stage.runs == 2
+    np.testing.assert_array_equal(read_array(file), np.arange(3))
+
+
+def test_a_stage_that_dies_leaves_no_record_of_its_earlier_self(stage):
+    """Or a file of the new making would be taken for one of the old."""
+    stage("a")
+
+    def dies():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stage.workdir.stage("stage", "b", dies, ("out/array.npy",))
+    assert not (stage.workdir.path / "stages" / "stage.json").exists()
+    assert stage("a").result == {"made": "a"} and stage.runs == 2
+
+
+def test_another_version_of_the_package_makes_every_stage_again(stage, monkeypatch):
+    stage()
+    monkeypatch.setattr("regcache_jax.workdir.metadata.version", lambda name: "99.0")
+    stage()
+    assert stage.runs == 2
+
+
+def test_a_record_is_plain_json(stage):
+    stage()
+    record = json.loads((stage.workdir.path / "stages" / "stage.json").read_text())
+    assert record["result"] == {"made": "a"} and list(record["files"]) == ["out/array.npy"]
+
+
+def test_a_folder_has_another_digest_when_a_name_or_a_byte_in_it_changes(tmp_path):
+    digests = set()
+    for name, text in (("a", "x"), ("a", "y"), ("b", "y")):
+        folder = Workdir(tmp_path / f"{name}{text}", Observer()).path
+        (folder / "deep").mkdir(parents=True)
+        (folder / "deep" / name).write_text(text)
+        digests.add(digest_of(folder))
+    assert len(digests) == 3 and None not in digests
+
+
+def test_a_listing_sees_new_and_changed_files_and_nothing_where_there_is_nothing(tmp_path):
+    assert listing("some/name-on-a-hub") == []
+    (tmp_path / "a").write_text("1")
+    before = listing(tmp_path)
+    (tmp_path / "b").write_text("22")
+    assert listing(tmp_path)[0] == before[0] and listing(tmp_path)[1][:2] == ("b", 2)
+    assert listing(tmp_path / "b")[0][1] == 2
