@@ -7,14 +7,12 @@ Split `test` is Twemoji (816 pictures), which no training, calibration or search
 from __future__ import annotations
 
 import functools
-import io
 import json
 from importlib import resources
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow_datasets as tfds
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 TEMPLATES = ("{c}", "an emoji of {c}", "a small picture of {c}", "a drawing of a {c}")
@@ -69,43 +67,23 @@ def _drawing(vendor: str, concept: int) -> Image.Image:
         return Image.open(file).convert("RGBA")
 
 
+def _place(vendor: str, concept: int, rendering: int) -> Float[np.ndarray, "64 64 4"]:
+    """A drawing, resized, at its place on a clear canvas: RGBA in 0..1."""
+    how = RENDERINGS[rendering]
+    drawing = _drawing(vendor, concept).resize((how.size, how.size), Image.Resampling.BILINEAR)
+    canvas = np.zeros((SIDE, SIDE, 4), np.float32)
+    canvas[how.top : how.top + how.size, how.left : how.left + how.size] = np.asarray(drawing, np.float32) / 255
+    return canvas
+
+
 def render(vendor: str, concept: int, rendering: int) -> UInt8[np.ndarray, "64 64 3"]:
     """One picture: the drawing, resized, on its background."""
-    how = RENDERINGS[rendering]
-    drawing = (
-        np.asarray(_drawing(vendor, concept).resize((how.size, how.size), Image.Resampling.BILINEAR), np.float32) / 255
-    )
-    canvas = np.zeros((SIDE, SIDE, 4), np.float32)
-    canvas[how.top : how.top + how.size, how.left : how.left + how.size] = drawing
+    canvas = _place(vendor, concept, rendering)
     alpha = canvas[..., 3:]
-    blended = canvas[..., :3] * alpha + np.asarray(how.background, np.float32) * (1 - alpha)
+    blended = canvas[..., :3] * alpha + np.asarray(RENDERINGS[rendering].background, np.float32) * (1 - alpha)
     return np.round(blended * 255).astype(np.uint8)
 
 
-class RegcacheEmoji(tfds.core.GeneratorBasedBuilder):
-    """The bundled pictures as a TFDS dataset, so that the TFDS way is used end to end without a download."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First release."}  # noqa: RUF012
-    pkg_dir_path = None
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
-            description="204 emoji concepts by three vendors, four renderings each.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=(SIDE, SIDE, 3), encoding_format="png"),
-                    "label": tfds.features.ClassLabel(names=list(class_names())),
-                }
-            ),
-            supervised_keys=("image", "label"),
-        )
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        return {split: self._generate_examples(split) for split in SPLITS}
-
-    def _generate_examples(self, split: str) -> Any:
-        for index, (vendor, concept, rendering) in enumerate(pictures(split)):
-            encoded = io.BytesIO()  # TFDS would need TensorFlow to encode pixels
-            Image.fromarray(render(vendor, concept, rendering)).save(encoded, format="png")
-            yield index, {"image": encoded.getvalue(), "label": concept}
+def foreground(vendor: str, concept: int, rendering: int) -> UInt8[np.ndarray, "64 64"]:
+    """Where the drawing covers its background: 1, else 0."""
+    return (_place(vendor, concept, rendering)[..., 3] > 0.5).astype(np.uint8)

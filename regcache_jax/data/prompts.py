@@ -8,8 +8,13 @@ import importlib.util
 import json
 from pathlib import Path
 
+from etils import epath
+
 from regcache_jax.data.sources import Dataset
 from regcache_jax.errors import UserError
+
+IMAGENET = ("imagenet1k", "imagenet2012", "imagenetv2", "imagenet_v2", "imagenet_sketch")
+"""Datasets with ImageNet's 1,000 classes in ImageNet's order; TFDS knows them by WordNet numbers only."""
 
 OWN_TEMPLATES = ("a photo of a {c}.", "a picture of a {c}.", "an image that shows a {c}.", "{c}")
 
@@ -18,15 +23,18 @@ def class_names(dataset: Dataset, file: str | None = None) -> tuple[str, ...]:
     """Names of the classes: from a JSON file (a list, or a list a dataset), open_clip for ImageNet, or the dataset's own."""
     if file is not None:
         return tuple(_from_json(file, dataset.name))
-    if dataset.name in ("imagenet1k", "imagenet2012"):
+    if dataset.name in IMAGENET:
         found = _from_open_clip("IMAGENET_CLASSNAMES")
-        if found is not None:
-            return tuple(found)
+        if found is None:
+            raise UserError(
+                f"{dataset.name} needs ImageNet's class names: pip install --no-deps open_clip_torch, or --classnames FILE"
+            )
+        return tuple(found)
     if dataset.classnames is None:
         raise UserError(
             f"dataset {dataset.name} has no class names; give --classnames FILE (JSON) or put pictures in one folder a class"
         )
-    return tuple(dataset.classnames)
+    return tuple(name.replace("_", " ") for name in dataset.classnames)
 
 
 def templates(dataset: Dataset, file: str | None = None) -> tuple[str, ...]:
@@ -39,7 +47,7 @@ def templates(dataset: Dataset, file: str | None = None) -> tuple[str, ...]:
         return found
     if dataset.templates is not None:
         return tuple(dataset.templates)
-    if dataset.name in ("imagenet1k", "imagenet2012"):
+    if dataset.name in IMAGENET:
         published = _from_open_clip("OPENAI_IMAGENET_TEMPLATES")
         if published is not None:
             return tuple(published)
@@ -48,13 +56,14 @@ def templates(dataset: Dataset, file: str | None = None) -> tuple[str, ...]:
 
 def _from_json(file: str, name: str) -> list[str]:
     try:
-        tree = json.loads(Path(file).read_text())
+        tree = json.loads(epath.Path(file).read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read as JSON: {error}") from None
     if isinstance(tree, dict):
-        if name not in tree:
+        entries = [alias for alias in (name, name.removeprefix("wds/")) if alias in tree]
+        if not entries:
             raise UserError(f"{file} has no entry {name!r}; it has {', '.join(sorted(tree)[:8])}")
-        tree = tree[name]
+        tree = tree[entries[0]]
     if not isinstance(tree, list) or not tree or not all(isinstance(text, str) for text in tree):
         raise UserError(f"{file} must hold a list of texts (or one a dataset)")
     return tree

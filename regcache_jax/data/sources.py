@@ -1,18 +1,20 @@
-"""Datasets by name: the bundled pictures, a folder, anything of TFDS, and random pictures of any number.
+"""Datasets by name: the bundled pictures, a folder, webdataset shards, anything of TFDS, and random pictures of any number.
 
-A dataset is a sequence of `Example`s. TFDS is read with `tfds.data_source`, which needs no TensorFlow.
+A dataset is a sequence of `Example`s, whose pictures stay encoded until `preprocess` decodes them. TFDS is read without
+TensorFlow, whether it was prepared as ArrayRecord or as classic TFRecord files.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 
 from regcache_jax.data import emoji
+from regcache_jax.data.shards import TfrecordSource, read, tar_index
 from regcache_jax.errors import UserError
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
@@ -26,13 +28,18 @@ CLIP_BENCHMARK_NAMES = {
 }  # fmt: skip
 """CLIP_benchmark's names of datasets that TFDS has too."""
 
+DUMMY_LENGTH = 50_000
+
 
 class Example(NamedTuple):
-    """One picture (whatever `preprocess` takes), its class if it has one, and a name to speak of it."""
+    """One picture (whatever `preprocess` takes), its class if it has one, and a name to speak of it; captions and a map of
+    classes (one byte a pixel, as large as the picture) where the dataset has them."""
 
     image: Any
     label: int | None
     name: str
+    captions: tuple[str, ...] = ()
+    segmentation: np.ndarray | None = None
 
 
 class Dataset:
@@ -62,14 +69,16 @@ class Dataset:
 
 
 def open_dataset(name: str, data_dir: str | None = None, split: str | None = None, limit: int | None = None) -> Dataset:
-    """Opens `emoji`, `folder`, `dummy` or a TFDS (or CLIP_benchmark) name; `limit` keeps the first examples, of a folder (which
-    is sorted by class) evenly spread ones.
+    """Opens `emoji`, `folder`, `wds/NAME`, `dummy` or a TFDS (or CLIP_benchmark) name; `limit` keeps the first examples, of a
+    folder (which is sorted by class) evenly spread ones.
 
     Raises UserError for unknown names (with the nearest), folders without pictures, splits that do not exist."""
-    openers = {"emoji": _emoji, "folder": _folder, "dummy": _dummy}
-    dataset = openers.get(name, _tfds)(name, data_dir, split)
     if limit is not None and limit < 1:
         raise UserError(f"--limit must be at least 1, got {limit}")
+    if name == "dummy":
+        return _dummy(split, DUMMY_LENGTH if limit is None else limit)
+    openers = {"emoji": _emoji, "folder": _folder}
+    dataset = (_webdataset if name.startswith("wds/") else openers.get(name, _tfds))(name, data_dir, split)
     if limit is None or limit >= len(dataset):
         return dataset
     chosen = np.linspace(0, len(dataset) - 1, limit).round().astype(int) if name == "folder" else np.arange(limit)
@@ -91,19 +100,34 @@ def _emoji(name: str, data_dir: str | None, split: str | None) -> Dataset:
 
     def get(index: int) -> Example:
         vendor, concept, rendering = listed[index]
-        return Example(emoji.render(vendor, concept, rendering), concept, f"{vendor}/{concept:03d}-{rendering}")
+        picture = emoji.render(vendor, concept, rendering)
+        return Example(
+            picture, concept, f"{vendor}/{concept:03d}-{rendering}",
+            segmentation=emoji.foreground(vendor, concept, rendering),
+        )  # fmt: skip
 
     return Dataset(name, split, len(listed), get, emoji.class_names(), emoji.TEMPLATES)
 
 
-def _folder(name: str, data_dir: str | None, split: str | None) -> Dataset:
-    """Pictures under a folder, sorted; where they lie in subfolders, the first folder's name is the class."""
+def _root(name: str, data_dir: str | None, split: str | None) -> epath.Path:
+    """The folder of a dataset of files, its split's subfolder where one is asked for."""
     if data_dir is None:
-        raise UserError("dataset folder needs --data-dir FOLDER")
-    root = Path(data_dir).expanduser()
+        raise UserError(f"dataset {name} needs --data-dir FOLDER")
+    root = epath.Path(data_dir).expanduser()
     root = root / split if split else root
     if not root.is_dir():
         raise UserError(f"there is no folder {root}")
+    return root
+
+
+def _lines(text: str) -> tuple[str, ...]:
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _folder(name: str, data_dir: str | None, split: str | None) -> Dataset:
+    """Pictures under a folder, sorted; where they lie in subfolders, the first folder's name is the class. A text file of
+    the same name beside a picture holds its captions, one a line."""
+    root = _root(name, data_dir, split)
     files = sorted(file for file in root.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES and file.is_file())
     if not files:
         raise UserError(f"{root} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))})")
@@ -111,52 +135,95 @@ def _folder(name: str, data_dir: str | None, split: str | None) -> Dataset:
     number = {classname: index for index, classname in enumerate(classes)}
 
     def get(index: int) -> Example:
-        relative = files[index].relative_to(root)
-        return Example(files[index], number.get(relative.parts[0]), relative.as_posix())
+        file = files[index]
+        relative, beside = file.relative_to(root), file.with_suffix(".txt")
+        captions = _lines(beside.read_text()) if beside.exists() else ()
+        return Example(file, number.get(relative.parts[0]), relative.as_posix(), captions)
 
     return Dataset(name, split or "all", len(files), get, classes or None)
 
 
-def _dummy(name: str, data_dir: str | None, split: str | None) -> Dataset:
-    """Random pictures of 10 classes, 50,000 unless limited; each is made when it is asked for."""
+def _webdataset(name: str, data_dir: str | None, split: str | None) -> Dataset:
+    """Tar shards as CLIP_benchmark lays them out: SPLIT/0.tar ..., with .cls (a number) or .txt (captions) beside every
+    picture, and classnames.txt and zeroshot_classification_templates.txt in the dataset's folder."""
+    split = split or "test"
+    root = _root(name, data_dir, split)
+    files = sorted(root.glob("*.tar"), key=lambda file: (len(file.name), file.name))
+    if not files:
+        raise UserError(f"{root} holds no .tar shards")
+    suffixes = {suffix.removeprefix(".") for suffix in PICTURE_SUFFIXES}
+    samples = [sample for sample in tar_index(files) if suffixes & set(sample)]
+    if not samples:
+        raise UserError(f"the shards in {root} hold no pictures ({', '.join(sorted(suffixes))})")
+
+    def get(index: int) -> Example:
+        sample = samples[index]
+        suffix = next(suffix for suffix in sample if suffix in suffixes)
+        label = int(read(sample["cls"])) if "cls" in sample else None
+        captions = _lines(read(sample["txt"]).decode()) if "txt" in sample else ()
+        return Example(read(sample[suffix]), label, f"{name}/{split}/{index}", captions)
+
+    def listed(file: str) -> tuple[str, ...] | None:
+        path = root.parent / file
+        return _lines(path.read_text()) if path.exists() else None
+
+    return Dataset(
+        name, split, len(samples), get, listed("classnames.txt"), listed("zeroshot_classification_templates.txt")
+    )
+
+
+def _dummy(split: str | None, length: int) -> Dataset:
+    """Random pictures of 10 classes, as many as `limit` says; each is made when it is asked for."""
 
     def get(index: int) -> Example:
         pixels = np.random.default_rng(index).integers(0, 256, (64, 64, 3), np.uint8)
         return Example(pixels, index % 10, f"dummy-{index}")
 
-    return Dataset(name, split or "test", 50_000, get, [f"class {number}" for number in range(10)])
+    return Dataset("dummy", split or "test", length, get, [f"class {number}" for number in range(10)])
 
 
 def _tfds(name: str, data_dir: str | None, split: str | None) -> Dataset:
     import tensorflow_datasets as tfds
 
+    from regcache_jax.data import regcache_emoji  # noqa: F401  TFDS knows a builder once its class exists
+
     asked = CLIP_BENCHMARK_NAMES.get(name, name)
     try:
         builder = tfds.builder(asked, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError:
-        known = ["emoji", "folder", "dummy", *CLIP_BENCHMARK_NAMES, *tfds.list_builders(with_community_datasets=False)]
+    except (tfds.core.DatasetNotFoundError, ValueError):
+        own = ["emoji", "folder", "wds/", "dummy"]
+        known = [*own, *CLIP_BENCHMARK_NAMES, *tfds.list_builders(with_community_datasets=False)]
         near = difflib.get_close_matches(name, known, 3)
+        hint = f"did you mean {', '.join(near)}" if near else f"there are {', '.join(own)} and the names of TFDS"
+        raise UserError(f"unknown dataset {name!r}; {hint}") from None
+    splits = builder.info.splits
+    if not splits:
         raise UserError(
-            f"unknown dataset {name!r}; {'did you mean ' + ', '.join(near) if near else 'see `tfds` for names'}"
-        ) from None
-    split = split or (
-        "validation" if "validation" in builder.info.splits and "test" not in builder.info.splits else "test"
-    )
-    if split not in builder.info.splits:
-        available = ", ".join(builder.info.splits) or "none yet: run `tfds build` or `download_and_prepare`"
-        raise UserError(f"{asked} has no split {split!r} in {builder.data_dir}; there are {available}")
+            f"{asked} is not in {builder.data_dir}; prepare it with `tfds build {asked} --file_format=array_record`"
+        )
+    split = split or ("test" if "test" in splits or "validation" not in splits else "validation")
     try:
-        source = builder.as_data_source(split=split)
-    except NotImplementedError as error:
+        instructions = splits[split].file_instructions
+    except (KeyError, ValueError):
         raise UserError(
-            f"{asked} in {builder.data_dir} is not stored for random access; prepare it again with "
-            f"`tfds build {asked} --file_format=array_record` ({error})"
+            f"{asked} has no split {split!r} in {builder.data_dir}; there are {', '.join(splits)}"
         ) from None
     features = builder.info.features
+    if "image" not in features:
+        raise UserError(f"{asked} has no pictures; its features are {', '.join(features)}")
+    decoders = {"image": tfds.decode.SkipDecoding()}  # `preprocess` decodes every source alike
+    source: Any
+    if builder.info.file_format == tfds.core.FileFormat.TFRECORD:
+        source = TfrecordSource(instructions, lambda record: features.deserialize_example_np(record, decoders=decoders))
+    else:
+        source = builder.as_data_source(split=split, decoders=decoders)
     classnames = getattr(features["label"], "names", None) if "label" in features else None
 
     def get(index: int) -> Example:
         row = source[index]
-        return Example(row["image"], int(row["label"]) if "label" in row else None, f"{asked}/{split}/{index}")
+        label = int(row["label"]) if "label" in row else None
+        captions = row["captions"]["text"] if "captions" in row else ()
+        texts = tuple(text.decode() if isinstance(text, bytes) else str(text) for text in captions)
+        return Example(row["image"], label, f"{asked}/{split}/{index}", texts, row.get("segmentation_mask"))
 
     return Dataset(name, split, len(source), get, classnames)

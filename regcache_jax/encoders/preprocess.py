@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import io
 import os
-import warnings
 from typing import Any
 
 import numpy as np
+from etils import epath
 from jaxtyping import Float
 from PIL import Image, ImageOps
 
@@ -28,26 +28,25 @@ def open_picture(source: Any, name: str | None = None) -> Image.Image:
     `name` stands in the message for a source without one."""
     if isinstance(source, np.ndarray):
         source = Image.fromarray(source)
-    if not isinstance(source, Image.Image):
-        name = name or (os.fspath(source) if not isinstance(source, bytes) else "picture")
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                picture = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-                if picture.width * picture.height > LARGEST_PICTURE:
-                    raise UserError(f"{name} claims {picture.width} x {picture.height} pixels; that is no picture")
-                picture.load()
-        except UserError:
-            raise
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f"{name} cannot be read as a picture: {error}") from None
-        source = picture
-    return to_rgb(ImageOps.exif_transpose(source))
+    given = "picture" if isinstance(source, bytes | Image.Image) else os.fspath(source)
+    name = name or given
+    try:
+        if not isinstance(source, Image.Image):
+            data = source if isinstance(source, bytes) else epath.Path(source).read_bytes()
+            source = Image.open(io.BytesIO(data))
+            if source.width * source.height > LARGEST_PICTURE:
+                raise UserError(f"{name} claims {source.width} x {source.height} pixels; that is no picture")
+            source.load()
+        return to_rgb(ImageOps.exif_transpose(source))
+    except UserError:
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{name} cannot be read as a picture: {error}") from None
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
     """RGB without alpha: transparent places become white, 16-bit grey is scaled to 8."""
-    if picture.mode.startswith("I;16") or picture.mode == "I":
+    if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
         grey = np.asarray(picture, np.float64)
         scale = 257.0 if grey.max(initial=0.0) > 255 else 1.0
         picture = Image.fromarray(np.round(np.clip(grey / scale, 0, 255)).astype(np.uint8))

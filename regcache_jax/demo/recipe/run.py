@@ -56,9 +56,8 @@ def cook(
     with ocp.CheckpointManager(out / STATES_FOLDER, options=options) as states:
         done = states.latest_step() or 0
         if done:
-            state = states.restore(
-                done, args=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, state))
-            )
+            template = jax.tree.map(ocp.utils.to_shape_dtype_struct, _tree(state))
+            state = State(**states.restore(done, args=ocp.args.StandardRestore(template)))
             say(f"going on after {done} steps")
         begin = 0
         for phase in recipe.phases:
@@ -102,8 +101,13 @@ def _train(
         if not bool(jnp.isfinite(metrics["loss"])):
             raise FloatingPointError(f"the loss of phase {phase.name} is not finite at step {number - begin + 1}")
         if (number + 1) % every == 0 or last:
-            states.save(number + 1, args=ocp.args.StandardSave(state), force=True)
+            states.save(number + 1, args=ocp.args.StandardSave(_tree(state)), force=True)
     return state
+
+
+def _tree(state: State) -> dict[str, Any]:
+    """The state as a plain dict, which may also hold shapes in place of arrays."""
+    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
 
 
 def _fewer_concepts(out: epath.Path, state: State, phase: Phase, drawings: DrawingSet, spec: EncoderSpec) -> DrawingSet:

@@ -1,0 +1,107 @@
+"""Stored datasets whose records are read one by one from large files: webdataset tar shards, and TFDS's classic TFRecord files.
+
+Both are indexed once, by reading headers only; nothing is unpacked and TensorFlow is not needed.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+import tarfile
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from regcache_jax.errors import UserError
+
+
+class Place(NamedTuple):
+    """Where a record lies."""
+
+    file: str
+    offset: int
+    size: int
+
+
+class Handles(threading.local):
+    """Open files, kept open for each thread, because reading moves a file's position."""
+
+    def __init__(self) -> None:
+        self.open = functools.lru_cache(maxsize=32)(lambda file: epath.Path(file).open("rb"))
+
+
+_HANDLES = Handles()
+
+
+def read(place: Place) -> bytes:
+    """The bytes of a record. Raises UserError for a file that ends too early."""
+    handle = _HANDLES.open(place.file)
+    handle.seek(place.offset)
+    data = handle.read(place.size)
+    if len(data) != place.size:
+        raise UserError(f"{place.file} ends inside the record at byte {place.offset}")
+    return data
+
+
+def tar_index(files: Sequence[epath.Path]) -> list[dict[str, Place]]:
+    """The samples of webdataset shards: files that share a name up to the first point, by suffix, in order.
+
+    Raises UserError that names a shard which is no tar file."""
+    samples: list[dict[str, Place]] = []
+    for file in files:
+        last = None
+        try:
+            with file.open("rb") as raw, tarfile.open(fileobj=raw, mode="r:") as archive:
+                for member in archive:
+                    if not member.isfile():
+                        continue
+                    path = PurePosixPath(member.name)
+                    stem, _, suffix = path.name.partition(".")
+                    if last != (path.parent, stem):
+                        samples.append({})
+                        last = (path.parent, stem)
+                    samples[-1][suffix.lower()] = Place(str(file), member.offset_data, member.size)
+        except tarfile.TarError as error:
+            raise UserError(f"{file} is not an uncompressed tar shard: {error}") from None
+    return samples
+
+
+def tfrecord_index(file: epath.Path, skip: int = 0, take: int | None = None) -> list[Place]:
+    """The records of a TFRecord file (after the first `skip`, at most `take`): 8 bytes of length, 4 of checksum, the data, 4 of
+    checksum. Raises UserError for a file that breaks off."""
+    places: list[Place] = []
+    stored = file.stat().length
+    offset, number = 0, 0
+    with file.open("rb") as handle:
+        while offset < stored and (take is None or number < skip + take):
+            handle.seek(offset)
+            header = handle.read(12)
+            size = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else stored
+            if offset + 16 + size > stored:
+                raise UserError(f"{file} is not a whole TFRecord file: it breaks off at byte {offset}")
+            if number >= skip:
+                places.append(Place(str(file), offset + 12, size))
+            offset, number = offset + 16 + size, number + 1
+    return places
+
+
+class TfrecordSource:
+    """A split of a TFDS dataset kept as TFRecord files, as a sequence of decoded rows."""
+
+    def __init__(self, instructions: Sequence[Any], decode: Callable[[bytes], Any]) -> None:
+        """`instructions`: TFDS's own list of files with what to take of each; `decode`: from a record to a row."""
+        self._decode = decode
+        self._places = [
+            place
+            for part in instructions
+            for place in tfrecord_index(epath.Path(part.filename), part.skip, None if part.take == -1 else part.take)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._decode(read(self._places[index]))
