@@ -197,9 +197,7 @@ def _read_shapes(
             faults.append(f"{path} is {list(stored.shape)}, expected {list(shape)}")
     known = {*wanted, *(f"{path}/{part}" for path in wanted for part in ("values", "scale"))}
     extra = ("image/blocks/", "image/rotation") if scheme is not None else ()
-    faults += [
-        f"{path} is not known" for path in leaves if path not in known and not path.startswith(extra)
-    ]
+    faults += [f"{path} is not known" for path in leaves if path not in known and not path.startswith(extra)]
     if faults:
         raise UserError(f"{folder / ENCODER_FILE} does not fit its spec: {'; '.join(faults[:12])}")
     return leaves

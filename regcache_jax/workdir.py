@@ -93,7 +93,9 @@ def listing(path: str | Path) -> list[tuple[str, int, int]]:
     path that is not there (a name on a hub)."""
     root = Path(path).expanduser()
     files = [root] if root.is_file() else sorted(file for file in root.rglob("*") if file.is_file())
-    return [(file.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()]]
+    return [
+        (file.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()]
+    ]
 
 
 def remove(path: epath.Path) -> None:

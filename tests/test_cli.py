@@ -50,8 +50,14 @@ def test_help_is_there_before_jax_is_loaded():
         (["search", MODEL], "Missing option"),
         (["quantize", MODEL, *DATA, "--activations", "row", "--out", "x"], "'static', 'group', 'tensor', 'token'"),
         (["run", "--config", "demo", "--workdir", "w", "--config.nothing=1"], "there is no field 'nothing'; there are"),
-        (["run", "--config", "demo", "--workdir", "w", "--config.search.chunk=many"], "takes a whole number, got 'many'"),
-        (["run", "--config", "demo", "--workdir", "w", "--config.search=1"], "is a group; give one of --config.search.align"),
+        (
+            ["run", "--config", "demo", "--workdir", "w", "--config.search.chunk=many"],
+            "takes a whole number, got 'many'",
+        ),
+        (
+            ["run", "--config", "demo", "--workdir", "w", "--config.search=1"],
+            "is a group; give one of --config.search.align",
+        ),
         (["run", "--config", "demo", "--workdir", "w", "--config.batch_size"], "--config.batch_size needs a value"),
         (["inspect", MODEL, "--dataset", "emoji", "--limit", "0"], "0 is not in the range x>=1"),
         (["run", "--config", "demo", "--workdir", "w", "--confg.batch_size=1"], "no such option"),
@@ -89,10 +95,16 @@ def test_wrong_use_exits_2_and_says_what_would_be_right(regcache, arguments, mes
         (["embed", MODEL, "--images", "good", "--out", "text.safetensors"], "exists already"),
         (["embed", MODEL, "--images", "empty", "--out", "x.npz"], "holds no pictures"),
         (["embed", MODEL, "--images", "broken", "--out", "x.npz", "--strict"], "bad.png"),
-        (["run", "--config", "demos", "--workdir", "w"], "there is no config demos; give a file, or one of clip_b16, demo"),
+        (
+            ["run", "--config", "demos", "--workdir", "w"],
+            "there is no config demos; give a file, or one of clip_b16, demo",
+        ),
         (["run", "--config", "wrong.py", "--workdir", "w"], "config wrong.py fails: SyntaxError"),
         (["run", "--config", "other.py", "--workdir", "w"], "get_config() must return an ml_collections.ConfigDict"),
-        (["run", "--config", "demo", "--workdir", "w", "--config.rows=plain,best"], "rows best are unknown; rows are plain"),
+        (
+            ["run", "--config", "demo", "--workdir", "w", "--config.rows=plain,best"],
+            "rows best are unknown; rows are plain",
+        ),
         (["run", "--config", "demo", "--workdir", "w", "--config.schemes="], "it names no scheme"),
         (["run", "--config", "demo", "--workdir", "w", "--config.model=nowhere.npz"], "nowhere.npz"),
         (["run", "--config", "demo", "--workdir", "text.safetensors/w"], "Not a directory"),
@@ -105,7 +117,9 @@ def test_bad_input_gets_one_line_exit_1_and_leaves_nothing(regcache, arguments, 
         (tmp_path / folder).mkdir()
     Image.new("RGB", (20, 20)).save(tmp_path / "good" / "a.png")
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
-    save_file({"bert.embeddings.word_embeddings.weight": np.ones((2, 2), np.float32)}, tmp_path / "bert" / "model.safetensors")
+    save_file(
+        {"bert.embeddings.word_embeddings.weight": np.ones((2, 2), np.float32)}, tmp_path / "bert" / "model.safetensors"
+    )
     (tmp_path / "wrong.py").write_text("def get_config(:")
     (tmp_path / "other.py").write_text("def get_config(): return 3")
     (tmp_path / "text.safetensors").write_text("this is no checkpoint")

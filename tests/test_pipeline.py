@@ -168,7 +168,9 @@ def test_the_int8_folder_that_is_left_gives_the_row_that_was_measured(finished):
     features = np.asarray(encode_image(model.encoder, load_images(data, model.preprocess)))
     reference = np.load(folder / "features" / "float.npy")
     cosine = float(np.mean(np.sum(features * reference, axis=1)))
-    assert cosine == pytest.approx(rows[3]["metrics"]["cosine"], abs=1e-5)  # batches of another size add in another order
+    assert cosine == pytest.approx(
+        rows[3]["metrics"]["cosine"], abs=1e-5
+    )  # batches of another size add in another order
 
 
 @pytest.mark.slow

@@ -93,7 +93,9 @@ def override(config: ConfigDict, arguments: tuple[str, ...]) -> None:
             field = _field(field, part, name)
         current = _field(field, last, name)
         if isinstance(current, ConfigDict):
-            raise click.UsageError(f"--config.{name} is a group; give one of {', '.join(f'--config.{name}.{part}' for part in current)}")
+            raise click.UsageError(
+                f"--config.{name} is a group; give one of {', '.join(f'--config.{name}.{part}' for part in current)}"
+            )
         try:
             field[last] = _parse(value, current)
         except (KeyError, ValueError):

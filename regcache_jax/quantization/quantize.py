@@ -50,7 +50,9 @@ def quantize(
     methods = methods_of(scheme.method)
     encoder = encoder if plan is None else encoder.with_plan(plan)
     only_ranges = not methods and scheme.symmetric and scheme.estimator == "absmax" and not scheme.rules
-    batches: Iterable[Any] = in_batches(images, fill=only_ranges) if isinstance(images, np.ndarray | Array) else (images or ())
+    batches: Iterable[Any] = (
+        in_batches(images, fill=only_ranges) if isinstance(images, np.ndarray | Array) else (images or ())
+    )
     if methods:
         batches = list(batches)
         if not batches:

@@ -175,7 +175,9 @@ class Scheme:
     @classmethod
     def from_json(cls, tree: dict[str, Any]) -> Scheme:
         """The inverse of `to_json`."""
-        values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in tree.items()}
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in tree.items()
+        }
         rules = (
             {key: tuple(v) if isinstance(v, list) else v for key, v in rule.items()} for rule in tree.get("rules", ())
         )
