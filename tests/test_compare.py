@@ -75,7 +75,7 @@ def test_tables_are_written_in_clip_benchmarks_keys(tmp_path):
     rows = json.loads((tmp_path / "compare.json").read_text())
     assert {"dataset", "model", "pretrained", "task", "metrics", "language"} <= set(rows[0])
     assert rows[1]["quantization"]["registers"] is True and rows[1]["metrics"] == {"acc1": 0.75}
-    table = list(csv.DictReader((tmp_path / "compare.csv").open()))
+    table = list(csv.DictReader((tmp_path / "compare.csv").read_text().splitlines()))
     assert (table[1]["error"], table[2]["fault"]) == ("0.01", "cannot")
     assert markdown(entries).splitlines()[2:] == ["| rtn | **50.0** | **75.0** |", "| rotation | - | - |"]
     assert all(path.exists() for path in written) and not list(tmp_path.glob("*.partial"))

@@ -129,8 +129,8 @@ def test_every_scheme_multiplies_int8_by_int8_into_int32_and_stores_int8(name):
     expected = 6 if name != "rules" else 17  # q, k, v, out, fc1, fc2 in one scan; three scans, one of them without fc2
     assert len(integer) == expected
     assert all("xi8>" in line and "xi32>" in line for line in integer)
-    # in float: q k^T and p v of each scan, the projection, a rotation forth and back, fc2 where a rule says so
-    assert len(floats) == {"rotation": 5, "rules": 8}.get(name, 3)
+    # in float: patches, q k^T and p v of each scan, the projection, a rotation forth and back, fc2 where a rule says so
+    assert len(floats) == {"rotation": 6, "rules": 9}.get(name, 4)
     kernels = quantized.params["image"]["blocks"]["mlp"]["fc1"]["kernel"].values
     assert kernels.dtype == jnp.int8
 

@@ -13,7 +13,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from regcache_jax.quantization.aqt import fake_quantize, largest_integer, quantized_matmul
 from regcache_jax.registers.plan import BlockRegister
+
+
+class Rounding(NamedTuple):
+    """How attention's own products are integer: which (`qk`, `pv`), of how many bits, the calibrated scale of query, key and
+    value (a name that is absent: measured as it passes), and the scale of softmax's lower range where it has two."""
+
+    products: tuple[str, ...]
+    bits: int
+    scales: dict[str, Float[Array, "1 1 1 1"]]
+    per_token: bool
+    low: Float[Array, ""] | None
 
 
 class Attended(NamedTuple):
@@ -31,11 +43,16 @@ def attend(
     bias: Float[Array, "#B #H #T S"] | None = None,
     register: BlockRegister | None = None,
     count: Float[Array, "#H S"] | None = None,
+    rounding: Rounding | None = None,
 ) -> Attended:
     """Scaled dot-product attention in float32 over tokens and, where given, registers. `bias` is added to the tokens' logits;
-    `count` says how often each token is seen (a logit bias of log(count), applied after the exponential)."""
+    `count` says how often each token is seen (a logit bias of log(count), applied after the exponential). `rounding` makes the
+    products of tokens integer; the registers' share stays in float."""
     query32 = query.astype(jnp.float32) * query.shape[-1] ** -0.5
-    logits = jnp.einsum("bthk,bshk->bhts", query32.astype(key.dtype), key, preferred_element_type=jnp.float32)
+    if rounding is not None and "qk" in rounding.products:
+        logits = integer_logits(query, key, rounding)
+    else:
+        logits = jnp.einsum("bthk,bshk->bhts", query32.astype(key.dtype), key, preferred_element_type=jnp.float32)
     if bias is not None:
         logits = logits + bias
     peak = jnp.max(logits, axis=-1, keepdims=True)
@@ -51,7 +68,10 @@ def attend(
     else:
         total = jnp.sum(terms * count[:, None, :], axis=-1, keepdims=True)
         value = (value.astype(jnp.float32) * count.T[:, :, None]).astype(value.dtype)
-    mixed = jnp.einsum("bhts,bshk->bthk", terms.astype(value.dtype), value, preferred_element_type=jnp.float32)
+    if rounding is not None and "pv" in rounding.products:
+        mixed = integer_mix(terms, value, rounding)
+    else:
+        mixed = jnp.einsum("bhts,bshk->bthk", terms.astype(value.dtype), value, preferred_element_type=jnp.float32)
     register_terms = None
     if register is not None:
         register_terms = jnp.exp(register_logits - peak)
@@ -64,19 +84,56 @@ def attend(
     return Attended(mixed.astype(query.dtype), weights, register_weights)
 
 
+def integer_logits(
+    query: Float[Array, "B T H K"], key: Float[Array, "B S H K"], rounding: Rounding
+) -> Float[Array, "B H T S"]:
+    """Scaled logits from integer queries and keys."""
+    rows, columns = jnp.swapaxes(query, 1, 2), jnp.transpose(key, (0, 2, 3, 1))
+    scales = rounding.scales.get("query"), rounding.scales.get("key")
+    product = quantized_matmul(rows, columns, *scales, rounding.bits, rounding.per_token)
+    return product * query.shape[-1] ** -0.5
+
+
+def integer_mix(
+    terms: Float[Array, "B H T S"], value: Float[Array, "B S H K"], rounding: Rounding
+) -> Float[Array, "B T H K"]:
+    """Values weighted by `terms` between 0 and 1 (softmax before its division, so that the largest is 1), both as integers.
+
+    One range: all integers for 0..1, by a zero point in the middle. Two (PTQ4ViT, section 3.2): terms below the end of the lower
+    range in small steps, the others in steps of the whole; each its own integer product."""
+    columns, scale, largest = jnp.swapaxes(value, 1, 2), rounding.scales.get("value"), float(largest_integer(rounding.bits))
+
+    def product(rows: Float[Array, "B H T S"], step: Float[Array, ""]) -> Float[Array, "B H T K"]:
+        return quantized_matmul(rows, columns, step.reshape(1, 1, 1, 1), scale, rounding.bits, rounding.per_token)
+
+    if rounding.low is None:
+        axes = (2,) if rounding.per_token else (0, 1, 2, 3)
+        rounded = fake_quantize(columns.astype(jnp.float32), rounding.bits, axes, scale)
+        mixed = product(terms - 0.5, jnp.float32(0.5 / largest)) + 0.5 * jnp.sum(rounded, axis=2, keepdims=True)
+    else:
+        is_low = terms < rounding.low * largest
+        high = product(jnp.where(is_low, 0.0, terms), jnp.float32(1 / largest))
+        mixed = product(jnp.where(is_low, terms, 0.0), rounding.low) + high
+    return jnp.swapaxes(mixed, 1, 2)
+
+
 def attend_slot(
     query: Float[Array, "B N H K"],
     key: Float[Array, "B N H K"],
     value: Float[Array, "B N H K"],
     slot: int,
     register: BlockRegister | None,
+    rounding: Rounding | None = None,
 ) -> Attended:
     """Serving form: rows `slot`, `slot + 1`, ... repeat the last token, and the first R of them carry the registers.
 
     Rows are selected, not written or joined, and counted (a token once, a register `copies` times, a repeated token never)
     after the exponential, not biased before it: a TPU then runs projection, product and softmax as one fusion. A repeated
-    token cannot lift the largest logit."""
+    token cannot lift the largest logit. Integer products hide the padding instead, and keep registers beside it in float."""
     row = jnp.arange(key.shape[1], dtype=jnp.int32)
+    if rounding is not None:
+        hidden = jnp.where(row < slot, 0.0, -jnp.inf)[None, None, None]
+        return attend(query, key, value, hidden, register, rounding=rounding)
     count = (row < slot).astype(jnp.float32)[None]
     if register is not None:
         for index in range(register.key.shape[0]):

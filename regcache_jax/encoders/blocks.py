@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from regcache_jax.encoders.attention import attend, attend_slot
+from regcache_jax.encoders.attention import Rounding, attend, attend_slot
 from regcache_jax.encoders.gelu import gelu_for_integers
 from regcache_jax.encoders.spec import Activation, BlockSpec
 from regcache_jax.errors import UserError
 from regcache_jax.quantization.aqt import QuantizedTensor, fake_quantize, quantized_dense
-from regcache_jax.quantization.scheme import SITE_LAYERS, Scheme
+from regcache_jax.quantization.scheme import PRODUCT_INPUTS, SITE_LAYERS, Scheme
 from regcache_jax.registers.delete import mark_largest
 from regcache_jax.registers.plan import BlockRegister, RegisterPlan
 
@@ -96,6 +96,29 @@ def float_product(
     return sums * jnp.squeeze(kernel.scale, axes[1]) if isinstance(kernel, QuantizedTensor) else sums
 
 
+NEGATIVE = "fc2_negative"
+"""Name of the scale of the negative half of `fc2`'s input, where a method gives the halves scales of their own."""
+SOFTMAX_LOW = "softmax_low"
+"""Name of the scale of softmax's lower range, where a method gives it two."""
+
+
+def calibrated_scale(block: Params, site: str, scheme: Scheme) -> Float[Array, "*G"]:
+    """A scale that was found by calibration. Raises UserError where there is none."""
+    if site not in block.get("input_scale", {}):
+        raise UserError(f"the {scheme.activations} scale of site {site} was never calibrated; `quantize` does it")
+    return block["input_scale"][site]
+
+
+def attention_rounding(block: Params, scheme: Scheme | None) -> Rounding | None:
+    """How a block's products of attention are rounded (None: not at all)."""
+    if scheme is None or not scheme.products:
+        return None
+    sites = [site for product in scheme.products for site in PRODUCT_INPUTS[product]] if scheme.calibrated else []
+    scales = {site: calibrated_scale(block, site, scheme).reshape(1, 1, 1, 1) for site in sites}
+    low = block.get("input_scale", {}).get(SOFTMAX_LOW)
+    return Rounding(scheme.products, scheme.activation_bits, scales, scheme.activations == "token", low)
+
+
 def input_grid(
     inputs: Float[Array, "B N ..."], block: Params, site: str, scheme: Scheme, leading: tuple[int, int]
 ) -> tuple[Float[Array, "..."] | None, Float[Array, "..."] | None]:
@@ -103,9 +126,7 @@ def input_grid(
     to its input. Raises UserError where a scale should have been calibrated."""
     if not scheme.calibrated:
         return None, None
-    if site not in block.get("input_scale", {}):
-        raise UserError(f"the {scheme.activations} scale of site {site} was never calibrated; `quantize` does it")
-    scale = token_scale(block["input_scale"][site], inputs.shape[1], leading)
+    scale = token_scale(calibrated_scale(block, site, scheme), inputs.shape[1], leading)
     scale = scale.reshape(scale.shape + (1,) * (inputs.ndim - 3))
     return scale, block.get("input_offset", {}).get(site)
 
@@ -117,6 +138,9 @@ def round_input(
     scale, offset = input_grid(inputs, block, site, scheme, leading)
     axes = tuple(range(2 if scheme.activations == "token" else 0, inputs.ndim))
     bits = scheme.at(site).activation_bits
+    if site == "fc2" and NEGATIVE in block.get("input_scale", {}):
+        halves = (jnp.maximum(inputs, 0), scale), (jnp.minimum(inputs, 0), block["input_scale"][NEGATIVE].reshape(1, 1, 1))
+        return sum((fake_quantize(half, bits, axes, step) for half, step in halves), jnp.zeros_like(inputs))
     if offset is None:
         return fake_quantize(inputs, bits, axes, scale)
     rounded = fake_quantize(inputs.astype(jnp.float32) + offset, bits, axes, scale)
@@ -137,16 +161,25 @@ def dense(
     """Applies layers that share one input: float kernels, integer kernels, or float kernels with a simulated integer
     input (a scheme over float kernels; `block["switch"][site]` may turn it off by a traced flag)."""
     kernels = tuple(layer["kernel"] for layer in layers)
-    rounded = scheme is not None and scheme.activations != "float" and site not in scheme.float_sites
-    if rounded and present is not None:  # what is absent must not stretch a measured scale
+    if scheme is not None and (scheme.activations == "float" or site in scheme.float_sites):
+        scheme = None
+    if scheme is not None and present is not None:  # what is absent must not stretch a measured scale
         inputs = jnp.where(present.reshape(present.shape + (1,) * (inputs.ndim - 2)), inputs, 0)
-    if rounded and isinstance(kernels[0], QuantizedTensor):
+    if scheme is not None and isinstance(kernels[0], QuantizedTensor):
         scale, offset = input_grid(inputs, block, site, scheme, leading)
         shifted = inputs if offset is None else inputs.astype(jnp.float32) + offset  # the biases have it folded in
-        bits, per_token = scheme.at(site).activation_bits, scheme.activations == "token"
-        products = quantized_dense(shifted, kernels, scale, bits, num_contracted, per_token)
+        run = functools.partial(
+            quantized_dense, weights=kernels, bits=scheme.at(site).activation_bits, num_contracted=num_contracted,
+            per_token=scheme.activations == "token",
+        )  # fmt: skip
+        if site == "fc2" and NEGATIVE in block.get("input_scale", {}):
+            negative = block["input_scale"][NEGATIVE].reshape(1, 1, 1)
+            pairs = zip(run(jnp.maximum(shifted, 0), scale=scale), run(jnp.minimum(shifted, 0), scale=negative), strict=True)
+            products = tuple(above + below for above, below in pairs)
+        else:
+            products = run(shifted, scale=scale)
     else:
-        if rounded:
+        if scheme is not None:
             simulated = round_input(inputs, block, site, scheme, leading)
             inputs = jnp.where(block["switch"][site], simulated, inputs) if "switch" in block else simulated
         products = tuple(float_product(inputs, kernel, num_contracted) for kernel in kernels)
@@ -181,14 +214,17 @@ def encoder_block(
 
     normed = layer_norm(hidden, params["norm1"], spec.norm_eps)
     query, key, value = apply(normed, ("query", "key", "value"), "attention", 1, "qkv")
+    rounding = attention_rounding(params, scheme)
+    if rounding is not None and present is not None:  # what is absent must not stretch a measured scale
+        query, key, value = (jnp.where(present[..., None, None], each, 0) for each in (query, key, value))
     if slot is None:
         visible = bias
         if present is not None:
             absent = jnp.where(present, 0.0, -jnp.inf)[:, None, None, :]
             visible = absent if bias is None else bias + absent
-        attended = attend(query, key, value, visible, register)
+        attended = attend(query, key, value, visible, register, rounding=rounding)
     else:
-        attended = attend_slot(query, key, value, slot, register)
+        attended = attend_slot(query, key, value, slot, register, rounding)
     (update,) = apply(attended.mixed, ("out",), "attention", 2, "out")
     if spec.layer_scale:
         update = update * params["layer_scale1"].astype(update.dtype)
@@ -222,7 +258,9 @@ def segment_params(blocks: Params, first: int, last: int, scheme: Scheme | None)
     """The parameters of blocks first..last-1, which are quantised alike. Where rules leave a layer in float in some blocks
     only, those kernels stand packed beside the integer ones, as `float_kernel`."""
     params = jax.tree.map(lambda leaf: leaf[first:last], blocks)
-    for site, layers in SITE_LAYERS.items() if scheme is not None and scheme.rules else ():
+    if scheme is None or not scheme.rules:
+        return params
+    for site, layers in SITE_LAYERS.items():
         for group, name in layers:
             if "float_kernel" in params[group].get(name, ()):
                 in_float = [not scheme.at(site, block).quantized for block in range(last)]

@@ -101,18 +101,64 @@ def quantize_weight(
 def fake_quantize(
     inputs: Float[Array, "..."], bits: int, axes: tuple[int, ...], scale: Float[Array, "..."] | None = None
 ) -> Float[Array, "..."]:
-    """Quantises and dequantises in float, straight-through gradient to the inputs: the same grid as the integers."""
+    """Quantises and dequantises in float: the same grid as the integers. The gradient passes straight through the rounding, to
+    the inputs and to a scale that is given (rounded less exact steps inside its range, the last integer outside)."""
     inputs32 = inputs.astype(jnp.float32)
     quantized, _ = quantize(jax.lax.stop_gradient(inputs32), bits, axes, scale)
-    bound = quantized.scale * largest_integer(bits)
-    clipped = inputs32 if scale is None else jnp.clip(inputs32, -bound, bound)
-    return (clipped + jax.lax.stop_gradient(quantized.dequantize() - clipped)).astype(inputs.dtype)
+    largest = float(largest_integer(bits))
+    steps = inputs32 / quantized.scale if scale is None else jnp.clip(inputs32 / scale, -largest, largest)
+    rounded = steps + jax.lax.stop_gradient(quantized.values.astype(jnp.float32) - steps)
+    return (rounded * (quantized.scale if scale is None else scale)).astype(inputs.dtype)
 
 
 def integer_product(inputs: Int8[Array, "..."], kernel: Int8[Array, "..."], num_contracted: int) -> Num[Array, "..."]:
     """Contracts the last axes of `inputs` with the first of `kernel`: int8 x int8 -> int32, exact."""
     axes = (tuple(range(inputs.ndim - num_contracted, inputs.ndim)), tuple(range(num_contracted)))
     return jax.lax.dot_general(inputs, kernel, (axes, ((), ())), preferred_element_type=jnp.int32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def quantized_matmul(
+    left: Float[Array, "B H T C"],
+    right: Float[Array, "B H C S"],
+    left_scale: Float[Array, "1 1 1 1"] | None,
+    right_scale: Float[Array, "1 1 1 1"] | None,
+    bits: int,
+    per_row: bool,
+) -> Float[Array, "B H T S"]:
+    """Multiplies two activations: int8 x int8 -> int32, then scales. A scale that is None is measured: one number for the array,
+    or (`per_row`) one for every row of `left` and column of `right`. Gradients pass straight through; scales get none."""
+    return _quantized_matmul_forward(left, right, left_scale, right_scale, bits, per_row)[0]
+
+
+def _quantized_matmul_forward(
+    left: Float[Array, "B H T C"],
+    right: Float[Array, "B H C S"],
+    left_scale: Float[Array, "1 1 1 1"] | None,
+    right_scale: Float[Array, "1 1 1 1"] | None,
+    bits: int,
+    per_row: bool,
+) -> tuple[Float[Array, "B H T S"], Any]:
+    rows, left_gradient = quantize(left, bits, (3,) if per_row else (0, 1, 2, 3), left_scale)
+    columns, right_gradient = quantize(right, bits, (2,) if per_row else (0, 1, 2, 3), right_scale)
+    axes = (((3,), (2,)), ((0, 1), (0, 1)))
+    sums = jax.lax.dot_general(rows.values, columns.values, axes, preferred_element_type=jnp.int32)
+    product = sums.astype(jnp.float32) * (rows.scale * columns.scale)
+    return product, (left_gradient, right_gradient, rows, columns, jnp.zeros((), left.dtype), jnp.zeros((), right.dtype))
+
+
+def _quantized_matmul_backward(
+    bits: int, per_row: bool, residuals: Any, cotangent: Float[Array, "B H T S"]
+) -> tuple[Array, Array, None, None]:
+    left_gradient, right_gradient, rows, columns, like_left, like_right = residuals
+    to_left = jnp.einsum("bhts,bhcs->bhtc", cotangent, columns.dequantize())
+    to_right = jnp.einsum("bhts,bhtc->bhcs", cotangent, rows.dequantize())
+    with jax.numpy_dtype_promotion("standard"):  # AQT multiplies the gradient by a bool mask
+        gradients = left_gradient(to_left)[0], right_gradient(to_right)[0]
+    return gradients[0].astype(like_left.dtype), gradients[1].astype(like_right.dtype), None, None
+
+
+quantized_matmul.defvjp(_quantized_matmul_forward, _quantized_matmul_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))

@@ -30,7 +30,7 @@ from regcache_jax.quantization.recipes import scheme_of
 from regcache_jax.registers.plan import RegisterPlan
 from regcache_jax.registers.trial import feature_errors
 
-Images = Float[np.ndarray, "n Y X 3"]
+Images = Float[np.ndarray, "_ Y X 3"]
 Evaluate = Callable[[Encoder], Mapping[str, float]]
 """Metrics of an encoder, as fractions (acc1 and so on)."""
 

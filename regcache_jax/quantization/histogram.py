@@ -109,7 +109,7 @@ def bounds(
         if counts.sum() == 0 or lower[cell] == upper[cell]:
             continue
         edges = (np.arange(2 * BINS + 1) - BINS) * 2.0 ** int(histogram.exponent[cell]) / BINS
-        extremes, largest = (lower[cell], upper[cell]), int(levels[cell[0]])
+        extremes, largest = (float(lower[cell]), float(upper[cell])), int(levels[cell[0]])
         if estimator == "percentile":
             low, high = _percentile(counts, edges, percentile / 100, symmetric)
         elif estimator == "mse":

@@ -20,6 +20,12 @@ SITE_LAYERS: dict[str, tuple[tuple[str, str], ...]] = {
 }
 """The layers that read each site's input."""
 
+PRODUCT_INPUTS: dict[str, tuple[str, ...]] = {"qk": ("query", "key"), "pv": ("value",)}
+"""Attention's own products, in float unless asked for, and the inputs that need a scale (softmax lies between 0 and 1)."""
+
+PARTS = ("head", "text")
+"""What else can be quantised beside the image tower's blocks: attention pooling, and a transformer text tower."""
+
 Activations = Literal["static", "tensor", "token", "group", "float"]
 Weights = Literal["channel", "tensor"]
 Estimator = Literal["absmax", "percentile", "mse", "entropy"]
@@ -46,7 +52,7 @@ class Rule:
     quantized: bool = True
 
     def __post_init__(self) -> None:
-        _check_sites("a rule's sites", self.sites)
+        _check_names("a rule's sites", self.sites, SITES)
         for name, bits in (("weight_bits", self.weight_bits), ("activation_bits", self.activation_bits)):
             if bits is not None:
                 _check_bits(name, bits)
@@ -68,7 +74,9 @@ class Scheme:
     `percentile` is the share of values, in percent, inside it where it is the estimator.
 
     Sites in `float_sites` are not quantised; for the rest the first of the `rules` that matches decides. `method` names what is
-    done beyond round-to-nearest, joined by + (see `quantization.methods`). Raises UserError for values outside those."""
+    done beyond round-to-nearest, joined by + (see `quantization.methods`). `products`: which of q k^T and p v are integer
+    products too (of `activation_bits`; symmetric; never grouped). `also`: the parts beside the image tower's blocks that are
+    quantised, to the nearest, by the same scheme. Raises UserError for values outside those."""
 
     weight_bits: int = 8
     activation_bits: int = 8
@@ -80,6 +88,8 @@ class Scheme:
     estimator: Estimator = "absmax"
     percentile: float = 99.99
     rules: tuple[Rule, ...] = ()
+    products: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_bits("weight_bits", self.weight_bits)
@@ -91,7 +101,11 @@ class Scheme:
         ):
             if value not in allowed:
                 raise UserError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-        _check_sites("float_sites", self.float_sites)
+        _check_names("float_sites", self.float_sites, SITES)
+        _check_names("products", self.products, PRODUCT_INPUTS)
+        _check_names("also", self.also, PARTS)
+        if self.products and self.activations == "float":
+            raise UserError("integer products of attention need quantised activations, not float ones")
         if not self.symmetric and self.activations != "static":
             raise UserError(f"asymmetric activations go with static scales, not with {self.activations} ones")
         if self.estimator != "absmax" and not self.calibrated:
@@ -124,6 +138,11 @@ class Scheme:
     def calibrated(self) -> bool:
         """Whether scales must be calibrated before anything runs."""
         return self.activations in ("static", "group")
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Everything in a block that may need a scale: the sites, and the inputs of integer products of attention."""
+        return SITES + tuple(each for product in self.products for each in PRODUCT_INPUTS[product])
 
     def at(self, site: str, block: int = 0) -> SiteBits:
         """How one site of one block is quantised."""
@@ -175,13 +194,13 @@ class Scheme:
     @classmethod
     def from_json(cls, tree: dict[str, Any]) -> Scheme:
         """The inverse of `to_json`."""
-        values: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in tree.items()
-        }
-        rules = (
-            {key: tuple(v) if isinstance(v, list) else v for key, v in rule.items()} for rule in tree.get("rules", ())
-        )
-        return cls(**{**values, "rules": tuple(Rule(**rule) for rule in rules)})
+        rules = tuple(Rule(**_with_tuples(rule)) for rule in tree.get("rules", ()))
+        return cls(**{**_with_tuples(tree), "rules": rules})
+
+
+def _with_tuples(tree: dict[str, Any]) -> dict[str, Any]:
+    """JSON has lists where a scheme has tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in tree.items()}
 
 
 def _check_bits(name: str, bits: int) -> None:
@@ -189,7 +208,7 @@ def _check_bits(name: str, bits: int) -> None:
         raise UserError(f"{name} must be 2..8 (int8 containers), got {bits}")
 
 
-def _check_sites(name: str, sites: tuple[str, ...]) -> None:
-    unknown = sorted(set(sites) - set(SITES))
+def _check_names(name: str, given: tuple[str, ...], known: Iterable[str]) -> None:
+    unknown = sorted(set(given) - set(known))
     if unknown:
-        raise UserError(f"{name} has {', '.join(unknown)}; sites are {', '.join(SITES)}")
+        raise UserError(f"{name} has {', '.join(unknown)}; known are {', '.join(known)}")
