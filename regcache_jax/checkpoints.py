@@ -196,7 +196,8 @@ def _read_shapes(
         elif stored.shape != shape:
             faults.append(f"{path} is {list(stored.shape)}, expected {list(shape)}")
     known = {*wanted, *(f"{path}/{part}" for path in wanted for part in ("values", "scale"))}
-    extra = ("image/blocks/", "image/rotation") if scheme is not None else ()
+    beside = ("image/blocks/", "image/rotation", "image/head/input_", "text/blocks/input_")
+    extra = beside if scheme is not None else ()
     faults += [f"{path} is not known" for path in leaves if path not in known and not path.startswith(extra)]
     if faults:
         raise UserError(f"{folder / ENCODER_FILE} does not fit its spec: {'; '.join(faults[:12])}")

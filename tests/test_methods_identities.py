@@ -38,7 +38,8 @@ def test_a_preparing_method_leaves_the_float_encoder_and_its_registers_alone(nam
     before, after = encode(encoder, small.images(8)), encode(prepared, small.images(8))
     np.testing.assert_allclose(after, before, atol=1e-5)  # the same function in float32, features of unit length
     tokens = [
-        image_features(e.params["image"], small.images(8), e.spec.image, plan=e.plan).tokens for e in (encoder, prepared)
+        image_features(e.params["image"], small.images(8), e.spec.image, plan=e.plan).tokens
+        for e in (encoder, prepared)
     ]
     np.testing.assert_allclose(*tokens, atol=5e-5)  # tokens are of size 5
     kernels = (e.params["image"]["blocks"]["attention"]["key"]["kernel"] for e in (encoder, prepared))

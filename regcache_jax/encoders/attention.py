@@ -101,7 +101,11 @@ def integer_mix(
 
     One range: all integers for 0..1, by a zero point in the middle. Two (PTQ4ViT, section 3.2): terms below the end of the lower
     range in small steps, the others in steps of the whole; each its own integer product."""
-    columns, scale, largest = jnp.swapaxes(value, 1, 2), rounding.scales.get("value"), float(largest_integer(rounding.bits))
+    columns, scale, largest = (
+        jnp.swapaxes(value, 1, 2),
+        rounding.scales.get("value"),
+        float(largest_integer(rounding.bits)),
+    )
 
     def product(rows: Float[Array, "B H T S"], step: Float[Array, ""]) -> Float[Array, "B H T K"]:
         return quantized_matmul(rows, columns, step.reshape(1, 1, 1, 1), scale, rounding.bits, rounding.per_token)

@@ -139,7 +139,10 @@ def round_input(
     axes = tuple(range(2 if scheme.activations == "token" else 0, inputs.ndim))
     bits = scheme.at(site).activation_bits
     if site == "fc2" and NEGATIVE in block.get("input_scale", {}):
-        halves = (jnp.maximum(inputs, 0), scale), (jnp.minimum(inputs, 0), block["input_scale"][NEGATIVE].reshape(1, 1, 1))
+        halves = (
+            (jnp.maximum(inputs, 0), scale),
+            (jnp.minimum(inputs, 0), block["input_scale"][NEGATIVE].reshape(1, 1, 1)),
+        )
         return sum((fake_quantize(half, bits, axes, step) for half, step in halves), jnp.zeros_like(inputs))
     if offset is None:
         return fake_quantize(inputs, bits, axes, scale)
@@ -174,7 +177,9 @@ def dense(
         )  # fmt: skip
         if site == "fc2" and NEGATIVE in block.get("input_scale", {}):
             negative = block["input_scale"][NEGATIVE].reshape(1, 1, 1)
-            pairs = zip(run(jnp.maximum(shifted, 0), scale=scale), run(jnp.minimum(shifted, 0), scale=negative), strict=True)
+            pairs = zip(
+                run(jnp.maximum(shifted, 0), scale=scale), run(jnp.minimum(shifted, 0), scale=negative), strict=True
+            )
             products = tuple(above + below for above, below in pairs)
         else:
             products = run(shifted, scale=scale)

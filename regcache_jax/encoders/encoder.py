@@ -110,4 +110,4 @@ def encode_text(encoder: Encoder, ids: Int[Array, "B T"]) -> Float[Array, "B E"]
     """Float32 features of padded token ids, of unit length. Raises UserError where there is no text tower."""
     if encoder.spec.text is None:
         raise UserError(f"{encoder.spec.name} has no text tower")
-    return normalize(text_features(encoder.params["text"], ids, encoder.spec.text)[0])
+    return normalize(text_features(encoder.params["text"], ids, encoder.spec.text, scheme=encoder.scheme)[0])

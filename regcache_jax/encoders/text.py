@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 from regcache_jax.encoders.blocks import Collectors, Params, layer_norm, run_blocks
 from regcache_jax.encoders.spec import TextSpec
 from regcache_jax.encoders.vision import linear
+from regcache_jax.quantization.scheme import Scheme
 
 
 def causal_bias(num_tokens: int) -> Float[Array, "1 1 T T"]:
@@ -27,14 +28,20 @@ def pooled_position(ids: Int[Array, "B T"], spec: TextSpec) -> Int[Array, "B"]:
 
 
 def text_features(
-    params: Params, ids: Int[Array, "B T"], spec: TextSpec, *, collect: Collectors | None = None
+    params: Params,
+    ids: Int[Array, "B T"],
+    spec: TextSpec,
+    *,
+    scheme: Scheme | None = None,
+    collect: Collectors | None = None,
 ) -> tuple[Float[Array, "B E"], dict]:
-    """Features of padded token ids, and what was collected by block."""
+    """Features of padded token ids, and what was collected by block. `scheme`: that of a quantised encoder."""
     if spec.kind == "hashed":
         return hashed_features(params, ids), {}
     hidden = params["token_embedding"][ids] + params["position_embedding"][: ids.shape[1]]
     bias = causal_bias(ids.shape[1]) if spec.blocks.causal else None
-    output = run_blocks(params["blocks"], hidden, spec.blocks, bias=bias, collect=collect)
+    own = None if scheme is None else scheme.of_part("text")
+    output = run_blocks(params["blocks"], hidden, spec.blocks, bias=bias, scheme=own, collect=collect)
     tokens = layer_norm(output.hidden, params["final_norm"], spec.blocks.norm_eps)
     pooled = jnp.take_along_axis(tokens, pooled_position(ids, spec)[:, None, None], axis=1)
     if spec.projection is not None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from regcache_jax.encoders.attention import attend
-from regcache_jax.encoders.blocks import ACTIVATIONS, Collectors, Params, dense, layer_norm, run_blocks
+from regcache_jax.encoders.blocks import ACTIVATIONS, BlockTrace, Collectors, Params, dense, layer_norm, run_blocks
 from regcache_jax.encoders.position import resize_positions
 from regcache_jax.encoders.serving import num_rows, serve_blocks
 from regcache_jax.encoders.spec import ImageSpec
@@ -71,23 +72,38 @@ def embed_patches(
     return hidden @ params["rotation"].astype(hidden.dtype) if "rotation" in params else hidden
 
 
-def map_head(
-    params: Params, tokens: Float[Array, "B N D"], spec: ImageSpec, present: Bool[Array, "B N"] | None
-) -> Float[Array, "B D"]:
-    """Attention pooling with one learned probe, then an MLP with a residual (SigLIP)."""
-    attention = params["attention"]
+def head_trace(
+    params: Params,
+    tokens: Float[Array, "B N D"],
+    spec: ImageSpec,
+    present: Bool[Array, "B N"] | None,
+    scheme: Scheme | None = None,
+) -> tuple[Float[Array, "B D"], BlockTrace]:
+    """Attention pooling with one learned probe, then an MLP with a residual (SigLIP), and what passes its sites."""
+    attention, mlp = params["attention"], params["mlp"]
+    apply = functools.partial(dense, block=params, scheme=scheme, leading=(0, 0))
     probe = jnp.broadcast_to(params["probe"].astype(tokens.dtype), (tokens.shape[0], 1, tokens.shape[-1]))
     query = linear(probe, attention["query"])
-    key, value = (linear(tokens, attention[name]) for name in ("key", "value"))
+    key, value = apply(tokens, (attention["key"], attention["value"]), 1, site="qkv", present=present)
     bias = None if present is None else jnp.where(present, 0.0, -jnp.inf)[:, None, None, :]
-    pooled = linear(attend(query, key, value, bias).mixed, attention["out"], 2)
+    attended = attend(query, key, value, bias)
+    (pooled,) = apply(attended.mixed, (attention["out"],), 2, site="out", present=None)
     normed = layer_norm(pooled, params["norm"], spec.blocks.norm_eps)
-    hidden = ACTIVATIONS[spec.blocks.activation](linear(normed, params["mlp"]["fc1"]))
-    return (pooled + linear(hidden, params["mlp"]["fc2"]))[:, 0]
+    (up,) = apply(normed, (mlp["fc1"],), 1, site="fc1", present=None)
+    features = ACTIVATIONS[spec.blocks.activation](up)
+    (update,) = apply(features, (mlp["fc2"],), 1, site="fc2", present=None)
+    trace = BlockTrace(
+        tokens, tokens, query, key, value, attended.weights, None, attended.mixed, normed, features, present
+    )
+    return (pooled + update)[:, 0], trace
 
 
 def pool(
-    params: Params, hidden: Float[Array, "B N D"], spec: ImageSpec, present: Bool[Array, "B N"] | None = None
+    params: Params,
+    hidden: Float[Array, "B N D"],
+    spec: ImageSpec,
+    present: Bool[Array, "B N"] | None = None,
+    scheme: Scheme | None = None,
 ) -> tuple[Float[Array, "B E"], Float[Array, "B N D"]]:
     """Final norm, pooling and projection. Returns the features and the normed tokens."""
     if "rotation" in params:
@@ -96,7 +112,8 @@ def pool(
     if spec.pooling == "class":
         pooled = tokens[:, 0]
     elif spec.pooling == "map":
-        pooled = map_head(params["head"], tokens, spec, present)
+        own = None if scheme is None else scheme.of_part("head")
+        pooled, _ = head_trace(params["head"], tokens, spec, present, own)
     else:
         there = jnp.ones(tokens.shape[:2], bool) if present is None else present
         weight = there[..., None].astype(tokens.dtype)
@@ -120,7 +137,7 @@ def image_features(
     output = run_blocks(
         params["blocks"], hidden, spec.blocks, plan=plan, scheme=scheme, leading=spec.leading, collect=collect
     )
-    features, tokens = pool(params, output.hidden, spec, output.present)
+    features, tokens = pool(params, output.hidden, spec, output.present, scheme)
     return ImageOutput(features, tokens, output.present, None, output.collected)
 
 
@@ -146,5 +163,5 @@ def serve_image(
     if served.rows.shape[1] > served.num_tokens:
         row = jnp.arange(served.rows.shape[1], dtype=jnp.int32)
         present = jnp.broadcast_to(row < served.num_tokens, served.rows.shape[:2])
-    features, tokens = pool(params, served.rows, spec, present)
+    features, tokens = pool(params, served.rows, spec, present, scheme)
     return ImageOutput(features, tokens[:, : served.num_tokens], None, served.kept, {})

@@ -144,7 +144,14 @@ def _quantized_matmul_forward(
     axes = (((3,), (2,)), ((0, 1), (0, 1)))
     sums = jax.lax.dot_general(rows.values, columns.values, axes, preferred_element_type=jnp.int32)
     product = sums.astype(jnp.float32) * (rows.scale * columns.scale)
-    return product, (left_gradient, right_gradient, rows, columns, jnp.zeros((), left.dtype), jnp.zeros((), right.dtype))
+    return product, (
+        left_gradient,
+        right_gradient,
+        rows,
+        columns,
+        jnp.zeros((), left.dtype),
+        jnp.zeros((), right.dtype),
+    )
 
 
 def _quantized_matmul_backward(

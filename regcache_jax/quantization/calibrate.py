@@ -16,7 +16,7 @@ from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.vision import image_features
 from regcache_jax.errors import UserError
 from regcache_jax.quantization.aqt import largest_integer
-from regcache_jax.quantization.scheme import SITES, Scheme
+from regcache_jax.quantization.scheme import INPUTS, SITES, Scheme
 
 Ranges = dict[str, Float[Array, "..."]]
 """Largest magnitude a site: float32 `[L]`, or `[L, 3]` for class token, trained registers and patches apart."""
@@ -71,7 +71,7 @@ def calibrate(encoder: Encoder, batches: Iterable[Float[Array | np.ndarray, "B Y
 
 def check_finite(ranges: Ranges) -> None:
     """Raises UserError naming the first block and site whose range is NaN or infinite."""
-    for site, values in sorted(ranges.items(), key=lambda item: SITES.index(item[0])):
+    for site, values in sorted(ranges.items(), key=lambda item: INPUTS.index(item[0])):
         bad = ~jnp.isfinite(values.reshape(values.shape[0], -1)).all(axis=1)
         if bool(bad.any()):
             block = int(jnp.argmax(bad))

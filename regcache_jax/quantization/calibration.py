@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -15,10 +15,11 @@ import safetensors.numpy
 from etils import epath
 from jaxtyping import Array, Float
 
+from regcache_jax.encoders.blocks import BlockTrace
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.vision import image_features
 from regcache_jax.errors import UserError
-from regcache_jax.quantization.calibrate import check_finite
+from regcache_jax.quantization.calibrate import calibrate, check_finite, scales_from_ranges
 from regcache_jax.quantization.histogram import (
     Counted,
     Histogram,
@@ -27,7 +28,8 @@ from regcache_jax.quantization.histogram import (
     largest_integers,
     scale_and_zero_point,
 )
-from regcache_jax.quantization.scheme import SITES, Scheme
+from regcache_jax.quantization.kernels import Blocks, add_offset, quantized_cells
+from regcache_jax.quantization.scheme import PRODUCT_INPUTS, SITES, Scheme
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,14 +51,18 @@ class Calibration:
                 f"{want}; calibrate again"
             )
         scales, zero_points = {}, {}
-        for site, histogram in self.sites.items():
+        for site in scheme.inputs:
+            if site not in self.sites:
+                raise UserError(f"the calibration did not count {site}, which {scheme.name} needs; calibrate again")
+            histogram, symmetric = self.sites[site], scheme.symmetric or site not in SITES
             levels = largest_integers(
                 [scheme.at(site, block).activation_bits for block in range(len(histogram.counts))]
             )
-            ends = bounds(histogram, scheme.estimator, scheme.percentile, levels, scheme.symmetric)
+            ends = bounds(histogram, scheme.estimator, scheme.percentile, levels, symmetric)
             scale, zero_point = scale_and_zero_point(*ends, levels[:, None])
-            scales[site] = scale if self.groups else scale[:, 0]
-            zero_points[site] = zero_point[:, 0]
+            scales[site] = scale if self.groups and site in SITES else scale[:, 0]
+            if not symmetric:
+                zero_points[site] = zero_point[:, 0]
         return {"input_scale": scales} if scheme.symmetric else {"input_scale": scales, "zero_point": zero_points}
 
     def save(self, path: epath.PathLike) -> None:
@@ -86,23 +92,44 @@ class Calibration:
             metadata = json.loads(data[8 : 8 + length])["__metadata__"]
             tensors = safetensors.numpy.load(data)
             names = [field.name for field in dataclasses.fields(Histogram)]
-            sites = {site: Histogram(*(tensors[f"{site}/{name}"] for name in names)) for site in SITES}
+            counted = {name.split("/")[0] for name in tensors}
+            if not set(SITES) <= counted:
+                raise KeyError(", ".join(sorted(set(SITES) - counted)))
+            sites = {site: Histogram(*(tensors[f"{site}/{name}"] for name in names)) for site in sorted(counted)}
             return cls(sites, json.loads(metadata["groups"]), int(metadata["num_images"]))
         except (KeyError, ValueError, TypeError, safetensors.SafetensorError) as error:
             raise UserError(f"{path} is not a calibration file: {error}") from None
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "groups"))
-def _batch_counts(params: Any, images: Any, plan: Any, *, spec: Any, groups: bool) -> dict[str, Counted]:
-    leading = spec.leading if groups else None
-    collectors = {site: functools.partial(count, site=site, leading=leading) for site in SITES}
+def counters(inputs: Iterable[str], leading: tuple[int, int] | None) -> dict[str, Callable[[BlockTrace], Counted]]:
+    """Collectors of every input's histogram; the sites' by token group if `leading` is given."""
+    return {site: functools.partial(count, site=site, leading=leading if site in SITES else None) for site in inputs}
+
+
+def add_counts(sites: dict[str, Histogram], counted: dict[str, Counted]) -> dict[str, Histogram]:
+    """Histograms with one more batch. Raises UserError where a value is not finite."""
+    check_finite({site: jnp.abs(each.lower) + jnp.abs(each.upper) for site, each in counted.items()})
+    batch = {site: Histogram.of(each) for site, each in counted.items()}
+    return {site: sites[site] + each for site, each in batch.items()} if sites else batch
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "groups", "inputs"))
+def _batch_counts(
+    params: Any, images: Any, plan: Any, *, spec: Any, groups: bool, inputs: tuple[str, ...]
+) -> dict[str, Counted]:
+    collectors = counters(inputs, spec.leading if groups else None)
     return image_features(params, images, spec, plan=plan, collect=collectors).collected
 
 
 def observe(
-    encoder: Encoder, batches: Iterable[Float[Array | np.ndarray, "B Y X 3"]], *, groups: bool = False
+    encoder: Encoder,
+    batches: Iterable[Float[Array | np.ndarray, "B Y X 3"]],
+    *,
+    groups: bool = False,
+    inputs: tuple[str, ...] = SITES,
 ) -> Calibration:
-    """Counts what passes every site of a float encoder over the calibration set, its plan in place.
+    """Counts what passes every site of a float encoder over the calibration set, its plan in place; with
+    `inputs=scheme.inputs` also the inputs of attention's integer products.
 
     Raises UserError for an empty set, a quantised encoder and values that are not finite."""
     if encoder.scheme is not None:
@@ -113,11 +140,37 @@ def observe(
     num_images = 0
     for images in batches:
         images = jnp.asarray(images, encoder.dtype)
-        counted = _batch_counts(encoder.params["image"], images, encoder.plan, spec=encoder.spec.image, groups=groups)
-        check_finite({site: jnp.abs(each.lower) + jnp.abs(each.upper) for site, each in counted.items()})
-        batch = {site: Histogram.of(each) for site, each in counted.items()}
-        sites = {site: sites[site] + batch[site] for site in SITES} if sites else batch
+        counted = _batch_counts(
+            encoder.params["image"], images, encoder.plan, spec=encoder.spec.image, groups=groups, inputs=inputs
+        )
+        sites = add_counts(sites, counted)
         num_images += images.shape[0]
     if not sites:
         raise UserError("calibration needs at least one image, got none")
     return Calibration(sites, groups, num_images)
+
+
+def find_scales(
+    encoder: Encoder,
+    batches: Iterable[Float[Array | np.ndarray, "B Y X 3"]],
+    scheme: Scheme,
+    calibration: Calibration | None = None,
+) -> dict[str, dict[str, Any]]:
+    """`input_scale` and, if not symmetric, `zero_point` of everything that needs one, from the calibration set or from a
+    calibration that was kept. Where extremes are enough, nothing is counted."""
+    if calibration is None and scheme.symmetric and scheme.estimator == "absmax" and not scheme.rules + scheme.products:
+        return {"input_scale": scales_from_ranges(calibrate(encoder, batches, scheme), scheme.activation_bits)}
+    groups = scheme.activations == "group"
+    return (calibration or observe(encoder, batches, groups=groups, inputs=scheme.inputs)).scales(scheme)
+
+
+def add_scales(blocks: Blocks, found: dict[str, dict[str, Any]], scheme: Scheme) -> Blocks:
+    """Puts the scales of what is quantised beside the kernels and folds the zero points into the biases."""
+    num_blocks = len(blocks["norm1"]["scale"])
+    sites = [site for site in SITES if quantized_cells(scheme, site, num_blocks).any()]
+    products = [site for product in scheme.products for site in PRODUCT_INPUTS[product]]
+    blocks = {**blocks, "input_scale": {site: jnp.asarray(found["input_scale"][site]) for site in sites + products}}
+    for site in sites if "zero_point" in found else ():
+        offset = found["zero_point"][site].astype(np.float32) * found["input_scale"][site]
+        blocks = add_offset(blocks, site, jnp.asarray(offset), scheme)
+    return blocks

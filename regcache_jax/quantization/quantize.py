@@ -6,17 +6,17 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.errors import UserError
-from regcache_jax.quantization.calibrate import calibrate, scales_from_ranges
-from regcache_jax.quantization.calibration import Calibration, observe
-from regcache_jax.quantization.kernels import add_offset, quantize_kernels, quantized_cells
+from regcache_jax.quantization.calibration import Calibration, add_scales, find_scales
+from regcache_jax.quantization.kernels import quantize_kernels
+from regcache_jax.quantization.methods.method import Batches
 from regcache_jax.quantization.methods.table import methods_of
-from regcache_jax.quantization.scheme import SITES, Scheme
+from regcache_jax.quantization.parts import quantize_head, quantize_text
+from regcache_jax.quantization.scheme import Scheme
 from regcache_jax.registers.plan import RegisterPlan
 
 
@@ -37,24 +37,32 @@ def quantize(
     scheme: Scheme,
     plan: RegisterPlan | None = None,
     calibration: Calibration | None = None,
+    texts: Int[Array | np.ndarray, "n T"] | None = None,
 ) -> Encoder:
-    """Quantises the image tower's blocks; embedding, norms, softmax, pooling head and text tower stay float.
+    """Quantises the image tower's blocks; embedding and norms stay float, and so do softmax, pooling head and text tower unless
+    the scheme says otherwise (`products`, `also`).
 
     `images`: the calibration set (preprocessed), one array or an iterable of batches of one shape; may be None where the
     scheme measures its scales as it runs, or where a `calibration` was made before (with the same plan in place). It is streamed
-    once, unless the scheme's method needs it several times. `plan=None` keeps the plan that the encoder has. Raises UserError
-    where a static scheme or a method has nothing to be calibrated on."""
+    once, unless the scheme's method needs it several times. `texts`: padded ids, from which a text tower's scales are calibrated.
+    `plan=None` keeps the plan that the encoder has. Raises UserError where a static scheme or a method has nothing to be
+    calibrated on."""
     if encoder.scheme is not None:
         raise UserError(f"{encoder.spec.name} is quantised already ({encoder.scheme.name})")
     scheme.check_rules(encoder.spec.image.blocks.num_blocks)
     methods = methods_of(scheme.method)
     encoder = encoder if plan is None else encoder.with_plan(plan)
+    if scheme.calibrated and calibration is None and images is None:
+        raise UserError(
+            f"{scheme.activations} activation scales must be calibrated: give calibration images, "
+            "or choose token or tensor scales"
+        )
     only_ranges = not methods and scheme.symmetric and scheme.estimator == "absmax" and not scheme.rules
-    batches: Iterable[Any] = (
+    streamed: Iterable[Any] = (
         in_batches(images, fill=only_ranges) if isinstance(images, np.ndarray | Array) else (images or ())
     )
+    batches: Batches = list(streamed) if methods or "head" in scheme.also else ()
     if methods:
-        batches = list(batches)
         if not batches:
             raise UserError(f"method {scheme.method} needs calibration images")
         if calibration is not None and any(method.prepare for method in methods):
@@ -64,32 +72,11 @@ def quantize(
     rounders = [method.rounder(encoder, batches, scheme) for method in methods if method.rounder]
     blocks = quantize_kernels(encoder.params["image"]["blocks"], scheme, rounders[0] if rounders else None)
     if scheme.calibrated:
-        if calibration is None and images is None:
-            raise UserError(
-                f"{scheme.activations} activation scales must be calibrated: give calibration images, "
-                "or choose token or tensor scales"
-            )
-        blocks = _with_scales(blocks, encoder, batches, scheme, calibration)
+        blocks = add_scales(blocks, find_scales(encoder, batches or streamed, scheme, calibration), scheme)
     params = {**encoder.params, "image": {**encoder.params["image"], "blocks": jax.block_until_ready(blocks)}}
     quantized = encoder.replace(params=params, scheme=scheme)
     for method in methods:
         quantized = method.finish(encoder, quantized, batches) if method.finish else quantized
-    return quantized
-
-
-def _with_scales(
-    blocks: dict[str, Any], encoder: Encoder, batches: Iterable[Any], scheme: Scheme, calibration: Calibration | None
-) -> dict[str, Any]:
-    """Adds the calibrated scales of the sites that are quantised and, if not symmetric, folds their zero points."""
-    num_blocks = encoder.spec.image.blocks.num_blocks
-    if calibration is None and scheme.symmetric and scheme.estimator == "absmax" and not scheme.rules:
-        found = {"input_scale": scales_from_ranges(calibrate(encoder, batches, scheme), scheme.activation_bits)}
-    else:
-        calibration = calibration or observe(encoder, batches, groups=scheme.activations == "group")
-        found = calibration.scales(scheme)
-    sites = [site for site in SITES if quantized_cells(scheme, site, num_blocks).any()]
-    blocks = {**blocks, "input_scale": {site: jnp.asarray(found["input_scale"][site]) for site in sites}}
-    for site in sites if "zero_point" in found else ():
-        offset = found["zero_point"][site].astype(np.float32) * found["input_scale"][site]
-        blocks = add_offset(blocks, site, jnp.asarray(offset), scheme)
-    return blocks
+    if "head" in scheme.also:
+        quantized = quantize_head(encoder, quantized, batches)
+    return quantize_text(quantized, texts) if "text" in scheme.also else quantized

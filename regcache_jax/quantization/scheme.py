@@ -23,6 +23,9 @@ SITE_LAYERS: dict[str, tuple[tuple[str, str], ...]] = {
 PRODUCT_INPUTS: dict[str, tuple[str, ...]] = {"qk": ("query", "key"), "pv": ("value",)}
 """Attention's own products, in float unless asked for, and the inputs that need a scale (softmax lies between 0 and 1)."""
 
+INPUTS = SITES + tuple(each for inputs in PRODUCT_INPUTS.values() for each in inputs)
+"""Everything in a block that may need a scale, in the order in which it passes."""
+
 PARTS = ("head", "text")
 """What else can be quantised beside the image tower's blocks: attention pooling, and a transformer text tower."""
 
@@ -141,8 +144,16 @@ class Scheme:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Everything in a block that may need a scale: the sites, and the inputs of integer products of attention."""
+        """What may need a scale under this scheme: the sites, and the inputs of integer products of attention."""
         return SITES + tuple(each for product in self.products for each in PRODUCT_INPUTS[product])
+
+    def of_part(self, part: str) -> Scheme | None:
+        """How a part beside the blocks is quantised: to the nearest, without rules, with one scale for all tokens where the
+        blocks have one a group; None where it stays in float."""
+        if part not in self.also:
+            return None
+        activations: Activations = "static" if self.activations == "group" else self.activations
+        return dataclasses.replace(self, activations=activations, method="rtn", rules=(), products=(), also=())
 
     def at(self, site: str, block: int = 0) -> SiteBits:
         """How one site of one block is quantised."""

@@ -1,0 +1,94 @@
+"""How much an encoder's features feel each output of each layer: what Hessian-guided methods weigh errors with, without labels.
+
+The papers take the Hessian of a classifier's loss, approximated by squared gradients (the Fisher information). An encoder has
+no classes, so the loss here is the squared distance of its features from the float ones; its Hessian at zero is J^T J, where J is
+the features' derivative, and a squared gradient of the features along a direction of random signs has its diagonal as its mean.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from regcache_jax.encoders.blocks import BlockTrace
+from regcache_jax.encoders.encoder import Encoder, normalize
+from regcache_jax.encoders.vision import image_features
+from regcache_jax.quantization.kernels import Blocks, copy_blocks, layers_of
+from regcache_jax.quantization.methods.method import Batches
+from regcache_jax.quantization.methods.statistics import SAMPLED_TOKENS, site_tokens
+from regcache_jax.quantization.scheme import SITES
+
+SEED = 0
+IMAGES = 16
+"""At a time: every output of every layer has a gradient of its own."""
+
+
+class Felt(NamedTuple):
+    """Sampled tokens: the sites' inputs, and the features' gradients with respect to the layers' outputs there."""
+
+    inputs: dict[str, Float[Array, "L S C"]]
+    gradients: dict[str, Float[Array, "L S M"]]
+
+
+def with_biases_by_token(blocks: Blocks, added: dict[str, Float[Array, "L B N ..."]]) -> Blocks:
+    """Blocks whose layers add something of its own to every token's output: biases with axes for images and tokens."""
+    blocks = copy_blocks(blocks)
+    for site in SITES:
+        for group, name in layers_of(blocks, site):
+            layer = blocks[group][name]
+            layer["bias"] = added[name] + layer["bias"][:, None, None] if "bias" in layer else added[name]
+    return blocks
+
+
+def _zeros(blocks: Blocks, batch: int, tokens: int) -> dict[str, Float[Array, "L B N ..."]]:
+    """Nothing, for every token's output of every layer."""
+    zeros = {}
+    for site in SITES:
+        for group, name in layers_of(blocks, site):
+            kernel = blocks[group][name]["kernel"]
+            outputs = kernel.shape[3:] if name == "out" else kernel.shape[2:]
+            zeros[name] = jnp.zeros((len(kernel), batch, tokens, *outputs), kernel.dtype)
+    return zeros
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "unit"))
+def output_gradients(
+    params: Any, images: Float[Array, "B Y X 3"], plan: Any, signs: Float[Array, "B E"], *, spec: Any, unit: bool
+) -> tuple[dict[str, Float[Array, "L B N ..."]], dict[str, Float[Array, "L B N ..."]]]:
+    """Gradients of the features along `signs` with respect to every layer's output, and the sites' inputs."""
+
+    def along(added: dict[str, Float[Array, "L B N ..."]]) -> tuple[Float[Array, ""], dict[str, Any]]:
+        blocks = with_biases_by_token(params["blocks"], added)
+        collect = {site: functools.partial(input_of, name=site) for site in SITES}
+        output = image_features({**params, "blocks": blocks}, images, spec, plan=plan, collect=collect)
+        features = normalize(output.features) if unit else output.features.astype(jnp.float32)
+        return jnp.sum(features * signs), output.collected
+
+    zeros = _zeros(params["blocks"], images.shape[0], spec.num_tokens)
+    return jax.grad(along, has_aux=True)(zeros)
+
+
+def input_of(trace: BlockTrace, name: str) -> Array:
+    """A collector: a site's input, absent tokens zero."""
+    inputs = getattr(trace, name)
+    return site_tokens(trace, name)[0].reshape(inputs.shape)
+
+
+def felt_tokens(encoder: Encoder, batches: Batches) -> Felt:
+    """About `SAMPLED_TOKENS` tokens, evenly from the first `IMAGES` images, one direction an image."""
+    spec = encoder.spec.image
+    images = jnp.asarray(batches[0][:IMAGES], encoder.dtype)
+    signs = jax.random.rademacher(jax.random.key(SEED), (len(images), spec.feature_dim), jnp.float32)
+    gradients, inputs = output_gradients(
+        encoder.params["image"], images, encoder.plan, signs, spec=spec, unit=encoder.spec.normalize
+    )
+    return Felt(*({name: _sampled(rows) for name, rows in tree.items()} for tree in (inputs, gradients)))
+
+
+def _sampled(rows: Float[Array, "L B N ..."]) -> Float[Array, "L S M"]:
+    flat = rows.astype(jnp.float32).reshape(rows.shape[0], rows.shape[1] * rows.shape[2], -1)
+    return flat[:, :: max(1, flat.shape[1] // SAMPLED_TOKENS)][:, :SAMPLED_TOKENS]

@@ -1,0 +1,191 @@
+"""PTQ4ViT (Yuan et al. 2022, arXiv 2111.12293, sections 3.2 and 3.3): twin quantisers, and scales guided by the Hessian.
+
+Scales of weights and activations are those, of shares of the largest magnitude, with the least error of a layer's products
+weighted by squared gradients. The outputs of GELU get one scale for their negative half, which covers all of it, and a searched one
+for their positive half; softmax, where its product is integer, a lower range whose end is searched among powers of two. What
+differs: gradients are those of the features (see `fisher`); weights are searched first, before rounded activations, and
+then activations, once (the authors' code goes round three times); the two halves are two integer products whose sums are added
+with their own scales, so that these need no ratio of a power of two, and cost `fc2` twice; integers end at -127, not at -128;
+query, key and value keep the scales of the calibration; patch embedding and head stay in float.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from regcache_jax.encoders.attention import Rounding, integer_mix
+from regcache_jax.encoders.blocks import NEGATIVE, SOFTMAX_LOW, BlockTrace
+from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.encoders.vision import image_features
+from regcache_jax.errors import UserError
+from regcache_jax.quantization.aqt import QuantizedTensor, fake_quantize, largest_integer, quantize_weight
+from regcache_jax.quantization.kernels import INPUT_AXES, Rounder, copy_blocks, layers_of, matrix, quantized_cells
+from regcache_jax.quantization.methods.fisher import felt_tokens
+from regcache_jax.quantization.methods.folding import with_blocks
+from regcache_jax.quantization.methods.method import Batches, Method
+from regcache_jax.quantization.methods.statistics import channel_extremes
+from regcache_jax.quantization.scheme import SITES, Scheme
+
+SHARES = tuple(0.01 + number * 1.19 / 50 for number in range(1, 51))
+"""Of the largest magnitude: up to 1.2, as in the authors' code, half as many."""
+SPLITS = tuple(2.0**-power for power in range(1, 13))
+"""Candidates for the end of softmax's lower range."""
+SPLIT_IMAGES = 4
+
+
+@functools.partial(jax.jit, static_argnames=("bits", "per_channel"))
+def weight_scales(
+    inputs: Float[Array, "S C"], gradients: Float[Array, "S M"], kernel: Float[Array, "C M"], bits: int, per_channel: bool
+) -> Float[Array, "1 M"]:
+    """For every output channel (or for all) the scale with the least weighted error of the products, inputs in float."""
+    peak = jnp.max(jnp.abs(kernel), axis=0 if per_channel else None, keepdims=True)
+    widest = jnp.broadcast_to(jnp.where(peak > 0, peak / largest_integer(bits), 1.0), (1, kernel.shape[1]))
+
+    def error(share: Float[Array, ""]) -> Float[Array, "1 M"]:
+        rounded = fake_quantize(kernel, bits, (0,), widest * share)
+        each = jnp.mean(jnp.square(gradients * (inputs @ (rounded - kernel))), axis=0, keepdims=True)
+        return each if per_channel else jnp.broadcast_to(jnp.sum(each), each.shape)
+
+    shares = jnp.array(SHARES, jnp.float32)
+    return widest * shares[jnp.argmin(jax.lax.map(error, shares), axis=0)]
+
+
+@functools.partial(jax.jit, static_argnames=("bits",))
+def activation_scale(
+    inputs: Float[Array, "S C"],
+    gradients: Float[Array, "S M"],
+    kernel: Float[Array, "C M"],
+    rounded: Float[Array, "C M"],
+    widest: Float[Array, ""],
+    negative: Float[Array, ""] | None,
+    bits: int,
+) -> Float[Array, ""]:
+    """The scale, of shares of `widest`, with the least weighted error of the products of rounded inputs and weights.
+
+    With a scale for the `negative` half, the one for the positive half."""
+    exact = inputs @ kernel
+
+    def error(share: Float[Array, ""]) -> Float[Array, ""]:
+        scale = (widest * share).reshape(1, 1)
+        if negative is None:
+            simulated = fake_quantize(inputs, bits, (0, 1), scale)
+        else:
+            below = fake_quantize(jnp.minimum(inputs, 0.0), bits, (0, 1), negative.reshape(1, 1))
+            simulated = fake_quantize(jnp.maximum(inputs, 0.0), bits, (0, 1), scale) + below
+        return jnp.mean(jnp.square(gradients * (simulated @ rounded - exact)))
+
+    shares = jnp.array(SHARES, jnp.float32)
+    return widest * shares[jnp.argmin(jax.lax.map(error, shares))]
+
+
+def ptq4vit_rounder(encoder: Encoder, batches: Batches, scheme: Scheme) -> Rounder:
+    """Rounds to the nearest, with the scales of least weighted error."""
+    felt = felt_tokens(encoder, batches)
+
+    def rounder(site: str, name: str, kernel: Float[Array, "L ..."], bits: int) -> QuantizedTensor:
+        matrices = matrix(name, kernel.astype(jnp.float32))
+        rows = zip(felt.inputs[site], felt.gradients[name], matrices, strict=True)
+        found = jnp.stack([weight_scales(*row, bits, scheme.weights == "channel") for row in rows])
+        inputs = len(INPUT_AXES[name])
+        scale = found.reshape(len(kernel), *(1,) * inputs, *kernel.shape[1 + inputs :])
+        if scheme.weights == "tensor":
+            scale = scale.reshape(len(kernel), -1)[:, 0].reshape(-1, *(1,) * (kernel.ndim - 1))
+        return quantize_weight(kernel, bits, INPUT_AXES[name], scale=scale)
+
+    return rounder
+
+
+def ptq4vit_scales(encoder: Encoder, quantized: Encoder, batches: Batches) -> Encoder:
+    """Replaces the activations' scales. Raises UserError for scales that are not static, per tensor and symmetric."""
+    scheme = quantized.scheme
+    assert scheme is not None
+    if scheme.activations != "static" or not scheme.symmetric:
+        raise UserError("method ptq4vit goes with symmetric static activation scales")
+    spec, felt, extremes = encoder.spec.image.blocks, felt_tokens(encoder, batches), channel_extremes(encoder, batches)
+    originals, blocks = encoder.params["image"]["blocks"], copy_blocks(quantized.params["image"]["blocks"])
+    scales = blocks["input_scale"]
+    for site in SITES:
+        layers = layers_of(originals, site)
+        twin, found = site == "fc2" and not spec.gated_mlp, []
+        for block in range(spec.num_blocks):
+            if not quantized_cells(scheme, site, spec.num_blocks)[block]:
+                found.append((1.0, 1.0))
+                continue
+            bits = scheme.at(site, block).activation_bits
+            lower, upper = (float(end) for end in _ends(extremes[site][block], bits))
+            negative = jnp.float32(lower) if twin else None
+            widest = jnp.float32(upper if twin else max(lower, upper))
+            kernels = [matrix(name, originals[group][name]["kernel"])[block] for group, name in layers]
+            rounded = [matrix(name, _whole(blocks[group][name]["kernel"]))[block] for group, name in layers]
+            gradients = jnp.concatenate([felt.gradients[name][block] for _, name in layers], axis=-1)
+            kernel, rounded_kernel = (jnp.concatenate(each, axis=-1).astype(jnp.float32) for each in (kernels, rounded))
+            scale = activation_scale(
+                felt.inputs[site][block], gradients, kernel, rounded_kernel, widest, negative, bits
+            )
+            found.append((float(scale), lower))
+        if site in scales:
+            scales[site] = jnp.array([scale for scale, _ in found], jnp.float32)
+            if twin:
+                scales[NEGATIVE] = jnp.array([negative for _, negative in found], jnp.float32)
+    if "pv" in scheme.products:
+        scales[SOFTMAX_LOW] = softmax_scales(encoder, scales["value"], batches, scheme.activation_bits)
+    return with_blocks(quantized, blocks)
+
+
+def _ends(extremes: Float[Array, "2 C"], bits: int) -> tuple[Array, Array]:
+    """Scales that cover the negative and the positive half."""
+    ends = -jnp.min(extremes[0]), jnp.max(extremes[1])
+    below, above = (jnp.where(end > 0, end / largest_integer(bits), 1.0) for end in ends)
+    return below, above
+
+
+def _whole(kernel: Float[Array, "L ..."] | QuantizedTensor) -> Float[Array, "L ..."]:
+    return kernel.dequantize() if isinstance(kernel, QuantizedTensor) else kernel
+
+
+def _attention_of(trace: BlockTrace) -> tuple[Array, Array]:
+    """Softmax and values."""
+    return trace.weights, trace.value
+
+
+@functools.partial(jax.jit, static_argnames="spec")
+def _attention(params: Any, images: Any, plan: Any, *, spec: Any) -> tuple[Array, Array]:
+    return image_features(params, images, spec, plan=plan, collect={"attention": _attention_of}).collected["attention"]
+
+
+def softmax_scales(encoder: Encoder, value_scale: Float[Array, "L"], batches: Batches, bits: int) -> Float[Array, "L"]:
+    """For every block the scale of softmax's lower range with the least squared error of the mixed values."""
+    images = jnp.asarray(batches[0][:SPLIT_IMAGES], encoder.dtype)
+    weights, values = _attention(encoder.params["image"], images, encoder.plan, spec=encoder.spec.image)
+    lows = jnp.array(SPLITS, jnp.float32) / largest_integer(bits)
+    rows = zip(weights.astype(jnp.float32), values.astype(jnp.float32), value_scale, strict=True)
+    return jnp.stack([lows[jnp.argmin(jnp.stack([_mix_error(*row, low, bits) for low in lows]))] for row in rows])
+
+
+@functools.partial(jax.jit, static_argnames="bits")
+def _mix_error(
+    weights: Float[Array, "B H N S"],
+    value: Float[Array, "B N H K"],
+    scale: Float[Array, ""],
+    low: Float[Array, ""],
+    bits: int,
+) -> Float[Array, ""]:
+    """The terms that are rounded are softmax over its largest weight."""
+    total = jnp.max(weights, axis=-1, keepdims=True)
+    terms = weights / jnp.maximum(total, 1e-30)
+    rounding = Rounding(("pv",), bits, {"value": scale.reshape(1, 1, 1, 1)}, False, low)
+    exact = jnp.einsum("bhts,bshk->bthk", weights, value)
+    return jnp.mean(jnp.square(integer_mix(terms, value, rounding) * jnp.swapaxes(total, 1, 2) - exact))
+
+
+METHOD = Method(
+    "ptq4vit",
+    "scales by the error that the features feel; two scales for GELU and softmax",
+    rounder=ptq4vit_rounder,
+    finish=ptq4vit_scales,
+)

@@ -1,0 +1,93 @@
+"""Beside the image tower's blocks: attention pooling (a block without a residual) and the text tower, rounded to the nearest.
+
+Both are given to the kernels' and the calibration's own functions as stacks of blocks. The pooling head's query comes from its
+probe alone, the same for every image, and stays in float.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.encoders.text import text_features
+from regcache_jax.encoders.vision import head_trace, image_features
+from regcache_jax.errors import UserError
+from regcache_jax.quantization.calibration import Calibration, add_counts, add_scales, counters
+from regcache_jax.quantization.histogram import Counted, Histogram
+from regcache_jax.quantization.kernels import Blocks, quantize_kernels
+from regcache_jax.quantization.methods.method import Batches
+from regcache_jax.quantization.scheme import SITES, Scheme
+
+BATCH = 64
+"""Texts a step of calibration."""
+
+
+def quantize_head(encoder: Encoder, quantized: Encoder, batches: Batches) -> Encoder:
+    """Quantises attention pooling; its ranges are those behind the float blocks, the plan in place. Raises UserError for encoders
+    that pool otherwise, and where there is nothing to calibrate on."""
+    spec, scheme = encoder.spec.image, _of_part(quantized, "head")
+    if spec.pooling != "map":
+        raise UserError(f"{encoder.spec.name} has no attention pooling to quantise")
+    head = encoder.params["image"]["head"]
+    attention = {name: layer for name, layer in head["attention"].items() if name != "query"}
+    stack = jax.tree.map(lambda leaf: leaf[None], {"norm1": head["norm"], "attention": attention, "mlp": head["mlp"]})
+    sites: dict[str, Histogram] = {}
+    for images in batches if scheme.calibrated else ():
+        params, images = encoder.params["image"], jnp.asarray(images, encoder.dtype)
+        sites = add_counts(sites, _head_counts(params, images, encoder.plan, spec=spec))
+    found = jax.tree.map(lambda leaf: leaf[0], _rounded(stack, scheme, sites, "head"))
+    attention = {**found["attention"], "query": head["attention"]["query"]}
+    head = {**head, **{name: leaf for name, leaf in found.items() if name != "norm1"}, "attention": attention}
+    image = {**quantized.params["image"], "head": head}
+    return quantized.replace(params={**quantized.params, "image": image})
+
+
+def quantize_text(encoder: Encoder, texts: Int[Array | np.ndarray, "n T"] | None) -> Encoder:
+    """Quantises the blocks of the text tower. Raises UserError where it has none, and where there are no texts to calibrate on."""
+    spec, scheme = encoder.spec.text, _of_part(encoder, "text")
+    if spec is None or spec.kind != "transformer":
+        raise UserError(f"{encoder.spec.name} has no transformer text tower to quantise")
+    sites: dict[str, Histogram] = {}
+    for first in range(0, 0 if texts is None or not scheme.calibrated else len(texts), BATCH):
+        ids = jnp.asarray(texts[first : first + BATCH])  # type: ignore[index]
+        sites = add_counts(sites, _text_counts(encoder.params["text"], ids, spec=spec))
+    text = encoder.params["text"]
+    blocks = _rounded(text["blocks"], scheme, sites, "text")
+    return encoder.replace(params={**encoder.params, "text": {**text, "blocks": blocks}})
+
+
+def _of_part(encoder: Encoder, part: str) -> Scheme:
+    scheme = None if encoder.scheme is None else encoder.scheme.of_part(part)
+    assert scheme is not None
+    return scheme
+
+
+def _rounded(stack: Blocks, scheme: Scheme, sites: dict[str, Histogram], part: str) -> Blocks:
+    """A stack with integer kernels and, if they are to be calibrated, scales. Raises UserError where nothing was counted."""
+    rounded = quantize_kernels(stack, scheme)
+    if not scheme.calibrated:
+        return rounded
+    if not sites:
+        what = "`texts`, padded ids" if part == "text" else "calibration images, not a calibration that was kept"
+        raise UserError(f"the {scheme.activations} scales of the {part} must be calibrated: give {what}")
+    return add_scales(rounded, Calibration(sites, groups=False, num_images=0).scales(scheme), scheme)
+
+
+@functools.partial(jax.jit, static_argnames="spec")
+def _head_counts(params: Any, images: Any, plan: Any, *, spec: Any) -> dict[str, Counted]:
+    output = image_features(params, images, spec, plan=plan)
+    trace = head_trace(params["head"], output.tokens, spec, output.present)[1]
+    pooled = trace._replace(present=None)  # one row an image, which is there
+    counted = {site: count(trace if site == "qkv" else pooled) for site, count in counters(SITES, None).items()}
+    return jax.tree.map(lambda leaf: leaf[None], counted)
+
+
+@functools.partial(jax.jit, static_argnames="spec")
+def _text_counts(params: Any, ids: Any, *, spec: Any) -> dict[str, Counted]:
+    return text_features(params, ids, spec, collect=counters(SITES, None))[1]
