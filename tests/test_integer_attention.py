@@ -59,7 +59,9 @@ def test_logits_and_mixed_values_equal_numpys_integers(bits, measured):
     twice = integer_mix(jnp.asarray(terms), jnp.asarray(value), rounding._replace(low=low))
     small_steps = np.round(terms / np.float32(low)) * np.float32(low)
     p = np.where(terms < 2**-3, small_steps, np.round(terms * largest) / largest)
-    np.testing.assert_allclose(twice, np.einsum("bhts,bshk->bthk", p, v * steps[2]), atol=1e-4)  # float32 beside float64
+    np.testing.assert_allclose(
+        twice, np.einsum("bhts,bshk->bthk", p, v * steps[2]), atol=1e-4
+    )  # float32 beside float64
 
 
 def test_a_term_of_nothing_adds_nothing():
@@ -67,7 +69,9 @@ def test_a_term_of_nothing_adds_nothing():
     rounding = Rounding(("pv",), 8, {}, True, None)
     terms = jnp.asarray(np.random.default_rng(0).uniform(0, 1, (1, 2, 3, 4)), jnp.float32).at[..., 2].set(0.0)
     other = integer_mix(terms, value.at[:, 2].multiply(0.5), rounding)
-    np.testing.assert_allclose(integer_mix(terms, value, rounding), other, atol=0.01)  # the measured scales differ a little
+    np.testing.assert_allclose(
+        integer_mix(terms, value, rounding), other, atol=0.01
+    )  # the measured scales differ a little
 
 
 def test_eight_bits_stay_near_float_attention_and_gradients_flow():
@@ -91,7 +95,9 @@ def test_the_lowered_program_multiplies_integers_in_attention_too(activations, f
     scheme = Scheme(activations=activations, products=BOTH)
     quantized = quantize(encoder, images, scheme, small.plan(2))
     reference = run(encoder.with_plan(small.plan(2)), images)
-    assert float(jnp.sum(run(quantized, images) * reference, axis=-1).min()) > 0.98 * float(jnp.sum(reference**2, -1).min())
+    assert float(jnp.sum(run(quantized, images) * reference, axis=-1).min()) > 0.98 * float(
+        jnp.sum(reference**2, -1).min()
+    )
     lines = jax.jit(encode_image).lower(quantized, images).as_text().splitlines()
     batched = [line for line in lines if "dot_general" in line and "batching_dims" in line]
     tokens = [line for line in batched if "xi8>" in line]

@@ -13,7 +13,7 @@ from regcache_jax.encoders.encoder import encode_image
 from regcache_jax.encoders.vision import image_features
 from regcache_jax.errors import UserError
 from regcache_jax.quantization.kernels import quantize_kernels, round_to_nearest, site_matrix
-from regcache_jax.quantization.methods import bias_correction, clipping, noisyquant, rotation
+from regcache_jax.quantization.methods import by_block, clipping, noisyquant, rotation
 from regcache_jax.quantization.methods.awq import importance_factors
 from regcache_jax.quantization.methods.repq_vit import reparameterization
 from regcache_jax.quantization.methods.statistics import channel_extremes, second_moments
@@ -198,8 +198,13 @@ def test_methods_are_named_in_order_and_checked():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_runs_with_registers_rules_and_zero_points(name):
+    symmetric = name in ("ptq4vit", "fima_q")  # their scales have no zero points
     scheme = Scheme(
-        6, 6, symmetric=False, method=name, rules=(Rule(("fc2",), (1,), quantized=False), Rule(("qkv",), None, 8, 8))
+        6,
+        6,
+        symmetric=symmetric,
+        method=name,
+        rules=(Rule(("fc2",), (1,), quantized=False), Rule(("qkv",), None, 8, 8)),
     )
     encoder = small.encoder("clip").with_plan(small.plan())
     images = small.images(24)
@@ -211,14 +216,14 @@ def test_every_method_runs_with_registers_rules_and_zero_points(name):
 def test_one_block_alone_runs_as_it_does_in_the_stack():
     encoder = small.encoder("dinov2").with_plan(small.plan(delete_count=2))
     spec = encoder.spec.image
-    state = bias_correction._enter(encoder, small.images(4))
+    state = by_block.entering(encoder, small.images(4))
     alone = dataclasses.replace(spec.blocks, num_blocks=1)
     blocks = encoder.params["image"]["blocks"]
     whole = run_blocks(blocks, state[0], spec.blocks, plan=encoder.plan, leading=spec.leading)
     for block in range(3):
         output = run_blocks(
             segment_params(blocks, block, block + 1, None), state[0], alone,
-            plan=bias_correction.plan_of_block(encoder.plan, block), present=state[1], leading=spec.leading,
+            plan=by_block.plan_of_block(encoder.plan, block), present=state[1], leading=spec.leading,
         )  # fmt: skip
         state = output.hidden, output.present
     np.testing.assert_allclose(state[0], whole.hidden, atol=1e-5)

@@ -15,35 +15,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from regcache_jax.encoders.blocks import BlockTrace, round_input, run_blocks, segment_params
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.spec import BlockSpec
-from regcache_jax.encoders.vision import embed_patches
 from regcache_jax.quantization.aqt import QuantizedTensor
 from regcache_jax.quantization.kernels import INPUT_AXES, Blocks, copy_blocks, layers_of
+from regcache_jax.quantization.methods.by_block import State, entering, plan_of_block
 from regcache_jax.quantization.methods.folding import with_blocks
 from regcache_jax.quantization.methods.method import Batches, Method
 from regcache_jax.quantization.methods.statistics import site_tokens
 from regcache_jax.quantization.scheme import SITES, Scheme
-from regcache_jax.registers.plan import RegisterPlan
 
-State = tuple[Float[Array, "B N D"], Bool[Array, "B N"] | None]
 Means = dict[str, tuple[Float[Array, "C"], Float[Array, "C"]]]
 """A site's mean input, before and after rounding."""
-
-
-def plan_of_block(plan: RegisterPlan | None, block: int) -> RegisterPlan | None:
-    """What a plan does in one block, as the plan of a stack of that block alone."""
-    if plan is None:
-        return None
-    copies = plan.copies[block : block + 1] if plan.copies.ndim else plan.copies
-    return RegisterPlan(
-        plan.key[block : block + 1], plan.value[block : block + 1], copies,
-        plan.start - block, plan.stop - block, plan.delete_block - block, plan.delete_count,
-    )  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "scheme", "leading"))
@@ -73,7 +59,7 @@ def bias_correction(encoder: Encoder, quantized: Encoder, batches: Batches) -> E
     """Corrects the biases of all quantised layers; float layers are left alone."""
     spec, scheme = encoder.spec.image, quantized.scheme
     assert scheme is not None
-    states = [_enter(encoder, images) for images in batches]
+    states = [entering(encoder, images) for images in batches]
     original = encoder.params["image"]["blocks"]
     blocks = copy_blocks(quantized.params["image"]["blocks"])
     alone = dataclasses.replace(spec.blocks, num_blocks=1)
@@ -87,12 +73,6 @@ def bias_correction(encoder: Encoder, quantized: Encoder, batches: Batches) -> E
             _correct(blocks, original, block, site, *means[site])
         states, _ = _over_batches(run, segment_params(blocks, block, block + 1, scheme), states)
     return with_blocks(quantized, blocks)
-
-
-def _enter(encoder: Encoder, images: Float[Array | np.ndarray, "B Y X 3"]) -> State:
-    """The state that enters the first block."""
-    hidden = embed_patches(encoder.params["image"], jnp.asarray(images, encoder.dtype), encoder.spec.image)
-    return hidden, None if encoder.plan is None else jnp.ones(hidden.shape[:2], bool)
 
 
 def _over_batches(run: Any, params: Blocks, states: list[State]) -> tuple[list[State], Means]:

@@ -20,10 +20,11 @@ Batches = Sequence[Float[Array | np.ndarray, "_ _ _ 3"]]
 class Method:
     """`prepare` changes the float encoder and not its function, its plan included (same features, tokens deleted alike);
     `rounder` says how kernels become integers (None: to the nearest); `finish` corrects the quantised encoder, given the
-    float one. `summary` is one line for a table."""
+    float one (`rounds_again`: its kernels, too, so that nothing else may round them). `summary` is one line for a table."""
 
     name: str
     summary: str
     prepare: Callable[[Encoder, Batches, Scheme], Encoder] | None = None
     rounder: Callable[[Encoder, Batches, Scheme], Rounder] | None = None
     finish: Callable[[Encoder, Encoder, Batches], Encoder] | None = None
+    rounds_again: bool = False

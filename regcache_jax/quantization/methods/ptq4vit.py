@@ -31,8 +31,8 @@ from regcache_jax.quantization.methods.method import Batches, Method
 from regcache_jax.quantization.methods.statistics import channel_extremes
 from regcache_jax.quantization.scheme import SITES, Scheme
 
-SHARES = tuple(0.01 + number * 1.19 / 50 for number in range(1, 51))
-"""Of the largest magnitude: up to 1.2, as in the authors' code, half as many."""
+SHARES = tuple(0.01 + number * 1.19 / 50 for number in range(50))
+"""Of the largest magnitude, as in the authors' code, half as many."""
 SPLITS = tuple(2.0**-power for power in range(1, 13))
 """Candidates for the end of softmax's lower range."""
 SPLIT_IMAGES = 4
@@ -40,15 +40,19 @@ SPLIT_IMAGES = 4
 
 @functools.partial(jax.jit, static_argnames=("bits", "per_channel"))
 def weight_scales(
-    inputs: Float[Array, "S C"], gradients: Float[Array, "S M"], kernel: Float[Array, "C M"], bits: int, per_channel: bool
+    inputs: Float[Array, "S C"],
+    exact: Float[Array, "S M"],
+    gradients: Float[Array, "S M"],
+    kernel: Float[Array, "C M"],
+    widest: Float[Array, "1 M"],
+    bits: int,
+    per_channel: bool,
 ) -> Float[Array, "1 M"]:
-    """For every output channel (or for all) the scale with the least weighted error of the products, inputs in float."""
-    peak = jnp.max(jnp.abs(kernel), axis=0 if per_channel else None, keepdims=True)
-    widest = jnp.broadcast_to(jnp.where(peak > 0, peak / largest_integer(bits), 1.0), (1, kernel.shape[1]))
+    """For every output channel (or for all) the scale, of shares of `widest`, with the least weighted error of the products."""
 
     def error(share: Float[Array, ""]) -> Float[Array, "1 M"]:
         rounded = fake_quantize(kernel, bits, (0,), widest * share)
-        each = jnp.mean(jnp.square(gradients * (inputs @ (rounded - kernel))), axis=0, keepdims=True)
+        each = jnp.mean(jnp.square(gradients * (inputs @ rounded - exact)), axis=0, keepdims=True)
         return each if per_channel else jnp.broadcast_to(jnp.sum(each), each.shape)
 
     shares = jnp.array(SHARES, jnp.float32)
@@ -58,8 +62,8 @@ def weight_scales(
 @functools.partial(jax.jit, static_argnames=("bits",))
 def activation_scale(
     inputs: Float[Array, "S C"],
+    exact: Float[Array, "S M"],
     gradients: Float[Array, "S M"],
-    kernel: Float[Array, "C M"],
     rounded: Float[Array, "C M"],
     widest: Float[Array, ""],
     negative: Float[Array, ""] | None,
@@ -68,7 +72,6 @@ def activation_scale(
     """The scale, of shares of `widest`, with the least weighted error of the products of rounded inputs and weights.
 
     With a scale for the `negative` half, the one for the positive half."""
-    exact = inputs @ kernel
 
     def error(share: Float[Array, ""]) -> Float[Array, ""]:
         scale = (widest * share).reshape(1, 1)
@@ -89,10 +92,14 @@ def ptq4vit_rounder(encoder: Encoder, batches: Batches, scheme: Scheme) -> Round
 
     def rounder(site: str, name: str, kernel: Float[Array, "L ..."], bits: int) -> QuantizedTensor:
         matrices = matrix(name, kernel.astype(jnp.float32))
-        rows = zip(felt.inputs[site], felt.gradients[name], matrices, strict=True)
-        found = jnp.stack([weight_scales(*row, bits, scheme.weights == "channel") for row in rows])
-        inputs = len(INPUT_AXES[name])
-        scale = found.reshape(len(kernel), *(1,) * inputs, *kernel.shape[1 + inputs :])
+        per_channel, found = scheme.weights == "channel", []
+        for inputs, gradients, each in zip(felt.inputs[site], felt.gradients[name], matrices, strict=True):
+            peak = jnp.max(jnp.abs(each), axis=0 if per_channel else None, keepdims=True)
+            widest = jnp.where(peak > 0, peak / largest_integer(bits), 1.0)
+            widest = jnp.broadcast_to(widest, (1, each.shape[1]))
+            found.append(weight_scales(inputs, inputs @ each, gradients, each, widest, bits, per_channel))
+        axes = len(INPUT_AXES[name])
+        scale = jnp.stack(found).reshape(len(kernel), *(1,) * axes, *kernel.shape[1 + axes :])
         if scheme.weights == "tensor":
             scale = scale.reshape(len(kernel), -1)[:, 0].reshape(-1, *(1,) * (kernel.ndim - 1))
         return quantize_weight(kernel, bits, INPUT_AXES[name], scale=scale)
@@ -124,9 +131,8 @@ def ptq4vit_scales(encoder: Encoder, quantized: Encoder, batches: Batches) -> En
             rounded = [matrix(name, _whole(blocks[group][name]["kernel"]))[block] for group, name in layers]
             gradients = jnp.concatenate([felt.gradients[name][block] for _, name in layers], axis=-1)
             kernel, rounded_kernel = (jnp.concatenate(each, axis=-1).astype(jnp.float32) for each in (kernels, rounded))
-            scale = activation_scale(
-                felt.inputs[site][block], gradients, kernel, rounded_kernel, widest, negative, bits
-            )
+            inputs = felt.inputs[site][block]
+            scale = activation_scale(inputs, inputs @ kernel, gradients, rounded_kernel, widest, negative, bits)
             found.append((float(scale), lower))
         if site in scales:
             scales[site] = jnp.array([scale for scale, _ in found], jnp.float32)

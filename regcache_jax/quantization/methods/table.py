@@ -7,8 +7,11 @@ from regcache_jax.quantization.methods import (
     awq,
     bias_correction,
     clipping,
+    erq,
+    fima_q,
     gptq,
     noisyquant,
+    ptq4vit,
     repq_vit,
     rotation,
     smoothquant,
@@ -17,7 +20,19 @@ from regcache_jax.quantization.methods.method import Method
 
 METHODS: dict[str, Method] = {
     module.METHOD.name: module.METHOD
-    for module in (smoothquant, awq, repq_vit, rotation, clipping, gptq, noisyquant, bias_correction)
+    for module in (
+        smoothquant,
+        awq,
+        repq_vit,
+        rotation,
+        clipping,
+        gptq,
+        erq,
+        ptq4vit,
+        fima_q,
+        noisyquant,
+        bias_correction,
+    )
 }
 
 
@@ -33,7 +48,14 @@ def methods_of(names: str) -> list[Method]:
     if len(set(wanted)) < len(wanted):
         raise UserError(f"method {names} names one method twice")
     methods = [METHODS[name] for name in wanted]
-    rounding = [method.name for method in methods if method.rounder]
+    rounding = [method.name for method in methods if method.rounder or method.rounds_again]
+    late = [
+        method.name
+        for number, method in enumerate(methods)
+        if method.rounds_again and any(m.finish for m in methods[:number])
+    ]
+    if late:
+        raise UserError(f"method {late[0]} rounds kernels again and must come before those that correct biases")
     if len(rounding) > 1:
         raise UserError(f"only one method can round the kernels, got {' and '.join(rounding)}")
     return methods

@@ -1,0 +1,136 @@
+"""ERQ (Zhong et al. 2024, arXiv 2407.06794, section 4): weights first make up for rounded activations, then for each other.
+
+Aqer (section 4.1): ridge regression of what the rounded input of a layer loses on that rounded input gives a change of the float
+kernel. Wqer (section 4.2): rounded weights' errors are made up for by those not yet rounded, with the rounded inputs' second
+moments. What differs: Wqer goes channel by channel, as GPTQ does, not by halves, and rounds to the nearest with no proxy that
+flips roundings; the bias is not part of the regression (moments are about their means, and the mean's change is taken from the
+bias by `bias_correction` at the end); the penalty is a share of the mean second moment, not a number for all layers; inputs are
+those of the float encoder, and norms are not re-parameterised (`repq_vit+erq` does that too).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from regcache_jax.encoders.blocks import round_input
+from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.encoders.vision import image_features
+from regcache_jax.errors import UserError
+from regcache_jax.quantization.aqt import QuantizedTensor, quantize_weight
+from regcache_jax.quantization.calibration import find_scales
+from regcache_jax.quantization.kernels import INPUT_AXES, Rounder, matrix
+from regcache_jax.quantization.methods.bias_correction import bias_correction
+from regcache_jax.quantization.methods.fisher import input_of
+from regcache_jax.quantization.methods.gptq import round_with_moments
+from regcache_jax.quantization.methods.method import Batches, Method
+from regcache_jax.quantization.scheme import SITES, Scheme
+
+PENALTY = 0.01
+"""What is added to the diagonal of the moments, as a share of its mean."""
+
+Moments = tuple[Float[Array, "C C"], Float[Array, "C C"]]
+"""Of a site in one block: the rounded input with itself, and with what rounding took away, both about their means."""
+
+
+@functools.partial(jax.jit, static_argnames="spec")
+def _inputs(params: Any, images: Any, plan: Any, *, spec: Any) -> tuple[dict[str, Array], Array | None]:
+    collect = {site: functools.partial(input_of, name=site) for site in SITES}
+    output = image_features(
+        params, images, spec, plan=plan, collect={**collect, "present": lambda trace: trace.present}
+    )
+    present = output.collected.pop("present")
+    return output.collected, present
+
+
+@functools.partial(jax.jit, static_argnames=("site", "scheme", "leading"))
+def _sums(
+    inputs: Float[Array, "B N ..."],
+    present: Bool[Array, "B N"] | None,
+    block: Any,
+    *,
+    site: str,
+    scheme: Scheme,
+    leading: tuple[int, int],
+) -> tuple[Array, ...]:
+    """Sums over tokens of one site of one block: products of the rounded input with itself and with the loss, each alone, one."""
+    rounded = round_input(inputs, block, site, scheme, leading).astype(jnp.float32)
+    there = jnp.ones(inputs.shape[:2], bool) if present is None else present
+    rows = jnp.where(there.reshape(-1, 1), rounded.reshape(there.size, -1), 0.0)
+    lost = jnp.where(there.reshape(-1, 1), (inputs - rounded).reshape(there.size, -1), 0.0)
+    count = jnp.sum(there.astype(jnp.float32))
+    return rows.T @ rows, rows.T @ lost, jnp.sum(rows, axis=0), jnp.sum(lost, axis=0), count
+
+
+def rounded_moments(encoder: Encoder, batches: Batches, scheme: Scheme) -> dict[str, list[Moments]]:
+    """Moments of every site, a block, streamed over the calibration set with the plan in place."""
+    spec, leading = encoder.spec.image, encoder.spec.image.leading
+    found = find_scales(encoder, batches, scheme) if scheme.calibrated else {}
+    scales = {site: jnp.asarray(scale) for site, scale in found.get("input_scale", {}).items()}
+    offsets = {
+        site: jnp.asarray(point, jnp.float32) * scales[site] for site, point in found.get("zero_point", {}).items()
+    }
+    totals: dict[tuple[str, int], Any] = {}
+    for images in batches:
+        images = jnp.asarray(images, encoder.dtype)
+        inputs, present = _inputs(encoder.params["image"], images, encoder.plan, spec=spec)
+        for site in SITES:
+            for number in range(spec.blocks.num_blocks):
+                own = scheme.segments(number, number + 1)[0][2]
+                block = jax.tree.map(lambda leaf, n=number: leaf[n], {"input_scale": scales, "input_offset": offsets})
+                there = None if present is None else present[number]
+                sums = _sums(inputs[site][number], there, block, site=site, scheme=own, leading=leading)
+                before = totals.get((site, number))
+                totals[site, number] = sums if before is None else jax.tree.map(jnp.add, before, sums)
+    return {site: [_about_means(*totals[site, n]) for n in range(spec.blocks.num_blocks)] for site in SITES}
+
+
+def _about_means(
+    squares: Float[Array, "C C"],
+    products: Float[Array, "C C"],
+    rounded: Float[Array, "C"],
+    lost: Float[Array, "C"],
+    count: Float[Array, ""],
+) -> Moments:
+    mean, mean_lost = rounded / count, lost / count
+    return squares / count - jnp.outer(mean, mean), products / count - jnp.outer(mean, mean_lost)
+
+
+@jax.jit
+def reduce_activation_error(
+    squares: Float[Array, "C C"], products: Float[Array, "C C"], kernel: Float[Array, "C M"], penalty: Float[Array, ""]
+) -> Float[Array, "C M"]:
+    """The kernel whose products with the rounded input are nearest to the old one's with the exact input (equation 7)."""
+    damped = squares + penalty * jnp.eye(len(squares))
+    return kernel + jax.scipy.linalg.solve(damped, products @ kernel, assume_a="pos")
+
+
+def erq_rounder(encoder: Encoder, batches: Batches, scheme: Scheme) -> Rounder:
+    """Changes the float kernels for the rounded inputs, then rounds them with the rounded inputs' moments."""
+    if scheme.activations == "float":
+        raise UserError("method erq makes up for rounded activations; with float ones take gptq")
+    moments = rounded_moments(encoder, batches, scheme)
+
+    def rounder(site: str, name: str, kernel: Float[Array, "L ..."], bits: int) -> QuantizedTensor:
+        matrices = matrix(name, kernel.astype(jnp.float32))
+        changed = []
+        for (squares, products), each in zip(moments[site], matrices, strict=True):
+            penalty = PENALTY * jnp.maximum(jnp.mean(jnp.diagonal(squares)), 1e-12)
+            changed.append(reduce_activation_error(squares, products, each, penalty))
+        kernel = jnp.stack(changed).reshape(kernel.shape)
+        nearest = quantize_weight(kernel, bits, INPUT_AXES[name], scheme.weights == "channel")
+        return round_with_moments(name, kernel, nearest.scale, jnp.stack([own[0] for own in moments[site]]), bits)
+
+    return rounder
+
+
+METHOD = Method(
+    "erq",
+    "weights make up for rounded activations (ridge regression), then for each other",
+    rounder=erq_rounder,
+    finish=bias_correction,
+)
