@@ -1,9 +1,10 @@
-"""The table of docs/quantization.md: every recipe, with and without registers, over several draws of the calibration images.
+"""The tables of docs/quantization.md: every recipe, with and without registers, over several draws of the calibration images.
 
     python benchmarks/recipes.py --out build/recipes [--encoder emoji] [--draws 5] [--bits w8a8,w6a6,w4a4] [--recipes ...]
 
-`emoji`: accuracy on the 816 Twemoji pictures, which no calibration or search sees. Planted encoders (`sinks`, `class-token`,
-`channel`, `none`): label-free error. Resumable; a draw is one `compare`. Minutes to an hour on a few CPU cores.
+`emoji`: accuracy on Twemoji pictures. Planted encoders (`sinks`, `class-token`, `channel`, `none`): label-free error. What is
+shown is measured on pictures that no calibration, search or choice has seen; `auto` is the row that was chosen for each draw by
+label-free error on yet other pictures. Resumable; a draw is one `compare`. docs/quantization.md says how long it takes.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from regcache_jax import Encoder, RegisterPlan, bundled_model, load, load_plan, save_plan, search
+from regcache_jax import Encoder, RegisterPlan, bundled_model, load, plant
 from regcache_jax.data import emoji
 from regcache_jax.data.batches import load_images
 from regcache_jax.data.sources import open_dataset
 from regcache_jax.evaluation.zero_shot import class_vectors
-from regcache_jax.quantization.compare import Entry, compare, features_of, write_tables
-from regcache_jax.quantization.recipes import RECIPES, scheme_of
-from regcache_jax.registers.planted import plant
+from regcache_jax.quantization.compare import Entry, compare, features_of, label_free_error, write_tables
+from regcache_jax.quantization.plans import find_plans
+from regcache_jax.quantization.recipes import QUICK
 
 PLANTED = {
     "sinks": ("patch sinks",),
@@ -32,44 +33,29 @@ PLANTED = {
     "channel": ("channel outlier",),
     "none": (),
 }
-Subject = tuple[Encoder, np.ndarray, Callable[[Encoder], dict[str, float]] | None]
+Accuracy = Callable[[np.ndarray], float]
+"""From the tested pictures' features."""
 
 
-def bundled() -> Subject:
+def bundled(num_tested: int) -> tuple[Encoder, np.ndarray, np.ndarray, Accuracy]:
+    """The encoder, pictures to draw from, tested pictures (evenly from all), and what they are tested by."""
     model = load(bundled_model())
     train, test = (open_dataset("emoji", split=split) for split in ("train", "test"))
-    images, labels = (
-        load_images(test, model.preprocess),
-        np.array([concept for _, concept, _ in emoji.pictures("test")]),
-    )
+    rows = np.linspace(0, len(test) - 1, min(num_tested, len(test))).astype(int)
+    labels = np.array([concept for _, concept, _ in emoji.pictures("test")])[rows]
     vectors = class_vectors(model.encoder, model.tokenize, emoji.class_names(), emoji.TEMPLATES)
 
-    def evaluate(encoder: Encoder) -> dict[str, float]:
-        predicted = np.argmax(features_of(encoder, images, 204) @ vectors.T, axis=1)
-        return {"acc1": float(np.mean(predicted == labels))}
+    def accuracy(features: np.ndarray) -> float:
+        return float(np.mean(np.argmax(features @ vectors.T, axis=1) == labels))
 
-    return model.encoder, load_images(train, model.preprocess), evaluate
-
-
-def planted(name: str) -> Subject:
-    found = plant(PLANTED[name], jax.random.key(0), num_images=320)
-    return found.encoder, np.asarray(found.images), None
+    return model.encoder, load_images(train, model.preprocess), load_images(test, model.preprocess)[rows], accuracy
 
 
-def find_plans(encoder: Encoder, images: np.ndarray, bits: list[str], out: Path) -> dict[str, RegisterPlan]:
-    """One plan for each number of bits, found under round-to-nearest; none where registers do not help."""
-    plans = {}
-    for each in bits:
-        path = out / f"{each}.safetensors"
-        if not path.exists():
-            result = search(encoder, images, scheme_of("rtn", each), table=out / f"search-{each}.jsonl")
-            print(each, result.sentence(), file=sys.stderr)
-            save_plan(path, result.plan)
-        plan, _ = load_plan(path)
-        schedule = plan.schedule()
-        if schedule.stop > schedule.start or schedule.delete_count:
-            plans[each] = plan
-    return plans
+def planted(name: str, num_tested: int) -> tuple[Encoder, np.ndarray, np.ndarray, None]:
+    """A planted encoder and its pictures."""
+    found = plant(PLANTED[name], jax.random.key(0), num_images=320 + num_tested)
+    images = np.asarray(found.images)
+    return found.encoder, images[:320], images[320:], None
 
 
 def report(number: int, total: int, entry: Entry) -> None:
@@ -78,21 +64,30 @@ def report(number: int, total: int, entry: Entry) -> None:
     )
 
 
-def summary(draws: list[list[Entry]], metric: str) -> str:
-    """Mean and standard deviation over draws, one row a recipe."""
+def chosen_by_auto(entries: list[Entry]) -> list[Entry]:
+    """For each number of bits the entry with the least error on the pictures of the choice, under the name `auto`."""
+    found = []
+    for bits in dict.fromkeys(entry.bits for entry in entries):
+        ran = [entry for entry in entries if entry.bits == bits and entry.fault is None]
+        best = min(ran, key=lambda entry: (entry.metrics["choice"], entry.cost))
+        print(f"auto at {bits}: {best.name}", file=sys.stderr)
+        found += [Entry("auto", bits, registers, metrics=best.metrics) for registers in (False, True)]
+    return found
+
+
+def summary(draws: list[list[Entry]], metric: str, percent: bool) -> str:
+    """Mean and standard deviation over draws, one row a recipe; `auto` chooses between both columns of its bits."""
     values: dict[tuple[str, str, bool], list[float]] = {}
-    for entries in draws:
-        for e in entries:
-            number = e.metrics.get(metric) if metric != "error" else e.error
-            if number is not None:
-                values.setdefault((e.recipe, e.bits, e.registers), []).append(
-                    100 * number if metric != "error" else number
-                )
-    columns = list(dict.fromkeys((e.bits, e.registers) for e in draws[0]))
+    rows = [entry for entries in draws for entry in [*entries, *chosen_by_auto(entries)]]
+    for entry in rows:
+        if entry.fault is None:
+            number = entry.metrics[metric] * (100 if percent else 1)
+            values.setdefault((entry.recipe, entry.bits, entry.registers), []).append(number)
+    columns = list(dict.fromkeys((entry.bits, entry.registers) for entry in draws[0]))
     lines = ["| recipe | " + " | ".join(f"{b}{' + registers' if r else ''}" for b, r in columns) + " |"]
     lines.append("|---|" + "---:|" * len(columns))
-    style = ".1f" if metric != "error" else ".2g"
-    for recipe in dict.fromkeys(e.recipe for e in draws[0]):
+    style = ".1f" if percent else ".2g"
+    for recipe in dict.fromkeys(entry.recipe for entry in rows):
         cells = [values.get((recipe, *column)) for column in columns]
         texts = [f"{np.mean(c):{style}} ± {np.std(c):{style}}" if c else "-" for c in cells]
         lines.append(f"| {recipe} | " + " | ".join(texts) + " |")
@@ -104,27 +99,43 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--encoder", choices=["emoji", *PLANTED], default="emoji")
     parser.add_argument("--draws", type=int, default=5)
-    parser.add_argument("--calibration", type=int, default=256, help="images a draw; planted encoders take 64")
+    parser.add_argument("--calibration", type=int, default=64, help="pictures a draw, and of the search")
+    parser.add_argument("--tested", type=int, default=272, help="pictures; planted encoders take 64")
     parser.add_argument("--bits", type=lambda text: text.split(","), default=["w8a8", "w6a6", "w4a4"])
-    parser.add_argument("--recipes", type=lambda text: text.split(","), default=list(RECIPES))
+    parser.add_argument("--recipes", type=lambda text: text.split(","), default=list(QUICK))
     options = parser.parse_args()
-    encoder, images, evaluate = bundled() if options.encoder == "emoji" else planted(options.encoder)
-    size = options.calibration if options.encoder == "emoji" else 64
-    out = options.out / options.encoder
-    plans = find_plans(encoder, images[:size], options.bits, out)
-    rest, draws = images[size:-size], []
+    size, out = options.calibration, options.out / options.encoder
+    if options.encoder == "emoji":
+        encoder, images, tested, accuracy = bundled(options.tested)
+    else:
+        encoder, images, tested, accuracy = planted(options.encoder, 64)
+    choice, rest = images[:64], images[64:]
+    plans: dict[str, RegisterPlan] = find_plans(encoder, rest[: max(size, 128)], options.bits, out)
+    scored = np.concatenate([choice, tested])
+    reference = features_of(encoder, scored)
+    rest, draws = rest[max(size, 128) :], []
+
+    def evaluate(features: np.ndarray) -> dict[str, float]:
+        own = {
+            "choice": label_free_error(features[:64], reference[:64]),
+            "error": label_free_error(features[64:], reference[64:]),
+        }
+        return own if accuracy is None else {**own, "acc1": accuracy(features[64:])}
+
     for draw in range(options.draws):
         chosen = np.sort(np.random.default_rng(draw).choice(len(rest), size, replace=False))
         entries = compare(
-            encoder, rest[chosen], images[-size:], out / f"draw-{draw}",
+            encoder, rest[chosen], scored, out / f"draw-{draw}",
             recipes=options.recipes, bits=options.bits, plans=plans, evaluate=evaluate, progress=report,
         )  # fmt: skip
         draws.append(entries)
-        float_metrics = evaluate(encoder) if evaluate else {}
-        write_tables(entries, out / f"draw-{draw}", encoder, dataset=options.encoder, float_metrics=float_metrics)
-        table = summary(draws, "acc1" if evaluate else "error")
-        (out / "summary.md").write_text(f"{draw + 1} draws; float {json.dumps(float_metrics)}\n\n{table}")
-    print(table)
+        write_tables(entries, out / f"draw-{draw}", encoder, dataset=options.encoder, float_metrics=evaluate(reference))
+        tables = [summary(draws, "error", percent=False)]
+        if accuracy is not None:
+            tables.insert(0, summary(draws, "acc1", percent=True))
+        text = f"{draw + 1} draws; float {json.dumps(evaluate(reference))}\n\n" + "\n".join(tables)
+        (out / "summary.md").write_text(text)
+    print(text)
 
 
 if __name__ == "__main__":

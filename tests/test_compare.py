@@ -33,7 +33,7 @@ def run(out, **options):
     encoder = small.encoder("clip")
     return compare(
         encoder, IMAGES[:16], IMAGES[16:], out, plans={"w8a8": small.plan(1)},
-        evaluate=lambda quantized: {"acc1": 0.5}, **{**GRID, **options},
+        evaluate=lambda features: {"acc1": 0.5}, **{**GRID, **options},
     )  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def test_the_grid_has_every_cell_and_resumes(tmp_path, monkeypatch):
     assert by_name["w8a8-rtn"].error < by_name["w4a4-rtn"].error
     encoder = small.encoder("clip")
     reference = features_of(encoder, IMAGES[16:])
-    direct = label_free_error(quantize(encoder, IMAGES[:16], Scheme()), IMAGES[16:], reference)
+    direct = label_free_error(features_of(quantize(encoder, IMAGES[:16], Scheme()), IMAGES[16:]), reference)
     assert by_name["w8a8-rtn"].error == pytest.approx(direct, rel=1e-4)
     (tmp_path / "entries" / "w8a8-token.json").unlink()
     tried = []
@@ -131,7 +131,9 @@ def test_auto_is_deterministic_resumes_and_is_no_worse_than_its_table_on_images_
     jax.tree.map(np.testing.assert_array_equal, first.encoder.params, again.encoder.params)
     reference = features_of(encoder, unseen)
     held_back = {
-        entry.name: label_free_error(grid.quantize_entry(encoder, entry, halves(images, 0)[0], None), unseen, reference)
+        entry.name: label_free_error(
+            features_of(grid.quantize_entry(encoder, entry, halves(images, 0)[0], None), unseen), reference
+        )
         for entry in first.entries
     }
     assert held_back[first.chosen.name] <= 1.02 * min(held_back.values())  # 64 images do not tell 2 percent apart

@@ -2,16 +2,23 @@
 
 Made by running on the arrays of `layer()`: mit-han-lab/smoothquant @c61476d (`smooth_ln_fcs`, alpha 0.7); zkkli/RepQ-ViT
 @a160561 (the re-parameterisation of `test_quant.py`, ranges from the extremes); IST-DASLab/gptq @2d65066 (`fasterquant` with
-a symmetric grid of -3..3 whose scale is absmax / 3).
+a symmetric grid of -3..3 whose scale is absmax / 3); hahnyuan/PTQ4ViT @b42c790 (`PTQSLQuantLinear`, `PostGeluPTQSLQuantLinear`:
+one round, 50 candidates, their ranges; where their further integer, -128 or -8, plays no part); ShiheWang/FIMA-Q @64c4b00
+(`LossFunction` under `fisher_dplr`, `AdaRoundQuantizer`); zysxmu/ERQ @2f5b4ce (`replace_W` without biases, a penalty of 2).
 """
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from regcache_jax.quantization.aqt import fake_quantize
+from regcache_jax.quantization.methods import fima_q
+from regcache_jax.quantization.methods.erq import reduce_activation_error
 from regcache_jax.quantization.methods.gptq import compensate
+from regcache_jax.quantization.methods.ptq4vit import activation_scale, weight_scales
 from regcache_jax.quantization.methods.repq_vit import reparameterization
 from regcache_jax.quantization.methods.smoothquant import smoothing_factors
 
@@ -65,3 +72,67 @@ def test_compensated_integers_are_those_of_the_authors_code(ordered):
     found = compensate(jnp.asarray(kernel), jnp.asarray(scale), moments, 3, ordered)
     np.testing.assert_array_equal(found, GPTQ[ordered])
     assert (np.asarray(found) != np.array(NEAREST)).any()  # the case is one in which compensation matters
+
+
+PTQ4VIT = {  # twin, bits: scale of the weights, of the (positive) activations
+    (False, 8): (0.019588258117437363, 0.16096365451812744),
+    (False, 4): (0.21569553017616272, 2.4416415691375732),
+    (True, 8): (0.017863186076283455, 0.1574961096048355),
+}
+
+
+@pytest.mark.parametrize(("twin", "bits"), PTQ4VIT)
+def test_hessian_guided_scales_are_those_of_the_authors_code(twin, bits):
+    inputs, kernel, *_ = (jnp.asarray(each) for each in layer())
+    inputs = jax.nn.gelu(inputs, approximate=False) if twin else inputs
+    gradients = jnp.asarray(np.random.default_rng(1).standard_normal((32, 4)), jnp.float32)
+    levels = 2 ** (bits - 1)
+    widest = jnp.max(inputs if twin else jnp.abs(inputs)) / (levels - 0.5)
+    negative = jnp.float32(0.16997124254703522 / levels) if twin else None
+
+    def rounded(scale):
+        if negative is None:
+            return fake_quantize(inputs, bits, (0, 1), scale.reshape(1, 1))
+        halves = (jnp.maximum(inputs, 0.0), scale), (jnp.minimum(inputs, 0.0), negative)
+        return sum(fake_quantize(half, bits, (0, 1), step.reshape(1, 1)) for half, step in halves)
+
+    exact = inputs @ kernel
+    per_tensor = jnp.full((1, 4), jnp.max(jnp.abs(kernel)) / (levels - 0.5))
+    weights = weight_scales(rounded(widest), exact, gradients, kernel, per_tensor, bits, False)
+    simulated = fake_quantize(kernel, bits, (0,), weights)
+    found = activation_scale(inputs, exact, gradients, simulated, widest, negative, bits)
+    np.testing.assert_allclose([weights[0, 0], found], PTQ4VIT[twin, bits], **FLOAT32)
+
+
+def test_the_cost_of_an_error_under_diagonal_and_low_rank_is_that_of_the_authors_code():
+    rng = np.random.default_rng(2)
+    error, gradients, errors = (rng.standard_normal(shape).astype(np.float32) for shape in ((4, 10), (2, 10), (2, 10)))
+    fisher = fima_q.Fisher(jnp.abs(gradients), jnp.abs(errors))
+    np.testing.assert_allclose(fima_q.dplr_loss(jnp.asarray(error), fisher), [5.687777042, 0.809985757], rtol=1e-4)
+    padded = fima_q.Fisher(*(jnp.pad(rows, ((0, 3), (0, 0))) for rows in fisher))  # three refreshes to come
+    np.testing.assert_allclose(fima_q.dplr_loss(jnp.asarray(error), padded), [5.687777042, 0.809985757], rtol=1e-4)
+
+
+def test_learned_roundings_begin_where_those_of_the_authors_code_do():
+    kernel = layer()[1]
+    start = fima_q.start_of_rounding(jnp.asarray(kernel / (np.abs(kernel).max(axis=0, keepdims=True) / 7)))
+    official = [1.8106553555, 0.8589562178, 0.9498476982, 2.1858584881]
+    np.testing.assert_allclose(start[0], official, rtol=1e-4)  # a fraction's last digits, through a logarithm
+    soft = [1.0, 0.8914442658424377, 0.9066445827484131, 1.0]
+    np.testing.assert_allclose(fima_q.up(start[0] + 0.7), soft, atol=1e-5)
+
+
+def test_the_kernel_that_makes_up_for_rounded_inputs_is_that_of_the_authors_code():
+    inputs, kernel, *_ = layer()
+    rounded = (np.clip(np.round(inputs / np.float32(0.9)), -7, 7) * np.float32(0.9)).astype(np.float32)
+    lost = jnp.asarray(rounded.T @ (inputs - rounded))
+    found = reduce_activation_error(jnp.asarray(rounded.T @ rounded), lost, jnp.asarray(kernel), jnp.float32(2.0))
+    official = [
+        [0.8170866966, -0.1410237104, -0.5932565928, 1.6364904642],
+        [-0.2182792425, 0.3083267212, 1.6736260653, -0.2578372955],
+        [-1.0829788446, -0.9997699261, -2.5743837357, 1.1314291954],
+        [1.0922006369, 0.0863906443, 1.4367364645, -1.7189801931],
+        [0.1747888327, 1.7850185633, 1.3715981245, 1.5645051003],
+        [-0.6849765182, 0.6459071040, -0.0120032579, 0.5300286412],
+    ]
+    np.testing.assert_allclose(found, official, rtol=2e-4, atol=2e-4)  # their inverse is explicit, of condition 1e3

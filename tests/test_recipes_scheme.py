@@ -116,7 +116,11 @@ SCHEMES = {
     "rules": Scheme(rules=(Rule(("fc2",), (1,), quantized=False),)),
     "noisyquant": Scheme(method="noisyquant"),
     "rotation": Scheme(method="rotation"),
+    "ptq4vit": Scheme(method="ptq4vit", products=("qk", "pv")),
+    "products": Scheme(6, 6, products=("qk", "pv"), symmetric=False),
 }
+FLOATS = {"rotation": 6, "rules": 9, "ptq4vit": 2, "products": 2}
+INTEGERS = {"rules": 17, "ptq4vit": 6 + 1 + 1 + 2, "products": 6 + 2}
 
 
 @pytest.mark.parametrize("name", SCHEMES)
@@ -126,11 +130,11 @@ def test_every_scheme_multiplies_int8_by_int8_into_int32_and_stores_int8(name):
     text = jax.jit(lambda images: encode_image(quantized, images)).lower(images).as_text()
     integer = [line for line in text.splitlines() if "dot_general" in line and "xi8>" in line]
     floats = [line for line in text.splitlines() if "dot_general" in line and "xi8>" not in line]
-    expected = 6 if name != "rules" else 17  # q, k, v, out, fc1, fc2 in one scan; three scans, one of them without fc2
-    assert len(integer) == expected
+    # q, k, v, out, fc1, fc2 in one scan; rules: three scans, one of them without fc2; twin: fc2 and p v twice
+    assert len(integer) == INTEGERS.get(name, 6)
     assert all("xi8>" in line and "xi32>" in line for line in integer)
     # in float: patches, q k^T and p v of each scan, the projection, a rotation forth and back, fc2 where a rule says so
-    assert len(floats) == {"rotation": 6, "rules": 9}.get(name, 4)
+    assert len(floats) == FLOATS.get(name, 4)
     kernels = quantized.params["image"]["blocks"]["mlp"]["fc1"]["kernel"].values
     assert kernels.dtype == jnp.int8
 
@@ -145,12 +149,26 @@ def test_weights_alone_are_int8_and_multiply_as_floats():
     assert not np.array_equal(encode(quantized, images), encode(encoder, images))
 
 
-@pytest.mark.parametrize("name", ["asymmetric", "rules"])
+def integer_products(text):
+    lines = [line for line in text.splitlines() if "dot_general" in line and "xi8>" in line]
+    return [line.rsplit(" : ", 1)[1].split("->") for line in lines]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCHEMES)
 def test_pmap_sharded_jit_and_one_device_agree(name):
     images = small.images(16)
-    quantized = quantize(small.encoder("dinov2"), images, SCHEMES[name], small.plan(2))
+    plan = small.plan(0 if name == "rotation" else 2)
+    quantized = quantize(small.encoder("dinov2"), images, SCHEMES[name], plan)
+    texts = [jax.jit(encode_image).lower(quantized, images).as_text()]
+    by_device = jax.pmap(encode_image, in_axes=(None, 0))
+    texts.append(by_device.lower(quantized, images.reshape(8, 2, *images.shape[1:])).as_text())
+    counts = {len(integer_products(text)) for text in texts}
+    assert len(counts) == 1 and counts.pop() >= 6
+    for text in texts:
+        assert all(inputs.count("xi8>") == 2 and "xi32>" in output for inputs, output in integer_products(text))
     expected = encode(quantized, images)
-    mapped = jax.pmap(encode_image, in_axes=(None, 0))(quantized, images.reshape(8, 2, *images.shape[1:]))
+    mapped = by_device(quantized, images.reshape(8, 2, *images.shape[1:]))
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     sharded = encode(quantized, jax.device_put(images, rows))
@@ -158,13 +176,16 @@ def test_pmap_sharded_jit_and_one_device_agree(name):
         np.testing.assert_allclose(found, expected, atol=1e-5)  # batches of another size add up in another order
 
 
-def test_an_exported_program_keeps_int8_and_gives_the_same_features():
+@pytest.mark.parametrize("name", ["asymmetric", "ptq4vit"])
+def test_an_exported_program_keeps_int8_and_gives_the_same_features(name):
     images = small.images(4)
-    quantized = quantize(small.encoder("clip"), images, Scheme(symmetric=False))
+    quantized = quantize(small.encoder("clip"), images, SCHEMES[name])
     exported = jax.export.export(jax.jit(lambda images: encode_image(quantized, images)))(images)
     again = jax.export.deserialize(exported.serialize())
     np.testing.assert_allclose(again.call(images), encode(quantized, images), atol=1e-5)
-    assert "xi8>" in exported.mlir_module()
+    found = integer_products(exported.mlir_module())
+    assert len(found) == INTEGERS.get(name, 6)
+    assert all(inputs.count("xi8>") == 2 and "xi32>" in output for inputs, output in found)
 
 
 def test_folded_biases_and_offsets_stay_float32_in_a_bfloat16_encoder():

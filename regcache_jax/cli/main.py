@@ -20,6 +20,7 @@ COMMANDS = {
     "inspect": "registers",
     "search": "registers",
     "quantize": "quantize",
+    "compare": "compare",
     "evaluate": "evaluate",
     "embed": "evaluate",
     "run": "run",

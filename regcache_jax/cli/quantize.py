@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import TYPE_CHECKING
+
 import click
 
 from regcache_jax.cli.options import (
@@ -13,7 +16,15 @@ from regcache_jax.cli.options import (
     read_scheme,
     scheme_options,
 )
-from regcache_jax.cli.screen import progress, say, write_json
+from regcache_jax.cli.screen import digits, print_table, progress, say, write_json
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from regcache_jax.encoders.encoder import Encoder
+    from regcache_jax.quantization.auto import AutoConfig
+    from regcache_jax.quantization.compare import Entry
+    from regcache_jax.quantization.scheme import Estimator
 
 
 @click.command()
@@ -21,6 +32,17 @@ from regcache_jax.cli.screen import progress, say, write_json
 @data_options("train", 512)
 @scheme_options()
 @click.option("--registers", type=click.Path(dir_okay=False), help="Register plan from `regcache search`.")
+@click.option("--method", default="rtn", show_default=True, help="Methods joined by +, such as smoothquant+gptq.")
+@click.option("--asymmetric", is_flag=True, help="Static scales with zero points.")
+@click.option(
+    "--estimator", type=click.Choice(["absmax", "percentile", "mse", "entropy"]), default="absmax", show_default=True
+)
+@click.option("--auto", "choose", is_flag=True, help="Choose recipe and registers by label-free error instead.")
+@click.option("--static-only", is_flag=True, help="auto: no scales that are measured while running.")
+@click.option("--max-cost", type=click.FloatRange(1), help="auto: at most so many times the cheapest recipe's cost.")
+@click.option(
+    "--work", type=click.Path(file_okay=False), help="auto: folder of its table; a run that was killed goes on in it."
+)
 @click.option("--out", required=True, type=click.Path(), help="Model folder to write; must not exist.")
 @json_option
 def quantize(
@@ -34,36 +56,80 @@ def quantize(
     activations: str,
     weights: str,
     registers: str | None,
+    method: str,
+    asymmetric: bool,
+    estimator: Estimator,
+    choose: bool,
+    static_only: bool,
+    max_cost: float | None,
+    work: str | None,
     out: str,
     json_file: str | None,
 ) -> None:
     """Quantise the image tower of MODEL, with or without registers.
 
-    Weights become integers; static scales are calibrated on pictures, with the registers in place.
+    Weights become integers; static scales are calibrated on pictures, with the registers in place. With --auto, recipes and
+    registers are tried on one half of the pictures and scored on the other, without labels; --scheme gives the bits.
     """
     from etils import epath
 
     from regcache_jax import checkpoints
     from regcache_jax.errors import UserError
+    from regcache_jax.quantization.auto import AutoConfig
+    from regcache_jax.quantization.methods.table import methods_of
     from regcache_jax.quantization.quantize import quantize as run_quantize
 
     scheme = read_scheme(scheme_name, activations, weights)
     if scheme is None:
         raise UserError("scheme float quantises nothing; give w8a8, w6a6, w4a4 or the like")
+    if choose and work is None:
+        raise click.UsageError("--auto needs --work DIR, where its table is kept")
+    if not choose and (static_only or max_cost is not None or work is not None):
+        raise click.UsageError("--static-only, --max-cost and --work go with --auto")
+    scheme = dataclasses.replace(scheme, method=method, symmetric=not asymmetric, estimator=estimator)
+    methods_of(method)
     if epath.Path(out).exists():
         raise UserError(f"{out} exists already; choose another folder or remove it first")
     loaded = checkpoints.load(model)
     plan = read_plan(registers, loaded)
     data = read_data(dataset, data_dir, split, limit, "train")
     images = read_images(loaded, data)
-    with progress(f"quantising to {scheme.name}"):
-        encoder = run_quantize(loaded.encoder, images, scheme, plan)
+    chosen = None
+    if choose:
+        assert work is not None
+        encoder, chosen = _auto(
+            loaded.encoder, images, work, AutoConfig((scheme.name,), max_cost=max_cost, static_only=static_only)
+        )
+        plan, scheme = encoder.plan, encoder.scheme
+        assert scheme is not None
+    else:
+        with progress(f"quantising to {scheme.name}"):
+            encoder = run_quantize(loaded.encoder, images, scheme, plan)
     made_from = {
         "source": str(model),
         "calibration": {"dataset": data.name, "split": data.split, "images": len(data)},
         "registers": registers,
+        "auto": chosen,
     }
     tokenizers = [loaded.folder / name for name in checkpoints.tokenizer_files(loaded.folder)]
     checkpoints.save(out, encoder, metadata=made_from, tokenizer_files=tokenizers)
-    say(f"{model} -> {out}: {scheme.name}, {scheme.activations} activations, {'with' if plan else 'no'} registers")
+    say(
+        f"{model} -> {out}: {scheme.name}, {scheme.method}, {scheme.activations} activations, {'with' if plan else 'no'} registers"
+    )
     write_json(json_file, {**made_from, "scheme": scheme.to_json()})
+
+
+def _auto(encoder: Encoder, images: np.ndarray, work: str, config: AutoConfig) -> tuple[Encoder, str]:
+    """The encoder that `auto` chooses and the name of its entry; prints the table."""
+    from regcache_jax.quantization.auto import auto
+
+    with progress("trying recipes") as update:
+
+        def report(number: int, total: int, entry: Entry) -> None:
+            update(1, total=total, note=entry.name)
+
+        result = auto(encoder, images, work, config, progress=report)
+    rows = [(entry.name, digits(entry.error), digits(entry.cost), entry.fault) for entry in result.entries]
+    print_table("Recipes, the best first", ("recipe", "error", "cost", "note"), rows)
+    say(f"chosen: {result.chosen.name}")
+    return result.encoder, result.chosen.name

@@ -27,6 +27,11 @@ def say(text: str = "") -> None:
     click.echo(text)
 
 
+def digits(number: float | None) -> str | None:
+    """Three significant digits, for numbers of any size."""
+    return None if number is None else f"{number:.3g}"
+
+
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """A table: drawn on a terminal, tab-separated in a pipe. Floats are shown with three digits after the point."""
     texts = [

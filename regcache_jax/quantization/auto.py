@@ -17,9 +17,9 @@ from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.errors import UserError
 from regcache_jax.quantization.compare import Entry, compare, quantize_entry
 from regcache_jax.quantization.cost import cost
-from regcache_jax.quantization.recipes import RECIPES, scheme_of
-from regcache_jax.registers.plan import RegisterPlan
-from regcache_jax.registers.search import SearchConfig, search
+from regcache_jax.quantization.plans import find_plans
+from regcache_jax.quantization.recipes import QUICK, scheme_of
+from regcache_jax.registers.space import SearchConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class AutoConfig:
     `static_only`: no scales that are measured as they pass. `registers`: search for plans as well."""
 
     bits: tuple[str, ...] = ("w8a8",)
-    recipes: tuple[str, ...] = tuple(RECIPES)
+    recipes: tuple[str, ...] = QUICK
     max_cost: float | None = None
     static_only: bool = False
     registers: bool = True
@@ -86,12 +86,7 @@ def auto(
     if config.max_cost is not None and config.max_cost < 1:
         raise UserError(f"max_cost is in units of the cheapest entry and must be at least 1, got {config.max_cost}")
     calibration, scoring = halves(images, config.seed)
-    plans: dict[str, RegisterPlan] = {}
-    for bits in config.bits if config.registers else ():
-        scheme = scheme_of("rtn", bits)
-        found = search(encoder, calibration, scheme, config.search, table=epath.Path(out) / f"search-{bits}.jsonl")
-        if found.helps:
-            plans[bits] = found.plan
+    plans = find_plans(encoder, calibration, config.bits, out, config.search) if config.registers else {}
     recipes = [
         recipe
         for recipe in config.recipes

@@ -81,7 +81,7 @@ class Calibration:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
         partial.write_bytes(safetensors.numpy.save(tensors, metadata))
-        partial.rename(path)
+        partial.replace(path)
 
     @classmethod
     def load(cls, path: epath.PathLike) -> Calibration:

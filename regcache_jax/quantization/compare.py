@@ -31,8 +31,8 @@ from regcache_jax.registers.plan import RegisterPlan
 from regcache_jax.registers.trial import feature_errors
 
 Images = Float[np.ndarray, "_ Y X 3"]
-Evaluate = Callable[[Encoder], Mapping[str, float]]
-"""Metrics of an encoder, as fractions (acc1 and so on)."""
+Evaluate = Callable[[Float[np.ndarray, "_ E"]], Mapping[str, float]]
+"""Metrics of the scored images' features, as fractions (acc1 and so on)."""
 
 _encode = jax.jit(encode_image)
 
@@ -62,9 +62,10 @@ def features_of(encoder: Encoder, images: Images, batch_size: int = 64) -> Float
     return np.concatenate(batches)[: len(images)]
 
 
-def label_free_error(encoder: Encoder, images: Images, reference: Float[np.ndarray, "n E"]) -> float:
-    """Mean squared distance between the encoder's features and float ones, over the float ones' squared length."""
-    return float(np.mean(feature_errors(features_of(encoder, images), reference)))
+def label_free_error(features: Float[np.ndarray, "n E"], reference: Float[np.ndarray, "n E"]) -> float:
+    """Mean squared distance between features and float ones, over the float ones' squared length, to six digits (below them
+    is the order of additions)."""
+    return float(f"{np.mean(feature_errors(features, reference)):.6g}")
 
 
 def quantize_entry(encoder: Encoder, entry: Entry, images: Images, plan: RegisterPlan | None) -> Encoder:
@@ -87,7 +88,7 @@ def compare(
 ) -> list[Entry]:
     """Tries every recipe at every number of bits, without registers and (where `plans` has one for the bits) with them.
 
-    `calibration` gives the scales, `scoring` (other images) the label-free error, `evaluate` any metrics, `cost_of` the cost (the
+    `calibration` gives the scales, `scoring` (other images) the label-free error and, by `evaluate`, any metrics, `cost_of` the cost (the
     model of `cost` unless a compiler is asked). Raises UserError for an `out` that holds another comparison's entries."""
     folder = epath.Path(out) / "entries"
     folder.mkdir(parents=True, exist_ok=True)
@@ -137,8 +138,9 @@ def _try(
         quantized = quantize_entry(encoder, entry, calibration, plan)
     except UserError as fault:
         return dataclasses.replace(entry, fault=str(fault))
-    error = float(f"{label_free_error(quantized, scoring, reference):.6g}")  # below this is the order of additions
-    metrics = {name: float(value) for name, value in evaluate(quantized).items()} if evaluate else {}
+    features = features_of(quantized, scoring)
+    error = label_free_error(features, reference)
+    metrics = {name: float(value) for name, value in evaluate(features).items()} if evaluate else {}
     seconds = round(time.monotonic() - began, 1)
     return dataclasses.replace(entry, error=error, cost=cost_of(quantized), metrics=metrics, seconds=seconds)
 
@@ -276,4 +278,4 @@ def _replace(path: epath.Path, content: bytes) -> None:
     """Writes beside the final name and renames."""
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(content)
-    partial.rename(path)
+    partial.replace(path)

@@ -48,7 +48,7 @@ def quantize_head(encoder: Encoder, quantized: Encoder, batches: Batches) -> Enc
     return quantized.replace(params={**quantized.params, "image": image})
 
 
-def quantize_text(encoder: Encoder, texts: Int[Array | np.ndarray, "n T"] | None) -> Encoder:
+def quantize_text(encoder: Encoder, texts: Int[Array | np.ndarray, "m T"] | None) -> Encoder:
     """Quantises the blocks of the text tower. Raises UserError where it has none, and where there are no texts to calibrate on."""
     spec, scheme = encoder.spec.text, _of_part(encoder, "text")
     if spec is None or spec.kind != "transformer":

@@ -37,7 +37,7 @@ def quantize(
     scheme: Scheme,
     plan: RegisterPlan | None = None,
     calibration: Calibration | None = None,
-    texts: Int[Array | np.ndarray, "n T"] | None = None,
+    texts: Int[Array | np.ndarray, "m T"] | None = None,
 ) -> Encoder:
     """Quantises the image tower's blocks; embedding and norms stay float, and so do softmax, pooling head and text tower unless
     the scheme says otherwise (`products`, `also`).

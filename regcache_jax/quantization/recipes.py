@@ -20,14 +20,24 @@ RECIPES: dict[str, dict[str, Any]] = {
     "bias_correction": {"method": "bias_correction"},
     "noisyquant": {"method": "noisyquant"},
     "gptq": {"method": "gptq"},
+    "erq": {"method": "erq"},
+    "ptq4vit": {"method": "ptq4vit"},
+    "fima_q": {"method": "fima_q"},
     "awq": {"method": "awq"},
     "repq_vit": {"method": "repq_vit", "symmetric": False},
     "rotation": {"method": "rotation"},
     "smoothquant": {"method": "smoothquant"},
-    "strong": {"method": "smoothquant+gptq", "symmetric": False},
-    "strong-token": {"method": "smoothquant+gptq", "activations": "token"},
+    "strong": {"method": "smoothquant+erq", "symmetric": False},
+    "strong-token": {"method": "smoothquant+erq", "activations": "token"},
+    "learned": {"method": "smoothquant+fima_q"},
+    "all-integer": {"method": "smoothquant+erq", "symmetric": False, "products": ("qk", "pv")},
 }
-"""`rtn` is the paper's setting; `strong` and `strong-token` combine what helps most with static and with measured scales."""
+"""`rtn` is the paper's setting; `strong` and `strong-token` combine what helps most with static and with measured scales,
+`learned` what helps most at 4 bits (minutes, not seconds); `all-integer` is `strong` with attention's products as integers."""
+
+
+QUICK = tuple(name for name in RECIPES if name not in ("fima_q", "learned"))
+"""What is tried unless others are asked for: all that takes seconds on a small encoder."""
 
 
 def scheme_of(recipe: str, bits: str) -> Scheme:

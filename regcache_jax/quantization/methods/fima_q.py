@@ -171,11 +171,13 @@ def _steps(
         exponent = SHARPNESS[0] + (SHARPNESS[1] - SHARPNESS[0]) * done
         between = [1.0 - jnp.abs(2.0 * up(leaf) - 1.0) ** exponent for leaf in learned.rounding.values()]
         undecided = ROUNDING_WEIGHT * sum((jnp.sum(each) for each in between), jnp.zeros(()))
-        return jnp.sum(costs(learned, number, rows) / first) + jnp.where(number < 0.2 * STEPS, 0.0, undecided)
+        return jnp.sum(costs(learned, number, rows) / first) + jnp.where(done > 0, undecided, 0.0)
 
     def step(carry: tuple[Learned, Any], batch: Any) -> tuple[tuple[Learned, Any], None]:
         learned, moments = carry
-        updates, moments = _ADAM.update(jax.grad(loss)(learned, *batch), moments)
+        slopes = jax.grad(loss)(learned, *batch)
+        with jax.numpy_dtype_promotion("standard"):  # Adam counts its steps in integers
+            updates, moments = _ADAM.update(slopes, moments)
         return (optax.apply_updates(learned, updates), moments), None
 
     return jax.lax.scan(step, (learned, moments), (numbers, rows))[0]
@@ -255,7 +257,7 @@ def settle(blocks: Blocks, learned: Learned, task: Task, scheme: Scheme, number:
             if name in learned.rounding:
                 kernel, layer = blocks[group][name]["kernel"], task.float_block[group][name]["kernel"]
                 steps = jnp.floor(layer.astype(jnp.float32) / kernel.scale[number : number + 1])
-                steps = jnp.clip(steps + (learned.rounding[name] >= 0), -largest, largest).astype(jnp.int8)
+                steps = jnp.clip(steps + (learned.rounding[name] >= 0).astype(jnp.float32), -largest, largest).astype(jnp.int8)
                 blocks[group][name]["kernel"] = QuantizedTensor(kernel.values.at[number].set(steps[0]), kernel.scale)
     for site, factor in learned.log_scale.items():
         scales = blocks["input_scale"]
