@@ -23,7 +23,9 @@ IDS = jnp.asarray(np.random.default_rng(0).integers(1, 40, (12, 7)), jnp.int32)
 def with_text():
     text = TextSpec(40, 7, small.BLOCKS, pooling="last", projection=24)
     image = small.encoder("siglip")
-    spec = dataclasses.replace(image.spec, text=dataclasses.replace(text, blocks=dataclasses.replace(small.BLOCKS, causal=True)))
+    spec = dataclasses.replace(
+        image.spec, text=dataclasses.replace(text, blocks=dataclasses.replace(small.BLOCKS, causal=True))
+    )
     params = init_params(spec, jax.random.key(1))
     return Encoder({**params, "image": image.params["image"]}, spec=spec)
 
@@ -59,7 +61,9 @@ def test_the_head_by_hand():
     scale = np.abs(kernel).max(axis=0) / 127
     np.testing.assert_allclose(head["mlp"]["fc1"]["kernel"].scale[0], scale, rtol=1e-6)
     np.testing.assert_array_equal(head["mlp"]["fc1"]["kernel"].values, np.round(kernel / scale))
-    assert {site: leaf.shape for site, leaf in head["input_scale"].items()} == dict.fromkeys(("qkv", "out", "fc1", "fc2"), ())
+    assert {site: leaf.shape for site, leaf in head["input_scale"].items()} == dict.fromkeys(
+        ("qkv", "out", "fc1", "fc2"), ()
+    )
 
 
 def test_quantised_parts_are_saved_and_loaded(tmp_path):

@@ -49,7 +49,7 @@ def _batch_ranges(params: Any, images: Any, plan: Any, *, spec: Any, activations
     return image_features(params, images, spec, plan=plan, collect=collectors).collected
 
 
-def calibrate(encoder: Encoder, batches: Iterable[Float[Array | np.ndarray, "B Y X 3"]], scheme: Scheme) -> Ranges:
+def calibrate(encoder: Encoder, batches: Iterable[Float[Array | np.ndarray, "_ Y X 3"]], scheme: Scheme) -> Ranges:
     """Ranges of a float encoder's sites over the calibration set, its plan in place. Raises UserError for an empty set, for
     an encoder that is quantised already, and where a range is not finite (which names block and site)."""
     if encoder.scheme is not None:

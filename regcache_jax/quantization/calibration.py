@@ -123,7 +123,7 @@ def _batch_counts(
 
 def observe(
     encoder: Encoder,
-    batches: Iterable[Float[Array | np.ndarray, "B Y X 3"]],
+    batches: Iterable[Float[Array | np.ndarray, "_ Y X 3"]],
     *,
     groups: bool = False,
     inputs: tuple[str, ...] = SITES,
@@ -152,7 +152,7 @@ def observe(
 
 def find_scales(
     encoder: Encoder,
-    batches: Iterable[Float[Array | np.ndarray, "B Y X 3"]],
+    batches: Iterable[Float[Array | np.ndarray, "_ Y X 3"]],
     scheme: Scheme,
     calibration: Calibration | None = None,
 ) -> dict[str, dict[str, Any]]:

@@ -33,7 +33,7 @@ def in_batches(
 
 def quantize(
     encoder: Encoder,
-    images: Float[Array | np.ndarray, "n Y X 3"] | Iterable[Float[Array | np.ndarray, "B Y X 3"]] | None,
+    images: Float[Array | np.ndarray, "n Y X 3"] | Iterable[Float[Array | np.ndarray, "_ Y X 3"]] | None,
     scheme: Scheme,
     plan: RegisterPlan | None = None,
     calibration: Calibration | None = None,
