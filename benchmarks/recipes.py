@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from regcache_jax import Encoder, RegisterPlan, bundled_model, load, plant
@@ -53,7 +52,7 @@ def bundled(num_tested: int) -> tuple[Encoder, np.ndarray, np.ndarray, Accuracy]
 
 def planted(name: str, num_tested: int) -> tuple[Encoder, np.ndarray, np.ndarray, None]:
     """A planted encoder and its pictures."""
-    found = plant(PLANTED[name], jax.random.key(0), num_images=320 + num_tested)
+    found = plant(PLANTED[name], num_images=320 + num_tested)
     images = np.asarray(found.images)
     return found.encoder, images[:320], images[320:], None
 

@@ -96,6 +96,10 @@ def test_cost_by_hand():
     products, attention = 17 * (4 * 24 * 24 + 2 * 24 * 40), 2 * 17 * 17 * 24
     assert cost(encoder) == 3 * (2 * products + 2 * attention)
     assert cost(quantize(encoder, images, Scheme())) == 3 * (products + 2 * attention)
+    # integer attention costs as much as int8 products do; twin ranges make two products of fc2 and of p v
+    assert cost(quantize(encoder, images, Scheme(products=("qk", "pv")))) == 3 * (products + attention)
+    twin = quantize(encoder, images, Scheme(method="ptq4vit", products=("qk", "pv")))
+    assert cost(twin) == 3 * (products + 17 * 24 * 40 + attention + attention / 2)
     # registers see two rows in blocks 1 and 2, and two tokens leave at block 1
     shorter = 15 * (4 * 24 * 24 + 2 * 24 * 40) + 2 * 2 * 15 * 17 * 24
     assert cost(quantize(encoder, images, Scheme(), small.plan(2))) == products + 2 * attention + 2 * shorter

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from regcache_jax.cli.options import data_options, read_data, read_images, read_plan
+from regcache_jax.cli.options import data_options, read_data, read_images, read_plan, recipes_of
 from regcache_jax.cli.screen import digits, print_table, progress, say
 
 if TYPE_CHECKING:
@@ -23,15 +23,6 @@ def bits_of(text: str) -> tuple[str, ...]:
     """`8,6,4` or `w4a8,w8a8` as names of schemes."""
     parts = [part for part in text.replace(" ", "").split(",") if part]
     return tuple(f"w{part}a{part}" if part.isdigit() else part for part in parts)
-
-
-def recipes_of(text: str | None) -> tuple[str, ...]:
-    """The recipes that were named, `all` of them, or (None) those that are quick."""
-    from regcache_jax.quantization.recipes import QUICK, RECIPES
-
-    if text is None:
-        return QUICK
-    return tuple(RECIPES) if text == "all" else tuple(part for part in text.replace(" ", "").split(",") if part)
 
 
 def accuracy_of(model: Model, data: Dataset) -> Callable[[np.ndarray], Mapping[str, float]] | None:

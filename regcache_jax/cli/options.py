@@ -110,3 +110,12 @@ def read_plan(path: str | None, model: Model) -> RegisterPlan | None:
     plan, metadata = load_plan(path)
     check_plan(path, metadata, model.encoder)
     return plan
+
+
+def recipes_of(text: str | None) -> tuple[str, ...]:
+    """The recipes that were named, `all` of them, or (None) those that are quick."""
+    from regcache_jax.quantization.recipes import QUICK, RECIPES
+
+    if text is None:
+        return QUICK
+    return tuple(RECIPES) if text == "all" else tuple(part for part in text.replace(" ", "").split(",") if part)

@@ -14,6 +14,7 @@ from regcache_jax.cli.options import (
     read_images,
     read_plan,
     read_scheme,
+    recipes_of,
     scheme_options,
 )
 from regcache_jax.cli.screen import digits, print_table, progress, say, write_json
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     "--estimator", type=click.Choice(["absmax", "percentile", "mse", "entropy"]), default="absmax", show_default=True
 )
 @click.option("--auto", "choose", is_flag=True, help="Choose recipe and registers by label-free error instead.")
+@click.option("--recipes", help="auto: what to try, with commas, or all; by default what is quick.")
+@click.option("--no-registers", is_flag=True, help="auto: do not search for registers.")
 @click.option("--static-only", is_flag=True, help="auto: no scales that are measured while running.")
 @click.option("--max-cost", type=click.FloatRange(1), help="auto: at most so many times the cheapest recipe's cost.")
 @click.option(
@@ -60,6 +63,8 @@ def quantize(
     asymmetric: bool,
     estimator: Estimator,
     choose: bool,
+    recipes: str | None,
+    no_registers: bool,
     static_only: bool,
     max_cost: float | None,
     work: str | None,
@@ -84,8 +89,10 @@ def quantize(
         raise UserError("scheme float quantises nothing; give w8a8, w6a6, w4a4 or the like")
     if choose and work is None:
         raise click.UsageError("--auto needs --work DIR, where its table is kept")
-    if not choose and (static_only or max_cost is not None or work is not None):
-        raise click.UsageError("--static-only, --max-cost and --work go with --auto")
+    if not choose and (no_registers or static_only or (recipes, max_cost, work) != (None, None, None)):
+        raise click.UsageError("--recipes, --no-registers, --static-only, --max-cost and --work go with --auto")
+    if choose and (registers is not None or method != "rtn" or asymmetric or estimator != "absmax"):
+        raise click.UsageError("--auto chooses registers, method, zero points and estimator by itself")
     scheme = dataclasses.replace(scheme, method=method, symmetric=not asymmetric, estimator=estimator)
     methods_of(method)
     if epath.Path(out).exists():
@@ -97,9 +104,10 @@ def quantize(
     chosen = None
     if choose:
         assert work is not None
-        encoder, chosen = _auto(
-            loaded.encoder, images, work, AutoConfig((scheme.name,), max_cost=max_cost, static_only=static_only)
+        config = AutoConfig(
+            (scheme.name,), recipes_of(recipes), max_cost=max_cost, static_only=static_only, registers=not no_registers
         )
+        encoder, chosen = _auto(loaded.encoder, images, work, config)
         plan, scheme = encoder.plan, encoder.scheme
         assert scheme is not None
     else:

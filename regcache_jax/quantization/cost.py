@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
+from regcache_jax.encoders.blocks import NEGATIVE, SOFTMAX_LOW
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.quantization.kernels import INPUT_AXES, layers_of
-from regcache_jax.quantization.scheme import SITES, Scheme
+from regcache_jax.quantization.scheme import PRODUCT_INPUTS, SITES, Scheme
 
 FLOAT_COST = 2.0
 """A float multiply-add beside an int8 one: half the peak rate, as on TPU v5e and v6e."""
@@ -16,9 +17,11 @@ MEASURED_COST = 64.0
 
 def cost(encoder: Encoder) -> float:
     """Int8 multiply-adds an image that the blocks are worth, everything counted in them: float products twice, attention in
-    float, measured scales, a rotation, one row a register, and the tokens that a plan deletes not at all."""
+    float unless the scheme says otherwise, twin ranges as two products, measured scales, a rotation, one row a register (in float),
+    and the tokens that a plan deletes not at all."""
     spec, scheme, schedule = encoder.spec.image, encoder.scheme or Scheme(float_sites=SITES), encoder.schedule
     blocks, width = encoder.params["image"]["blocks"], spec.blocks.width
+    scales = blocks.get("input_scale", {})
     total = 2 * FLOAT_COST * spec.num_tokens * width**2 if "rotation" in encoder.params["image"] else 0.0
     for block in range(spec.blocks.num_blocks):
         tokens, registers = spec.num_tokens, 0
@@ -26,11 +29,17 @@ def cost(encoder: Encoder) -> float:
             tokens -= schedule.delete_count if block >= schedule.delete_block else 0
             seen = schedule.start <= block < schedule.stop and encoder.plan is not None
             registers = encoder.plan.key.shape[1] if seen and encoder.plan is not None else 0
-        total += FLOAT_COST * 2 * tokens * (tokens + registers) * width
+        for product, inputs in PRODUCT_INPUTS.items():
+            times = 2.0 if product == "pv" and SOFTMAX_LOW in scales else 1.0
+            total += (times if product in scheme.products else FLOAT_COST) * tokens**2 * width
+            total += FLOAT_COST * tokens * registers * width
+            if product in scheme.products and not scheme.calibrated:
+                total += MEASURED_COST * len(inputs) * tokens * width
         for site in SITES:
             sizes = [blocks[group][name]["kernel"].shape for group, name in layers_of(blocks, site)]
             is_integer = scheme.at(site, block).quantized and scheme.activations != "float"
-            total += tokens * sum(math.prod(size[1:]) for size in sizes) * (1.0 if is_integer else FLOAT_COST)
+            times = 2.0 if site == "fc2" and NEGATIVE in scales else 1.0
+            total += tokens * sum(math.prod(size[1:]) for size in sizes) * (times if is_integer else FLOAT_COST)
             if is_integer and not scheme.calibrated:
                 axes = INPUT_AXES[layers_of(blocks, site)[0][1]]
                 total += MEASURED_COST * tokens * math.prod(sizes[0][axis] for axis in axes)

@@ -12,7 +12,7 @@ from numpy import ndarray
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.quantization.recipes import scheme_of
 from regcache_jax.registers.plan import RegisterPlan
-from regcache_jax.registers.plan_file import load_plan, save_plan
+from regcache_jax.registers.plan_file import encoder_hash, load_plan, save_plan
 from regcache_jax.registers.search import search
 from regcache_jax.registers.space import SearchConfig
 
@@ -32,7 +32,12 @@ def find_plans(
         if not path.exists():
             table = folder / f"search-{each}.jsonl"
             result = search(encoder, images, scheme_of("rtn", each), config, table=table, progress=progress)
-            metadata: dict[str, Any] = {"encoder": encoder.spec.name, "verdict": result.sentence(), **result.to_json()}
+            metadata: dict[str, Any] = {
+                "encoder": encoder.spec.name,
+                "encoder_hash": encoder_hash(encoder),
+                "scheme": scheme_of("rtn", each).to_json(),
+                **result.to_json(),
+            }
             save_plan(path, result.plan, metadata)
         plan, _ = load_plan(path)
         if plan.has_registers or plan.schedule().delete_count:

@@ -257,7 +257,9 @@ def settle(blocks: Blocks, learned: Learned, task: Task, scheme: Scheme, number:
             if name in learned.rounding:
                 kernel, layer = blocks[group][name]["kernel"], task.float_block[group][name]["kernel"]
                 steps = jnp.floor(layer.astype(jnp.float32) / kernel.scale[number : number + 1])
-                steps = jnp.clip(steps + (learned.rounding[name] >= 0).astype(jnp.float32), -largest, largest).astype(jnp.int8)
+                steps = jnp.clip(steps + (learned.rounding[name] >= 0).astype(jnp.float32), -largest, largest).astype(
+                    jnp.int8
+                )
                 blocks[group][name]["kernel"] = QuantizedTensor(kernel.values.at[number].set(steps[0]), kernel.scale)
     for site, factor in learned.log_scale.items():
         scales = blocks["input_scale"]
