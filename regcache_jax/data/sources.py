@@ -24,7 +24,7 @@ CLIP_BENCHMARK_NAMES = {
     "imagenet-a": "imagenet_a", "imagenet-r": "imagenet_r", "cifar10": "cifar10", "cifar100": "cifar100",
     "food101": "food101", "sun397": "sun397", "cars": "cars196", "dtd": "dtd", "pets": "oxford_iiit_pet",
     "caltech101": "caltech101", "flowers": "oxford_flowers102", "mnist": "mnist", "stl10": "stl10", "eurosat": "eurosat",
-    "country211": "country211", "pcam": "patch_camelyon", "svhn": "svhn_cropped", "resisc45": "resisc45",
+    "pcam": "patch_camelyon", "svhn": "svhn_cropped", "resisc45": "resisc45",
 }  # fmt: skip
 """CLIP_benchmark's names of datasets that TFDS has too."""
 
