@@ -91,7 +91,7 @@ def save(
     beside.mkdir()
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
-            checkpointer.save(beside / PARAMS_FOLDER, unflatten_dict(flat, sep="/"))
+            checkpointer.save(beside.resolve() / PARAMS_FOLDER, unflatten_dict(flat, sep="/"))
         if encoder.plan is not None:
             save_plan(beside / PLAN_FILE, encoder.plan)
         for file in map(epath.Path, tokenizer_files):
@@ -115,9 +115,9 @@ def load(folder: epath.PathLike, *, sharding: jax.sharding.Sharding | None = Non
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
-            _check_stored(folder, checkpointer.metadata(folder / PARAMS_FOLDER), template)
+            _check_stored(folder, checkpointer.metadata(folder.resolve() / PARAMS_FOLDER), template)
             flat = checkpointer.restore(
-                folder / PARAMS_FOLDER,
+                folder.resolve() / PARAMS_FOLDER,
                 args=ocp.args.PyTreeRestore(
                     item=unflatten_dict(template, sep="/"),
                     restore_args=jax.tree.map(

@@ -23,7 +23,9 @@ def examples(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def in_batches(images: np.ndarray, labels: np.ndarray, size: int) -> list[Batch]:
-    return [pad_batch(images[i : i + size], labels[i : i + size], size) for i in range(0, len(images), size)]
+    places = np.arange(len(images), dtype=np.int32)
+    starts = range(0, len(images), size)
+    return [pad_batch(images[i : i + size], labels[i : i + size], size, places[i : i + size]) for i in starts]
 
 
 def project(matrix, images):

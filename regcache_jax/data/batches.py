@@ -29,14 +29,14 @@ class Batch(NamedTuple):
     image: Float[np.ndarray, "B S S 3"]
     label: Int[np.ndarray, "B"]
     mask: Bool[np.ndarray, "B"]
-    index: Int[np.ndarray, "B"]
+    place: Int[np.ndarray, "B"]
 
 
 class Share(NamedTuple):
-    """Which process of how many reads: process p takes every `count`-th example, from the p-th on."""
+    """Which process of how many reads: process p takes every `processes`-th example, from the p-th on."""
 
     process: int
-    count: int
+    processes: int
 
     @classmethod
     def of_this_process(cls) -> Share:
@@ -91,8 +91,8 @@ def batches(
     the first one raises UserError."""
     share = share or Share.of_this_process()
     order = range(len(dataset)) if indices is None else indices
-    mine = order[share.process :: share.count]
-    largest_share = -(-len(order) // share.count)
+    mine = order[share.process :: share.processes]
+    largest_share = -(-len(order) // share.processes)
     with concurrent.futures.ThreadPoolExecutor(workers()) as pool:
         waiting: collections.deque[list[concurrent.futures.Future]] = collections.deque()
         numbers: collections.deque[Sequence[int]] = collections.deque()
@@ -143,16 +143,16 @@ def pad_batch(
     images: Float[np.ndarray, "n S S 3"],
     labels: Int[np.ndarray, "n"],
     batch_size: int,
-    indices: Int[np.ndarray, "n"],
+    places: Int[np.ndarray, "n"],
 ) -> Batch:
-    """Fills a batch up with zeros, mask False, label and index -1."""
+    """Fills a batch up with zeros, mask False, label and place -1."""
     missing = batch_size - len(images)
     mask = np.arange(batch_size) < len(images)
     if missing:
         images = np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)])
         labels = np.concatenate([labels, np.full(missing, -1, np.int32)])
-        indices = np.concatenate([indices, np.full(missing, -1, np.int32)])
-    return Batch(images, labels, mask, indices)
+        places = np.concatenate([places, np.full(missing, -1, np.int32)])
+    return Batch(images, labels, mask, places)
 
 
 def load_images(dataset: Dataset, preprocess: Preprocess) -> Float[np.ndarray, "n S S 3"]:

@@ -24,7 +24,7 @@ CLIP_BENCHMARK_NAMES = {
     "imagenet-a": "imagenet_a", "imagenet-r": "imagenet_r", "cifar10": "cifar10", "cifar100": "cifar100",
     "food101": "food101", "sun397": "sun397", "cars": "cars196", "dtd": "dtd", "pets": "oxford_iiit_pet",
     "caltech101": "caltech101", "flowers": "oxford_flowers102", "mnist": "mnist", "stl10": "stl10", "eurosat": "eurosat",
-    "country211": "country211", "pcam": "patch_camelyon", "svhn": "svhn_cropped", "resisc45": "resisc45",
+    "pcam": "patch_camelyon", "svhn": "svhn_cropped", "resisc45": "resisc45",
 }  # fmt: skip
 """CLIP_benchmark's names of datasets that TFDS has too."""
 
@@ -128,7 +128,8 @@ def _folder(name: str, data_dir: str | None, split: str | None) -> Dataset:
     """Pictures under a folder, sorted; where they lie in subfolders, the first folder's name is the class. A text file of
     the same name beside a picture holds its captions, one a line."""
     root = _root(name, data_dir, split)
-    files = sorted(file for file in root.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES and file.is_file())
+    below = (folder / file for folder, _, files in root.walk() for file in files)
+    files = sorted(file for file in below if file.suffix.lower() in PICTURE_SUFFIXES)
     if not files:
         raise UserError(f"{root} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))})")
     classes = sorted({file.relative_to(root).parts[0] for file in files if len(file.relative_to(root).parts) > 1})

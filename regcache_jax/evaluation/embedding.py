@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,11 +13,11 @@ from etils import epath
 from jaxtyping import Float
 
 from regcache_jax.checkpoints import Model
-from regcache_jax.data.batches import Batch, load_example, pad_batch
+from regcache_jax.data.batches import Missing, batches
 from regcache_jax.data.sources import Dataset
 from regcache_jax.encoders.encoder import encode_image, encode_text
 from regcache_jax.errors import UserError
-from regcache_jax.evaluation.loop import Parallel, extract_features, round_up
+from regcache_jax.evaluation.loop import Parallel, extract_labelled, round_up
 
 
 class Embedded(NamedTuple):
@@ -38,32 +38,18 @@ def embed_pictures(
     progress: Callable[[int], None] | None = None,
 ) -> Embedded:
     """Features of all pictures of a dataset, in its order. `strict` raises at the first picture that cannot be read."""
-    size = round_up(batch_size)
-    paths: list[str] = []
-    unreadable: list[str] = []
-
-    def readable() -> Iterator[Batch]:
-        waiting: list[np.ndarray] = []
-        for index in range(len(dataset)):
-            try:
-                example, image = load_example(dataset, index, model.preprocess)
-            except UserError as error:
-                if strict:
-                    raise
-                unreadable.append(str(error))
-                continue
-            paths.append(example.name)
-            waiting.append(image)
-            if len(waiting) == size:
-                yield pad_batch(np.stack(waiting), np.full(size, -1, np.int32), size)
-                waiting.clear()
-        if waiting:
-            yield pad_batch(np.stack(waiting), np.full(len(waiting), -1, np.int32), size)
-        if not paths:
-            raise UserError(f"none of the {len(dataset)} pictures could be read; the first: {unreadable[0]}")
-
-    features = extract_features(encode_image, model.encoder, readable(), parallel=parallel, progress=progress)
-    return Embedded(features, paths, unreadable)
+    missing = None if strict else Missing(allowed=len(dataset))
+    found = extract_labelled(
+        encode_image,
+        model.encoder,
+        batches(dataset, model.preprocess, round_up(batch_size), missing=missing),
+        parallel=parallel,
+        progress=progress,
+    )
+    unreadable = [] if missing is None else missing.messages
+    if not len(found["place"]):
+        raise UserError(f"none of the {len(dataset)} pictures could be read; the first: {unreadable[0]}")
+    return Embedded(found["features"], [dataset[int(place)].name for place in found["place"]], unreadable)
 
 
 def embed_texts(model: Model, texts: list[str], batch_size: int = 256) -> Float[np.ndarray, "n E"]:

@@ -155,9 +155,9 @@ def sum_batches(
     )
 
 
-def in_order(rows: Any, index: np.ndarray) -> Any:
+def in_order(rows: Any, place: np.ndarray) -> Any:
     """Rows sorted by their places in the dataset."""
-    order = np.argsort(index, kind="stable")
+    order = np.argsort(place, kind="stable")
     return jax.tree.map(lambda leaf: leaf[order], rows)
 
 
@@ -245,9 +245,9 @@ def extract_labelled(
     micro_batch: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """`features` (whatever `encode` returns), `label` and `index` of all real examples, in the dataset's order, on every process."""
+    """`features` (whatever `encode` returns), `label` and `place` of all real examples, in the dataset's order, on every process."""
     rows = map_batches(_encoding(encode), state, batches, parallel=parallel, micro_batch=micro_batch, progress=progress)
-    return in_order(rows, rows["index"])
+    return in_order(rows, rows["place"])
 
 
 @functools.lru_cache(maxsize=32)
@@ -256,6 +256,6 @@ def _encoding(encode: Callable[[Any, Any], Any]) -> Step:
 
     def step(state: Any, batch: Batch) -> Any:
         features = encode(state, jnp.asarray(batch.image))
-        return {"features": features, "label": jnp.asarray(batch.label), "index": jnp.asarray(batch.index)}
+        return {"features": features, "label": jnp.asarray(batch.label), "place": jnp.asarray(batch.place)}
 
     return step
