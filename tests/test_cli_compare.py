@@ -93,17 +93,20 @@ def test_auto_writes_the_encoder_that_it_chose_and_says_which(regcache, model, t
     assert quantized.scheme.name == "w6a6"
     assert np.isfinite(encode_image(quantized, jnp.asarray(small.images(2)))).all()
     status, _, err = regcache(*command, "--method", "gptq")
-    assert status == 2 and "chooses registers, method" in err
+    assert status == 2 and "chooses the recipe" in err
     status, _, err = regcache("quantize", model, *DUMMY, "--static-only", "--out", tmp_path / "x")
     assert status == 2 and "go with --auto" in err
 
 
 def test_a_method_of_the_command_line_is_in_the_model_it_writes(regcache, model, tmp_path):
-    options = ["--method", "smoothquant+gptq", "--asymmetric", "--estimator", "mse"]
+    options = ["--method", "smoothquant+gptq", "--asymmetric", "--estimator", "mse", "--keep-float", "2"]
+    options += ["--integer-attention", "--integer-head"]
     status, _, err = regcache("quantize", model, *DUMMY, *options, "--out", tmp_path / "model8")
     assert status == 0, err
     scheme = load(tmp_path / "model8").encoder.scheme
     assert (scheme.method, scheme.symmetric, scheme.estimator) == ("smoothquant+gptq", False, "mse")
+    assert (scheme.products, scheme.also) == (("qk", "pv"), ("head",))
+    assert [rule.quantized for rule in scheme.rules] == [False, False]
     status, _, err = regcache("quantize", model, *DUMMY, "--method", "magic", "--out", tmp_path / "other")
     assert status == 1 and "unknown method magic" in err
 

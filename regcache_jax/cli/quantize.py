@@ -38,6 +38,12 @@ if TYPE_CHECKING:
 @click.option(
     "--estimator", type=click.Choice(["absmax", "percentile", "mse", "entropy"]), default="absmax", show_default=True
 )
+@click.option("--keep-float", type=click.IntRange(0), default=0, help="Leave so many most sensitive sites in float.")
+@click.option("--integer-attention", is_flag=True, help="Integer q k^T and p v too.")
+@click.option("--integer-head", is_flag=True, help="Integer attention pooling too (SigLIP).")
+@click.option(
+    "--texts", type=click.Path(dir_okay=False), help="Quantise the text tower too, calibrated on these lines."
+)
 @click.option("--auto", "choose", is_flag=True, help="Choose recipe and registers by label-free error instead.")
 @click.option("--recipes", help="auto: what to try, with commas, or all; by default what is quick.")
 @click.option("--no-registers", is_flag=True, help="auto: do not search for registers.")
@@ -62,6 +68,10 @@ def quantize(
     method: str,
     asymmetric: bool,
     estimator: Estimator,
+    keep_float: int,
+    integer_attention: bool,
+    integer_head: bool,
+    texts: str | None,
     choose: bool,
     recipes: str | None,
     no_registers: bool,
@@ -83,6 +93,8 @@ def quantize(
     from regcache_jax.quantization.auto import AutoConfig
     from regcache_jax.quantization.methods.table import methods_of
     from regcache_jax.quantization.quantize import quantize as run_quantize
+    from regcache_jax.quantization.scheme import most_sensitive
+    from regcache_jax.registers.sensitivity import sensitivity
 
     scheme = read_scheme(scheme_name, activations, weights)
     if scheme is None:
@@ -91,9 +103,14 @@ def quantize(
         raise click.UsageError("--auto needs --work DIR, where its table is kept")
     if not choose and (no_registers or static_only or (recipes, max_cost, work) != (None, None, None)):
         raise click.UsageError("--recipes, --no-registers, --static-only, --max-cost and --work go with --auto")
-    if choose and (registers is not None or method != "rtn" or asymmetric or estimator != "absmax"):
-        raise click.UsageError("--auto chooses registers, method, zero points and estimator by itself")
-    scheme = dataclasses.replace(scheme, method=method, symmetric=not asymmetric, estimator=estimator)
+    also = (("head",) if integer_head else ()) + (("text",) if texts is not None else ())
+    products = ("qk", "pv") if integer_attention else ()
+    asked = dataclasses.replace(
+        scheme, method=method, symmetric=not asymmetric, estimator=estimator, products=products, also=also
+    )
+    if choose and (registers is not None or keep_float or asked != scheme):
+        raise click.UsageError("--auto chooses the recipe and registers by itself; --scheme gives the bits")
+    scheme = asked
     methods_of(method)
     if epath.Path(out).exists():
         raise UserError(f"{out} exists already; choose another folder or remove it first")
@@ -112,7 +129,11 @@ def quantize(
         assert scheme is not None
     else:
         with progress(f"quantising to {scheme.name}"):
-            encoder = run_quantize(loaded.encoder, images, scheme, plan)
+            if keep_float:
+                errors = sensitivity(loaded.encoder, images[:64], scheme)
+                scheme = scheme.keep_in_float(most_sensitive(errors, keep_float))
+            ids = None if texts is None else loaded.tokenize(read_texts(texts))
+            encoder = run_quantize(loaded.encoder, images, scheme, plan, texts=ids)
     made_from = {
         "source": str(model),
         "calibration": {"dataset": data.name, "split": data.split, "images": len(data)},
@@ -141,3 +162,14 @@ def _auto(encoder: Encoder, images: np.ndarray, work: str, config: AutoConfig) -
     print_table("Recipes, the best first", ("recipe", "error", "cost", "note"), rows)
     say(f"chosen: {result.chosen.name}")
     return result.encoder, result.chosen.name
+
+
+def read_texts(path: str) -> list[str]:
+    """The lines of a file that hold something. Raises UserError where none does."""
+    from regcache_jax.errors import UserError
+
+    with open(path) as file:
+        lines = [line.strip() for line in file if line.strip()]
+    if not lines:
+        raise UserError(f"{path} holds no texts; give one a line")
+    return lines

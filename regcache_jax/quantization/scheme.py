@@ -7,6 +7,9 @@ import re
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+from jaxtyping import Float
+
 from regcache_jax.errors import UserError
 
 SITES = ("qkv", "out", "fc1", "fc2")
@@ -212,6 +215,12 @@ class Scheme:
 def _with_tuples(tree: dict[str, Any]) -> dict[str, Any]:
     """JSON has lists where a scheme has tuples."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in tree.items()}
+
+
+def most_sensitive(errors: Float[np.ndarray, "L 4"], count: int) -> list[tuple[str, int]]:
+    """The (site, block) cells with the largest errors of `sensitivity`, the largest first."""
+    order = np.argsort(-errors, axis=None, kind="stable")[:count]
+    return [(SITES[cell % len(SITES)], int(cell) // len(SITES)) for cell in order]
 
 
 def _check_bits(name: str, bits: int) -> None:
