@@ -99,7 +99,7 @@ def integer_mix(
 ) -> Float[Array, "B T H K"]:
     """Values weighted by `terms` between 0 and 1 (softmax before its division, so that the largest is 1), both as integers.
 
-    One range: all integers for 0..1, by a zero point in the middle. Two (PTQ4ViT, section 3.2): terms below the end of the lower
+    One range: all integers for 0..1, by a zero point in the middle. Two (PTQ4ViT): terms below the end of the lower
     range in small steps, the others in steps of the whole; each its own integer product."""
     columns, scale, largest = (
         jnp.swapaxes(value, 1, 2),

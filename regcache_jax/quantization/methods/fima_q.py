@@ -1,8 +1,7 @@
-"""FIMA-Q (Wu et al. 2025, arXiv 2506.11543, section 3): a block's roundings and scales learned under its Fisher information.
+"""FIMA-Q (Wu et al. 2025, arXiv 2506.11543): a block's roundings and scales learned under its Fisher information.
 
-Block after block, whether each weight is rounded up or down (AdaRound, 2004.10568, section 3.2) and the activations' scales are
-learned so that the block's output comes near the float one. What an error there costs is the Fisher information as a diagonal
-plus a matrix of low rank (DPLR-FIM, equations 14 to 17), from the gradients of the final loss at the block's output and its
+Block after block, whether each weight is rounded up or down (AdaRound, arXiv 2004.10568) and the activations' scales are learned so that the block's output comes near the float one. What an error there costs is the Fisher information as a diagonal
+plus a matrix of low rank (the paper's DPLR-FIM; formulas as in the authors' code, the full text was not at hand), from the gradients of the final loss at the block's output and its
 error there, taken anew `RANK` times while learning. Inputs are mixed from the quantised and the float encoder's (QDrop).
 
 What differs: the final loss is half the squared distance of features from the float ones, where the paper has the divergence of
