@@ -1,11 +1,12 @@
 """ERQ (Zhong et al. 2024, arXiv 2407.06794): weights first make up for rounded activations, then for each other.
 
-Aqer: ridge regression of what the rounded input of a layer loses on that rounded input gives a change of the float
-kernel. Wqer: rounded weights' errors are made up for by those not yet rounded, with the rounded inputs' second
-moments. What differs: Wqer goes channel by channel, as GPTQ does, not by halves, and rounds to the nearest with no proxy that
-flips roundings; the bias is not part of the regression (moments are about their means, and the mean's change is taken from the
-bias by `bias_correction` at the end); the penalty is a share of the mean second moment, not a number for all layers; inputs are
-those of the float encoder, and norms are not re-parameterised (`repq_vit+erq` does that too). Formulas are those of the authors' code; the full text was not at hand.
+Aqer: ridge regression of what the rounded input of a layer loses on that rounded input gives a change of the float kernel.
+Wqer: rounded weights' errors are made up for by those not yet rounded, with the rounded inputs' second moments. What differs:
+Wqer goes channel by channel, as GPTQ does, not by halves, and rounds to the nearest with no proxy that flips roundings; the
+bias is not part of the regression (moments are about their means, and the mean's change is taken from the bias by
+`bias_correction` at the end); the penalty is a share of the mean second moment, not a number for all layers; inputs are those
+of the float encoder, and norms are not re-parameterised (`repq_vit+erq` does that too). Formulas are those of the authors'
+code; the full text was not at hand.
 """
 
 from __future__ import annotations

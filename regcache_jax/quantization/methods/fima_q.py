@@ -1,13 +1,15 @@
 """FIMA-Q (Wu et al. 2025, arXiv 2506.11543): a block's roundings and scales learned under its Fisher information.
 
-Block after block, whether each weight is rounded up or down (AdaRound, arXiv 2004.10568) and the activations' scales are learned so that the block's output comes near the float one. What an error there costs is the Fisher information as a diagonal
-plus a matrix of low rank (the paper's DPLR-FIM; formulas as in the authors' code, the full text was not at hand), from the gradients of the final loss at the block's output and its
-error there, taken anew `RANK` times while learning. Inputs are mixed from the quantised and the float encoder's (QDrop).
+Block after block, whether each weight is rounded up or down (AdaRound, arXiv 2004.10568) and the activations' scales are
+learned so that the block's output comes near the float one. What an error there costs is the Fisher information as a diagonal
+plus a matrix of low rank (the paper's DPLR-FIM; formulas as in the authors' code, the full text was not at hand), from the
+gradients of the final loss at the block's output and its error there, taken anew `RANK` times while learning. Inputs are
+mixed from the quantised and the float encoder's (QDrop).
 
-What differs: the final loss is half the squared distance of features from the float ones, where the paper has the divergence of
-class probabilities (for both, gradient = Fisher information x error); the inverse of the errors' products is a pseudo-inverse, as
-errors hardly change between two refreshes; scales are learned as logarithms; activations inside the block are never left
-unrounded by chance; and there are `STEPS` steps a block, not 20,000.
+What differs: the final loss is half the squared distance of features from the float ones, where the paper has the divergence
+of class probabilities (for both, gradient = Fisher information x error); the inverse of the errors' products is a
+pseudo-inverse, as errors hardly change between two refreshes; scales are learned as logarithms; activations inside the block
+are never left unrounded by chance; and there are `STEPS` steps a block, not 20,000.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """PTQ4ViT (Yuan et al. 2022, arXiv 2111.12293): twin quantisers, and scales guided by the Hessian.
 
 Scales of weights and activations are those, of shares of the largest magnitude, with the least error of a layer's products
-weighted by squared gradients. The outputs of GELU get one scale for their negative half, which covers all of it, and a searched one
-for their positive half; softmax, where its product is integer, a lower range whose end is searched among powers of two. What
-differs from the authors' code (the full text was not at hand): gradients are those of the features (see `fisher`); weights are searched first, before rounded activations, and
-then activations, once (the authors' code goes round three times); the two halves are two integer products whose sums are added
-with their own scales, so that these need no ratio of a power of two, and cost `fc2` twice; integers end at -127, not at -128;
-query, key and value keep the scales of the calibration; patch embedding and head stay in float.
+weighted by squared gradients. The outputs of GELU get one scale for their negative half, which covers all of it, and a
+searched one for their positive half; softmax, where its product is integer, a lower range whose end is searched among powers
+of two. What differs from the authors' code (the full text was not at hand): gradients are those of the features (see
+`fisher`); weights are searched first, before rounded activations, and then activations, once (the authors' code goes round
+three times); the two halves are two integer products whose sums are added with their own scales, so that these need no ratio
+of a power of two, and cost `fc2` twice; integers end at -127, not at -128; query, key and value keep the scales of the
+calibration; patch embedding and head stay in float.
 """
 
 from __future__ import annotations
