@@ -118,6 +118,7 @@ def test_fake_quantisation_lies_on_the_integers_grid_and_passes_gradients():
     np.testing.assert_array_equal(slope, (np.abs(values) <= 0.31).astype(np.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activations", ["static", "token"])
 def test_the_lowered_encoder_holds_int8_products_and_no_float_copy_of_a_weight(activations):
     images = pictures(2)

@@ -37,6 +37,7 @@ def model(tmp_path):
     return save(tmp_path / "model", small.encoder("siglip"))
 
 
+@pytest.mark.slow
 def test_a_comparison_is_written_four_times_and_goes_on_where_it_was_killed(regcache, model, tmp_path):
     encoder, plan, out = load(model).encoder, tmp_path / "plan.safetensors", tmp_path / "out"
     save_plan(plan, small.plan(1), {"encoder": encoder.spec.name, "encoder_hash": encoder_hash(encoder)})
@@ -82,6 +83,7 @@ def test_wrong_use_is_answered_before_anything_is_read(regcache, tmp_path, argum
     assert found == status and message in err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_auto_writes_the_encoder_that_it_chose_and_says_which(regcache, model, tmp_path):
     command = ["quantize", model, *DUMMY, "--scheme", "w6a6", "--auto", "--no-registers", "--static-only"]
     command += ["--recipes", "rtn,token,mse"]
@@ -98,6 +100,7 @@ def test_auto_writes_the_encoder_that_it_chose_and_says_which(regcache, model, t
     assert status == 2 and "go with --auto" in err
 
 
+@pytest.mark.slow
 def test_a_method_of_the_command_line_is_in_the_model_it_writes(regcache, model, tmp_path):
     options = ["--method", "smoothquant+gptq", "--asymmetric", "--estimator", "mse", "--keep-float", "2"]
     options += ["--integer-attention", "--integer-head"]

@@ -37,6 +37,7 @@ def run(out, **options):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_grid_has_every_cell_and_resumes(tmp_path, monkeypatch):
     entries = run(tmp_path)
     assert [entry.name for entry in entries] == [
@@ -125,6 +126,7 @@ def test_auto_takes_the_least_error_that_the_limit_allows():
         choose([Entry("a", "w8a8", False, fault="broken")], None)
 
 
+@pytest.mark.slow
 def test_auto_is_deterministic_resumes_and_is_no_worse_than_its_table_on_images_it_has_not_seen(tmp_path):
     encoder = small.encoder("clip")
     images, unseen = np.asarray(small.images(64, seed=1)), np.asarray(small.images(64, seed=2))

@@ -88,6 +88,7 @@ def test_eight_bits_stay_near_float_attention_and_gradients_flow():
         np.testing.assert_allclose(other, one, atol=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activations", ["static", "group", "token"])
 @pytest.mark.parametrize("family", ["clip", "dinov2"])
 def test_the_lowered_program_multiplies_integers_in_attention_too(activations, family):
@@ -106,6 +107,7 @@ def test_the_lowered_program_multiplies_integers_in_attention_too(activations, f
     assert len(tokens) == 4 and all("x17x17x" not in line for line in batched if line not in tokens)
 
 
+@pytest.mark.slow
 def test_search_form_serving_form_and_padded_rows_agree():
     images = small.images(8)
     quantized = quantize(small.encoder("clip"), images, Scheme(products=BOTH), small.plan(2))

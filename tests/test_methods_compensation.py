@@ -35,6 +35,7 @@ def error(encoder, scheme):
     return label_free_error(found, exact)
 
 
+@pytest.mark.slow
 def test_twin_halves_of_an_input_are_two_grids_by_hand():
     quantized = quantize(small.encoder("siglip"), small.images(), Scheme(8, 4, method="ptq4vit"))
     blocks = quantized.params["image"]["blocks"]
@@ -54,6 +55,7 @@ def test_twin_halves_of_an_input_are_two_grids_by_hand():
     np.testing.assert_allclose(again, found, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_softmax_gets_a_second_range_only_where_its_product_is_integer():
     encoder, images = small.encoder("clip"), small.images()
     scheme = Scheme(4, 4, method="ptq4vit", products=("pv",))
@@ -86,6 +88,7 @@ def test_gradients_by_token_are_those_of_the_bias_summed_and_of_finite_differenc
     assert felt.inputs["out"].shape == felt.gradients["query"].shape == (3, 272, 24)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activations", ["static", "token"])
 def test_moments_of_rounded_inputs_are_numpys(activations):
     encoder = small.encoder("dinov2").with_plan(small.plan(delete_count=2))
@@ -122,6 +125,7 @@ def test_ridge_regression_is_the_least_of_its_cost():
         assert cost(found) <= cost(found + 0.01 * rng.standard_normal(found.shape)) + 1e-6
 
 
+@pytest.mark.slow
 def test_learned_roundings_are_down_or_up_and_lower_the_cost_they_are_learned_under(monkeypatch):
     encoder = small.encoder("siglip")
     images, scheme = small.images(), Scheme(3, 8)

@@ -30,6 +30,7 @@ def batches():
     return list(in_batches(small.images(), 16, fill=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", small.FAMILIES)
 @pytest.mark.parametrize("name", PREPARING)
 def test_a_preparing_method_leaves_the_float_encoder_and_its_registers_alone(name, family):
@@ -59,6 +60,7 @@ def test_rotation_refuses_a_plan_that_deletes_by_largest_channel():
         METHODS["rotation"].prepare(encoder, batches(), W4A6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name for name in METHODS if name not in ("clipping", "gptq", "bias_correction", "noisyquant")]
 )
@@ -144,6 +146,7 @@ def test_channel_extremes_see_every_token_that_is_there():
     np.testing.assert_allclose(found["fc2"][:, 1], np.asarray(inputs).max(axis=(1, 2)), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["dinov2", "no biases"])
 def test_bias_correction_brings_the_mean_of_a_product_back(family):
     encoder, images = small.encoder(family), small.images(24)
@@ -196,6 +199,7 @@ def test_methods_are_named_in_order_and_checked():
         quantize(small.encoder(), None, Scheme(activations="token", method="gptq"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_runs_with_registers_rules_and_zero_points(name):
     symmetric = name in ("ptq4vit", "fima_q")  # their scales have no zero points

@@ -34,6 +34,7 @@ def integers(text):
     return [line for line in text.splitlines() if "dot_general" in line and "xi8>" in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"symmetric": False}, {"activations": "token"}, {"activations": "group"}])
 def test_head_and_text_tower_multiply_integers_and_stay_near_their_float_selves(options):
     encoder, images = with_text(), small.images(16)

@@ -74,6 +74,7 @@ def test_a_scheme_by_name():
     assert (Scheme.named("w4").name, Scheme(6, 4).name) == ("w4", "w6a4")
 
 
+@pytest.mark.slow
 def test_sites_left_in_float_in_some_blocks_run_in_float_there_and_nowhere_else():
     encoder, images = small.encoder("clip"), small.images(8)
     everything = tuple((site, block) for site in SITES for block in (0, 2))
@@ -128,6 +129,7 @@ FLOATS = {"rotation": 6, "rules": 9, "ptq4vit": 2, "products": 2}
 INTEGERS = {"rules": 17, "ptq4vit": 6 + 1 + 1 + 2, "products": 6 + 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEMES)
 def test_every_scheme_multiplies_int8_by_int8_into_int32_and_stores_int8(name):
     encoder, images = small.encoder("clip"), small.images(8)
@@ -185,6 +187,7 @@ def test_pmap_sharded_jit_and_one_device_agree(name):
         assert (away < 1e-5).mean() >= 0.8 and away.max() < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["asymmetric", "ptq4vit"])
 def test_an_exported_program_keeps_int8_and_gives_the_same_features(name):
     images = small.images(4)
