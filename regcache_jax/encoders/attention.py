@@ -69,7 +69,10 @@ def attend(
         total = jnp.sum(terms * count[:, None, :], axis=-1, keepdims=True)
         value = (value.astype(jnp.float32) * count.T[:, :, None]).astype(value.dtype)
     if rounding is not None and "pv" in rounding.products:
-        mixed = integer_mix(terms, value, rounding)
+        highest = jax.lax.stop_gradient(
+            jnp.max(logits, axis=-1, keepdims=True)
+        )  # tokens fill the integers, whatever registers take
+        mixed = integer_mix(jnp.exp(logits - highest), value, rounding) * jnp.swapaxes(jnp.exp(highest - peak), 1, 2)
     else:
         mixed = jnp.einsum("bhts,bshk->bthk", terms.astype(value.dtype), value, preferred_element_type=jnp.float32)
     register_terms = None
