@@ -12,10 +12,12 @@ import small_encoders as small
 
 from regcache_jax.encoders.attention import Rounding, attend, integer_logits, integer_mix
 from regcache_jax.encoders.encoder import encode, encode_image
+from regcache_jax.encoders.vision import image_features
 from regcache_jax.errors import UserError
 from regcache_jax.quantization.calibration import observe
 from regcache_jax.quantization.quantize import quantize
 from regcache_jax.quantization.scheme import Scheme
+from regcache_jax.registers.plan import BlockRegister
 
 BOTH = ("qk", "pv")
 run = jax.jit(encode_image)
@@ -88,6 +90,18 @@ def test_eight_bits_stay_near_float_attention_and_gradients_flow():
         np.testing.assert_allclose(other, one, atol=0.05)
 
 
+def test_tokens_keep_their_resolution_where_a_register_takes_nearly_all_attention():
+    query, key, value = (jnp.asarray(drawn(2, 6, 3, 8, seed=seed)) for seed in range(3))
+    nothing = jnp.zeros((1, 3, 8))  # so that what is mixed is the tokens' share alone, a two-thousandth of their values
+    register = BlockRegister(nothing, nothing, jnp.full((1, 3), 9.0))
+    exact = attend(query, key, value, register=register).mixed
+    assert float(jnp.abs(exact).max()) < 0.02
+    rounded = attend(query, key, value, register=register, rounding=Rounding(("pv",), 8, {}, True, None)).mixed
+    np.testing.assert_allclose(
+        rounded, exact, atol=0.02 * float(jnp.abs(exact).max())
+    )  # eight bits of terms and values
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("activations", ["static", "group", "token"])
 @pytest.mark.parametrize("family", ["clip", "dinov2"])
@@ -111,8 +125,6 @@ def test_the_lowered_program_multiplies_integers_in_attention_too(activations, f
 def test_search_form_serving_form_and_padded_rows_agree():
     images = small.images(8)
     quantized = quantize(small.encoder("clip"), images, Scheme(products=BOTH), small.plan(2))
-    from regcache_jax.encoders.vision import image_features
-
     searched = image_features(
         quantized.params["image"], images, quantized.spec.image, plan=quantized.plan, scheme=quantized.scheme
     ).features
