@@ -15,6 +15,7 @@ from regcache_jax.encoders.encoder import encode, encode_image
 from regcache_jax.encoders.vision import image_features
 from regcache_jax.errors import UserError
 from regcache_jax.quantization.calibration import observe
+from regcache_jax.quantization.methods.table import METHODS
 from regcache_jax.quantization.quantize import quantize
 from regcache_jax.quantization.scheme import Scheme
 from regcache_jax.registers.plan import BlockRegister
@@ -130,6 +131,16 @@ def test_search_form_serving_form_and_padded_rows_agree():
     ).features
     np.testing.assert_allclose(encode(quantized, images).features, searched, atol=1e-4)
     np.testing.assert_allclose(encode(quantized, images, tile=8).features, searched, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["smoothquant", "awq"])
+def test_values_that_are_rounded_are_not_rescaled(name):
+    encoder, images = small.encoder("clip"), small.images(8)
+    prepared = METHODS[name].prepare(encoder, [images], Scheme(products=("pv",)))
+    before, after = (each.params["image"]["blocks"]["attention"] for each in (encoder, prepared))
+    np.testing.assert_array_equal(after["value"]["bias"], before["value"]["bias"])  # in no site's units but its own
+    np.testing.assert_array_equal(after["out"]["kernel"], before["out"]["kernel"])
+    assert not np.array_equal(after["key"]["kernel"], before["key"]["kernel"])
 
 
 def test_a_calibration_without_queries_is_not_enough_and_says_so():

@@ -13,11 +13,11 @@ from jaxtyping import Array, Float
 
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.quantization.kernels import quantized_cells, site_matrix
-from regcache_jax.quantization.methods.folding import divide_inputs
+from regcache_jax.quantization.methods.folding import divide_inputs, divisible_sites
 from regcache_jax.quantization.methods.method import Batches, Method
 from regcache_jax.quantization.methods.smoothquant import best_factors
 from regcache_jax.quantization.methods.statistics import channel_mean_magnitude, sampled_tokens
-from regcache_jax.quantization.scheme import SITES, Scheme
+from regcache_jax.quantization.scheme import Scheme
 
 BETAS = tuple(number / 20 for number in range(20))
 
@@ -33,7 +33,7 @@ def awq(encoder: Encoder, batches: Batches, scheme: Scheme) -> Encoder:
     """Divides the inputs of all quantised sites by importance factors, beta chosen for every block and site."""
     magnitude, inputs = channel_mean_magnitude(encoder, batches), sampled_tokens(encoder, batches)
     blocks = encoder.params["image"]["blocks"]
-    for site in SITES:
+    for site in divisible_sites(scheme):
         chosen = quantized_cells(scheme, site, encoder.spec.image.blocks.num_blocks)
         candidates = [importance_factors(magnitude[site], beta) for beta in BETAS]
         kernel, bits = site_matrix(blocks, site), scheme.at(site)[:2]

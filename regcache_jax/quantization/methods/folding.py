@@ -7,9 +7,16 @@ from jaxtyping import Array, Float
 
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.quantization.kernels import INPUT_AXES, Blocks, copy_blocks, layers_of
+from regcache_jax.quantization.scheme import SITES, Scheme
 
 NORMS = {"qkv": "norm1", "fc1": "norm2"}
 """The norm whose output is a site's input."""
+
+
+def divisible_sites(scheme: Scheme) -> tuple[str, ...]:
+    """Sites whose channels may be divided without harm: not `out` where values are rounded themselves, as a channel that is small
+    once mixed may be large in a token that nobody attends to."""
+    return tuple(site for site in SITES if site != "out" or "pv" not in scheme.products)
 
 
 def with_blocks(encoder: Encoder, blocks: Blocks) -> Encoder:

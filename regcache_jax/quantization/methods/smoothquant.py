@@ -17,10 +17,10 @@ from jaxtyping import Array, Float
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.quantization.aqt import fake_quantize, largest_integer
 from regcache_jax.quantization.kernels import quantized_cells, site_matrix
-from regcache_jax.quantization.methods.folding import divide_inputs
+from regcache_jax.quantization.methods.folding import divide_inputs, divisible_sites
 from regcache_jax.quantization.methods.method import Batches, Method
 from regcache_jax.quantization.methods.statistics import channel_absmax, sampled_tokens
-from regcache_jax.quantization.scheme import SITES, Scheme
+from regcache_jax.quantization.scheme import Scheme
 
 ALPHAS = tuple(number / 20 for number in range(21))
 SMALLEST = 1e-5
@@ -91,7 +91,7 @@ def smoothquant(encoder: Encoder, batches: Batches, scheme: Scheme) -> Encoder:
     """Divides the inputs of all quantised sites by smoothing factors, alpha chosen for every block and site."""
     absmax, inputs = channel_absmax(encoder, batches), sampled_tokens(encoder, batches)
     blocks = encoder.params["image"]["blocks"]
-    for site in SITES:
+    for site in divisible_sites(scheme):
         chosen = quantized_cells(scheme, site, encoder.spec.image.blocks.num_blocks)
         kernel = site_matrix(blocks, site)
         ones = jnp.ones_like(absmax[site])
