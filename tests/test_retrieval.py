@@ -11,7 +11,9 @@ from regcache_jax.evaluation.retrieval import retrieval_metrics
 
 def plain_recall(scores, matches, k):
     """Share of queries with a match among the k first of a stable sort."""
-    found = [bool(set(np.argsort(-row, kind="stable")[:k]) & set(match)) for row, match in zip(scores, matches)]
+    found = [
+        bool(set(np.argsort(-row, kind="stable")[:k]) & set(match)) for row, match in zip(scores, matches, strict=True)
+    ]
     return np.mean(found)
 
 

@@ -80,7 +80,9 @@ def _fit(
     steps: int,
 ) -> Probe:
     mean = features.mean(axis=0)
-    deviation = np.float32(np.sqrt(np.mean((features - mean) ** 2)) or 1.0) * np.ones_like(mean)  # one scale for all axes
+    deviation = np.float32(np.sqrt(np.mean((features - mean) ** 2)) or 1.0) * np.ones_like(
+        mean
+    )  # one scale for all axes
     inputs = jnp.asarray((features - mean) / deviation, jnp.float32)
     weights, bias = _minimise(inputs, jnp.asarray(labels), jnp.float32(weight_decay), num_classes, steps)
     return Probe(np.asarray(weights), np.asarray(bias), mean, deviation, weight_decay)
