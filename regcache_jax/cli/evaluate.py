@@ -40,11 +40,13 @@ parallel_option = click.option(
 @scheme_options("float")
 @click.option(
     "--task",
-    type=click.Choice(["zeroshot_classification", "knn"]),
+    type=click.Choice(["zeroshot_classification", "knn", "linear_probe"]),
     default="zeroshot_classification",
     show_default=True,
 )
-@click.option("--bank-split", default="train", show_default=True, help="knn: split whose pictures vote.")
+@click.option(
+    "--bank-split", default="train", show_default=True, help="knn, linear_probe: split of the training pictures."
+)
 @click.option("--neighbours", type=click.IntRange(1), default=20, show_default=True, help="knn: how many vote.")
 @click.option("--registers", type=click.Path(dir_okay=False), help="Register plan for float models.")
 @click.option("--classnames", type=click.Path(dir_okay=False), help="JSON list of class names (or one a dataset).")
@@ -76,9 +78,9 @@ def evaluate(
 ) -> None:
     """Measure MODELS, float or quantised, on labelled pictures.
 
-    Zero-shot classification needs a text tower; knn is DINOv2's protocol, without one. With --scheme, float models are
-    quantised on the way, calibrated on 512 pictures of the dataset's train split. The first model is the reference of the
-    others' cosine.
+    Zero-shot classification needs a text tower; knn (DINOv2's protocol) and linear_probe (logistic regression, its
+    weight decay chosen on held-out training pictures) do without one. With --scheme, float models are quantised on the way,
+    calibrated on 512 pictures of the dataset's train split. The first model is the reference of the others' cosine.
     """
     from regcache_jax import checkpoints
     from regcache_jax.data import batches
@@ -86,12 +88,13 @@ def evaluate(
     from regcache_jax.data.prompts import templates as prompt_templates
     from regcache_jax.evaluation import loop, results
     from regcache_jax.evaluation.knn import knn_scores
+    from regcache_jax.evaluation.linear_probe import probe_scores
     from regcache_jax.evaluation.measure import describe, encode_all, measure
     from regcache_jax.evaluation.zero_shot import class_scores, class_vectors
     from regcache_jax.quantization.quantize import quantize
 
     data = read_data(dataset, data_dir, split, limit, "test")
-    bank = read_data(dataset, data_dir, bank_split, None, bank_split) if task == "knn" else None
+    bank = read_data(dataset, data_dir, bank_split, None, bank_split) if task in ("knn", "linear_probe") else None
     scheme = read_scheme(scheme_name, activations, weights)
     rows, reference = [], None
     for folder in models:
@@ -119,10 +122,9 @@ def evaluate(
         else:
             voters, seen = encoded(bank), encoded(data)
             count = 1 + max(int(voters.labels.max()), int(seen.labels.max()))
-            votes = functools.partial(
-                knn_scores, bank=voters.features, labels=voters.labels, num_classes=count, neighbours=neighbours
-            )
-            found = measure(seen, votes, reference)
+            classify = functools.partial(knn_scores, neighbours=neighbours) if task == "knn" else probe_scores
+            scores = functools.partial(classify, bank=voters.features, labels=voters.labels, num_classes=count)
+            found = measure(seen, scores, reference)
         reference = found if reference is None else reference
         quantization = describe(encoder, examples=len(found.features))
         rows.append(
