@@ -25,7 +25,11 @@ from regcache_jax.registers.reference import check_images, reference_batches
 from regcache_jax.registers.search import SearchResult
 from regcache_jax.registers.trial import Trials, feature_errors
 
+PERCENTILES = (99.0, 99.9, 99.99, 99.999)
+"""Shares of an activation's values, in percent, that percentile clipping leaves inside the range."""
+
 SCHEMES: dict[str, tuple[dict[str, Any], ...]] = {
+    "percentile clipping": tuple({"estimator": "percentile", "percentile": share} for share in PERCENTILES),
     "token-group scales": ({"activations": "group"},),
     "per-token dynamic scales": ({"activations": "token"},),
 }
