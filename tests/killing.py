@@ -22,7 +22,9 @@ from typing import Any
 EVENTS = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree"}
 
 
-def run(job: Callable[[Path], Any], folder: Path, kill_after: int | None = None, delay: float = 0.0) -> tuple[bool, int]:
+def run(
+    job: Callable[[Path], Any], folder: Path, kill_after: int | None = None, delay: float = 0.0
+) -> tuple[bool, int]:
     """Whether the job came to its end in a child of its own, and how many events of its folder the child has seen.
 
     Raises RuntimeError where the child fails by itself."""

@@ -53,6 +53,7 @@ def test_the_table_holds_every_rival_and_registers_beat_those_that_leave_the_sin
     assert set(table) == {
         "no registers", "prefix only", "delete only", "RegCache", "random token as prefix", "mean token as prefix",
         "zero row (null attention)", "test-time registers", "percentile clipping", "token-group scales", "per-token dynamic scales",
+        "RegCache with percentile clipping",
     }  # fmt: skip
     reference = features_of(planted.encoder, planted.images)
     errors = {name: label_free_error(encoder, planted.images, reference) for name, encoder in table.items()}
