@@ -39,7 +39,7 @@ def main() -> None:
         top1 = float(1 - feature_errors(features, float_features, labels, vectors).mean())
         error = float(feature_errors(features, float_features).mean())
         rows.append({"scheme": scheme, "name": name, "acc1": top1, "error": error})
-        print(f"{scheme:6s} {name:28s} top-1 {top1:6.1%}  error of the features {error:.4g}", flush=True)
+        print(f"{scheme:6s} {name:34s} top-1 {top1:6.1%}  error of the features {error:.4g}", flush=True)
 
     show("float", "float", float_features)
     for name in arguments.schemes.split(","):

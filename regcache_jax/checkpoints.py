@@ -12,7 +12,11 @@ gs:// or wherever else `etils.epath` reaches.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import logging
+import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata as package_metadata
@@ -87,11 +91,11 @@ def save(
         **(metadata or {}),
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
+    _check_space(folder, sum(leaf.nbytes for leaf in flat.values()))
     beside = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp"
     beside.mkdir()
     try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            checkpointer.save(beside.resolve() / PARAMS_FOLDER, unflatten_dict(flat, sep="/"))
+        _save_parameters(beside, unflatten_dict(flat, sep="/"))
         if encoder.plan is not None:
             save_plan(beside / PLAN_FILE, encoder.plan)
         for file in map(epath.Path, tokenizer_files):
@@ -102,6 +106,30 @@ def save(
         beside.rmtree(missing_ok=True)
         raise
     return folder
+
+
+def _check_space(folder: epath.Path, size: int) -> None:
+    """Raises OSError, before anything is written, where a local disk has less than `size` bytes left."""
+    if "://" in str(folder):
+        return
+    free = shutil.disk_usage(folder.parent).free
+    if free < size:
+        needs = f"{os.strerror(errno.ENOSPC)} ({size / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free)"
+        raise OSError(errno.ENOSPC, needs, str(folder))
+
+
+def _save_parameters(folder: epath.Path, params: Any) -> None:
+    """Raises OSError where Orbax, which has no error of its own for that, cannot write."""
+    log = logging.getLogger("absl")
+    logged, log.disabled = log.disabled, True  # Orbax logs the traceback of what it raises
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            checkpointer.save(folder.resolve() / PARAMS_FOLDER, params)
+    except ValueError as error:  # TensorStore's: the path, then what the system said
+        message = str(error).rpartition(" [")[0] or str(error)
+        raise OSError(f"{folder}: {message.rpartition(': ')[2]}") from error
+    finally:
+        log.disabled = logged
 
 
 def load(folder: epath.PathLike, *, sharding: jax.sharding.Sharding | None = None) -> Model:

@@ -32,10 +32,14 @@ class Stage(NamedTuple):
 
 
 class Workdir:
-    """A work folder; paths in it may be on gs:// or wherever else `etils.epath` reaches."""
+    """A work folder; paths in it may be on gs:// or wherever else `etils.epath` reaches.
+
+    Half-written files of a run that was killed are removed: one run at a time works in a folder."""
 
     def __init__(self, path: epath.PathLike, observer: Observer) -> None:
         self.path, self.observer = epath.Path(path), observer
+        for leftover in leftovers(self.path):
+            remove(leftover)
 
     def stage(self, name: str, made_from: Any, make: Callable[[], Json], files: Sequence[str] = ()) -> Stage:
         """The result of `make`, or its record where that was made from the same things by the same version and the `files` and
@@ -96,6 +100,16 @@ def listing(path: str | Path) -> list[tuple[str, int, int]]:
     return [
         (file.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()]
     ]
+
+
+def leftovers(path: epath.Path) -> list[epath.Path]:
+    """Files and folders, in a work folder and its folders, that were being written when a run was killed."""
+    if not path.is_dir():
+        return []
+    entries = list(path.iterdir())
+    folders = [entry for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+    entries += [entry for folder in folders for entry in folder.iterdir()]
+    return [entry for entry in entries if entry.name.startswith(".") and entry.name.endswith((".partial", ".tmp"))]
 
 
 def remove(path: epath.Path) -> None:

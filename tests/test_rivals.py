@@ -52,7 +52,8 @@ def test_the_table_holds_every_rival_and_registers_beat_those_that_leave_the_sin
     table = dict(rivals(planted.encoder, planted.images, SCHEME, result))
     assert set(table) == {
         "no registers", "prefix only", "delete only", "RegCache", "random token as prefix", "mean token as prefix",
-        "zero row (null attention)", "test-time registers", "token-group scales", "per-token dynamic scales",
+        "zero row (null attention)", "test-time registers", "percentile clipping", "token-group scales", "per-token dynamic scales",
+        "RegCache with percentile clipping",
     }  # fmt: skip
     reference = features_of(planted.encoder, planted.images)
     errors = {name: label_free_error(encoder, planted.images, reference) for name, encoder in table.items()}
@@ -61,5 +62,7 @@ def test_the_table_holds_every_rival_and_registers_beat_those_that_leave_the_sin
     # what takes the sinks away, or gives them a scale of their own, does as well: within the rounding of other scales
     for name in ("delete only", "test-time registers", "per-token dynamic scales"):
         assert errors[name] < 2 * errors["RegCache"], name
+    assert errors["percentile clipping"] < errors["no registers"]
+    assert table["percentile clipping"].scheme.estimator == "percentile"
     assert table["per-token dynamic scales"].scheme.activations == "token"
     assert table["no registers"].plan is None and jnp.issubdtype(reference.dtype, jnp.float32)

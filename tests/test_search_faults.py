@@ -1,17 +1,12 @@
 """Searches that are killed, tables that are damaged, sets and encoders that cannot be searched: one clear message each."""
 
 import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from killing import in_a_fresh_process
 
 import regcache_jax as rc
 from regcache_jax.registers.planted import plant, planted_spec
@@ -81,45 +76,27 @@ def test_a_search_reads_its_table_instead_of_trying_again(tmp_path, planted):
 
 
 SCRIPT = """
-import sys, regcache_jax as rc
+import sys, pathlib, killing, regcache_jax as rc
 from regcache_jax.registers.planted import plant, planted_spec
-planted = plant(["patch sinks"], spec=planted_spec(32, 4, 2, 16, 4), num_images=6)
-config = rc.SearchConfig(copies=(6.0,), delete_counts=(0, 2), back=1, rounds=1, chunk=2, redraws=2)
-result = rc.search(planted.encoder, planted.images, rc.Scheme(8, 8), config, table=sys.argv[1])
-rc.save_plan(sys.argv[2], result.plan, {"numbers": vars(result.numbers), "error": result.error})
+
+def search(folder):
+    folder.mkdir(exist_ok=True)
+    planted = plant(["patch sinks"], spec=planted_spec(32, 4, 2, 16, 4), num_images=6)
+    config = rc.SearchConfig(copies=(6.0,), delete_counts=(0, 2), back=1, rounds=1, chunk=2, redraws=2)
+    result = rc.search(planted.encoder, planted.images, rc.Scheme(8, 8), config, table=folder / "trials.jsonl")
+    (folder / "plan.safetensors").unlink(missing_ok=True)
+    rc.save_plan(folder / "plan.safetensors", result.plan, {"numbers": vars(result.numbers), "error": result.error})
+
+def outcome(folder):
+    return [(folder / name).read_bytes() for name in ("trials.jsonl", "plan.safetensors")]
+
+killing.kill_and_compare(search, outcome, pathlib.Path(sys.argv[1]))
 """
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_random_moments_the_search_ends_with_the_same_plan_byte_for_byte(tmp_path, monkeypatch):
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "programs"))  # compiled once, not twenty times
-    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-
-    def start(table, plan):
-        return subprocess.Popen([sys.executable, "-c", SCRIPT, str(table), str(plan)])
-
-    for name in ("compiled", "whole"):
-        began = time.monotonic()
-        assert start(tmp_path / f"{name}.jsonl", tmp_path / f"{name}.safetensors").wait() == 0
-        lasts = time.monotonic() - began
-    moments, table, plan = random.Random(0), tmp_path / "killed.jsonl", tmp_path / "killed.safetensors"
-    lengths = []
-    for _ in range(20):
-        process = start(table, plan)
-        time.sleep(moments.uniform(0.4, 1.0) * lasts)  # before that, libraries are imported
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        lengths.append(table.stat().st_size if table.exists() else 0)
-        if plan.exists() or (lengths[-1] and moments.random() < 0.5):  # the next kills meet a cut or an empty table
-            plan.unlink(missing_ok=True)
-            kept = table.read_bytes()[: moments.randrange(lengths[-1] + 1)]
-            table.write_bytes(kept)
-    assert any(lengths)
-    assert start(table, plan).wait() == 0
-    assert plan.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
-    whole, killed = ((tmp_path / f"{name}.jsonl").read_text() for name in ("whole", "killed"))
-    assert whole == killed
+def test_killed_at_twenty_random_moments_the_search_ends_with_the_same_plan_and_table_byte_for_byte(tmp_path):
+    assert in_a_fresh_process(SCRIPT, tmp_path).startswith("20 kills")
 
 
 # ---- sets and encoders -----------------------------------------------------------------------------------------------

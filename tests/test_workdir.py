@@ -99,3 +99,18 @@ def test_a_listing_sees_new_and_changed_files_and_nothing_where_there_is_nothing
     (tmp_path / "b").write_text("22")
     assert listing(tmp_path)[0] == before[0] and listing(tmp_path)[1][:2] == ("b", 2)
     assert listing(tmp_path / "b")[0][1] == 2
+
+
+def test_what_a_killed_run_has_half_written_is_removed_and_nothing_else(tmp_path):
+    for name in (
+        ".results.json.1.partial",
+        "models/.w8a8.2.tmp/deep",
+        "models/w8a8/.hidden.tmp/own",
+        ".git/x.tmp",
+        "a.tmp",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    Workdir(tmp_path, Observer())
+    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    assert left == [".git/x.tmp", "a.tmp", "models/w8a8/.hidden.tmp/own"]

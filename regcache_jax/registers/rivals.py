@@ -25,7 +25,11 @@ from regcache_jax.registers.reference import check_images, reference_batches
 from regcache_jax.registers.search import SearchResult
 from regcache_jax.registers.trial import Trials, feature_errors
 
+PERCENTILES = (99.0, 99.9, 99.99, 99.999)
+"""Shares of an activation's values, in percent, that percentile clipping leaves inside the range."""
+
 SCHEMES: dict[str, tuple[dict[str, Any], ...]] = {
+    "percentile clipping": tuple({"estimator": "percentile", "percentile": share} for share in PERCENTILES),
     "token-group scales": ({"activations": "group"},),
     "per-token dynamic scales": ({"activations": "token"},),
 }
@@ -170,8 +174,11 @@ def rivals(
         return quantize(move_register_neurons(encoder, tuning[: trials.chunk], l_q, count), calibration, scheme)
 
     table.append(("test-time registers", best_encoder(functools.partial(moved, count) for count in REGISTER_NEURONS)))
-    for name, variants in SCHEMES.items():
-        schemes = [dataclasses.replace(scheme, **options) for options in variants]
-        makers = (functools.partial(quantize, encoder, calibration, own) for own in schemes)
-        table.append((name, best_encoder(makers)))
+
+    def best_scheme(name: str, plan: RegisterPlan | None = None) -> Encoder:
+        schemes = [dataclasses.replace(scheme, **options) for options in SCHEMES[name]]
+        return best_encoder(functools.partial(quantize, encoder, calibration, own, plan) for own in schemes)
+
+    table += [(name, best_scheme(name)) for name in SCHEMES]
+    table.append(("RegCache with percentile clipping", best_scheme("percentile clipping", result.plan)))
     return table
