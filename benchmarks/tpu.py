@@ -24,7 +24,7 @@ BATCHES = {
     "google/siglip-base-patch16-224": (48, 48, 48, 48),
     "openai/clip-vit-base-patch16": (48, 48, 48, 48),
     "openai/clip-vit-large-patch14": (16, 16, 8, 12),
-    "google/siglip-so400m-patch14-384": (2, 2, 2, 2),
+    "google/siglip-so400m-patch14-384": (2, 2, 4, 4),
 }
 
 

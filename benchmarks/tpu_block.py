@@ -2,6 +2,7 @@
 
     python benchmarks/tpu_block.py            # all of VARIANTS; a few minutes
     python benchmarks/tpu_block.py mask       # one
+    python benchmarks/tpu_block.py so400m     # all of them at the shape of So400m/14 with 729 tokens
 
 The cost of a block is half the difference between programs of three blocks and of one."""
 
@@ -17,7 +18,9 @@ import jax.numpy as jnp
 
 from regcache_jax import tpu
 
-BATCH, ROWS, WIDTH, HEADS, HEAD_DIM, HIDDEN = 32, 200, 768, 12, 64, 3072
+SHAPES = {"b16": (32, 200, 768, 12, 64, 3072), "so400m": (2, 736, 1152, 16, 72, 4304)}
+WORDS = [word for word in sys.argv[1:] if word not in SHAPES]
+BATCH, ROWS, WIDTH, HEADS, HEAD_DIM, HIDDEN = SHAPES[next((word for word in sys.argv[1:] if word in SHAPES), "b16")]
 VARIANTS = {
     "as it is": {"barrier"},
     "logits masked at three padding rows": {"barrier", "mask"},
@@ -114,7 +117,7 @@ def cost(variant, num_blocks):
 
 if __name__ == "__main__":
     for name, variant in VARIANTS.items():
-        if all(word in name for word in sys.argv[1:]):
+        if all(word in name for word in WORDS):
             print(
                 f"{(cost(variant, 3) - cost(variant, 1)) / 2:12,.0f} cycles a block of batch {BATCH}: {name}",
                 flush=True,

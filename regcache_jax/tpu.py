@@ -257,6 +257,7 @@ def report(
     `sweep` gives each program the batch that suits it best. `plan`: its block numbers and delete count; without one, those of
     `default_schedule`. Raises UserError for an unknown name or topology, and where libtpu is missing."""
     spec = name_or_spec if isinstance(name_or_spec, EncoderSpec) else catalog.get(name_or_spec).spec
+    assert spec is not None  # `get` refuses encoders that are known by name only
     kind = topology.split(":")[0]
     if kind not in CHIPS:
         raise UserError(f"topology must be of {', '.join(CHIPS)} (v5e:2x2, say), got {topology!r}")

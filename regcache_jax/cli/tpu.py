@@ -29,7 +29,8 @@ def tpu(
 ) -> None:
     """Ask the TPU compiler what an encoder costs, without a TPU.
 
-    NAME is one of the catalog; the extra `tpu` must be installed. Cycles are the compiler's own estimate; instructions without one are counted beside them.
+    NAME is one of the catalog; the extra `tpu` must be installed. Cycles are the compiler's own estimate; instructions
+    without one are counted beside them.
     """
     from regcache_jax import tpu as compiler
     from regcache_jax.registers.plan_file import load_plan
