@@ -14,10 +14,10 @@ export TPU_SKIP_MDS_QUERY ?= 1
 demo: $(VENV)/core  ## the whole story on the bundled encoder: table, build/demo/results.json, build/demo/report.html
 	$(BIN)/regcache demo --out build/demo
 
-test: $(VENV)/dev browser  ## all tests, with coverage of regcache_jax and converters
+test: $(VENV)/dev browser  ## all tests; coverage of regcache_jax and converters must be 90 % or more
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov --cov-report= tests
-	$(BIN)/python -m coverage report --skip-covered
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov --cov-report= --durations=40 tests
+	$(BIN)/python -m coverage report --skip-covered --fail-under=90
 
 check: $(VENV)/dev  ## format, lint, types and the fast tests: about a minute
 	$(BIN)/ruff format --check .

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from randomized import draw_parameters, siglip
@@ -165,7 +166,7 @@ def test_the_int8_folder_that_is_left_gives_the_row_that_was_measured(finished):
     model = checkpoints.load(folder / "models" / "w8a8")
     assert model.encoder.scheme.name == "w8a8" and model.encoder.plan is not None
     data = open_dataset("emoji", split="test", limit=60)
-    features = np.asarray(encode_image(model.encoder, load_images(data, model.preprocess)))
+    features = np.asarray(encode_image(model.encoder, jnp.asarray(load_images(data, model.preprocess))))
     reference = np.load(folder / "features" / "float.npy")
     cosine = float(np.mean(np.sum(features * reference, axis=1)))
     assert cosine == pytest.approx(

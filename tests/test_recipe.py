@@ -21,6 +21,7 @@ from regcache_jax.demo.recipe.drawings import VENDORS, DrawingSet, bundled_drawi
 from regcache_jax.demo.recipe.export import exported
 from regcache_jax.demo.recipe.forward import Prefix, Seen, observe
 from regcache_jax.demo.recipe.phases import PHASES, Phase, shortened
+from regcache_jax.demo.recipe.run import Recipe, cook
 from regcache_jax.demo.recipe.train import begin_phase, confusion, initial_state, name_ids, prepare, run_phase
 from regcache_jax.encoders.encoder import Encoder, encode_image, normalize
 from regcache_jax.encoders.parameters import parameter_shapes
@@ -450,3 +451,30 @@ def test_training_begins_with_fresh_moments_at_step_zero():
     later = state.replace(step=jnp.asarray(9, jnp.int32))
     assert int(begin_phase(later).step) == 0
     assert jax.tree.structure(begin_phase(later)) == jax.tree.structure(state)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(few, tmp_path):
+    recipe = Recipe(phases=shortened(PHASES[:1] + PHASES[3:], 2), batch=4, spec=SMALL)
+    lines: list[str] = []
+    whole = checkpoints.load(cook(few, tmp_path / "whole", recipe, say=lines.append, every=1))
+
+    class Stopped(Exception):
+        pass
+
+    def stop_in_the_final_phase(line):
+        if line.startswith("final 1/"):
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        cook(few, tmp_path / "parts", recipe, say=stop_in_the_final_phase, every=1)
+    assert not (tmp_path / "parts" / "model").exists()
+    parts = checkpoints.load(cook(few, tmp_path / "parts", recipe, say=lines.append, every=1))
+    assert any(line == "going on after 2 steps" for line in lines)
+    jax.tree.map(np.testing.assert_array_equal, parts.encoder.params, whole.encoder.params)
+    assert parts.metadata["outliers"] == "planted and trained" and parts.metadata["vendors"] == ["noto", "fluent"]
+    with pytest.raises(UserError, match="exists already"):
+        cook(few, tmp_path / "parts", recipe)
+    (tmp_path / "parts" / "model").rename(tmp_path / "aside")
+    with pytest.raises(UserError, match="other batch"):
+        cook(few, tmp_path / "parts", dataclasses.replace(recipe, batch=8))

@@ -171,7 +171,8 @@ def embed(
 ) -> None:
     """Write the features of a folder of pictures, and of texts.
 
-    The file holds `features` [n, D] float32, `paths` and, with --texts, `text_features`. A picture that cannot be read is reported and left out; the exit status is then 1.
+    The file holds `features` [n, D] float32, `paths` and, with --texts, `text_features`. A picture that cannot be read is
+    reported and left out; the exit status is then 1.
     """
     from regcache_jax import checkpoints
     from regcache_jax.errors import UserError
