@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Float, Int
@@ -86,11 +87,11 @@ def normalize(features: Float[Array, "B E"]) -> Float[Array, "B E"]:
     return features32 / jnp.maximum(jnp.linalg.norm(features32, axis=-1, keepdims=True), 1e-12)
 
 
-def encode(encoder: Encoder, images: Float[Array, "B Y X 3"], *, tile: int | None = None) -> ImageOutput:
+def encode(encoder: Encoder, images: Float[Array | np.ndarray, "B Y X 3"], *, tile: int | None = None) -> ImageOutput:
     """Runs the image tower with the encoder's own kernels and plan, in the serving form where there is a plan.
 
     `tile=8` pads the tokens for a TPU. Features are raw; `encode_image` normalises them."""
-    images = images.astype(encoder.dtype)
+    images = jnp.asarray(images, encoder.dtype)
     if encoder.schedule is None and tile is None:
         return image_features(encoder.params["image"], images, encoder.spec.image, scheme=encoder.scheme)
     schedule = encoder.schedule or Schedule(0, 0, 0, 0)
@@ -100,14 +101,16 @@ def encode(encoder: Encoder, images: Float[Array, "B Y X 3"], *, tile: int | Non
     )  # fmt: skip
 
 
-def encode_image(encoder: Encoder, images: Float[Array, "B Y X 3"]) -> Float[Array, "B E"]:
+def encode_image(encoder: Encoder, images: Float[Array | np.ndarray, "B Y X 3"]) -> Float[Array, "B E"]:
     """Float32 features of preprocessed images, of unit length where the encoder's task wants it."""
     features = encode(encoder, images).features
     return normalize(features) if encoder.spec.normalize else features.astype(jnp.float32)
 
 
-def encode_text(encoder: Encoder, ids: Int[Array, "B T"]) -> Float[Array, "B E"]:
+def encode_text(encoder: Encoder, ids: Int[Array | np.ndarray, "B T"]) -> Float[Array, "B E"]:
     """Float32 features of padded token ids, of unit length. Raises UserError where there is no text tower."""
     if encoder.spec.text is None:
         raise UserError(f"{encoder.spec.name} has no text tower")
-    return normalize(text_features(encoder.params["text"], ids, encoder.spec.text, scheme=encoder.scheme)[0])
+    return normalize(
+        text_features(encoder.params["text"], jnp.asarray(ids), encoder.spec.text, scheme=encoder.scheme)[0]
+    )
