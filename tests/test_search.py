@@ -155,8 +155,11 @@ def test_the_plan_fits_the_encoder_and_holds_only_registers_that_are_seen(plante
     assert planted.encoder.with_plan(plan).schedule.start == found[0].numbers.start
 
 
-def test_the_same_search_ends_with_the_same_plan(planted, found):
-    again = rc.search(planted.encoder, planted.images, SCHEME, QUICK)
+@pytest.mark.parametrize(
+    "more", [{}, {"estimator": "percentile", "products": ("qk", "pv"), "method": "gptq"}], ids=["same", "recipe"]
+)
+def test_the_same_search_ends_with_the_same_plan_whatever_recipe_comes_later(planted, found, more):
+    again = rc.search(planted.encoder, planted.images, dataclasses.replace(SCHEME, **more), QUICK)
     assert again.trials == found[0].trials
     for one, other in zip(jax.tree.leaves(again.plan), jax.tree.leaves(found[0].plan), strict=True):
         np.testing.assert_array_equal(one, other)

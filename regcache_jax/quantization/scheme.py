@@ -201,6 +201,10 @@ class Scheme:
         kept = tuple(Rule((site,), (int(block),), quantized=False) for site, block in cells)
         return dataclasses.replace(self, rules=kept + self.rules)
 
+    def nearest(self) -> Scheme:
+        """The same bits and sharing of scales, rounded to the nearest and no more: what the search of registers simulates."""
+        return Scheme(self.weight_bits, self.activation_bits, self.activations, self.weights, self.float_sites)
+
     def to_json(self) -> dict[str, Any]:
         """The scheme as plain JSON values."""
         return dataclasses.asdict(self)

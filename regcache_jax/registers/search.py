@@ -256,6 +256,9 @@ def search(
 ) -> SearchResult:
     """Finds a register plan for a float encoder and a scheme on preprocessed reference images, without labels.
 
+    Trials round to the nearest with the scheme's bits and sharing of scales; what else it says (method, zero points, estimator, rules,
+    integer attention) comes in when `quantize` is given the plan.
+
     `table`: a JSONL file that remembers trials; with it, a killed search goes on where it stopped. Raises UserError for a
     set that is empty, of another shape, not finite, or all alike, for an encoder that is quantised already or whose features are
     not finite, and for a table that belongs to another search.
@@ -280,7 +283,7 @@ def search(
     if labels is not None and len(labels) != len(images):
         raise UserError(f"there must be a label for each image, got {len(labels)} for {len(images)} images")
     engine = Search(
-        encoder.with_plan(None), images, scheme, config,
+        encoder.with_plan(None), images, scheme.nearest(), config,
         table=table, labels=labels, class_vectors=class_vectors, progress=progress,
     )  # fmt: skip
     best, complete = engine.run()
