@@ -42,7 +42,8 @@ def random_checkpoint(folder: Path) -> None:
 
     folder.mkdir()
     save_file(disassemble(draw(parameter_shapes(spec)), RULES), folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps({"model_type": "clip", "_name_or_path": NAME}))
+    config = {"model_type": "clip", "_name_or_path": NAME, "vision_config": {"patch_size": 16}, "text_config": {}}
+    (folder / "config.json").write_text(json.dumps(config))  # what it leaves out has the values of CLIP B/32
     vocabulary = {chr(code): code for code in range(32, 127)} | {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
     Tokenizer(models.WordLevel(vocabulary, unk_token=" ")).save(str(folder / "tokenizer.json"))
 
