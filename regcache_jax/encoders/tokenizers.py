@@ -136,6 +136,7 @@ def _byte_pairs(vocabulary: epath.Path, merges: epath.Path) -> Callable[[str], l
     except Exception as error:  # the package raises bare Exception
         raise UserError(f"{vocabulary} and {merges.name} are not the files of one BPE tokenizer: {error}") from None
     stored = tokenizers.Tokenizer(model)
+    stored.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
     stored.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
         [
             tokenizers.pre_tokenizers.Split(tokenizers.Regex(pieces), behavior="removed", invert=True),
