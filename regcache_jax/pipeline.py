@@ -335,7 +335,7 @@ class Experiment:
             plan="full" if plan == "registers" else plan,
             row=row.kind,
             numbers=None if encoder.schedule is None else dataclasses.asdict(encoder.schedule),
-            note=None if found is None else note(plan, found),
+            note=None if found is None else note(plan, found, encoder.schedule.delete_count if encoder.schedule else 0),
         )
 
     def figures(self) -> Stage:
@@ -354,9 +354,11 @@ class Experiment:
         return self.workdir.stage("figures", [self.search(scheme).made_from, self.data_identity("evaluation")], make)
 
 
-def note(plan: str | None, found: Json) -> str | None:
-    """What a reader must know of a row whose plan is not what its name promises."""
+def note(plan: str | None, found: Json, deleted: int) -> str | None:
+    """What a reader must know of a row whose plan is not what its name promises. `deleted`: tokens that its encoder deletes."""
     numbers = found["numbers"]
+    if plan == "delete-only" and deleted == 0:
+        return "the full plan deletes nothing, and the search tried no deletion alone: the same as plain"
     if plan == "delete-only":
         deletes = numbers["delete_count"] > 0
         return None if deletes else "the full plan deletes nothing: the best deletion that the search tried alone"

@@ -179,7 +179,8 @@ def test_a_plan_that_does_not_keep_its_names_promise_has_a_note(finished):
     _, rows, _ = finished
     notes = {row["quantization"]["row"]: row["quantization"] for row in rows[2:]}
     deletes = notes["registers"]["numbers"]["delete_count"] > 0
-    assert notes["delete-only"]["numbers"]["delete_count"] > 0
+    tried = notes["delete-only"]["numbers"]["delete_count"] > 0  # eight trials may end before a deletion alone
+    assert tried == ("tried no deletion" not in (notes["delete-only"]["note"] or ""))
     assert (notes["prefix-only"]["note"] is None) == deletes == (notes["delete-only"]["note"] is None)
 
 
