@@ -11,7 +11,7 @@ from typing import Any
 
 from regcache_jax.converters.readers import READERS, Tensors, read_json, read_tensors
 
-from regcache_jax.encoders import catalog
+from regcache_jax.encoders import catalog, tokenizers
 from regcache_jax.errors import UserError
 
 # In the order in which they are preferred: files that cannot hold code first.
@@ -24,9 +24,8 @@ WEIGHT_FILES = (
     "open_clip_pytorch_model.bin",
     "flax_model.msgpack",
 )
-TOKENIZER_FILE = "tokenizer.json"
 _SIDE_FILES = (
-    TOKENIZER_FILE,
+    *(pattern for files in tokenizers.FILES.values() for patterns in files for pattern in patterns),
     "tokenizer_config.json",
     "config.json",
     "open_clip_config.json",
@@ -76,10 +75,6 @@ class Source:
         """The files that hold the weights."""
         names = sorted({tensor.file for tensor in tensors.values()})
         return [self.weights.parent / name for name in names]
-
-    def tokenizer_files(self) -> list[Path]:
-        """The tokenizer's file, if it stands beside the weights."""
-        return [self.folder / TOKENIZER_FILE] if (self.folder / TOKENIZER_FILE).is_file() else []
 
 
 def sha256(file: Path) -> str:

@@ -113,11 +113,11 @@ def clip_tokenization(context_length: int = 77, vocab_size: int = 49408, pad_id:
 
 
 def siglip_tokenization(context_length: int, vocab_size: int) -> Tokenization:
-    """SentencePiece, no start, end 1. SigLIP pads with the end and drops punctuation, SigLIP 2 pads with 0 and lower-cases."""
+    """SentencePiece, no start, end 1. SigLIP pads with the end and drops punctuation, SigLIP 2 pads with 0 and lower-cases:
+    both as transformers does."""
     gemma = vocab_size == 256_000
-    return Tokenization(
-        "sentencepiece", context_length, vocab_size, "lower" if gemma else "canonicalize", 0 if gemma else 1, None, 1
-    )
+    cleaning = "lower" if gemma else "drop_punctuation"
+    return Tokenization("sentencepiece", context_length, vocab_size, cleaning, 0 if gemma else 1, None, 1)
 
 
 def clip_spec(
