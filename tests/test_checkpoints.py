@@ -87,7 +87,9 @@ def test_a_sharded_mesh_takes_its_share_of_every_parameter_that_can_be_shared(tm
 
     def by_last_axis(path, leaf):
         shared = path.endswith("kernel") and leaf.shape[-1] % 2 == 0
-        return NamedSharding(mesh, PartitionSpec(*[None] * (len(leaf.shape) - 1), "model") if shared else PartitionSpec())
+        return NamedSharding(
+            mesh, PartitionSpec(*[None] * (len(leaf.shape) - 1), "model") if shared else PartitionSpec()
+        )
 
     ours = checkpoints.load(tmp_path / "m", sharding=by_last_axis).encoder
     kernel = ours.params["image"]["blocks"]["mlp"]["fc1"]["kernel"]
@@ -171,15 +173,4 @@ def test_a_piece_of_an_array_that_is_cut_or_gone_is_named_and_not_taken_for_zero
         piece.write_bytes(content[:10])
     reason = f"has 10 of {len(content)} bytes" if damage == "cut" else "is missing"
     with pytest.raises(UserError, match=f"is damaged or incomplete: image.blocks.mlp.fc1.kernel/0.0.0 {reason}$"):
-        checkpoints.load(folder)
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # reads that Orbax gives up
-@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
-def test_an_array_file_with_other_bytes_is_reported(tmp_path, encoder):
-    folder = tmp_path / "m"
-    checkpoints.save(folder, encoder)
-    (piece,) = (folder / "params/image.blocks.mlp.fc1.kernel").glob("0.*")
-    piece.write_bytes(bytes(piece.stat().st_size))
-    with pytest.raises(UserError, match="is damaged or incomplete"):
         checkpoints.load(folder)

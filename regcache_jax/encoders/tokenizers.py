@@ -204,7 +204,7 @@ def _original_file(files: list[epath.Path], spec: Tokenization) -> Callable[[str
     (file,) = files
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     try:
-        with gzip.open(file.open("rb")) as opened:
+        with file.open("rb") as packed, gzip.open(packed) as opened:
             lines = opened.read(_LARGEST_VOCABULARY).decode().splitlines()
         merges = [tuple(line.split()) for line in lines[1 : 1 + spec.vocab_size - 2 * len(alphabet) - 2]]
         words = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *map("".join, merges), _START, _END]
@@ -235,7 +235,7 @@ def _sentencepiece(files: list[epath.Path], spec: Tokenization) -> Callable[[str
         import sentencepiece
     except ImportError:
         raise UserError(
-            f"{file} needs the sentencepiece package (pip install sentencepiece), or give the same tokenizer as {TOKENIZER_FILE}"
+            f"{file} needs the sentencepiece package: pip install regcache-jax[text], or give the same tokenizer as {TOKENIZER_FILE}"
         ) from None
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes())
