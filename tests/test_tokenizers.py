@@ -156,7 +156,8 @@ def test_text_is_cleaned_as_open_clip_does():
     """What ftfy 6.3 and html.unescape make of it, in open_clip's order."""
     for text, cleaned in (
         ("It’s “fine” — ok", "it's \"fine\" — ok"), ("ﬁne ﬂag", "fine flag"), ("ＡＢＣ　ｘ", "abc x"), ("cafe\u0301", "caf\u00e9"),
-        ("&amp;lt;b&amp;gt;", "<b>"), ("a\u200bb", "a\u200bb"), ("\ufeffhi", "hi"), ("x\x07y", "xy"), ("line\r\nbreak\u2028z", "line break z"),
+        ("&amp;lt;b&amp;gt;", "<b>"), ("a\u200bb", "a\u200bb"), ("\ufeffhi", "hi"), ("x\x07y", "xy"),
+        ("line\r\nbreak\u2028z", "line break z"),
         ("ﾊﾝｶｸ", "ハンカク"), ("…", "…"),
     ):  # fmt: skip
         assert CLEANING["clip"](text) == cleaned
