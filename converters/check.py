@@ -51,7 +51,7 @@ def check(source: str, model: Model | Encoder, *, num_images: int = 1, seed: int
     images, ids = random_inputs(encoder, num_images, seed)
     theirs = run_reference(folder, images, ids)
     ours = run_ours(encoder, images, ids)
-    return [_difference(what, ours[what], theirs[what]) for what in theirs]
+    return [difference(what, ours[what], theirs[what]) for what in theirs]
 
 
 def random_inputs(encoder: Encoder, num_images: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray | None]:
@@ -123,7 +123,8 @@ def _named(towers: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, np.nda
     return rows | {f"{tower} features": features for tower, (features, _) in towers.items()}
 
 
-def _difference(what: str, ours: np.ndarray, theirs: np.ndarray) -> Difference:
+def difference(what: str, ours: np.ndarray, theirs: np.ndarray) -> Difference:
+    """Compares two arrays. Raises UserError for different shapes."""
     ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
     if ours.shape != theirs.shape:
         raise UserError(f"{what} is {list(ours.shape)} here and {list(theirs.shape)} in the original")
