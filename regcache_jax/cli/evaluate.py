@@ -184,7 +184,10 @@ def embed(
     data = read_data("folder", images, None, None, "test")
     text_features = None
     if texts is not None:
-        lines = [line for line in Path(texts).read_text().splitlines() if line.strip()]
+        try:
+            lines = [line for line in Path(texts).read_text(encoding="utf-8").splitlines() if line.strip()]
+        except UnicodeDecodeError as error:
+            raise UserError(f"{texts} is not text in UTF-8: {error}") from None
         text_features = embed_texts(loaded, lines)
     with progress(f"embedding {len(data)} pictures", len(data)) as update:
         found = embed_pictures(loaded, data, batch_size, strict=strict, parallel=parallel, progress=update)
