@@ -43,6 +43,7 @@ parallel_option = click.option(
     type=click.Choice(["zeroshot_classification", "knn", "linear_probe"]),
     default="zeroshot_classification",
     show_default=True,
+    help="What is measured (see above).",
 )
 @click.option(
     "--bank-split", default="train", show_default=True, help="knn, linear_probe: split of the training pictures."
@@ -157,7 +158,7 @@ def evaluate(
 )
 @click.option("--texts", type=click.Path(dir_okay=False), help="Text file, one text a line.")
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="File to write (.npz); must not exist.")
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Pictures a step.")
 @click.option("--strict", is_flag=True, help="Stop at the first picture that cannot be read.")
 @parallel_option
 def embed(
