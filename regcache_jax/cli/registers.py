@@ -2,19 +2,88 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from regcache_jax.cli.options import data_options, json_option, read_data, read_images, read_scheme, scheme_options
-from regcache_jax.cli.screen import print_table, progress, say, write_json
+from regcache_jax.cli.options import (
+    data_options,
+    json_option,
+    prompt_options,
+    read_data,
+    read_images,
+    read_scheme,
+    scheme_options,
+)
+from regcache_jax.cli.screen import Update, digits, print_table, progress, say, write_json, write_text
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from regcache_jax.checkpoints import Model
+    from regcache_jax.data import Dataset
+    from regcache_jax.registers.inspect import Profile
+
+MEASURED = 64
+"""Pictures, spread over the set, on which `inspect` measures sensitivity: 4 L runs of the blocks."""
+
+
+def _class_vectors(model: Model, data: Dataset, classnames: str | None, templates: str | None) -> np.ndarray:
+    """A unit vector a class, for what is measured by top-1."""
+    from regcache_jax.data.prompts import class_names
+    from regcache_jax.data.prompts import templates as prompt_templates
+    from regcache_jax.evaluation.zero_shot import class_vectors
+
+    names, prompts = class_names(data, classnames), prompt_templates(data, templates)
+    return class_vectors(model.encoder, model.tokenize, names, prompts)
+
+
+def _labels(data: Dataset, indices: Any) -> np.ndarray:
+    """The classes of some examples. Raises UserError where one has none."""
+    import numpy as np
+
+    from regcache_jax.errors import UserError
+
+    labels = [data[int(index)].label for index in indices]
+    if any(label is None for label in labels):
+        raise UserError(f"{data.name} ({data.split}) has pictures without a class, and accuracy needs one for each")
+    return np.array(labels)
+
+
+def _stream(model: Model, data: Dataset, batch_size: int, update: Update) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches with masks, read as they are needed: an inspection keeps none of them."""
+    from regcache_jax.data import batches
+
+    for batch in batches(data, model.preprocess, min(batch_size, len(data))):
+        yield batch.image, batch.mask
+        update(int(batch.mask.sum()), total=len(data))
+
+
+def _norm_rows(profile: Profile) -> list[tuple[Any, ...]]:
+    """A row a block and token group that the encoder has: largest / median norm at every place."""
+    from regcache_jax.registers.inspect import GROUPS, PLACES
+
+    names = {"class": "class token", "register": "registers", "patch": "patches"}
+    return [
+        (
+            block, names[group],
+            *(f"{digits(profile.maximum[place, block, g])} / {digits(profile.median[place, block, g])}"
+              for place in range(len(PLACES))),
+        )
+        for block in range(profile.maximum.shape[1])
+        for g, group in enumerate(GROUPS)
+        if profile.maximum[:, :, g].any()
+    ]  # fmt: skip
 
 
 @click.command()
 @click.argument("model", type=click.Path())
 @data_options("train", 256)
 @click.option("--scheme", "scheme_name", default="w8a8", show_default=True, help="Scheme for the sensitivity.")
-@click.option("--picture", type=click.Path(dir_okay=False), help="Also draw the norms by block (SVG).")
+@click.option("--accuracy", is_flag=True, help="Sensitivity as the drop in top-1 (needs labels and a text tower).")
+@prompt_options
+@click.option("--picture", type=click.Path(dir_okay=False), help="Also draw norms, sinks and sensitivity (SVG).")
 @json_option
 def inspect(
     model: str,
@@ -24,11 +93,21 @@ def inspect(
     limit: int | None,
     batch_size: int,
     scheme_name: str,
+    accuracy: bool,
+    classnames: str | None,
+    templates: str | None,
     picture: str | None,
     json_file: str | None,
 ) -> None:
-    """Show where the outliers of MODEL are, and what would help."""
+    """Show where the outliers of MODEL are, and what would help.
+
+    Norms are l-inf norms of tokens, at the input of every block and of its four quantised sites. Sensitivity is the error of the
+    features when one site of one block alone is quantised, on 64 of the pictures.
+    """
+    import numpy as np
+
     from regcache_jax import checkpoints
+    from regcache_jax.data import batches
     from regcache_jax.errors import UserError
     from regcache_jax.quantization.scheme import SITES
     from regcache_jax.registers import inspect as inspection
@@ -38,44 +117,49 @@ def inspect(
     scheme = read_scheme(scheme_name, "static", "channel")
     if scheme is None:
         raise UserError("sensitivity needs a quantised scheme, such as w8a8")
+    if picture is not None and not picture.lower().endswith(".svg"):
+        raise UserError(f"--picture writes SVG; call it something.svg, not {picture}")
     loaded = checkpoints.load(model)
-    images = read_images(loaded, read_data(dataset, data_dir, split, limit, "train"))
-    with progress("norms by block and token"):
-        profile = inspection.inspect(loaded.encoder, images, batch_size=batch_size)
+    data = read_data(dataset, data_dir, split, limit, "train")
+    measured = np.linspace(0, len(data) - 1, min(MEASURED, len(data))).round().astype(int).tolist()
+    labels = _labels(data, measured) if accuracy else None
+    vectors = _class_vectors(loaded, data, classnames, templates) if accuracy else None
+    with progress("norms by block and token", len(data)) as update:
+        stream = _stream(loaded, data, batch_size, update)
+        profile = inspection.inspect(loaded.encoder, stream, batch_size=batch_size)
     with progress("sensitivity by block and site"):
-        errors = sensitivity(loaded.encoder, images[:64], scheme)
+        (batch,) = batches(data, loaded.preprocess, len(measured), indices=measured)
+        errors = sensitivity(loaded.encoder, batch.image, scheme, labels=labels, class_vectors=vectors)
     verdict = judge(profile, errors)
-    patch = inspection.GROUPS.index("patch")
-    columns = (
-        "block",
-        "input max",
-        "input median",
-        "fc2 max",
-        "fc2 median",
-        "sinks/image",
-        *(f"error {site}" for site in SITES),
-    )
-    fc2 = inspection.PLACES.index("fc2")
+    places = ("block input", *(f"{site} input" for site in SITES))
+    print_table("l-inf norms of tokens, largest / median", ("block", "tokens", *places), _norm_rows(profile))
+    what = "drop in top-1" if accuracy else "error of the features"
     rows = [
         (
             block,
-            *(float(table[place, block, patch]) for place in (0, fc2) for table in (profile.maximum, profile.median)),
-            float(profile.sinks_per_image[block]),
-            *(f"{error:.2e}" for error in errors[block]),
+            *(digits(float(row[block])) for row in (
+                profile.sinks_per_image, profile.sink_attention, profile.sink_cosine, profile.ordinary_cosine,
+            )),
+            *(digits(float(error)) for error in errors[block]),
         )
         for block in range(len(errors))
-    ]
-    print_table(f"l-inf norms of patches, and the features' error with one site at {scheme.name}", columns, rows)
+    ]  # fmt: skip
+    columns = ("block", "sinks/image", "attention", "cosine", "ordinary", *SITES)
+    print_table(f"Sinks at the block's input; {what} with one site at {scheme.name}", columns, rows)
     for finding in verdict.findings:
         say(finding.sentence())
+        say(f"  {finding.evidence()}")
     block, site = verdict.most_sensitive or (verdict.sensitive_block, "fc2")
-    say(f"sensitive block: {verdict.sensitive_block} (sinks begin); largest error of one site: block {block}, {site}")
+    say(f"sensitive block: {verdict.sensitive_block} (sinks begin); largest {what} of one site: block {block}, {site}")
     if picture is not None:
-        from regcache_jax.report.plots import norms_by_block
+        from regcache_jax.report.plots import inspection_sheet
 
-        with open(picture, "w") as file:
-            file.write(norms_by_block({"no registers": profile}))
-    write_json(json_file, {"profile": profile.to_json(), "sensitivity": errors.tolist(), "verdict": verdict.to_json()})
+        write_text(picture, inspection_sheet(profile, errors, loaded.encoder.spec.image.grid, what))
+    found = {
+        "profile": profile.to_json(),
+        "sensitivity": {"sites": list(SITES), "measure": what, "errors": errors.tolist()},
+    }
+    write_json(json_file, {**found, "verdict": verdict.to_json()})
 
 
 @click.command()

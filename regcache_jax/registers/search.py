@@ -24,7 +24,7 @@ from jaxtyping import Float
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.errors import UserError
 from regcache_jax.quantization.scheme import Scheme
-from regcache_jax.registers.candidates import find_candidates, registers_from
+from regcache_jax.registers.candidates import Registers, find_candidates, registers_from, token_form
 from regcache_jax.registers.inspect import inspect
 from regcache_jax.registers.plan import RegisterPlan, make_plan
 from regcache_jax.registers.reference import check_images, check_varied
@@ -94,7 +94,7 @@ def fingerprint(
     """Hash of all that the search's way depends on (budgets are left out: a search may go on with a larger one)."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves((encoder.params["image"], images, more)):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
+        digest.update(np.ascontiguousarray(leaf).data)  # not copied: pictures may lie in a mapped file
     digest.update(json.dumps([config.settings(), scheme.to_json(), encoder.spec.to_json()], sort_keys=True).encode())
     return digest.hexdigest()
 
@@ -133,17 +133,24 @@ class Search:
         self.trials.count(passes=1 + profile_passes)
         self.preparation_flops = self.trials.block_flops
         self.best_error, self.within_budget = float("inf"), True
-        self._registers = functools.cache(functools.partial(registers_from, self.candidates))
+        self._registers = functools.cache(self._make_registers)
 
     @property
     def block_flops(self) -> int:
         """Operations of all blocks, with those of the trials that an earlier run left in the table."""
         return self.preparation_flops + sum(row["block_flops"] for row in self.table.rows)
 
+    def _make_registers(self, target: int, num_registers: int) -> Registers:
+        """The registers of one start in the form that the configuration names."""
+        registers = registers_from(self.candidates, target, num_registers)
+        if self.config.form == "token":
+            return token_form(registers, self.encoder, self.space.starts[target])
+        return registers
+
     def plan(self, numbers: Numbers) -> RegisterPlan:
         """The plan of one point; each of several registers weighs its share of the copies."""
         target = self.space.starts.index(min(max(numbers.start, self.space.starts[0]), self.space.starts[-1]))
-        key, value, share = self._registers(target, numbers.num_registers)
+        key, value, _, share = self._registers(target, numbers.num_registers)
         shape = (self.space.num_blocks, key.shape[2], len(share))
         copies = numbers.copies if len(share) == 1 else jnp.broadcast_to(numbers.copies * share, shape)
         return make_plan(
