@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -162,15 +162,42 @@ def inspect(
     write_json(json_file, {**found, "verdict": verdict.to_json()})
 
 
+def _counts(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, ...]:
+    """Numbers of at least 1, separated by commas."""
+    parts = text.replace(" ", "").split(",")
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise click.BadParameter(f"must be numbers of at least 1, such as 1,2, got {text}")
+    return tuple(int(part) for part in parts)
+
+
 @click.command()
 @click.argument("model", type=click.Path())
 @data_options("train", 256)
 @scheme_options()
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="Register plan to write (.safetensors).")
 @click.option("--table", type=click.Path(dir_okay=False), help="Trial table (JSONL); a killed search goes on from it.")
+@click.option(
+    "--objective",
+    type=click.Choice(["features", "accuracy"]),
+    default="features",
+    show_default=True,
+    help="Error of the features (no labels), or top-1 (labels and a text tower).",
+)
+@prompt_options
+@click.option("--registers", default="1,2", show_default=True, callback=_counts, help="Numbers of registers to try.")
+@click.option("--class-token", is_flag=True, help="The class token may be a candidate too.")
+@click.option(
+    "--form",
+    type=click.Choice(["kv", "token"]),
+    default="kv",
+    show_default=True,
+    help="Average the candidates' keys and values, or their hidden states.",
+)
 @click.option("--align", type=click.IntRange(1), help="Delete counts that leave whole tiles of so many rows (TPU: 8).")
+@click.option("--refine", type=click.IntRange(1), help="Then train rows and copies for so many passes (no labels).")
 @click.option("--max-trials", type=click.IntRange(1), help="Stop after so many trials with the best plan so far.")
-@click.option("--max-minutes", type=float, help="Stop after so many minutes with the best plan so far.")
+@click.option("--max-minutes", type=click.FloatRange(0, min_open=True), help="The same after so many minutes.")
+@click.option("--max-block-flops", type=click.FloatRange(0, min_open=True), help="The same after so many operations.")
 @json_option
 def search(
     model: str,
@@ -184,9 +211,17 @@ def search(
     weights: str,
     out: str,
     table: str | None,
+    objective: Literal["features", "accuracy"],
+    classnames: str | None,
+    templates: str | None,
+    registers: tuple[int, ...],
+    class_token: bool,
+    form: Literal["kv", "token"],
     align: int | None,
+    refine: int | None,
     max_trials: int | None,
     max_minutes: float | None,
+    max_block_flops: float | None,
     json_file: str | None,
 ) -> None:
     """Find the registers of MODEL for a scheme, without labels.
@@ -197,7 +232,10 @@ def search(
 
     from regcache_jax import checkpoints
     from regcache_jax.errors import UserError
-    from regcache_jax.registers.plan_file import encoder_hash, save_plan
+    from regcache_jax.registers.plan_file import save_plan
+    from regcache_jax.registers.refine import RefineConfig
+    from regcache_jax.registers.refine import refine as run_refine
+    from regcache_jax.registers.search import describe_plan
     from regcache_jax.registers.search import search as run_search
     from regcache_jax.registers.space import SearchConfig
 
@@ -208,25 +246,37 @@ def search(
         raise UserError(f"{out} exists already; choose another name or remove it first")
     loaded = checkpoints.load(model)
     data = read_data(dataset, data_dir, split, limit, "train")
+    labels = vectors = None
+    if objective == "accuracy":
+        labels, vectors = _labels(data, range(len(data))), _class_vectors(loaded, data, classnames, templates)
     images = read_images(loaded, data)
-    config = SearchConfig(chunk=batch_size, align=align, max_trials=max_trials, max_minutes=max_minutes)
+    config = SearchConfig(
+        chunk=batch_size, align=align, objective=objective, registers=registers, class_token=class_token, form=form,
+        max_trials=max_trials, max_minutes=max_minutes, max_block_flops=max_block_flops,
+    )  # fmt: skip
     with progress("searching") as update:
 
         def tell(done: int, planned: int, best: float) -> None:
             update(1, total=planned, note=f"best error {best:.3g}")
 
-        result = run_search(loaded.encoder, images, scheme, config, table=table, progress=tell)
-    metadata: dict[str, Any] = {
-        "encoder": loaded.encoder.spec.name,
-        "encoder_hash": encoder_hash(loaded.encoder),
-        "reference": {"dataset": data.name, "split": data.split, "images": len(data)},
-        "scheme": scheme.to_json(),
-        "objective": config.objective,
-        **result.to_json(),
-    }
-    save_plan(out, result.plan, metadata)
-    numbers = result.to_json()["numbers"]
-    print_table("Register plan", ("what", "value"), list(numbers.items()))
+        result = run_search(
+            loaded.encoder, images, scheme, config, table=table, labels=labels, class_vectors=vectors, progress=tell
+        )
+    reference = {"dataset": data.name, "split": data.split, "images": len(data)}
+    metadata = describe_plan(result, loaded.encoder, scheme, config, reference)
+    plan, refined = result.plan, None
+    if refine is not None and result.helps and plan.has_registers:
+        with progress("refining", refine) as update:
+            refined = run_refine(
+                loaded.encoder, images, scheme, plan, RefineConfig(passes=refine, chunk=batch_size),
+                progress=lambda done, error: update(1, note=f"held-back error {error:.3g}"),
+            )  # fmt: skip
+        plan, metadata["refined"] = refined.plan, refined.to_json()
+    save_plan(out, plan, metadata)
+    print_table("Register plan", ("what", "value"), list(metadata["numbers"].items()))
     say(result.sentence())
+    if refine is not None:
+        say(refined.sentence() if refined else "there are no registers to refine")
     say(f"{len(result.trials)} trials, {result.seconds:.0f} s, {result.block_flops:.3g} block operations -> {out}")
-    write_json(json_file, {**metadata, "trials": result.trials})
+    run = {"seconds": result.seconds, "compilations": result.compilations, "trials": result.trials}
+    write_json(json_file, {**metadata, **run})

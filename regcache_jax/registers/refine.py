@@ -52,6 +52,25 @@ class RefineResult:
     error_before: float
     history: tuple[float, ...]
 
+    def sentence(self) -> str:
+        """What refining has brought, in one line."""
+        if self.error >= self.error_before:
+            return f"refining brought nothing in {len(self.history)} passes; the plan is as it was searched"
+        change = 1 - self.error / self.error_before
+        return (
+            f"refined in {len(self.history)} passes: error on held-back pictures {self.error_before:.3g} -> {self.error:.3g} "
+            f"({change:.1%} less)"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures, without the plan."""
+        return {
+            "error": self.error,
+            "error_before": self.error_before,
+            "history": list(self.history),
+            "sentence": self.sentence(),
+        }
+
 
 class Offsets(NamedTuple):
     """What is trained: how far rows have moved, in units of their own size, and log tau for every block, head and register."""

@@ -12,7 +12,8 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -27,6 +28,7 @@ from regcache_jax.quantization.scheme import Scheme
 from regcache_jax.registers.candidates import Registers, find_candidates, registers_from, token_form
 from regcache_jax.registers.inspect import inspect
 from regcache_jax.registers.plan import RegisterPlan, make_plan
+from regcache_jax.registers.plan_file import encoder_hash
 from regcache_jax.registers.reference import check_images, check_varied
 from regcache_jax.registers.space import Numbers, SearchConfig, Space
 from regcache_jax.registers.table import TrialTable
@@ -82,6 +84,26 @@ class SearchResult:
             "gain": self.gain,
             "sentence": self.sentence(),
         }
+
+
+def describe_plan(
+    result: SearchResult, encoder: Encoder, scheme: Scheme, config: SearchConfig, reference: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The metadata of a plan's file: encoder and its hash, reference set, scheme, objective, versions, and the search's figures.
+
+    `reference` says which pictures they were (JSON values). Nothing in it depends on the clock or on a kill, so a search that
+    went on writes the same bytes."""
+    figures = {name: value for name, value in result.to_json().items() if name not in ("seconds", "compilations")}
+    return {
+        "encoder": encoder.spec.name,
+        "encoder_hash": encoder_hash(encoder),
+        "reference": dict(reference),
+        "scheme": scheme.to_json(),
+        "objective": config.objective,
+        "search": config.settings(),
+        "versions": {name: version(name) for name in ("regcache-jax", "jax", "aqtp", "numpy")},
+        **figures,
+    }
 
 
 class OverBudget(Exception):
