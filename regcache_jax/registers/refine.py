@@ -164,7 +164,7 @@ def refine(
     before = float(trials.errors(current)[held_from:].mean())
     best, best_error, history = plan, before, []
     for number in range(config.passes):
-        scales = {"input_scale": trials.scales(trials.image_ranges(current))} if scheme.calibrated else {}
+        scales = {"input_scale": trials.ranges(current).scales(scheme)} if scheme.calibrated else {}
         params = {**encoder.params["image"], "blocks": {**blocks, **scales}}
         for index in training:
             hidden, reference, mask = trials.quantized_chunk(index, first)

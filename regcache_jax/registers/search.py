@@ -264,7 +264,7 @@ class Search:
         """Standard deviation, over redraws of half the calibration images, of the gain of a plan over none, measured on
         a part of the set."""
         rng = np.random.default_rng(self.config.seed)
-        count, rungs = self.trials.num_images, self.space.rungs(self.trials.num_chunks)
+        count, rungs = self.trials.base_ranges.num_units, self.space.rungs(self.trials.num_chunks)
         draws = [np.sort(rng.choice(count, max(1, count // 2), replace=False)) for _ in range(self.config.redraws)]
         errors = [
             self.trials.redrawn_errors(self.padded(numbers), draws, rungs[0]) for numbers in (self.space.nothing, best)
@@ -285,8 +285,8 @@ def search(
 ) -> SearchResult:
     """Finds a register plan for a float encoder and a scheme on preprocessed reference images, without labels.
 
-    Trials round to the nearest with the scheme's bits and sharing of scales; what else it says (method, zero points, estimator, rules,
-    integer attention) comes in when `quantize` is given the plan.
+    Trials round to the nearest with the scheme's bits, sharing of scales and estimator of ranges; what else it says (method, zero
+    points, rules, integer attention) comes in when `quantize` is given the plan.
 
     `table`: a JSONL file that remembers trials; with it, a killed search goes on where it stopped. Raises UserError for a
     set that is empty, of another shape, not finite, or all alike, for an encoder that is quantised already or whose features are
