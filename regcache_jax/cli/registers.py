@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -16,7 +16,7 @@ from regcache_jax.cli.options import (
     read_scheme,
     scheme_options,
 )
-from regcache_jax.cli.screen import Update, digits, print_table, progress, say, write_json, write_text
+from regcache_jax.cli.screen import digits, print_table, progress, say, write_json, write_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,7 +51,9 @@ def _labels(data: Dataset, indices: Any) -> np.ndarray:
     return np.array(labels)
 
 
-def _stream(model: Model, data: Dataset, batch_size: int, update: Update) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _stream(
+    model: Model, data: Dataset, batch_size: int, update: Callable[..., None]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Batches with masks, read as they are needed: an inspection keeps none of them."""
     from regcache_jax.data import batches
 
@@ -255,9 +257,12 @@ def search(
         max_trials=max_trials, max_minutes=max_minutes, max_block_flops=max_block_flops,
     )  # fmt: skip
     with progress("searching") as update:
+        shown = 0
 
         def tell(done: int, planned: int, best: float) -> None:
-            update(1, total=planned, note=f"best error {best:.3g}")
+            nonlocal shown
+            update(done - shown, total=planned, note=f"best error {best:.3g}")
+            shown = done
 
         result = run_search(
             loaded.encoder, images, scheme, config, table=table, labels=labels, class_vectors=vectors, progress=tell

@@ -136,7 +136,8 @@ def token_form(registers: Registers, encoder: Encoder, start: int) -> Registers:
     keys and values that they have there (zero before)."""
     spec, schedule = encoder.spec.image.blocks, Schedule(start, encoder.spec.image.blocks.num_blocks, 0, 0)
     register = TokenRegister(registers.hidden, jnp.float32(1.0))
-    key, value = token_rows(encoder.params["image"]["blocks"], register, spec, schedule)
+    rows = token_rows(encoder.params["image"]["blocks"], register, spec, schedule)
+    key, value = (jnp.asarray(np.asarray(row)) for row in rows)  # a loaded encoder's device is not theirs
     return registers._replace(key=key, value=value)
 
 
