@@ -1,6 +1,6 @@
 """Planted truth at the size of ViT-B/16: what the engine recovers of sinks that were put there, and what each kind's verdict is.
 
-python benchmarks/planted.py [--images 32] [--width 768 --blocks 12 --heads 12 --pixels 224] [--json FILE]
+python benchmarks/planted.py [--images 16] [--width 768 --blocks 12 --heads 12 --pixels 224] [--json FILE]
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from regcache_jax.registers.recovery import find_planted, restore_planted
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--images", type=int, default=16)
     for name, default in (("width", 768), ("blocks", 12), ("heads", 12), ("pixels", 224), ("patch", 16)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--json", type=Path)
@@ -33,7 +33,7 @@ def main() -> None:
         f"{found.recall:.3f}; direction: cosine {found.cosine:.5f}",
         flush=True,
     )
-    config = SearchConfig(copies=(6.0, 15.0), delete_counts=(0,), back=1, registers=(1,), rounds=1, chunk=16)
+    config = SearchConfig(copies=(6.0, 15.0), delete_counts=(0,), back=0, registers=(1,), rounds=0, redraws=2, chunk=16)
     restored = restore_planted(planted, Scheme(8, 8), config)
     print(
         f"W8A8 error: without sinks {restored.without_sinks:.3g}, with sinks {restored.with_sinks:.3g}, with the plan "

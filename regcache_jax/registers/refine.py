@@ -153,7 +153,7 @@ def refine(
     held_from = len(training) * trials.chunk
     blocks = jax.tree.map(
         lambda leaf: leaf.dequantize() if isinstance(leaf, QuantizedTensor) else leaf,
-        quantize_kernels(encoder.params["image"]["blocks"], scheme),
+        quantize_kernels(trials.encoder.params["image"]["blocks"], scheme),  # where the states are
         is_leaf=lambda leaf: isinstance(leaf, QuantizedTensor),
     )
     copies = plan.copies.reshape(plan.copies.shape + (1,) * (3 - plan.copies.ndim))
@@ -165,7 +165,7 @@ def refine(
     best, best_error, history = plan, before, []
     for number in range(config.passes):
         scales = {"input_scale": trials.ranges(current).scales(scheme)} if scheme.calibrated else {}
-        params = {**encoder.params["image"], "blocks": {**blocks, **scales}}
+        params = {**trials.encoder.params["image"], "blocks": {**blocks, **scales}}
         for index in training:
             hidden, reference, mask = trials.quantized_chunk(index, first)
             offsets, state = _step(
