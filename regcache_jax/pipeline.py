@@ -33,7 +33,7 @@ from regcache_jax.quantization.scheme import SITES, Activations, Scheme
 from regcache_jax.registers.inspect import inspect
 from regcache_jax.registers.plan import RegisterPlan
 from regcache_jax.registers.plan_file import encoder_hash, load_plan, save_plan
-from regcache_jax.registers.search import SearchResult, search
+from regcache_jax.registers.search import SearchResult, describe_plan, search
 from regcache_jax.registers.sensitivity import sensitivity
 from regcache_jax.registers.space import SearchConfig
 from regcache_jax.registers.verdict import judge
@@ -170,14 +170,8 @@ class Experiment:
             assert scheme is not None
             table = self.workdir.path / "plans" / f"{name}-{digest}.jsonl"
             result = search(self.encoder, self.images("reference"), scheme, config, table=table, progress=tell)
-            metadata = {
-                "encoder": self.encoder.spec.name,
-                "encoder_hash": self.identity,
-                "reference": {key: data[key] for key in ("dataset", "split", "examples")},
-                "scheme": scheme.to_json(),
-                "objective": config.objective,
-                **result.to_json(),
-            }
+            reference = {key: data[key] for key in ("dataset", "split", "examples")}
+            metadata = describe_plan(result, self.encoder, scheme, config, reference)
             for kind, plan in alternatives(result).items():
                 save_plan(self.workdir.path / plan_file(name, kind), plan, {**metadata, "kind": kind})
             return {**result.to_json(), "trials": result.trials}

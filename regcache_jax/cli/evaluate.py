@@ -11,6 +11,7 @@ import click
 from regcache_jax.cli.options import (
     data_options,
     json_option,
+    prompt_options,
     read_data,
     read_images,
     read_plan,
@@ -50,10 +51,7 @@ parallel_option = click.option(
 )
 @click.option("--neighbours", type=click.IntRange(1), default=20, show_default=True, help="knn: how many vote.")
 @click.option("--registers", type=click.Path(dir_okay=False), help="Register plan for float models.")
-@click.option("--classnames", type=click.Path(dir_okay=False), help="JSON list of class names (or one a dataset).")
-@click.option(
-    "--templates", type=click.Path(dir_okay=False), help="JSON list of templates with {c} (or one a dataset)."
-)
+@prompt_options
 @click.option("--micro-batch", type=click.IntRange(1), help="Rows a device works on at a time.")
 @parallel_option
 @json_option

@@ -74,6 +74,13 @@ def scheme_options(default: str = "w8a8") -> Callable[[Command], Command]:
     )
 
 
+prompt_options = stacked(
+    click.option("--classnames", type=click.Path(dir_okay=False), help="JSON list of class names (or one a dataset)."),
+    click.option(
+        "--templates", type=click.Path(dir_okay=False), help="JSON list of templates with {c} (or one a dataset)."
+    ),
+)
+
 json_option = click.option(
     "--json", "json_file", type=click.Path(dir_okay=False), help="Also write what is shown to FILE."
 )
