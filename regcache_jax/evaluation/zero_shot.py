@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from jaxtyping import Array, Float
 from regcache_jax.data.batches import Batch
 from regcache_jax.encoders.encoder import Encoder, encode_image, encode_text
 from regcache_jax.errors import UserError
-from regcache_jax.evaluation.loop import Parallel, in_micro_batches, sum_batches
+from regcache_jax.evaluation.loop import MicroBatch, Parallel, sum_batches
 
 
 def class_vectors(
@@ -75,19 +74,18 @@ def zero_shot(
     batches: Iterable[Batch],
     *,
     parallel: Parallel = "jit",
-    micro_batch: int | None = None,
+    micro_batch: MicroBatch = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
     """Accuracy of an encoder on labelled batches; the same counts under pmap, sharded jit and on one device."""
-    step = functools.partial(_micro_count, micro_batch)
     state = (encoder, jnp.asarray(vectors, jnp.float32))
-    return metrics_from_counts(sum_batches(step, state, batches, parallel=parallel, progress=progress))
+    counts = sum_batches(_count, state, batches, parallel=parallel, micro_batch=micro_batch, progress=progress)
+    return metrics_from_counts(counts)
 
 
-def _micro_count(micro_batch: int | None, state: Any, batch: Batch) -> dict[str, Array]:
-    """Features in micro-batches, counts over the whole."""
-    encode = in_micro_batches(lambda encoder, part: encode_image(encoder, jnp.asarray(part.image)), micro_batch)
-    features = encode(state[0], batch)
+def _count(state: Any, batch: Batch) -> dict[str, Array]:
+    """Hits of each class in one batch."""
+    features = encode_image(state[0], jnp.asarray(batch.image))
     return count_hits(features @ state[1].T, jnp.asarray(batch.label), jnp.asarray(batch.mask))
 
 
