@@ -73,6 +73,21 @@ def scheme_options(default: str = "w8a8") -> Callable[[Command], Command]:
     )
 
 
+def _join(context: click.Context, parameter: click.Parameter, asked: bool) -> None:
+    if asked:
+        from regcache_jax import distributed
+
+        distributed.initialize()
+
+
+distributed_option = click.option(
+    "--distributed",
+    is_flag=True,
+    expose_value=False,
+    callback=_join,
+    help="This process is one of several, often one a host, that share the work; the first of them writes and speaks.",
+)
+
 json_option = click.option(
     "--json", "json_file", type=click.Path(dir_okay=False), help="Also write what is shown to FILE."
 )
