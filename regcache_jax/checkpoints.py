@@ -133,14 +133,15 @@ def _save_parameters(folder: epath.Path, params: Any) -> None:
 
 
 def load(folder: epath.PathLike, *, sharding: jax.sharding.Sharding | None = None) -> Model:
-    """Reads a model folder, its parameters straight onto `sharding` (None: the first device).
+    """Reads a model folder, its parameters straight onto `sharding` (None: this process's first
+    device).
 
     Raises UserError that names the folder and everything that is missing or does not fit its spec."""
     folder = epath.Path(folder)
     description = read_description(folder)
     spec, scheme = _read_spec(folder, description)
     template = _read_shapes(folder, description, spec, scheme)
-    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
             _check_stored(folder, checkpointer.metadata(folder.resolve() / PARAMS_FOLDER), template)

@@ -49,14 +49,19 @@ class Missing:
 
     def __init__(self, allowed: int) -> None:
         self.allowed = allowed
-        self.messages: list[str] = []
+        self.faults: dict[int, str] = {}
 
-    def add(self, message: str) -> None:
-        """Notes a picture. Raises UserError when there are too many."""
-        self.messages.append(message)
-        if len(self.messages) > self.allowed:
-            listed = "; ".join(self.messages[:5]) + ("; ..." if len(self.messages) > 5 else "")
-            raise UserError(f"{len(self.messages)} pictures cannot be read, {self.allowed} may be missing: {listed}")
+    @property
+    def messages(self) -> list[str]:
+        """What is wrong with each, in the order of the dataset."""
+        return [self.faults[place] for place in sorted(self.faults)]
+
+    def add(self, place: int, message: str) -> None:
+        """Notes the picture at a place of the dataset. Raises UserError when there are too many."""
+        self.faults[place] = message
+        if len(self.faults) > self.allowed:
+            listed = "; ".join(self.messages[:5]) + ("; ..." if len(self.faults) > 5 else "")
+            raise UserError(f"{len(self.faults)} pictures cannot be read, {self.allowed} may be missing: {listed}")
 
 
 def threads() -> int:
@@ -149,7 +154,7 @@ def _assemble(row: list[Decoded], batch_size: int, preprocess: Preprocess, missi
         if decoded.image is None:
             if missing is None:
                 raise UserError(decoded.fault)
-            missing.add(decoded.fault)
+            missing.add(decoded.place, decoded.fault)
     found = [(decoded, decoded.image) for decoded in row if decoded.image is not None]
     if not found:
         empty = preprocess(np.zeros((8, 8, 3), np.uint8))[None]
