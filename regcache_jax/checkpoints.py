@@ -140,7 +140,7 @@ def load(folder: epath.PathLike, *, sharding: jax.sharding.Sharding | None = Non
     description = read_description(folder)
     spec, scheme = _read_spec(folder, description)
     template = _read_shapes(folder, description, spec, scheme)
-    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
             _check_stored(folder, checkpointer.metadata(folder.resolve() / PARAMS_FOLDER), template)

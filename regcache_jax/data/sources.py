@@ -28,6 +28,9 @@ CLIP_BENCHMARK_NAMES = {
 }  # fmt: skip
 """CLIP_benchmark's names of datasets that TFDS has too."""
 
+PREFIXES = ("wds/", "tfds/", "vtab/")
+"""What CLIP_benchmark puts before a name to say where it is from."""
+
 DUMMY_LENGTH = 50_000
 
 
@@ -90,6 +93,12 @@ def open_dataset(name: str, data_dir: str | None = None, split: str | None = Non
         dataset.classnames,
         dataset.templates,
     )
+
+
+def without_prefix(name: str) -> str:
+    """CLIP_benchmark's name of a dataset without what says where it is from."""
+    prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), "")
+    return name.removeprefix(prefix)
 
 
 def _emoji(name: str, data_dir: str | None, split: str | None) -> Dataset:
@@ -188,7 +197,8 @@ def _tfds(name: str, data_dir: str | None, split: str | None) -> Dataset:
 
     from regcache_jax.data import regcache_emoji  # noqa: F401  TFDS knows a builder once its class exists
 
-    asked = CLIP_BENCHMARK_NAMES.get(name, name)
+    bare = without_prefix(name)
+    asked = CLIP_BENCHMARK_NAMES.get(bare, bare)
     try:
         builder = tfds.builder(asked, data_dir=data_dir)
     except (tfds.core.DatasetNotFoundError, ValueError):
