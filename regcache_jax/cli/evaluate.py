@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from regcache_jax.cli.options import (
     data_options,
     json_option,
+    prompt_options,
     read_data,
     read_images,
     read_plan,
@@ -49,10 +50,7 @@ parallel_option = click.option(
 )
 @click.option("--neighbours", type=click.IntRange(1), default=20, show_default=True, help="knn: how many vote.")
 @click.option("--registers", type=click.Path(dir_okay=False), help="Register plan for float models.")
-@click.option("--classnames", type=click.Path(dir_okay=False), help="JSON list of class names (or one a dataset).")
-@click.option(
-    "--templates", type=click.Path(dir_okay=False), help="JSON list of templates with {c} (or one a dataset)."
-)
+@prompt_options()
 @click.option("--micro-batch", type=click.IntRange(1), help="Rows a device works on at a time.")
 @parallel_option
 @json_option
@@ -70,8 +68,11 @@ def evaluate(
     bank_split: str,
     neighbours: int,
     registers: str | None,
+    protocol_name: str,
     classnames: str | None,
     templates: str | None,
+    dump_classnames: bool,
+    dump_templates: bool,
     micro_batch: int | None,
     parallel: Literal["jit", "pmap"],
     json_file: str | None,
@@ -84,40 +85,45 @@ def evaluate(
     """
     from regcache_jax import checkpoints
     from regcache_jax.data import batches
-    from regcache_jax.data.prompts import class_names
-    from regcache_jax.data.prompts import templates as prompt_templates
     from regcache_jax.evaluation import loop, results
     from regcache_jax.evaluation.knn import knn_scores
     from regcache_jax.evaluation.linear_probe import probe_scores
     from regcache_jax.evaluation.measure import describe, encode_all, measure
+    from regcache_jax.evaluation.protocol import PROTOCOLS
     from regcache_jax.evaluation.zero_shot import class_scores, class_vectors
     from regcache_jax.quantization.quantize import quantize
 
     data = read_data(dataset, data_dir, split, limit, "test")
     bank = read_data(dataset, data_dir, bank_split, None, bank_split) if task in ("knn", "linear_probe") else None
     scheme = read_scheme(scheme_name, activations, weights)
+    protocol = PROTOCOLS[protocol_name]
+    prompts = protocol.prompts(data, classnames, templates) if bank is None else None
+    dumped = {} if prompts is None else prompts.dump(dump_classnames, dump_templates)
     rows, reference = [], None
     for folder in models:
         loaded = checkpoints.load(folder)
-        encoder = loaded.encoder
+        encoder, own = loaded.encoder, protocol.preprocess(loaded.encoder.spec.preprocessing)
         if encoder.scheme is None:
             encoder = encoder.with_plan(read_plan(registers, loaded) or encoder.plan)
             if scheme is not None:
                 calibration = read_data(dataset, data_dir, "train", 512, "train") if scheme.calibrated else None
-                images = None if calibration is None else read_images(loaded, calibration)
+                images = None if calibration is None else read_images(loaded, calibration, own)
                 encoder = quantize(encoder, images, scheme)
         size = loop.round_up(batch_size)
 
-        def encoded(part: Dataset, loaded: Model = loaded, encoder: Encoder = encoder, size: int = size) -> Labelled:
+        def encoded(
+            part: Dataset, loaded: Model = loaded, encoder: Encoder = encoder, own: Any = own, size: int = size
+        ) -> Labelled:
             with progress(f"{loaded.folder.name}: {part.split} of {part.name}", len(part)) as update:
                 return encode_all(
-                    encoder, batches(part, loaded.preprocess, size),
+                    encoder, batches(part, own, size),
                     parallel=parallel, micro_batch=micro_batch, progress=update,
                 )  # fmt: skip
 
         if bank is None:
-            names, prompts = class_names(data, classnames), prompt_templates(data, templates)
-            vectors = class_vectors(loaded.encoder, loaded.tokenize, names, prompts)
+            assert prompts is not None
+            click.echo(protocol.sentence(prompts, loaded.encoder.spec.preprocessing), err=True)
+            vectors = class_vectors(loaded.encoder, loaded.tokenize, prompts.classnames, prompts.templates)
             found = measure(encoded(data), functools.partial(class_scores, vectors=vectors), reference)
         else:
             voters, seen = encoded(bank), encoded(data)
@@ -126,7 +132,7 @@ def evaluate(
             scores = functools.partial(classify, bank=voters.features, labels=voters.labels, num_classes=count)
             found = measure(seen, scores, reference)
         reference = found if reference is None else reference
-        quantization = describe(encoder, examples=len(found.features))
+        quantization = describe(encoder, examples=len(found.features), protocol=protocol_name)
         rows.append(
             results.row(
                 dataset=data.name,
@@ -135,6 +141,7 @@ def evaluate(
                 task=task,
                 metrics=found.metrics,
                 quantization=quantization,
+                dumped=dumped,
             )
         )
     measures = dict.fromkeys(name for row in rows for name in row["metrics"])  # the first row has no cosine to itself

@@ -93,6 +93,24 @@ json_option = click.option(
 )
 
 
+def prompt_options() -> Callable[[Command], Command]:
+    """Whose words and which protocol a zero-shot evaluation takes."""
+    return stacked(
+        click.option(
+            "--protocol",
+            "protocol_name",
+            type=click.Choice(["open_clip", "big_vision"]),
+            default="open_clip",
+            show_default=True,
+            help="Whose cleaning of words and crop of pictures.",
+        ),
+        click.option("--classnames", type=click.Path(), help="JSON list of class names (or one a dataset)."),
+        click.option("--templates", type=click.Path(), help="JSON list of templates with {c} (or one a dataset)."),
+        click.option("--dump-classnames", is_flag=True, help="Also write the class names with the results."),
+        click.option("--dump-templates", is_flag=True, help="Also write the templates with the results."),
+    )
+
+
 def read_scheme(name: str, activations: str, weights: str) -> Scheme | None:
     """The scheme of a command; None for `float`."""
     from regcache_jax.quantization.scheme import Scheme
@@ -107,13 +125,13 @@ def read_data(dataset: str, data_dir: str | None, split: str | None, limit: int 
     return open_dataset(dataset, data_dir, split or (default_split if dataset == "emoji" else None), limit)
 
 
-def read_images(model: Model, dataset: Dataset) -> np.ndarray:
-    """All pictures of a dataset as one preprocessed array."""
+def read_images(model: Model, dataset: Dataset, preprocess: Callable[[Any], np.ndarray] | None = None) -> np.ndarray:
+    """All pictures of a dataset as one preprocessed array, as the model takes them or as a protocol does."""
     from regcache_jax.cli.screen import progress
     from regcache_jax.data import load_images
 
     with progress(f"reading {len(dataset)} pictures of {dataset.name}"):
-        return load_images(dataset, model.preprocess)
+        return load_images(dataset, preprocess or model.preprocess)
 
 
 def read_plan(path: str | None, model: Model) -> RegisterPlan | None:

@@ -29,6 +29,9 @@ CLIP_BENCHMARK_NAMES = {
 }  # fmt: skip
 """CLIP_benchmark's names of datasets that TFDS has too."""
 
+PREFIXES = ("wds/", "tfds/", "vtab/")
+"""What CLIP_benchmark puts before a name to say where it is from."""
+
 DUMMY_LENGTH = 50_000
 
 
@@ -106,6 +109,12 @@ def open_dataset(name: str, data_dir: str | None = None, split: str | None = Non
     return dataset.chosen(
         np.linspace(0, len(dataset) - 1, limit).round().astype(int).tolist() if name == "folder" else range(limit)
     )
+
+
+def without_prefix(name: str) -> str:
+    """CLIP_benchmark's name of a dataset without what says where it is from."""
+    prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), "")
+    return name.removeprefix(prefix)
 
 
 def _emoji(name: str, data_dir: str | None, split: str | None) -> Dataset:
@@ -207,7 +216,8 @@ def _tfds(name: str, data_dir: str | None, split: str | None) -> Dataset:
 
     from regcache_jax.data import regcache_emoji  # noqa: F401  TFDS knows a builder once its class exists
 
-    asked = CLIP_BENCHMARK_NAMES.get(name, name)
+    bare = without_prefix(name)
+    asked = CLIP_BENCHMARK_NAMES.get(bare, bare)
     try:
         builder = tfds.builder(asked, data_dir=data_dir)
     except (tfds.core.DatasetNotFoundError, ValueError):

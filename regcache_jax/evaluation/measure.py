@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from regcache_jax.data.batches import Batch
 from regcache_jax.encoders.encoder import Encoder, encode_image
 from regcache_jax.errors import UserError
-from regcache_jax.evaluation.loop import Parallel, extract_features
+from regcache_jax.evaluation.loop import Parallel, extract_labelled
 from regcache_jax.evaluation.zero_shot import compare_features, count_hits, metrics_from_counts
 
 Scorer = Callable[[Float[np.ndarray, "n E"]], Float[np.ndarray, "n C"]]
@@ -43,18 +43,11 @@ def encode_all(
     micro_batch: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Labelled:
-    """Features and classes of all pictures, in order."""
-    labels: list[np.ndarray] = []
-
-    def remember() -> Iterator[Batch]:
-        for batch in batches:
-            labels.append(batch.label[batch.mask])
-            yield batch
-
-    features = extract_features(
-        encode_image, encoder, remember(), parallel=parallel, micro_batch=micro_batch, progress=progress
+    """Features and classes of all pictures, in order; with several processes those of all of them, on every one."""
+    found = extract_labelled(
+        encode_image, encoder, batches, parallel=parallel, micro_batch=micro_batch, progress=progress
     )
-    return Labelled(features, np.concatenate(labels))
+    return Labelled(found["features"], found["label"])
 
 
 def measure(found: Labelled, score: Scorer, reference: Measured | None = None, rows: int = 1024) -> Measured:
