@@ -6,6 +6,8 @@ Works on one process and on many; every process ends with all rows.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,10 +17,12 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int
 
-from regcache_jax.data.batches import Missing, Preprocess, batches
+from regcache_jax.data.batches import Missing, batches
 from regcache_jax.data.sources import Dataset
 from regcache_jax.distributed import everyone
 from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.encoders.preprocess import preprocess
+from regcache_jax.encoders.spec import Preprocessing
 from regcache_jax.errors import UserError
 from regcache_jax.evaluation.loop import (
     MicroBatch,
@@ -65,25 +69,25 @@ def encode_dataset(
     encode: Callable[[Encoder, Any], Any],
     encoder: Encoder,
     dataset: Dataset,
-    preprocess: Preprocess,
+    preparation: Preprocessing,
     setting: Setting,
     *,
     progress: Callable[[int], None] | None = None,
     watch: Watch | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Rows:
-    """Rows of `encode(encoder, pictures)` for a whole dataset. `progress` hears of pictures as they are done, `tell` of chunks
-    that are damaged.
+    """Rows of `encode(encoder, pictures)` for a whole dataset, its pictures prepared as `preparation` says.
 
-    Raises UserError for an empty dataset and for more unreadable pictures than may be missing."""
+    `progress` hears of pictures as they are done, `tell` of chunks that are damaged. Raises UserError for an empty dataset and for
+    more unreadable pictures than may be missing."""
     if not len(dataset):
         raise UserError("there is nothing to evaluate: the dataset is empty")
     size = round_up(setting.batch_size)
     step = size * jax.process_count()
     chunk = -(-setting.chunk // step) * step
     made_from = [
-        encode.__name__, image_identity(encoder), dataset.identity(), chunk, step, setting.parallel, setting.micro_batch,
-        jax.default_backend(), versions(),
+        encode.__name__, image_identity(encoder), dataclasses.asdict(preparation), dataset.identity(),
+        chunk, step, setting.parallel, setting.micro_batch, jax.default_backend(), versions(),
     ]  # fmt: skip
     store = Store(setting.workdir, "rows", made_from)
     starts = range(0, len(dataset), chunk)
@@ -98,7 +102,7 @@ def encode_dataset(
     indices = [place for start in left for place in range(start, min(start + chunk, len(dataset)))]
     made = each_batch(
         encoding(encode), encoder,
-        batches(dataset, preprocess, size, indices=indices, missing=missing, workers=setting.workers),
+        batches(dataset, functools.partial(preprocess, spec=preparation), size, indices=indices, missing=missing, workers=setting.workers),
         parallel=setting.parallel, micro_batch=setting.micro_batch, progress=progress, watch=watch,
     )  # fmt: skip
     for start in left:
@@ -114,10 +118,9 @@ def encode_dataset(
     if not len(whole["place"]):
         raise UserError(f"none of the {len(dataset)} pictures could be read; the first: {missing.messages[0]}")
     if len(missing.faults) > setting.allow_missing:
-        listed = "; ".join(missing.messages)
         raise UserError(
             f"{len(missing.faults)} of {len(dataset)} pictures cannot be read and {setting.allow_missing} may be missing "
-            f"(--allow-missing {len(missing.faults)} leaves them out): {listed}"
+            f"(--allow-missing {len(missing.faults)} leaves them out): {'; '.join(missing.messages)}"
         )
     return Rows(whole["features"], whole["label"], whole["place"], missing.messages)
 

@@ -34,10 +34,11 @@ def content_hash(tree: Any) -> str:
 
 
 def image_identity(encoder: Encoder) -> list[Any]:
-    """What the image features of an encoder depend on: spec, scheme, plan, weights and how pictures are prepared."""
-    spec, scheme = encoder.spec.to_json(), encoder.scheme
+    """What the image features of an encoder depend on: spec, scheme, plan and weights."""
+    scheme = encoder.scheme
     return [
-        {name: part for name, part in spec.items() if name != "text"},
+        encoder.spec.to_json()["image"],
+        encoder.spec.normalize,
         None if scheme is None else scheme.to_json(),
         content_hash((encoder.params["image"], encoder.plan)),
     ]

@@ -6,12 +6,14 @@ how often the two say the same.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
+from regcache_jax.checkpoints import Model
 from regcache_jax.data.annotations import IGNORED
 from regcache_jax.data.sources import Dataset
 from regcache_jax.encoders.encoder import Encoder, encode_image
@@ -24,17 +26,67 @@ from regcache_jax.evaluation.dense import (
     patch_features,
     segmentation_metrics,
 )
+from regcache_jax.evaluation.embedding import embed_texts
 from regcache_jax.evaluation.knn import NEIGHBOURS, TEMPERATURE, make_bank
 from regcache_jax.evaluation.linear_probe import features_of, fit_probe
 from regcache_jax.evaluation.measure import Labelled, Measured, Scorer, compared, measure
+from regcache_jax.evaluation.protocol import Prompts
 from regcache_jax.evaluation.retrieval import nearest_texts, retrieval_metrics
 from regcache_jax.evaluation.rows import Rows
-from regcache_jax.evaluation.zero_shot import class_scores
+from regcache_jax.evaluation.stored import Cache
+from regcache_jax.evaluation.zero_shot import class_scores, class_vectors
 
 Encode = Callable[[Callable[[Encoder, Any], Any], Dataset], Rows]
 """Runs a dataset through one encoder: `rows.encode_dataset` with all but these two given."""
 Found = tuple[Measured, Rows]
 """What a task gives, and the rows it rests on (which say what is missing)."""
+
+TRAINED = ("knn", "linear_probe", "dense")
+"""Tasks that take training pictures."""
+
+
+class Options(NamedTuple):
+    """What the tasks can be told: of k-NN how many vote and how sharply, what a linear probe is fitted to, the k of recall@k."""
+
+    neighbours: int = NEIGHBOURS
+    temperature: float = TEMPERATURE
+    features: str = "pooled"
+    recall_at: tuple[int, ...] = (1, 5, 10)
+
+
+DEFAULTS = Options()
+
+
+def measure_task(
+    task: str,
+    model: Model,
+    encoder: Encoder,
+    encode: Encode,
+    data: Dataset,
+    *,
+    bank: Dataset | None = None,
+    prompts: Prompts | None = None,
+    options: Options = DEFAULTS,
+    cache: Cache | None = None,
+    reference: Measured | None = None,
+) -> Found:
+    """One task, by name, for one encoder. `model` reads texts; `encode` runs `encoder`, which may be the model's own or made of it.
+    `bank` goes with the tasks that are TRAINED, `prompts` with zero-shot classification."""
+    if task == "zeroshot_classification":
+        assert prompts is not None
+        words = prompts.classnames, prompts.templates
+        vectors = class_vectors(model.encoder, model.tokenize, *words, cache=cache)
+        return classification(encode, data, vectors, reference)
+    if task == "zeroshot_retrieval":
+        return retrieval(encode, data, functools.partial(embed_texts, model, cache=cache), options.recall_at, reference)
+    assert bank is not None
+    if task == "knn":
+        return nearest_neighbours(
+            encode, data, bank, neighbours=options.neighbours, temperature=options.temperature, reference=reference
+        )
+    if task == "linear_probe":
+        return linear_probe(encode, encoder, data, bank, options.features, reference)
+    return dense(encode, encoder, data, bank, reference)
 
 
 def classification(
