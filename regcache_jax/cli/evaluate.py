@@ -107,6 +107,7 @@ def evaluate(
     workers: int,
     allow_missing: int,
     workdir: str | None,
+    keep_every: int,
     json_file: str | None,
 ) -> None:
     """Measure MODELS, float or quantised, on pictures.
@@ -141,7 +142,7 @@ def evaluate(
     scheme, protocol = read_scheme(scheme_name, activations, weights), PROTOCOLS[protocol_name]
     prompts = protocol.prompts(data, classnames, templates) if task == "zeroshot_classification" else None
     dumped = {} if prompts is None else prompts.dump(dump_classnames, dump_templates)
-    setting = Setting(batch_size, parallel, micro_batch, workers, allow_missing, workdir)
+    setting = Setting(batch_size, parallel, micro_batch, workers, allow_missing, workdir, keep_every)
     options, cache = Options(neighbours, temperature, features, recall_at), Cache(workdir)
     rows: list[Row] = []
     reference: Measured | None = None

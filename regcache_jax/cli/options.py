@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -74,10 +76,15 @@ def scheme_options(default: str = "w8a8") -> Callable[[Command], Command]:
 
 
 def _join(context: click.Context, parameter: click.Parameter, asked: bool) -> None:
-    if asked:
-        from regcache_jax import distributed
+    if not asked:
+        return
+    from regcache_jax import distributed
 
-        distributed.initialize()
+    # What the libraries below Python write to standard output (Gloo does, when processes meet) goes to standard error, ours stays.
+    own = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = os.fdopen(own, "w", buffering=1)
+    distributed.initialize()
 
 
 distributed_option = click.option(
@@ -136,6 +143,13 @@ def loop_options() -> Callable[[Command], Command]:
             "--workdir",
             type=click.Path(),
             help="Folder (or gs://) that keeps what is done, so that an evaluation that was killed goes on.",
+        ),
+        click.option(
+            "--keep-every",
+            type=click.IntRange(1),
+            default=1024,
+            show_default=True,
+            help="With --workdir: pictures, about, between two files.",
         ),
         distributed_option,
     )
