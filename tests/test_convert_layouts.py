@@ -214,7 +214,9 @@ def test_a_hub_id_finds_the_local_cache_without_a_network(tmp_path, monkeypatch,
         assert_same_tree(read(name).params, encoder.params)
     folder = converters.convert("openai/clip-vit-base-patch16", tmp_path / "model")
     assert len(checkpoints.load(folder).metadata["files"]["model.safetensors"]) == 64  # SHA-256 in hexadecimal digits
-    with pytest.raises(UserError, match=r"neither a local path nor in the hub's cache, and cannot be fetched .*offline"):
+    with pytest.raises(
+        UserError, match=r"neither a local path nor in the hub's cache, and cannot be fetched .*offline"
+    ):
         read("openai/clip-vit-large-patch14")
 
 
