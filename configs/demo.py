@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     config.calibration = ConfigDict({"dataset": "emoji", "data_dir": "", "split": "train", "limit": 512})
     config.evaluation = ConfigDict({"dataset": "emoji", "data_dir": "", "split": "test", "limit": 0})  # 0: all
     config.task = "zeroshot_classification"  # or knn: neighbours in the bank vote
+    config.protocol = "open_clip"  # or big_vision: whose words, cleaning and crop
     config.bank = ConfigDict({"dataset": "emoji", "data_dir": "", "split": "train", "limit": 0})  # read by knn alone
     config.neighbours, config.temperature = 20, 0.07
     config.classnames = ""  # JSON files, where the dataset does not know its own

@@ -143,7 +143,7 @@ Placing = Callable[[str, jax.ShapeDtypeStruct], jax.sharding.Sharding]
 
 
 def load(folder: epath.PathLike, *, sharding: jax.sharding.Sharding | Placing | None = None) -> Model:
-    """Reads a model folder, its parameters straight onto `sharding` (None: the first device): one for all of them, or a
+    """Reads a model folder, its parameters straight onto `sharding` (None: this process's first device): one for all of them, or a
     function of a parameter's path (`image/blocks/mlp/fc1/kernel`) and shape, so that a mesh can hold a share of each.
 
     Raises UserError that names the folder and everything that is missing or does not fit its spec."""
@@ -152,7 +152,7 @@ def load(folder: epath.PathLike, *, sharding: jax.sharding.Sharding | Placing | 
     spec, scheme = _read_spec(folder, description)
     template = _read_shapes(folder, description, spec, scheme)
     _check_files(folder, description)
-    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     placed = {path: sharding(path, leaf) if callable(sharding) else sharding for path, leaf in template.items()}
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:

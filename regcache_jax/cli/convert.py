@@ -36,7 +36,13 @@ def models(json_file: str | None) -> None:
 @click.option(
     "--tokenizer", type=click.Path(path_type=Path), help="Tokenizer file or folder, where the source has none."
 )
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="What the weights are kept in.",
+)
 @click.option("--activation", help="Replace the activation: gelu, gelu_tanh, quick_gelu.")
 @click.option("--interpolation", help="Replace the interpolation of the position table.")
 @click.option(

@@ -10,7 +10,9 @@ from typing import Any
 import click
 from ml_collections import ConfigDict
 
+from regcache_jax.cli.options import distributed_option
 from regcache_jax.cli.screen import print_table, progress, say
+from regcache_jax.distributed import is_first
 from regcache_jax.errors import UserError
 from regcache_jax.observer import Observer
 
@@ -32,7 +34,8 @@ class Bars(Observer):
     def skipped(self, stage: str) -> None:
         """A line."""
         self.close()
-        click.echo(f"{stage}: unchanged, kept", err=True)
+        if is_first():
+            click.echo(f"{stage}: unchanged, kept", err=True)
 
     def moved(self, done: int, total: int, note: str = "") -> None:
         """Moves the bar."""
@@ -182,12 +185,13 @@ def demo(out: str, print_model: bool) -> None:
     "--config", "config_name", required=True, help="Config file, or the name of one that comes with the package."
 )
 @click.option("--workdir", required=True, help="Work folder (may be gs://); a run that was killed goes on in it.")
+@distributed_option
 @click.pass_context
 def run(context: click.Context, config_name: str, workdir: str) -> None:
     """Run all stages of a config, or go on with a run that was killed.
 
     Convert, inspect, search, quantise, evaluate, report. Fields are changed with --config.a.b=c. What has not changed since
-    the last run is kept.
+    the last run is kept. With --distributed, processes that see the same work folder run a config together.
     """
     config = load_config(config_name)
     override(config, tuple(context.args))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Mapping
 from importlib import metadata
@@ -27,9 +28,10 @@ def row(
     metrics: Mapping[str, float],
     quantization: Mapping[str, Any],
     language: str = "en",
+    dumped: Mapping[str, list[str]] | None = None,
 ) -> Row:
     """One result. Metrics are fractions; `quantization` holds scheme, activations, weights, method, registers, plan,
-    float_reference, examples, versions."""
+    float_reference, examples, versions. `dumped`: `classnames` and `templates`, where they are asked for."""
     return {
         "dataset": dataset,
         "model": model,
@@ -37,6 +39,7 @@ def row(
         "task": task,
         "metrics": dict(metrics),
         "language": language,
+        **(dumped or {}),
         "quantization": {**quantization, "versions": versions()},
     }
 
@@ -52,3 +55,28 @@ def write(path: epath.PathLike, rows: list[Row] | Row) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def write_each(folder: epath.PathLike, rows: list[Row]) -> list[epath.Path]:
+    """Writes one file a row into a folder, as `clip_benchmark build` reads them; returns the files.
+
+    `build` tells rows apart by `model` and `pretrained` alone, so that here `pretrained` says scheme and row as well. Files of
+    an earlier run with other rows are removed."""
+    folder = epath.Path(folder)
+    named = {}
+    for each in rows:
+        quantization = each["quantization"]
+        beyond = [
+            quantization["scheme"],
+            quantization.get("row") or ("registers" if quantization["registers"] else "plain"),
+        ]
+        name = "_".join(re.sub(r"[^A-Za-z0-9.+-]+", "-", part) for part in (each["dataset"], each["model"], *beyond))
+        while f"{name}.json" in named:
+            name += "_"
+        named[f"{name}.json"] = {**each, "pretrained": " ".join([each["pretrained"], *beyond])}
+    for file, each in named.items():
+        write(folder / file, each)
+    for stale in folder.glob("*.json"):
+        if stale.name not in named:
+            stale.unlink()
+    return [folder / file for file in named]
