@@ -149,7 +149,7 @@ def _from_hub(repositories: list[str], asked: str) -> Path:
     Raises UserError without huggingface_hub, without a network, or for a repository that is gated or not there."""
     try:
         import huggingface_hub
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+        from huggingface_hub.errors import LocalEntryNotFoundError
     except ImportError:
         raise UserError(
             f"{asked} is not on this machine; to fetch it from the hub: pip install regcache-jax[hub]"
@@ -165,8 +165,8 @@ def _from_hub(repositories: list[str], asked: str) -> Path:
     for repository in repositories:
         try:
             return _download(repository)
-        except (HfHubHTTPError, OSError, ValueError) as error:
-            reasons.append(f"{repository}: {str(error).strip().splitlines()[0][:200]}")
+        except Exception as error:  # without a network huggingface_hub lets its HTTP library's own errors through
+            reasons.append(f"{repository}: {(str(error).strip() or type(error).__name__).splitlines()[0][:200]}")
     close = catalog.nearest(asked)
     hint = f"; known names near it: {', '.join(close)}" if close and catalog.find(asked) is None else ""
     raise UserError(

@@ -220,6 +220,26 @@ def test_a_hub_id_finds_the_local_cache_without_a_network(tmp_path, monkeypatch,
         read("openai/clip-vit-large-patch14")
 
 
+def test_without_a_network_one_message_says_where_was_looked(tmp_path, monkeypatch):
+    class NoNetwork(Exception):
+        """An error of the HTTP library beneath huggingface_hub, which is no OSError."""
+
+    def fail(*_, **__):
+        raise NoNetwork("Name or service not known\nand more lines")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.list_repo_files", fail)
+    with pytest.raises(
+        UserError, match=r"cannot be fetched \(googel/siglip-base-patch16-24: Name or service not known\)"
+    ) as e:
+        read("googel/siglip-base-patch16-24")
+    assert "known names near it: google/siglip-base-patch16-224, " in str(e.value)
+    with pytest.raises(
+        UserError, match=r"\(timm/vit_base_patch16_clip_224.openai: Name .*; openai/clip-vit-base-patch16: Name"
+    ):
+        read("timm/vit_base_patch16_clip_224.openai")
+
+
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("registers", [0, 4])
 def test_dinov2_from_hugging_face_meta_and_timm_is_one_encoder(tmp_path, registers, gated):
