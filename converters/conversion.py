@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 from etils import epath
 from flax.traverse_util import flatten_dict
 from regcache_jax.converters import (
@@ -217,12 +219,39 @@ def at_image_size(spec: EncoderSpec, pixels: int) -> EncoderSpec:
 
 
 def export(model: checkpoints.Model | Encoder, layout: str = "big_vision") -> dict[str, np.ndarray]:
-    """The parameters under the names of another library, by the name of its layout."""
+    """The parameters under the names of another library, by the name of its layout.
+
+    Raises UserError for a layout that there is not or that cannot hold this encoder, and for a quantised one."""
     encoder = model.encoder if isinstance(model, checkpoints.Model) else model
+    if encoder.scheme is not None:
+        raise UserError(f"{encoder.spec.name} is quantised; other libraries' layouts hold float encoders")
     formats = {format.name: format for format in FORMATS}
     if layout not in formats:
         raise UserError(f"no layout is called {layout!r}; there are {', '.join(formats)}")
     return disassemble(encoder.params, formats[layout].rules)
+
+
+def write(model: checkpoints.Model | Encoder, layout: str, out: epath.PathLike) -> epath.Path:
+    """Writes the parameters as one file in the layout of another library: `.npz` or `.safetensors`, whole or not at all.
+
+    Raises UserError for a file that exists, another ending, or an encoder that the layout cannot hold."""
+    out = epath.Path(out)
+    if out.exists():
+        raise UserError(f"{out} exists already; choose another name or remove it first")
+    if out.suffix not in (".npz", ".safetensors"):
+        raise UserError(f"{out} should end in .npz (big_vision) or .safetensors")
+    arrays = export(model, layout)
+    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        if out.suffix == ".npz":
+            with partial.open("wb") as file:
+                np.savez(file, **arrays)
+        else:
+            partial.write_bytes(safetensors.numpy.save(arrays))
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+    return out
 
 
 def _value(spec: Any, place: str) -> Any:

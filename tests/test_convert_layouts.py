@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 from randomized import CLIP_TEXT, SIGLIP_TEXT, SMALL_IMAGE, clip, draw_parameters, save_random, siglip
 from regcache_jax.converters.conversion import FORMATS, at_image_size, read_checkpoint
 from regcache_jax.converters.engine import StoredTensor, assemble
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from regcache_jax import checkpoints, converters
 from regcache_jax.encoders.encoder import encode
@@ -309,10 +309,24 @@ def test_big_vision_to_ours_and_back_is_bit_equal_names_included(tmp_path, sigli
     arrays = layouts.scanned(arrays) if "scanned" in layout else arrays
     np.savez(tmp_path / "siglip.npz", **arrays)
     model = checkpoints.load(converters.convert(tmp_path / "siglip.npz", tmp_path / "model"))
-    back = converters.export(model, layout)
-    assert set(back) == set(arrays)
-    for name, array in arrays.items():
-        np.testing.assert_array_equal(back[name], array, strict=True)
+    back = converters.write(model, layout, tmp_path / "back.npz")
+    with np.load(back) as written:
+        assert set(written) == set(arrays)
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(written[name], array, strict=True)
+    converters.write(model, "open_clip SigLIP", tmp_path / "back.safetensors")
+    wanted = layouts.open_clip_from_siglip(siglip_pair[1], 3, 2)
+    assert_same_tree(load_file(tmp_path / "back.safetensors"), wanted)
+    before = sorted(tmp_path.iterdir())
+    for out, to, message in (
+        ("back.npz", layout, "exists already"),
+        ("other.bin", layout, "should end in .npz"),
+        ("other.npz", "jimm", "no layout is called 'jimm'; there are Hugging Face CLIP, "),
+        ("other.npz", "Meta DINOv2", "have no name in the layout asked for"),
+    ):
+        with pytest.raises(UserError, match=message):
+            converters.write(model, to, tmp_path / out)
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_bfloat16_leaves_of_a_big_vision_file_are_recognised(tmp_path, siglip_pair):

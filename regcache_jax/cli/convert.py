@@ -32,6 +32,7 @@ def models(json_file: str | None) -> None:
 @click.command()
 @click.argument("source")
 @click.option("--out", required=True, type=click.Path(), help="Model folder to write; must not exist.")
+@click.option("--to", help="SOURCE is a model folder: write it as one file in another library's layout.")
 @click.option("--name", help="Name in the catalog, where the source does not say what it is.")
 @click.option(
     "--tokenizer", type=click.Path(path_type=Path), help="Tokenizer file or folder, where the source has none."
@@ -56,6 +57,7 @@ def models(json_file: str | None) -> None:
 def convert(
     source: str,
     out: str,
+    to: str | None,
     name: str | None,
     tokenizer: Path | None,
     dtype: str,
@@ -70,9 +72,15 @@ def convert(
 
     SOURCE is a Hugging Face id or folder, a .safetensors, .bin, .pt, .pth or .npz file (big_vision, also FILE:img), or
     open_clip:NAME,TAG. Nothing in a checkpoint is executed.
+
+    With --to LAYOUT the way back: SOURCE is a model folder, and a .npz ("big_vision", "big_vision scanned") or .safetensors
+    file is written.
     """
     from regcache_jax import checkpoints, converters
 
+    if to is not None:
+        say(f"{source} -> {converters.write(checkpoints.load(source), to, out)}")
+        return
     if check:
         converters.find_reference(source)  # fails before anything is written
     with progress(f"converting {source}"):
