@@ -119,7 +119,7 @@ def read_checkpoint(
         raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     found = sources.resolve(source) if isinstance(source, str) else source
     tensors = found.tensors()
-    config = found.json("config.json", "open_clip_config.json")
+    config = found.config
     format = recognise(tensors, config, found)
     tensors = format.read_names(tensors)
     row = found.row if name is None else catalog.get(name)

@@ -13,6 +13,7 @@ import transformers
 from flax import serialization
 from flax.traverse_util import flatten_dict
 from randomized import CLIP_TEXT, SIGLIP_TEXT, SMALL_IMAGE, clip, draw_parameters, save_random, siglip
+from regcache_jax.converters import sources
 from regcache_jax.converters.conversion import FORMATS, at_image_size, read_checkpoint
 from regcache_jax.converters.engine import StoredTensor, assemble
 from safetensors.torch import load_file, save_file
@@ -218,6 +219,25 @@ def test_a_hub_id_finds_the_local_cache_without_a_network(tmp_path, monkeypatch,
         UserError, match=r"neither a local path nor in the hub's cache, and cannot be fetched .*offline"
     ):
         read("openai/clip-vit-large-patch14")
+
+
+def test_of_a_repository_in_two_layouts_the_one_whose_name_was_typed_is_read(tmp_path, monkeypatch, clip_pair):
+    _, state, open_clip_state = clip_pair
+    network = clip({**CLIP_TEXT, **WIDE}, IMAGE)
+    network.load_state_dict(state)
+    network.save_pretrained(tmp_path / "source")
+    save_file(open_clip_state, tmp_path / "source/open_clip_model.safetensors")
+    (tmp_path / "source/open_clip_config.json").write_text('{"model_cfg": {"quick_gelu": true}}')
+    lay_out_cache(tmp_path / "cache", "laion/CLIP-ViT-B-16-laion2B-s34B-b88K", tmp_path / "source")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    found = {
+        name: sources.resolve(name)
+        for name in ("laion/CLIP-ViT-B-16-laion2B-s34B-b88K", "open_clip:ViT-B-16,laion2b_s34b_b88k")
+    }
+    assert [source.weights.name for source in found.values()] == ["model.safetensors", "open_clip_model.safetensors"]
+    assert ["model_type" in source.config for source in found.values()] == [True, False]
+    ours, format, _ = read_checkpoint(str(tmp_path / "source/open_clip_model.safetensors"))
+    assert format.name == "open_clip CLIP" and ours.spec.image.blocks.activation == "quick_gelu"
 
 
 def test_without_a_network_one_message_says_where_was_looked(tmp_path, monkeypatch):
