@@ -221,6 +221,29 @@ def test_a_hub_id_finds_the_local_cache_without_a_network(tmp_path, monkeypatch,
         read("openai/clip-vit-large-patch14")
 
 
+@pytest.mark.parametrize(
+    "files", [("tokenizer.json",), ("vocab.json", "merges.txt"), ("bpe_simple_vocab_16e6.txt.gz",)]
+)
+def test_the_tokenizer_s_files_come_along_from_the_folder_or_from_where_they_are_named(tmp_path, clip_pair, files):
+    _, _, state = clip_pair
+    save_file(state, tmp_path / "open_clip_model.safetensors")
+    (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"quick_gelu": true}}')
+    bare = checkpoints.load(converters.convert(tmp_path, tmp_path / "bare"))
+    with pytest.raises(UserError, match="convert it again with --tokenizer FILE_OR_FOLDER"):
+        _ = bare.tokenize
+    (tmp_path / "words").mkdir()
+    for name in files:
+        (tmp_path / "words" / name).write_text("{}")
+    named = converters.convert(tmp_path, tmp_path / "named", tokenizer=tmp_path / "words")
+    for name in files:
+        (tmp_path / "words" / name).rename(tmp_path / name)
+    beside = converters.convert(tmp_path, tmp_path / "beside")
+    assert checkpoints.tokenizer_files(named) == checkpoints.tokenizer_files(beside) == sorted(files)
+    if len(files) == 1:
+        alone = converters.convert(tmp_path, tmp_path / "alone", tokenizer=tmp_path / files[0])
+        assert checkpoints.tokenizer_files(alone) == list(files)
+
+
 def test_of_a_repository_in_two_layouts_the_one_whose_name_was_typed_is_read(tmp_path, monkeypatch, clip_pair):
     _, state, open_clip_state = clip_pair
     network = clip({**CLIP_TEXT, **WIDE}, IMAGE)
