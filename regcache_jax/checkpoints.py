@@ -118,13 +118,25 @@ def _check_space(folder: epath.Path, size: int) -> None:
         raise OSError(errno.ENOSPC, needs, str(folder))
 
 
+def _checkpointer() -> ocp.Checkpointer:
+    """Orbax for this process alone: of several, each reads for itself, and nobody waits for the others."""
+    options = ocp.options.MultiprocessingOptions()
+    if jax.process_count() > 1:
+        process = jax.process_index()
+        options = ocp.options.MultiprocessingOptions(process, {process}, f"process{process}")
+    return ocp.Checkpointer(
+        ocp.PyTreeCheckpointHandler(multiprocessing_options=options), multiprocessing_options=options
+    )
+
+
 def _save_parameters(folder: epath.Path, params: Any) -> None:
     """Raises OSError where Orbax, which has no error of its own for that, cannot write."""
     log = logging.getLogger("absl")
     logged, log.disabled = log.disabled, True  # Orbax logs the traceback of what it raises
     try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            checkpointer.save(folder.resolve() / PARAMS_FOLDER, params)
+        with _checkpointer() as checkpointer:
+            # as NumPy arrays: with several processes Orbax refuses device arrays that only one of them holds
+            checkpointer.save(folder.resolve() / PARAMS_FOLDER, jax.tree.map(np.asarray, params))
     except ValueError as error:  # TensorStore's: the path, then what the system said
         message = str(error).rpartition(" [")[0] or str(error)
         raise OSError(f"{folder}: {message.rpartition(': ')[2]}") from error
@@ -142,7 +154,7 @@ def load(folder: epath.PathLike, *, sharding: jax.sharding.Sharding | None = Non
     template = _read_shapes(folder, description, spec, scheme)
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
+        with _checkpointer() as checkpointer:
             _check_stored(folder, checkpointer.metadata(folder.resolve() / PARAMS_FOLDER), template)
             flat = checkpointer.restore(
                 folder.resolve() / PARAMS_FOLDER,
