@@ -145,7 +145,8 @@ def _save_parameters(folder: epath.Path, params: Any) -> None:
 
 
 def load(folder: epath.PathLike, *, sharding: jax.sharding.Sharding | None = None) -> Model:
-    """Reads a model folder, its parameters straight onto `sharding` (None: the first device).
+    """Reads a model folder, its parameters straight onto `sharding` (None: this process's first
+    device).
 
     Raises UserError that names the folder and everything that is missing or does not fit its spec."""
     folder = epath.Path(folder)

@@ -80,6 +80,18 @@ def from_first(make: Callable[[], Any]) -> Any:
     return found["outcome"]
 
 
+def everyone(own: Any) -> list[Any]:
+    """A tree of JSON of every process, in their order, in all of them. They must all call this, in the same order."""
+    if _alone():
+        return [json.loads(json.dumps(own))]
+    import jax
+
+    number = next(_numbers)
+    _service().key_value_set(f"regcache/own/{number}/{jax.process_index()}", json.dumps(own))
+    keys = (f"regcache/own/{number}/{process}" for process in range(jax.process_count()))
+    return [json.loads(_service().blocking_key_value_get(key, WAIT_MS)) for key in keys]
+
+
 def barrier() -> None:
     """Waits until all processes have come here."""
     if not _alone():

@@ -149,18 +149,23 @@ def remove(path: epath.Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_array(path: epath.Path, array: np.ndarray) -> None:
-    """Writes an .npy whole or not at all."""
-    buffer = io.BytesIO()
-    np.save(buffer, array)
+def write_whole(path: epath.Path, content: bytes) -> None:
+    """Writes a file whole or not at all, and the folders that it lies in."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        partial.write_bytes(buffer.getvalue())
+        partial.write_bytes(content)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def write_array(path: epath.Path, array: np.ndarray) -> None:
+    """Writes an .npy whole or not at all."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_whole(path, buffer.getvalue())
 
 
 def read_array(path: epath.Path) -> np.ndarray:

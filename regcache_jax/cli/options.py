@@ -88,6 +88,59 @@ distributed_option = click.option(
     help="This process is one of several, often one a host, that share the work; the first of them writes and speaks.",
 )
 
+parallel_option = click.option(
+    "--parallel",
+    type=click.Choice(["jit", "pmap"]),
+    default="jit",
+    show_default=True,
+    help="How devices share the work.",
+)
+
+
+class MicroBatch(click.ParamType):
+    """A number of rows, or `auto`."""
+
+    name = "rows|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number, or the word."""
+        return value if value == "auto" else click.IntRange(1).convert(value, param, ctx)
+
+
+def loop_options() -> Callable[[Command], Command]:
+    """How an evaluation's loop works: devices, processes, workers, and what is kept when it is killed."""
+    return stacked(
+        parallel_option,
+        click.option(
+            "--micro-batch",
+            type=MicroBatch(),
+            default="auto",
+            show_default=True,
+            help="Pictures a device works on at a time; auto: on a TPU as many as its on-chip memory holds, else its share.",
+        ),
+        click.option(
+            "--workers",
+            type=click.IntRange(0),
+            default=0,
+            show_default=True,
+            help="Processes that decode pictures; 0: threads, one a core.",
+        ),
+        click.option(
+            "--allow-missing",
+            type=click.IntRange(0),
+            default=0,
+            show_default=True,
+            help="So many pictures may be unreadable; they are listed and left out.",
+        ),
+        click.option(
+            "--workdir",
+            type=click.Path(),
+            help="Folder (or gs://) that keeps what is done, so that an evaluation that was killed goes on.",
+        ),
+        distributed_option,
+    )
+
+
 json_option = click.option(
     "--json", "json_file", type=click.Path(dir_okay=False), help="Also write what is shown to FILE."
 )

@@ -32,6 +32,12 @@ def say(text: str = "") -> None:
         click.echo(text)
 
 
+def tell(text: str) -> None:
+    """One line on standard error."""
+    if is_first():
+        click.echo(text, err=True)
+
+
 def digits(number: float | None) -> str | None:
     """Three significant digits, for numbers of any size."""
     return None if number is None else f"{number:.3g}"
