@@ -11,8 +11,7 @@ import click
 from ml_collections import ConfigDict
 
 from regcache_jax.cli.options import distributed_option
-from regcache_jax.cli.screen import print_table, progress, say
-from regcache_jax.distributed import is_first
+from regcache_jax.cli.screen import print_table, progress, say, tell
 from regcache_jax.errors import UserError
 from regcache_jax.observer import Observer
 
@@ -34,8 +33,7 @@ class Bars(Observer):
     def skipped(self, stage: str) -> None:
         """A line."""
         self.close()
-        if is_first():
-            click.echo(f"{stage}: unchanged, kept", err=True)
+        tell(f"{stage}: unchanged, kept")
 
     def moved(self, done: int, total: int, note: str = "") -> None:
         """Moves the bar."""

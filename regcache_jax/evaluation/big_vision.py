@@ -78,9 +78,9 @@ class Evaluator:
         Raises UserError for what is unknown, a batch that the devices cannot share, and a model without words."""
         if protocol not in PROTOCOLS:
             raise UserError(f"unknown protocol {protocol!r}; protocols are {', '.join(PROTOCOLS)}")
-        devices = np.asarray(devices).reshape(-1)
-        if batch_size % devices.size:
-            raise UserError(f"batch_size {batch_size} does not divide over {devices.size} devices")
+        flat = np.asarray(devices).reshape(-1)
+        if batch_size % flat.size:
+            raise UserError(f"batch_size {batch_size} does not divide over {flat.size} devices")
         spec = EncoderSpec.from_json(read_description(model)["spec"])
         if spec.tokenization is None:
             raise UserError(f"{spec.name} reads no text; zero-shot evaluation needs a text tower")
@@ -90,7 +90,7 @@ class Evaluator:
         self.batch_size, self.name = batch_size, dataset
         texts = [prompt.replace("{c}", name) for name in self.prompts.classnames for prompt in self.prompts.templates]
         self._ids = load_tokenizer(spec.tokenization, epath.Path(model))(texts)
-        mesh = Mesh(devices, ("data",))
+        mesh = Mesh(flat, ("data",))
         self._rows, everywhere = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
         self._embed = jax.jit(functools.partial(_embed, predict_fn), out_shardings=everywhere)
         self._count = jax.jit(functools.partial(_count, predict_fn), out_shardings=everywhere)
@@ -114,7 +114,7 @@ class Evaluator:
         found = []
         for first in range(0, count, size):
             part = self._ids[np.minimum(np.arange(first, first + size), count - 1)]  # the last one fills up
-            ids = jax.make_array_from_callback(part.shape, self._rows, lambda index, part=part: part[index])
+            ids = jax.make_array_from_callback(part.shape, self._rows, part.__getitem__)
             found.append(np.asarray(self._embed(train_state, ids).addressable_data(0)))
         return average_prompts(np.concatenate(found)[:count], len(self.prompts.classnames))
 
