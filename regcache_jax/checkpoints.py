@@ -118,6 +118,12 @@ def _check_space(folder: epath.Path, size: int) -> None:
         raise OSError(errno.ENOSPC, needs, str(folder))
 
 
+def _params(folder: epath.Path) -> epath.Path:
+    """Where the parameters lie, as Orbax wants it: an absolute path, or one with its scheme (which `resolve` would take for a
+    relative path)."""
+    return (folder if "://" in str(folder) else folder.resolve()) / PARAMS_FOLDER
+
+
 def _checkpointer() -> ocp.Checkpointer:
     """Orbax for this process alone: of several, each reads for itself, and nobody waits for the others."""
     options = ocp.options.MultiprocessingOptions()
@@ -136,7 +142,7 @@ def _save_parameters(folder: epath.Path, params: Any) -> None:
     try:
         with _checkpointer() as checkpointer:
             # as NumPy arrays: with several processes Orbax refuses device arrays that only one of them holds
-            checkpointer.save(folder.resolve() / PARAMS_FOLDER, jax.tree.map(np.asarray, params))
+            checkpointer.save(_params(folder), jax.tree.map(np.asarray, params))
     except ValueError as error:  # TensorStore's: the path, then what the system said
         message = str(error).rpartition(" [")[0] or str(error)
         raise OSError(f"{folder}: {message.rpartition(': ')[2]}") from error
@@ -156,9 +162,9 @@ def load(folder: epath.PathLike, *, sharding: jax.sharding.Sharding | None = Non
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     try:
         with _checkpointer() as checkpointer:
-            _check_stored(folder, checkpointer.metadata(folder.resolve() / PARAMS_FOLDER), template)
+            _check_stored(folder, checkpointer.metadata(_params(folder)), template)
             flat = checkpointer.restore(
-                folder.resolve() / PARAMS_FOLDER,
+                _params(folder),
                 args=ocp.args.PyTreeRestore(
                     item=unflatten_dict(template, sep="/"),
                     restore_args=jax.tree.map(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from etils import epath
 from ml_collections import ConfigDict
 
 from regcache_jax.cli.options import distributed_option
@@ -154,9 +155,8 @@ def run_and_show(config: ConfigDict, workdir: str) -> None:
     print_table(f"{rows[0]['model']} on {rows[0]['dataset']}", columns, shown)
     for number, note in enumerate(notes):
         say(f"[{number + 1}] {note}")
-    say(
-        f"{Path(workdir) / 'results.json'} and {Path(workdir) / 'report.html'} written; {time.monotonic() - began:.0f} s"
-    )
+    folder = epath.Path(workdir)
+    say(f"{folder / 'results.json'} and {folder / 'report.html'} written; {time.monotonic() - began:.0f} s")
 
 
 @click.command()
