@@ -51,6 +51,13 @@ FORMATS: tuple[Format, ...] = (
     *timm.FORMATS,
     *big_vision.FORMATS,
 )
+# Where a SigLIP's patch embedding stands; NaFlex has a matrix there, for patches that are cut beforehand.
+_PATCH_KERNELS = (
+    "vision_model.embeddings.patch_embedding.weight",
+    "img/embedding/kernel",
+    "params/img/embedding/kernel",
+)
+_ROTATED = ("storage_tokens", "rope_embed.periods")  # DINOv3 in Meta's names, which are otherwise DINOv2's
 
 
 class Choice(NamedTuple):
@@ -120,6 +127,7 @@ def read_checkpoint(
     found = sources.resolve(source) if isinstance(source, str) else source
     tensors = found.tensors()
     config = found.config
+    refuse_unsupported(tensors, config, found)
     format = recognise(tensors, config, found)
     tensors = format.read_names(tensors)
     row = found.row if name is None else catalog.get(name)
@@ -149,6 +157,19 @@ def read_checkpoint(
         what=f"{found.weights} ({format.name})",
     )
     return Encoder(params, spec=spec), format, tensors
+
+
+def refuse_unsupported(tensors: Tensors, config: Mapping[str, Any], source: sources.Source) -> None:
+    """Raises UserError for what the catalog lists as not yet supported, under whatever name it comes."""
+    flat = [name for name in _PATCH_KERNELS if name in tensors and len(tensors[name].shape) == 2]
+    signs = {
+        "google/siglip2-base-patch16-naflex": flat or config.get("model_type") == "siglip2",
+        "dinov3_vitb16": config.get("model_type") == "dinov3_vit" or not {*_ROTATED}.isdisjoint(tensors),
+    }
+    for name, found in signs.items():
+        row = catalog.find(name)
+        if found and row is not None:
+            raise UserError(f"{source.weights} is not supported yet: {row.reason}")
 
 
 def recognise(tensors: Tensors, config: Mapping[str, Any], source: sources.Source) -> Format:
