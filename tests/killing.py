@@ -61,7 +61,10 @@ def _work(job: Callable[[Path], Any], folder: Path, kill_after: int | None, dela
 
 
 def kill_and_compare(job: Callable[[Path], Any], outcome: Callable[[Path], Any], folder: Path, kills: int = 20) -> None:
-    """Kills the job at `kills` drawn moments; a run that comes to its end must leave the outcome of an undisturbed one."""
+    """Kills the job at `kills` drawn moments; a run that comes to its end must leave the outcome of an undisturbed one.
+
+    Two of three moments lie in the first quarter of the work, counted from where the job goes on: so a folder is killed several
+    times before it is done, and twenty kills cost few whole runs. The third may lie anywhere, so that no step is too long."""
     _, events = run(job, folder / "undisturbed")
     expected, moments, killed, turn = outcome(folder / "undisturbed"), random.Random(0), 0, 0
     while killed < kills:
@@ -69,7 +72,8 @@ def kill_and_compare(job: Callable[[Path], Any], outcome: Callable[[Path], Any],
         work, ended = folder / f"killed{turn}", False
         while not ended:
             last = killed == kills
-            kill_after = None if last else moments.randint(1, events)
+            reach = events if killed % 3 == 2 else max(1, events // 4)
+            kill_after = None if last else moments.randint(1, reach)
             ended, _ = run(job, work, kill_after, moments.uniform(0.0, 0.02))
             killed += not ended
         found = outcome(work)
