@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +56,8 @@ def scheme_options(default: str = "w8a8") -> Callable[[Command], Command]:
             "scheme_name",
             default=default,
             show_default=True,
-            help="w8a8, w6a6, w4a4 or any w2..8 a2..8; float.",
+            help="Bits of weights and activations: w8a8, w6a6, w4a4, any w2..w8 with a2..a8"
+            + (", or float." if default == "float" else "."),
         ),
         click.option(
             "--activations",
@@ -74,10 +77,15 @@ def scheme_options(default: str = "w8a8") -> Callable[[Command], Command]:
 
 
 def _join(context: click.Context, parameter: click.Parameter, asked: bool) -> None:
-    if asked:
-        from regcache_jax import distributed
+    if not asked:
+        return
+    from regcache_jax import distributed
 
-        distributed.initialize()
+    # What the libraries below Python write to standard output (Gloo does, when processes meet) goes to standard error, ours stays.
+    own = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = os.fdopen(own, "w", buffering=1)
+    distributed.initialize()
 
 
 distributed_option = click.option(
@@ -137,6 +145,13 @@ def loop_options() -> Callable[[Command], Command]:
             type=click.Path(),
             help="Folder (or gs://) that keeps what is done, so that an evaluation that was killed goes on.",
         ),
+        click.option(
+            "--keep-every",
+            type=click.IntRange(1),
+            default=1024,
+            show_default=True,
+            help="With --workdir: pictures, about, between two files.",
+        ),
         distributed_option,
     )
 
@@ -144,6 +159,14 @@ def loop_options() -> Callable[[Command], Command]:
 json_option = click.option(
     "--json", "json_file", type=click.Path(dir_okay=False), help="Also write what is shown to FILE."
 )
+
+
+def word_options() -> Callable[[Command], Command]:
+    """The names of the classes and the sentences around them."""
+    return stacked(
+        click.option("--classnames", type=click.Path(), help="JSON list of class names (or one a dataset)."),
+        click.option("--templates", type=click.Path(), help="JSON list of templates with {c} (or one a dataset)."),
+    )
 
 
 def prompt_options() -> Callable[[Command], Command]:
@@ -157,8 +180,7 @@ def prompt_options() -> Callable[[Command], Command]:
             show_default=True,
             help="Whose cleaning of words and crop of pictures.",
         ),
-        click.option("--classnames", type=click.Path(), help="JSON list of class names (or one a dataset)."),
-        click.option("--templates", type=click.Path(), help="JSON list of templates with {c} (or one a dataset)."),
+        word_options(),
         click.option("--dump-classnames", is_flag=True, help="Also write the class names with the results."),
         click.option("--dump-templates", is_flag=True, help="Also write the templates with the results."),
     )

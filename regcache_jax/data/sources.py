@@ -7,6 +7,7 @@ TensorFlow, whether it was prepared as ArrayRecord or as classic TFRecord files.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -76,8 +77,7 @@ class Dataset:
 
     def identity(self) -> list[Any]:
         """What tells this dataset from others, in JSON: name, split, length, and of its files name, size and time."""
-        stats = ((str(file), file.stat()) for file in self._files)
-        return [self.name, self.split, len(self), [(name, stat.length, stat.mtime) for name, stat in stats]]
+        return [self.name, self.split, len(self), [_identity(file) for file in self._files]]
 
     def chosen(self, places: Sequence[int]) -> Dataset:
         """Only the examples at some places, in that order."""
@@ -92,6 +92,14 @@ class Dataset:
             self.name, self.split, len(self), lambda index: annotate(self[index]),
             self.classnames, self.templates, (*self._files, *files),
         )  # fmt: skip
+
+
+def _identity(file: epath.Path) -> list[Any]:
+    if "://" in str(file):
+        stat = file.stat()
+        return [str(file), stat.length, stat.mtime]
+    local = os.stat(file)  # which knows the time more exactly
+    return [str(file), local.st_size, local.st_mtime_ns]
 
 
 def open_dataset(name: str, data_dir: str | None = None, split: str | None = None, limit: int | None = None) -> Dataset:
