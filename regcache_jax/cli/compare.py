@@ -77,7 +77,7 @@ def compare(
     no_registers: bool,
     out: str,
 ) -> None:
-    """Compare recipes at several numbers of bits, without and with registers.
+    """Compare recipes at 8, 6 and 4 bits, with and without registers.
 
     Scales and registers come from the calibration split; error (against the float features), accuracy and cost are those on
     DATA. Writes compare.json, .csv, .md and .png.

@@ -50,13 +50,19 @@ def _recalls(context: click.Context, parameter: click.Parameter, text: str) -> t
 @click.argument("models", nargs=-1, required=True, type=click.Path())
 @data_options("test", None)
 @scheme_options("float")
-@click.option("--task", type=click.Choice(TASKS), default=TASKS[0], show_default=True)
+@click.option("--task", type=click.Choice(TASKS), default=TASKS[0], show_default=True, help="What is measured.")
 @click.option(
     "--bank-split", default="train", show_default=True, help="knn, linear_probe, dense: split of the training pictures."
 )
 @click.option("--bank-limit", type=click.IntRange(1), help="knn, linear_probe, dense: only so many training pictures.")
 @click.option("--neighbours", type=click.IntRange(1), default=20, show_default=True, help="knn: how many vote.")
-@click.option("--temperature", type=click.FloatRange(0, min_open=True), default=0.07, show_default=True, help="knn.")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0, min_open=True),
+    default=0.07,
+    show_default=True,
+    help="knn: how sharply near pictures outvote far ones.",
+)
 @click.option(
     "--features",
     type=click.Choice(["pooled", "class", "class+mean"]),
@@ -244,7 +250,7 @@ def _encode(
 )
 @click.option("--texts", type=click.Path(dir_okay=False), help="Text file, one text a line.")
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="File to write (.npz); must not exist.")
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Pictures a step.")
 @click.option("--strict", is_flag=True, help="Stop at the first picture that cannot be read.")
 @parallel_option
 def embed(

@@ -56,7 +56,8 @@ def scheme_options(default: str = "w8a8") -> Callable[[Command], Command]:
             "scheme_name",
             default=default,
             show_default=True,
-            help="w8a8, w6a6, w4a4 or any w2..8 a2..8; float.",
+            help="Bits of weights and activations: w8a8, w6a6, w4a4, any w2..w8 with a2..a8"
+            + (", or float." if default == "float" else "."),
         ),
         click.option(
             "--activations",

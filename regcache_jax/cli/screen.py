@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import click
@@ -94,3 +95,12 @@ def write_json(path: str | None, tree: Any) -> None:
         from regcache_jax.evaluation import results
 
         results.write(path, json.loads(json.dumps(tree)))
+
+
+def write_text(path: str, text: str) -> None:
+    """Writes a text file beside its final name, then renames it."""
+    final = Path(path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial = final.with_name(f".{final.name}.partial")
+    partial.write_text(text)
+    partial.replace(final)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import itertools
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +19,9 @@ from jaxtyping import Bool, Float, Int
 
 from regcache_jax.data.sources import Dataset, Example
 from regcache_jax.errors import UserError
+
+MEMORY_LIMIT = 4 << 30
+"""Bytes of pictures that `load_images` keeps in memory."""
 
 Preprocess = Callable[[Any], np.ndarray]
 """From a picture to the array `[S, S, 3]` that a tower takes."""
@@ -181,8 +185,20 @@ def pad_batch(
     return Batch(images, labels, mask, places)
 
 
-def load_images(dataset: Dataset, preprocess: Preprocess) -> Float[np.ndarray, "n S S 3"]:
-    """All pictures of a (limited) dataset as one array: reference and calibration sets."""
+def load_images(
+    dataset: Dataset, preprocess: Preprocess, memory_limit: int = MEMORY_LIMIT
+) -> Float[np.ndarray, "n S S 3"]:
+    """All pictures of a (limited) dataset as one array: reference and calibration sets. Beyond `memory_limit` bytes it lies in
+    a temporary mapped file, which goes with the array."""
     with concurrent.futures.ThreadPoolExecutor(threads()) as pool:
         loaded = pool.map(lambda index: load_example(dataset, index, preprocess)[1], range(len(dataset)))
-        return np.stack(list(loaded))
+        first = next(loaded)
+        shape = (len(dataset), *first.shape)
+        if len(dataset) * first.nbytes > memory_limit:
+            with tempfile.TemporaryFile() as file:  # has no name, so nothing is left behind however the process ends
+                images: np.ndarray = np.memmap(file, first.dtype, "w+", shape=shape)
+        else:
+            images = np.empty(shape, first.dtype)
+        for index, image in enumerate(itertools.chain([first], loaded)):
+            images[index] = image
+    return images

@@ -16,7 +16,7 @@ from regcache_jax.quantization.scheme import SITES, Scheme
 from regcache_jax.registers.inspect import inspect
 from regcache_jax.registers.plan import RegisterPlan
 from regcache_jax.registers.plan_file import load_plan, save_plan
-from regcache_jax.registers.search import search
+from regcache_jax.registers.search import describe_plan, search
 from regcache_jax.registers.sensitivity import sensitivity
 from regcache_jax.registers.space import SearchConfig
 from regcache_jax.registers.verdict import judge
@@ -64,14 +64,7 @@ class Stages:
             assert scheme is not None
             table = own.workdir.path / "plans" / f"{name}-{digest}.jsonl"
             result = search(own.encoder, own.images("reference"), scheme, config, table=table, progress=tell)
-            metadata = {
-                "encoder": own.encoder.spec.name,
-                "encoder_hash": own.identity,
-                "reference": own.source_of("reference"),
-                "scheme": scheme.to_json(),
-                "objective": config.objective,
-                **result.to_json(),
-            }
+            metadata = describe_plan(result, own.encoder, scheme, config, own.source_of("reference"))
             for kind, plan in alternatives(result).items():
                 save_plan(own.workdir.path / plan_file(name, kind), plan, {**metadata, "kind": kind})
             return {**result.to_json(), "trials": result.trials}

@@ -204,8 +204,10 @@ class Scheme:
         return dataclasses.replace(self, rules=kept + self.rules)
 
     def nearest(self) -> Scheme:
-        """The same bits and sharing of scales, rounded to the nearest and no more: what the search of registers simulates."""
-        return Scheme(self.weight_bits, self.activation_bits, self.activations, self.weights, self.float_sites)
+        """The same bits, sharing of scales and estimator, rounded to the nearest and no more: what the search of registers
+        simulates."""
+        plain = Scheme(self.weight_bits, self.activation_bits, self.activations, self.weights, self.float_sites)
+        return dataclasses.replace(plain, estimator=self.estimator, percentile=self.percentile)
 
     def to_json(self) -> dict[str, Any]:
         """The scheme as plain JSON values; `shared_over`, which belongs to a program that runs, is left out."""
