@@ -31,6 +31,8 @@ def get_config() -> ConfigDict:
 
     config.search = ConfigDict({"chunk": 64, "align": 0, "max_trials": 0, "max_minutes": 0.0})  # 0: no limit
     config.batch_size = 68
-    config.micro_batch = 0
-    config.parallel = "jit"
+    config.micro_batch = 0  # rows that a device works on at a time; 0: what its on-chip memory holds
+    config.parallel = "jit"  # or pmap
+    config.workers = 0  # processes that decode pictures; 0: threads
+    config.allow_missing = 0  # so many pictures may be unreadable
     return config

@@ -123,15 +123,33 @@ def _check_space(folder: epath.Path, size: int) -> None:
         raise OSError(errno.ENOSPC, needs, str(folder))
 
 
+def _params(folder: epath.Path) -> epath.Path:
+    """Where the parameters lie, as Orbax wants it: an absolute path, or one with its scheme (which `resolve` would take for a
+    relative path)."""
+    return (folder if "://" in str(folder) else folder.resolve()) / PARAMS_FOLDER
+
+
+def _checkpointer(**how: Any) -> ocp.Checkpointer:
+    """Orbax for this process alone: of several, each reads for itself, and nobody waits for the others."""
+    options = ocp.options.MultiprocessingOptions()
+    if jax.process_count() > 1:
+        process = jax.process_index()
+        options = ocp.options.MultiprocessingOptions(process, {process}, f"process{process}")
+    return ocp.Checkpointer(
+        ocp.PyTreeCheckpointHandler(multiprocessing_options=options, **how), multiprocessing_options=options
+    )
+
+
 def _save_parameters(folder: epath.Path, params: Any) -> None:
     """Raises OSError where Orbax, which has no error of its own for that, cannot write."""
     log = logging.getLogger("absl")
     logged, log.disabled = log.disabled, True  # Orbax logs the traceback of what it raises
-    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, type_handler_registry=_WITHOUT_COPIES)
-    chunks = jax.tree.map(lambda leaf: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), params)
+    # as NumPy arrays: with several processes Orbax refuses device arrays that only one of them holds
+    arrays = jax.tree.map(np.asarray, params)
+    chunks = jax.tree.map(lambda leaf: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), arrays)
     try:
-        with ocp.Checkpointer(handler) as checkpointer:
-            checkpointer.save(folder.resolve() / PARAMS_FOLDER, args=ocp.args.PyTreeSave(params, save_args=chunks))
+        with _checkpointer(use_ocdbt=False, type_handler_registry=_WITHOUT_COPIES) as checkpointer:
+            checkpointer.save(_params(folder), args=ocp.args.PyTreeSave(arrays, save_args=chunks))
     except ValueError as error:  # TensorStore's: the path, then what the system said
         message = str(error).rpartition(" [")[0] or str(error)
         raise OSError(f"{folder}: {message.rpartition(': ')[2]}") from error
@@ -155,10 +173,10 @@ def load(folder: epath.PathLike, *, sharding: jax.sharding.Sharding | Placing | 
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     placed = {path: sharding(path, leaf) if callable(sharding) else sharding for path, leaf in template.items()}
     try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            _check_stored(folder, checkpointer.metadata(folder.resolve() / PARAMS_FOLDER), template)
+        with _checkpointer() as checkpointer:
+            _check_stored(folder, checkpointer.metadata(_params(folder)), template)
             flat = checkpointer.restore(
-                folder.resolve() / PARAMS_FOLDER,
+                _params(folder),
                 args=ocp.args.PyTreeRestore(
                     item=unflatten_dict(template, sep="/"),
                     restore_args=jax.tree.map(

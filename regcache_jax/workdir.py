@@ -12,7 +12,6 @@ import json
 import uuid
 from collections.abc import Callable, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +20,7 @@ from etils import epath
 from regcache_jax import distributed
 from regcache_jax.evaluation import results
 from regcache_jax.observer import Observer
+from regcache_jax.paths import changed, files_below
 
 Json = dict[str, Any]
 
@@ -121,14 +121,12 @@ def digest_of(path: epath.Path) -> str | None:
     return digest.hexdigest()
 
 
-def listing(path: str | Path) -> list[tuple[str, int, int]]:
-    """What a user's file or folder is recognised by without reading it: name, size and time of every file; nothing for a
-    path that is not there (a name on a hub)."""
-    root = Path(path).expanduser()
-    files = [root] if root.is_file() else sorted(file for file in root.rglob("*") if file.is_file())
-    return [
-        (file.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()]
-    ]
+def listing(path: epath.PathLike) -> list[tuple[str, int, float]]:
+    """What a user's file or folder is recognised by without reading it: name, size and time of every file, sorted by name;
+    nothing for a path that is not there (a name on a hub)."""
+    root = epath.Path(path).expanduser()
+    files = files_below(root) if root.is_dir() else [root] if root.exists() else []
+    return [(file.relative_to(root).as_posix(), file.stat().length, changed(file)) for file in files]
 
 
 def leftovers(path: epath.Path) -> list[epath.Path]:

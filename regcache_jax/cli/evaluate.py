@@ -22,6 +22,7 @@ from regcache_jax.cli.options import (
     scheme_options,
 )
 from regcache_jax.cli.screen import print_table, progress, say, tell, write_json
+from regcache_jax.distributed import is_first
 
 if TYPE_CHECKING:
     from regcache_jax.checkpoints import Model
@@ -82,6 +83,12 @@ def _recalls(context: click.Context, parameter: click.Parameter, text: str) -> t
 @click.option("--registers", type=click.Path(dir_okay=False), help="Register plan for float models.")
 @prompt_options()
 @loop_options()
+@click.option(
+    "--results",
+    "results_folder",
+    type=click.Path(),
+    help="Folder for one file a row, as `clip_benchmark build` reads them.",
+)
 @json_option
 def evaluate(
     models: tuple[str, ...],
@@ -114,6 +121,7 @@ def evaluate(
     allow_missing: int,
     workdir: str | None,
     keep_every: int,
+    results_folder: str | None,
     json_file: str | None,
 ) -> None:
     """Measure MODELS, float or quantised, on pictures.
@@ -213,6 +221,8 @@ def evaluate(
     seen = rows[0]["quantization"]["examples"]
     print_table(f"{task} on {data.name} ({data.split}, n = {seen})", columns, shown)
     write_json(json_file, rows[0] if len(rows) == 1 else rows)
+    if results_folder is not None and is_first():
+        results.write_each(results_folder, rows)
 
 
 def _annotated(data: Dataset, captions: str | None, masks: str | None, split: str | None) -> Dataset:

@@ -161,6 +161,14 @@ json_option = click.option(
 )
 
 
+def word_options() -> Callable[[Command], Command]:
+    """The names of the classes and the sentences around them."""
+    return stacked(
+        click.option("--classnames", type=click.Path(), help="JSON list of class names (or one a dataset)."),
+        click.option("--templates", type=click.Path(), help="JSON list of templates with {c} (or one a dataset)."),
+    )
+
+
 def prompt_options() -> Callable[[Command], Command]:
     """Whose words and which protocol a zero-shot evaluation takes."""
     return stacked(
@@ -172,8 +180,7 @@ def prompt_options() -> Callable[[Command], Command]:
             show_default=True,
             help="Whose cleaning of words and crop of pictures.",
         ),
-        click.option("--classnames", type=click.Path(), help="JSON list of class names (or one a dataset)."),
-        click.option("--templates", type=click.Path(), help="JSON list of templates with {c} (or one a dataset)."),
+        word_options(),
         click.option("--dump-classnames", is_flag=True, help="Also write the class names with the results."),
         click.option("--dump-templates", is_flag=True, help="Also write the templates with the results."),
     )

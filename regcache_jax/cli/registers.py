@@ -10,11 +10,11 @@ import click
 from regcache_jax.cli.options import (
     data_options,
     json_option,
-    prompt_options,
     read_data,
     read_images,
     read_scheme,
     scheme_options,
+    word_options,
 )
 from regcache_jax.cli.screen import digits, print_table, progress, say, write_json, write_text
 
@@ -84,7 +84,7 @@ def _norm_rows(profile: Profile) -> list[tuple[Any, ...]]:
 @data_options("train", 256)
 @click.option("--scheme", "scheme_name", default="w8a8", show_default=True, help="Scheme for the sensitivity.")
 @click.option("--accuracy", is_flag=True, help="Sensitivity as the drop in top-1 (needs labels and a text tower).")
-@prompt_options()
+@word_options()
 @click.option("--picture", type=click.Path(dir_okay=False), help="Also draw norms, sinks and sensitivity (SVG).")
 @json_option
 def inspect(
@@ -185,7 +185,7 @@ def _counts(context: click.Context, parameter: click.Parameter, text: str) -> tu
     show_default=True,
     help="Error of the features (no labels), or top-1 (labels and a text tower).",
 )
-@prompt_options()
+@word_options()
 @click.option("--registers", default="1,2", show_default=True, callback=_counts, help="Numbers of registers to try.")
 @click.option("--class-token", is_flag=True, help="The class token may be a candidate too.")
 @click.option(

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from etils import epath
 from ml_collections import ConfigDict
 
 from regcache_jax.cli.options import distributed_option
-from regcache_jax.cli.screen import print_table, progress, say
-from regcache_jax.distributed import is_first
+from regcache_jax.cli.screen import print_table, progress, say, tell
 from regcache_jax.errors import UserError
 from regcache_jax.observer import Observer
 
@@ -34,8 +34,7 @@ class Bars(Observer):
     def skipped(self, stage: str) -> None:
         """A line."""
         self.close()
-        if is_first():
-            click.echo(f"{stage}: unchanged, kept", err=True)
+        tell(f"{stage}: unchanged, kept")
 
     def moved(self, done: int, total: int, note: str = "") -> None:
         """Moves the bar."""
@@ -156,9 +155,8 @@ def run_and_show(config: ConfigDict, workdir: str) -> None:
     print_table(f"{rows[0]['model']} on {rows[0]['dataset']}", columns, shown)
     for number, note in enumerate(notes):
         say(f"[{number + 1}] {note}")
-    say(
-        f"{Path(workdir) / 'results.json'} and {Path(workdir) / 'report.html'} written; {time.monotonic() - began:.0f} s"
-    )
+    folder = epath.Path(workdir)
+    say(f"{folder / 'results.json'} and {folder / 'report.html'} written; {time.monotonic() - began:.0f} s")
 
 
 @click.command()

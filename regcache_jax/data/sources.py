@@ -18,6 +18,7 @@ from regcache_jax.data import emoji
 from regcache_jax.data.annotations import json_captions
 from regcache_jax.data.shards import TfrecordSource, read, tar_index
 from regcache_jax.errors import UserError
+from regcache_jax.paths import files_below
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 
@@ -162,8 +163,7 @@ def _folder(name: str, data_dir: str | None, split: str | None) -> Dataset:
     """Pictures under a folder, sorted; where they lie in subfolders, the first folder's name is the class. A text file of
     the same name beside a picture holds its captions, one a line."""
     root = _root(name, data_dir, split)
-    below = (folder / file for folder, _, files in root.walk() for file in files)
-    files = sorted(file for file in below if file.suffix.lower() in PICTURE_SUFFIXES)
+    files = [file for file in files_below(root) if file.suffix.lower() in PICTURE_SUFFIXES]
     if not files:
         raise UserError(f"{root} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))})")
     classes = sorted({file.relative_to(root).parts[0] for file in files if len(file.relative_to(root).parts) > 1})

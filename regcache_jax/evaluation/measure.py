@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,10 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from regcache_jax.data.batches import Batch
-from regcache_jax.encoders.encoder import Encoder, encode_image
+from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.errors import UserError
-from regcache_jax.evaluation.loop import Parallel, extract_labelled
 from regcache_jax.evaluation.zero_shot import compare_features, count_hits, metrics_from_counts
 
 Scorer = Callable[[Float[np.ndarray, "n E"]], Float[np.ndarray, "n C"]]
@@ -33,21 +31,6 @@ class Measured(NamedTuple):
     metrics: dict[str, float]
     features: Float[np.ndarray, "n E"]
     predictions: Int[np.ndarray, "n"]
-
-
-def encode_all(
-    encoder: Encoder,
-    batches: Iterable[Batch],
-    *,
-    parallel: Parallel = "jit",
-    micro_batch: int | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> Labelled:
-    """Features and classes of all pictures, in order; with several processes those of all of them, on every one."""
-    found = extract_labelled(
-        encode_image, encoder, batches, parallel=parallel, micro_batch=micro_batch, progress=progress
-    )
-    return Labelled(found["features"], found["label"])
 
 
 def measure(found: Labelled, score: Scorer, reference: Measured | None = None, rows: int = 1024) -> Measured:

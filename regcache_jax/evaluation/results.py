@@ -58,25 +58,25 @@ def write(path: epath.PathLike, rows: list[Row] | Row) -> None:
 
 
 def write_each(folder: epath.PathLike, rows: list[Row]) -> list[epath.Path]:
-    """Writes one file a row into a folder, as `clip_benchmark build` reads them; returns the files.
+    """Writes one file a row into a folder, as `clip_benchmark build` reads them and under the names that CLIP_benchmark gives;
+    returns the files.
 
-    `build` tells rows apart by `model` and `pretrained` alone, so that here `pretrained` says scheme and row as well. Files of
-    an earlier run with other rows are removed."""
-    folder = epath.Path(folder)
-    named = {}
+    `build` tells rows apart by `model` and `pretrained` alone, so that here `pretrained` says scheme and row as well."""
+    files = []
     for each in rows:
-        quantization = each["quantization"]
-        beyond = [
-            quantization["scheme"],
-            quantization.get("row") or ("registers" if quantization["registers"] else "plain"),
-        ]
-        name = "_".join(re.sub(r"[^A-Za-z0-9.+-]+", "-", part) for part in (each["dataset"], each["model"], *beyond))
-        while f"{name}.json" in named:
-            name += "_"
-        named[f"{name}.json"] = {**each, "pretrained": " ".join([each["pretrained"], *beyond])}
-    for file, each in named.items():
-        write(folder / file, each)
-    for stale in folder.glob("*.json"):
-        if stale.name not in named:
-            stale.unlink()
-    return [folder / file for file in named]
+        each = {**each, "pretrained": full_name(each)}
+        parts = (each[key] for key in ("dataset", "pretrained", "model", "language", "task"))
+        name = "_".join(re.sub(r"[^A-Za-z0-9._+-]+", "-", part).strip("-") for part in parts)
+        files.append(epath.Path(folder) / f"{name}.json")
+        write(files[-1], each)
+    return files
+
+
+def full_name(row: Row) -> str:
+    """What was evaluated: the checkpoint, and, unless it is the float encoder as it came, scheme and row."""
+    quantization = row["quantization"]
+    beyond = [
+        quantization["scheme"],
+        quantization.get("row") or ("registers" if quantization["registers"] else "plain"),
+    ]
+    return row["pretrained"] if beyond == ["float", "plain"] else " ".join([row["pretrained"], *beyond])

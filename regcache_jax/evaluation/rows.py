@@ -38,6 +38,9 @@ from regcache_jax.evaluation.loop import (
 from regcache_jax.evaluation.results import versions
 from regcache_jax.evaluation.stored import Arrays, Store, image_identity
 
+ROWS_FOLDER = "rows"
+"""Where the chunks lie in a work folder."""
+
 GIVE_UP = 100
 """Unreadable pictures after which a run ends at once; fewer are all listed at its end, so that one run tells of all."""
 
@@ -89,7 +92,7 @@ def encode_dataset(
         encode.__name__, image_identity(encoder), dataclasses.asdict(preparation), dataset.identity(),
         chunk, step, setting.parallel, setting.micro_batch, jax.default_backend(), versions(),
     ]  # fmt: skip
-    store = Store(setting.workdir, "rows", made_from)
+    store = Store(setting.workdir, ROWS_FOLDER, made_from)
     starts = range(0, len(dataset), chunk)
     done = _stored(store, starts, tell)
     missing = Missing(max(setting.allow_missing, GIVE_UP) if jax.process_count() == 1 else len(dataset))

@@ -31,11 +31,16 @@ def class_vectors(
     ids = tokenize(prompts)
 
     def make() -> np.ndarray:
-        mean = encode_ids(encoder, ids, batch_size).reshape(len(classnames), len(templates), -1).mean(axis=1)
-        return mean / np.linalg.norm(mean, axis=-1, keepdims=True)
+        return average_prompts(encode_ids(encoder, ids, batch_size), len(classnames))
 
     made_from = [text_identity(encoder), content_hash(ids), len(templates)]
     return make() if cache is None else cache.get("class_vectors", made_from, make)
+
+
+def average_prompts(features: Float[np.ndarray, "n E"], num_classes: int) -> Float[np.ndarray, "C E"]:
+    """Class vectors from unit features of equally many prompts a class, one class after the other."""
+    mean = features.reshape(num_classes, -1, features.shape[1]).mean(axis=1)
+    return mean / np.linalg.norm(mean, axis=-1, keepdims=True)
 
 
 def encode_ids(encoder: Encoder, ids: Int[np.ndarray, "n T"], batch_size: int = 256) -> Float[np.ndarray, "n E"]:

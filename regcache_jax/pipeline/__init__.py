@@ -22,7 +22,7 @@ from regcache_jax.pipeline.material import Material
 from regcache_jax.pipeline.rows import Rows
 from regcache_jax.pipeline.stages import Stages
 from regcache_jax.pipeline.table import KINDS
-from regcache_jax.workdir import Json
+from regcache_jax.workdir import Json, remove
 
 __all__ = ["KINDS", "check_config", "check_float_accuracy", "run"]
 
@@ -64,5 +64,6 @@ def _write(folder: epath.Path, rows: list[results.Row], story: Json) -> None:
 
     results.write(folder / "story.json", story)
     results.write(folder / "results.json", rows)
+    remove(folder / "results")  # rows that another config had
     results.write_each(folder / "results", rows)
     write_page(folder / "report.html", rows, story)

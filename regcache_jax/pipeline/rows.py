@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 
 from regcache_jax import checkpoints
-from regcache_jax.data import batches
-from regcache_jax.distributed import is_first
-from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.evaluation import loop, results
+from regcache_jax.distributed import from_first, is_first
+from regcache_jax.encoders.encoder import Encoder, encode_image
+from regcache_jax.evaluation import results
 from regcache_jax.evaluation.knn import knn_scores
-from regcache_jax.evaluation.measure import Labelled, Measured, describe, encode_all, measure
+from regcache_jax.evaluation.measure import Labelled, Measured, describe, measure
+from regcache_jax.evaluation.rows import ROWS_FOLDER, Setting, encode_dataset
 from regcache_jax.evaluation.zero_shot import class_scores
 from regcache_jax.pipeline.stages import Stages, model_folder
 from regcache_jax.pipeline.table import KINDS, TableRow, note, table_rows
-from regcache_jax.workdir import Json, read_array, write_array
+from regcache_jax.workdir import Json, read_array, remove, write_array
 
 FEATURES, PREDICTIONS = "features/float.npy", "features/float_predictions.npy"
 
@@ -58,6 +58,7 @@ class Rows:
             made_from += [config.neighbours, config.temperature, own.data_identity("bank")]
         else:
             made_from += [config.protocol, own.prompts()]
+        made_from.append(config.allow_missing)
         if row.plan is not None:
             made_from.append(self.stages.search(self.stages.plan_of(row)).made_from)
         if row.scheme != "float":
@@ -82,7 +83,9 @@ class Rows:
             return {"metrics": found.metrics, "quantization": self._description(row, encoder, len(found.features))}
 
         files = [FEATURES, PREDICTIONS] if row.is_reference else []
-        return self.material.workdir.stage(row.stage, self._made_from(row), make, files, together=True).result
+        found = self.material.workdir.stage(row.stage, self._made_from(row), make, files, together=True).result
+        from_first(lambda: remove(folder / ROWS_FOLDER))  # chunks of a row that is done
+        return found
 
     def _read_reference(self) -> Measured:
         """The float encoder's features and predictions, which its row has left."""
@@ -102,18 +105,24 @@ class Rows:
         return measure(found, votes, reference)
 
     def _encode(self, encoder: Encoder, which: str) -> Labelled:
-        data, done = self.material.dataset(which), 0
+        data, config, done = self.material.dataset(which), self.config, 0
 
         def tell(count: int) -> None:
             nonlocal done
             done += count
             self.material.observer.moved(done, len(data), which)
 
-        size = loop.round_up(self.config.batch_size)
-        return encode_all(
-            encoder, batches(data, self.material.preprocess, size),
-            parallel=self.config.parallel, micro_batch=self.config.micro_batch or None, progress=tell,
+        setting = Setting(
+            config.batch_size, config.parallel, config.micro_batch or "auto", config.workers, config.allow_missing,
+            self.material.workdir.path,
         )  # fmt: skip
+        preparation = self.material.protocol.preprocessing(self.material.encoder.spec.preprocessing)
+        found = encode_dataset(
+            encode_image, encoder, data, preparation, setting, progress=tell, tell=self.material.observer.said
+        )
+        for message in found.missing:
+            self.material.observer.said(f"left out: {message}")
+        return Labelled(found.features, found.labels)
 
     def _description(self, row: TableRow, encoder: Encoder, examples: int) -> Json:
         """The `quantization` part of a row. Only the full plan counts as registers; its halves are methods of their own."""
