@@ -14,7 +14,7 @@ from regcache_jax.evaluation.protocol import PROTOCOLS, Prompts
 from regcache_jax.evaluation.zero_shot import class_vectors
 from regcache_jax.observer import Observer
 from regcache_jax.registers.plan_file import encoder_hash
-from regcache_jax.workdir import Json, Workdir, listing
+from regcache_jax.workdir import Json, Workdir, fingerprint, listing
 
 
 class Material:
@@ -64,9 +64,9 @@ class Material:
 
     def _identify_data(self, which: str) -> Json:
         """What a stage that reads some data depends on."""
-        given, examples = self.config[which], len(self.dataset(which))
-        files = listing(epath.Path(given.data_dir) / given.split) if given.dataset == "folder" else []
-        return {**given.to_dict(), "examples": examples, "files": files, "image": self.protocol.image}
+        data = self.dataset(which)
+        files = fingerprint(data.identity())
+        return {**self.config[which].to_dict(), "examples": len(data), "files": files, "image": self.protocol.image}
 
     def source_of(self, which: str) -> Json:
         """What stands in a plan's or a model's metadata about the data that made it."""
