@@ -18,8 +18,8 @@ from together import run_together
 
 folder = pathlib.Path(sys.argv[1])
 
-def run(processes, name, kill_after=None):
-    arguments = ["run", "--config", "demo", "--workdir", str(folder / name / "work"), *sys.argv[2:]]
+def run(processes, name, kill_after=None, *more):
+    arguments = ["run", "--config", "demo", "--workdir", str(folder / name / "work"), *sys.argv[2:], *more]
     (folder / name).mkdir(exist_ok=True)
     return run_together(arguments, processes, folder / name / "log", kill_after)
 
@@ -32,17 +32,25 @@ _, events = run(1, "alone")
 ended, _ = run(2, "killed", events // 2)
 assert not ended and not (folder / "killed" / "work" / "results.json").exists()
 run(2, "killed")
+try:
+    run(2, "fails", None, "--config.model=/nowhere.safetensors")
+    failure = "none"
+except RuntimeError as error:
+    failure = str(error)
 spoken = [(folder / "killed" / f"log.{process}.out").read_text() for process in range(2)]
-print(json.dumps([outcome("alone"), outcome("killed"), spoken]))
+print(json.dumps([outcome("alone"), outcome("killed"), spoken, failure]))
 """
 
 
 @pytest.mark.slow
 def test_two_processes_that_are_killed_and_started_again_end_with_the_rows_of_one(tmp_path):
     said = in_a_fresh_process(SCRIPT, tmp_path, *TINY, *ODD)
-    (alone, left_alone), (together, left), spoken = json.loads(said.splitlines()[-1])
+    (alone, left_alone), (together, left), spoken, failure = json.loads(said.splitlines()[-1])
     assert left_alone == left == [] and len(alone) == 4
     assert "top-1" in spoken[0] and spoken[1] == ""  # the first speaks for both
+    # what stops the first is told to the others, and none of them waits
+    assert "ended with [1, 1]" in failure and failure.count("/nowhere.safetensors") == 2 and "Traceback" not in failure
+    assert "regcache: the first process failed: " in failure
     for own, one in zip(together, alone, strict=True):
         for row in (own, one):
             row["quantization"].pop("float_reference")  # metrics of another row
