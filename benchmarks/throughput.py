@@ -4,7 +4,8 @@
 
 The same random encoder (CLIP ViT-B/16's image tower), the same JPEG files, the same preparation by Pillow, the same number of threads;
 ours and theirs take turns in one run, after one round each that is not counted. PyTorch's pictures are decoded by
-`DataLoader` workers, by as many as are best for it of 0, 1 and 2. `--processes` measures how ours grows from one process on one core to
+`DataLoader` workers, each number of `--workers` in turn. Seconds of the processor stand beside those of the clock: other work on the
+machine disturbs them less. `--processes` measures how ours grows from one process on one core to
 two on two (jax.distributed on this machine).
 """
 
@@ -142,9 +143,12 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2], help="PyTorch's DataLoader workers")
     parser.add_argument("--processes", action="store_true")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
+    if not given.processes:
+        os.sched_setaffinity(0, range(given.threads))  # before XLA counts cores
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         write_pictures(folder, given.images)
@@ -152,7 +156,9 @@ def main() -> None:
             growth(folder)
             return
         runs = {"regcache_jax": ours(folder)}
-        runs |= {f"transformers, {workers} workers": theirs(folder, given.threads, workers) for workers in (0, 1, 2)}
+        runs |= {
+            f"transformers, {workers} workers": theirs(folder, given.threads, workers) for workers in given.workers
+        }
         measured: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
         for turn in range(given.rounds + 1):
             for name, run in runs.items():
