@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from regcache_jax.encoders.encoder import Encoder, init_params
 from regcache_jax.encoders.spec import HALF, BlockSpec, EncoderSpec, ImageSpec, Preprocessing
 from regcache_jax.errors import UserError
 from regcache_jax.evaluation import loop, results, zero_shot
-from regcache_jax.evaluation.loop import Watch, extract_features, fitting_micro_batch, sum_batches
+from regcache_jax.evaluation.loop import Watch, extract_features, sum_batches
 from regcache_jax.evaluation.zero_shot import compare_features, count_hits, metrics_from_counts
 from regcache_jax.quantization.quantize import quantize
 from regcache_jax.quantization.scheme import Scheme
@@ -80,17 +81,25 @@ def test_counts_in_micro_batches_are_the_same_counts(parallel):
     }
 
 
-def test_a_micro_batch_is_the_largest_whose_temporaries_fit():
-    images, labels = examples(8)
-    (batch,) = in_batches(images, labels, 8)
-    matrix = jnp.zeros((12, 4096), jnp.float32)
+def test_a_micro_batch_is_the_slice_that_the_compiler_estimates_cheapest_a_row():
+    images, labels = examples(48)
+    (batch,) = in_batches(images, labels, 48)
+    cycles = {24: 2400, 48: 9999, 16: 1600 - 32, 12: 1300, 8: 840}  # a row: 100, 208, 98, 108, 105
+    asked = []
 
-    def step(matrix, batch):  # temporaries of 16 KiB a row
-        return jnp.sum(jnp.exp(project(matrix, batch.image)).reshape(len(batch.mask), -1) @ jnp.ones((4096, 1)), axis=1)
+    def compile(step, state, part):
+        asked.append(len(part.mask))
+        if asked[-1] == 48:
+            raise UserError("an estimate that cannot be")
+        return types.SimpleNamespace(as_text=lambda: f'"estimated_cycles":"{cycles[asked[-1]]}"')
 
-    assert fitting_micro_batch(step, matrix, batch, limit=1 << 40) == 8
-    assert fitting_micro_batch(step, matrix, batch, limit=1) == 1
-    assert fitting_micro_batch(step, matrix, batch) is None  # a CPU has no on-chip memory to keep to
+    assert loop.cheapest_micro_batch(count, jnp.zeros((12, CLASSES)), batch, compile) == 16
+    assert asked == [24, 48, 16, 12]
+    nothing = types.SimpleNamespace(as_text=lambda: "no estimate")
+    assert loop.cheapest_micro_batch(count, jnp.zeros((12, CLASSES)), batch, lambda *given: nothing) is None
+    assert (
+        loop.cheapest_micro_batch(count, jnp.zeros((12, CLASSES)), batch) is None
+    )  # a CPU's compiler estimates nothing
 
 
 def test_waiting_is_the_time_in_which_devices_had_nothing_to_do():
