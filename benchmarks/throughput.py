@@ -114,14 +114,15 @@ def one_of_several(folder: Path, process: int, processes: int, port: int) -> Non
         jax.distributed.initialize(f"127.0.0.1:{port}", processes, process)
     run = ours(folder)
     run()
-    seconds, _ = timed(run)
+    seconds, used = timed(run)
     if process == 0:
-        print(f"{processes}\t{len(list(folder.glob('*.jpg'))) / seconds:.2f}", flush=True)
+        pictures = len(list(folder.glob("*.jpg")))
+        print(f"{processes}\t{pictures / seconds:.2f}\t{used * processes / pictures:.3f}", flush=True)
 
 
 def growth(folder: Path) -> None:
     """One process on one core, then two on two."""
-    print("processes\tpictures/s")
+    print("processes\tpictures/s\tprocessor s a picture")
     for processes in (1, 2):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
