@@ -56,7 +56,7 @@ def ours(folder: Path) -> Callable[[], np.ndarray]:
         watch = Watch()
         prepare = functools.partial(preprocess, spec=spec.preprocessing)
         made = batches(dataset, prepare, round_up(BATCH // jax.process_count()))
-        features = extract_features(encode_image, encoder, made, watch=watch)
+        features = extract_features(encode_image, encoder, made, micro_batch="auto", watch=watch)
         print(f"  the devices waited for the host {watch.share:.1%} of the time", flush=True)
         return features
 

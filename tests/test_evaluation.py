@@ -12,6 +12,7 @@ import pytest
 from sklearn.metrics import accuracy_score, recall_score, top_k_accuracy_score
 
 from regcache_jax.data.batches import Batch, pad_batch
+from regcache_jax.encoders import catalog
 from regcache_jax.encoders.encoder import Encoder, init_params
 from regcache_jax.encoders.spec import HALF, BlockSpec, EncoderSpec, ImageSpec, Preprocessing
 from regcache_jax.errors import UserError
@@ -100,6 +101,13 @@ def test_a_micro_batch_is_the_slice_that_the_compiler_estimates_cheapest_a_row()
     assert (
         loop.cheapest_micro_batch(count, jnp.zeros((12, CLASSES)), batch) is None
     )  # a CPU's compiler estimates nothing
+
+
+def test_a_cpus_micro_batch_keeps_the_largest_array_of_a_block_in_its_cache():
+    b16 = catalog.get("openai/clip-vit-base-patch16").spec.image
+    assert [loop.cached_micro_batch(b16, rows) for rows in (16, 6, 3, 1)] == [4, 3, 3, 1]
+    assert loop.cached_micro_batch(catalog.get("openai/clip-vit-large-patch14-336").spec.image, 16) == 1
+    assert loop.cached_micro_batch(TINY.image, 512) == 512
 
 
 def test_waiting_is_the_time_in_which_devices_had_nothing_to_do():

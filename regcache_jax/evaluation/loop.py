@@ -25,12 +25,13 @@ from jaxtyping import Array, Float
 
 from regcache_jax.data.batches import Batch
 from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.encoders.spec import ImageSpec
 from regcache_jax.errors import UserError
 from regcache_jax.tpu import best_batch, estimates
 
 Parallel = Literal["jit", "pmap"]
 MicroBatch = int | Literal["auto"] | None
-"""Rows a device works on at a time: so many, as many as its compiler finds cheapest, or all of its share."""
+"""Rows a device works on at a time: so many, as many as are cheapest there, or all of its share."""
 AXIS = "data"
 Step = Callable[[Any, Any], Any]
 """A pure function of (state, batch); a batch is a `Batch` or any named tuple of arrays with a `mask`. What it returns has the
@@ -41,6 +42,8 @@ Compile = Callable[..., Any]
 
 FIRST_TRIED = 32
 """Rows of the slice that is tried first: the best one of B/16 encoders on a v5e."""
+CACHE_BYTES = 10 << 20
+"""What a CPU's cache may be asked to hold: found with a B/16, see docs/evaluation.md."""
 
 
 class Watch:
@@ -250,8 +253,23 @@ def _run(
 
 
 def _own_micro_batch(step: Step, state: Any, batch: Any) -> int | None:
+    """What `auto` means here. Nothing is cut where a scale is measured over the whole of an array: it would be another scale."""
     rows = len(batch.mask) // jax.local_device_count()
+    leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Encoder))
+    encoders = [leaf for leaf in leaves if isinstance(leaf, Encoder)]
+    if any(encoder.scheme is not None and encoder.scheme.activations == "tensor" for encoder in encoders):
+        return None
+    if jax.default_backend() == "cpu":
+        return cached_micro_batch(encoders[0].spec.image, rows) if encoders else None
     return cheapest_micro_batch(step, state, jax.tree.map(lambda leaf: leaf[:rows], batch))
+
+
+def cached_micro_batch(spec: ImageSpec, rows: int) -> int:
+    """For a CPU: the largest slice that divides a device's rows and whose largest array, a block's attention logits or the inside
+    of its MLP, takes `CACHE_BYTES` at most."""
+    tokens, blocks = spec.num_tokens, spec.blocks
+    largest = 4 * tokens * max(blocks.num_heads * tokens, blocks.mlp_width)
+    return max(size for size in range(1, rows + 1) if rows % size == 0 and (size == 1 or size * largest <= CACHE_BYTES))
 
 
 def in_order(rows: Any, place: np.ndarray) -> Any:
