@@ -148,12 +148,15 @@ def remove(path: epath.Path) -> None:
 
 
 def write_whole(path: epath.Path, content: bytes) -> None:
-    """Writes a file whole or not at all, and the folders that it lies in."""
+    """Writes a file whole or not at all, and the folders that it lies in. Raises OSError that names the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         partial.write_bytes(content)
         partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     except BaseException:
         partial.unlink(missing_ok=True)
         raise

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from regcache_jax import checkpoints
 from regcache_jax.data import Dataset, load_images, open_dataset
 from regcache_jax.evaluation.protocol import PROTOCOLS, Prompts
+from regcache_jax.evaluation.stored import Cache
 from regcache_jax.evaluation.zero_shot import class_vectors
 from regcache_jax.observer import Observer
 from regcache_jax.registers.plan_file import encoder_hash
@@ -78,6 +79,8 @@ class Material:
         return self.protocol.prompts(data, self.config.classnames or None, self.config.templates or None)
 
     def _make_class_vectors(self) -> np.ndarray:
-        """Class vectors of the evaluation's classes."""
+        """Class vectors of the evaluation's classes, which the work folder keeps."""
         prompts = self.prompts()
-        return class_vectors(self.encoder, self.model.tokenize, prompts.classnames, prompts.templates)
+        return class_vectors(
+            self.encoder, self.model.tokenize, prompts.classnames, prompts.templates, cache=Cache(self.workdir.path)
+        )
