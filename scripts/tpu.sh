@@ -65,7 +65,8 @@ python3 -m uv pip install --quiet --python .venv --constraint constraints.txt --
 python3 -m uv pip install --quiet --python .venv --no-deps open_clip_torch"
     ;;
   devices)
-    on all ".venv/bin/python -c 'import jax; jax.distributed.initialize(); print(jax.process_index(), jax.local_devices())'"
+    on all ".venv/bin/python -c 'from regcache_jax import distributed; distributed.initialize(); \
+import jax; print(jax.process_index(), jax.local_devices())'"
     ;;
   run)
     [ $# -gt 0 ] || usage
