@@ -252,6 +252,8 @@ def test_the_tfds_builder_gives_the_same_pictures_without_tensorflow(prepared):
     assert len(open_dataset("regcache_emoji", str(prepared), "test[100:250]")) == 150
     with pytest.raises(UserError, match=r"no split 'validation'.*train, test"):
         open_dataset("regcache_emoji", str(prepared), "validation")
+    name, *_, files = open_dataset("tfds/regcache_emoji", str(prepared), "test").identity()
+    assert name == "tfds/regcache_emoji" and ["test.array_record" in file for file, *_ in files] == [True]
 
 
 @pytest.mark.slow
@@ -271,6 +273,14 @@ def test_classic_tfrecord_data_is_read_without_tensorflow(prepared, tmp_path):
                 out.write(struct.pack("<QI", len(record), 0) + record + struct.pack("<I", 0))
         reader.close()
     check_prepared(tmp_path)
+    info = target / "dataset_info.json"
+    kept = info.read_text()
+    info.write_text(kept.replace("tfrecord", "riegeli"))
+    with pytest.raises(
+        UserError, match=r"stored as riegeli.*prepare it again with `tfds build regcache_emoji --file_format=arr"
+    ):
+        open_dataset("regcache_emoji", str(tmp_path), "test")
+    info.write_text(kept)
     stored = next(target.glob("*test.tfrecord*"))
     stored.write_bytes(stored.read_bytes()[:-7])
     with pytest.raises(UserError, match="is not a whole TFRecord file"):

@@ -193,7 +193,7 @@ def evaluate(
         found, made_of = measure(encoder, reference)
         missing = {}
         if made_of.missing:
-            tell(f"{len(made_of.missing)} pictures could not be read and are left out: {'; '.join(made_of.missing)}")
+            tell(f"unreadable and left out ({len(made_of.missing)}): {'; '.join(made_of.missing)}")
             missing = {"missing": made_of.missing}
         row = results.row(
             dataset=data.name,

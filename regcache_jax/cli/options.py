@@ -124,7 +124,7 @@ def loop_options() -> Callable[[Command], Command]:
             type=MicroBatch(),
             default="auto",
             show_default=True,
-            help="Pictures a device works on at a time; auto: on a TPU as many as its on-chip memory holds, else its share.",
+            help="Pictures a device works on at a time; auto: what is cheapest by a TPU's compiler, what fits a CPU's cache.",
         ),
         click.option(
             "--workers",
