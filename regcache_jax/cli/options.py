@@ -34,8 +34,12 @@ def stacked(*decorators: Callable[[Command], Command]) -> Callable[[Command], Co
 def data_options(split: str, limit: int | None) -> Callable[[Command], Command]:
     """`--dataset` and its companions, with a command's own defaults."""
     return stacked(
-        click.option("--dataset", required=True, help="emoji (bundled), folder, dummy, a TFDS or CLIP_benchmark name."),
-        click.option("--data-dir", help="Folder of pictures (folder), or where TFDS keeps its data."),
+        click.option(
+            "--dataset",
+            required=True,
+            help="emoji (bundled), folder, wds/NAME (shards), dummy, a TFDS or CLIP_benchmark name.",
+        ),
+        click.option("--data-dir", help="Folder of pictures or shards, or where TFDS keeps its data."),
         click.option("--split", help=f"Split of the dataset; {split} by default."),
         click.option(
             "--limit",
