@@ -37,7 +37,7 @@ def accuracy_of(model: Model, data: Dataset) -> Callable[[np.ndarray], Mapping[s
     if model.encoder.spec.text is None or data.classnames is None or None in labels:
         return None
     known = jnp.asarray(np.array(labels, np.int32))
-    vectors = class_vectors(model.encoder, model.tokenize, class_names(data), templates(data))
+    vectors = class_vectors(model.encoder, model.tokenize, class_names(data).texts, templates(data).texts)
 
     def evaluate(features: np.ndarray) -> Mapping[str, float]:
         counts = count_hits(jnp.asarray(class_scores(features, vectors)), known, jnp.ones(len(known), bool))

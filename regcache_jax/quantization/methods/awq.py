@@ -2,8 +2,8 @@
 
 Each kernel's input channel is multiplied by mean|x|**beta, normalised to a geometric mean range of 1 (as the authors' code does),
 with beta from a grid of 20 by the squared error of the site's products with rounded weights and float activations. What
-differs: the error is that of the site's products, not of the whole block's output, and weights are not clipped in
-addition (see `clipping`).
+differs: the error is that of the site's products, not of the whole block's output; weights are not clipped in addition (see
+`clipping`); and channels next to zero are not enlarged without bound (`folding.at_least_a_step`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.quantization.kernels import quantized_cells, site_matrix
-from regcache_jax.quantization.methods.folding import divide_inputs, divisible_sites
+from regcache_jax.quantization.methods.folding import at_least_a_step, divide_inputs, divisible_sites
 from regcache_jax.quantization.methods.method import Batches, Method
 from regcache_jax.quantization.methods.smoothquant import best_factors
 from regcache_jax.quantization.methods.statistics import channel_mean_magnitude, sampled_tokens
@@ -35,8 +35,8 @@ def awq(encoder: Encoder, batches: Batches, scheme: Scheme) -> Encoder:
     blocks = encoder.params["image"]["blocks"]
     for site in divisible_sites(scheme):
         chosen = quantized_cells(scheme, site, encoder.spec.image.blocks.num_blocks)
-        candidates = [importance_factors(magnitude[site], beta) for beta in BETAS]
         kernel, bits = site_matrix(blocks, site), scheme.at(site)[:2]
+        candidates = [importance_factors(at_least_a_step(magnitude[site], bits[1]), beta) for beta in BETAS]
         factors = best_factors(inputs[site], magnitude[site], kernel, candidates, scheme, "float", bits)
         encoder = divide_inputs(encoder, site, jnp.where(chosen[:, None], factors, 1.0))
     return encoder

@@ -106,8 +106,8 @@ def reduce_activation_error(
     squares: Float[Array, "C C"], products: Float[Array, "C C"], kernel: Float[Array, "C M"], penalty: Float[Array, ""]
 ) -> Float[Array, "C M"]:
     """The kernel whose products with the rounded input are nearest to the old one's with the exact input."""
-    damped = squares + penalty * jnp.eye(len(squares))
-    return kernel + jax.scipy.linalg.solve(damped, products @ kernel, assume_a="pos")
+    factor = jnp.linalg.cholesky(squares + penalty * jnp.eye(len(squares)))
+    return kernel + jax.scipy.linalg.cho_solve((factor, True), products @ kernel)
 
 
 def erq_rounder(encoder: Encoder, batches: Batches, scheme: Scheme) -> Rounder:

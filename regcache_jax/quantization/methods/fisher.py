@@ -19,7 +19,7 @@ from regcache_jax.encoders.encoder import Encoder, normalize
 from regcache_jax.encoders.vision import image_features
 from regcache_jax.quantization.kernels import Blocks, copy_blocks, layers_of
 from regcache_jax.quantization.methods.method import Batches
-from regcache_jax.quantization.methods.statistics import SAMPLED_TOKENS, site_tokens
+from regcache_jax.quantization.methods.statistics import sampled_rows, site_tokens
 from regcache_jax.quantization.scheme import SITES
 
 SEED = 0
@@ -79,7 +79,7 @@ def input_of(trace: BlockTrace, name: str) -> Array:
 
 
 def felt_tokens(encoder: Encoder, batches: Batches) -> Felt:
-    """About `SAMPLED_TOKENS` tokens, evenly from the first `IMAGES` images, one direction an image."""
+    """Up to `SAMPLED_TOKENS` tokens of the first `IMAGES` images, one direction an image."""
     spec = encoder.spec.image
     images = jnp.asarray(batches[0][:IMAGES], encoder.dtype)
     signs = jax.random.rademacher(jax.random.key(SEED), (len(images), spec.feature_dim), jnp.float32)
@@ -91,4 +91,4 @@ def felt_tokens(encoder: Encoder, batches: Batches) -> Felt:
 
 def _sampled(rows: Float[Array, "L B N ..."]) -> Float[Array, "L S M"]:
     flat = rows.astype(jnp.float32).reshape(rows.shape[0], rows.shape[1] * rows.shape[2], -1)
-    return flat[:, :: max(1, flat.shape[1] // SAMPLED_TOKENS)][:, :SAMPLED_TOKENS]
+    return flat[:, sampled_rows(flat.shape[1])]

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.quantization.aqt import largest_integer
 from regcache_jax.quantization.kernels import INPUT_AXES, Blocks, copy_blocks, layers_of
 from regcache_jax.quantization.scheme import SITES, Scheme
 
@@ -17,6 +18,16 @@ def divisible_sites(scheme: Scheme) -> tuple[str, ...]:
     """Sites whose channels may be divided without harm: not `out` where values are rounded themselves, as a channel that is small
     once mixed may be large in a token that nobody attends to."""
     return tuple(site for site in SITES if site != "out" or "pv" not in scheme.products)
+
+
+def at_least_a_step(ranges: Float[Array, "*L C"], bits: int) -> Float[Array, "*L C"]:
+    """Ranges of channels of which none is below a quantiser's step (of so many bits) for the median channel.
+
+    Dividing a channel that is next to zero by its range would make the noise there, which the rounding of earlier layers brings and
+    no calibration of a float encoder sees, larger than all other channels; where a token has its own scale, it then takes
+    all of that."""
+    step = jnp.median(ranges, axis=-1, keepdims=True) / largest_integer(bits)
+    return jnp.maximum(ranges, jnp.maximum(step, 1e-6))
 
 
 def with_blocks(encoder: Encoder, blocks: Blocks) -> Encoder:

@@ -43,14 +43,17 @@ def compensate(
     upper = jnp.linalg.cholesky((inverse + inverse.T) / 2).T
     largest = largest_integer(bits)
 
-    def round_channel(channel: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-        left, integers = state
-        row = jnp.clip(jnp.round(left[channel] / scale[0]), -largest, largest)
-        error = (left[channel] - row * scale[0]) / upper[channel, channel]
-        return left - upper[channel][:, None] * error[None], integers.at[channel].set(row.astype(jnp.int8))
-
     start = jnp.where(dead[:, None], 0.0, kernel)[order]
-    integers = jax.lax.fori_loop(0, size, round_channel, (start, jnp.zeros(kernel.shape, jnp.int8)))[1]
+
+    def round_channel(channel: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        errors, integers = state
+        left = start[channel] - upper[:, channel] @ errors  # those of later channels are zero as yet
+        row = jnp.clip(jnp.round(left / scale[0]), -largest, largest)
+        error = (left - row * scale[0]) / upper[channel, channel]
+        return errors.at[channel].set(error), integers.at[channel].set(row.astype(jnp.int8))
+
+    nothing = jnp.zeros(kernel.shape, jnp.float32), jnp.zeros(kernel.shape, jnp.int8)
+    integers = jax.lax.fori_loop(0, size, round_channel, nothing)[1]
     return jnp.zeros_like(integers).at[order].set(integers)
 
 

@@ -13,20 +13,20 @@ from jaxtyping import Array, Float
 
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.quantization.kernels import quantized_cells
-from regcache_jax.quantization.methods.folding import NORMS, divide_inputs, shift_inputs
+from regcache_jax.quantization.methods.folding import NORMS, at_least_a_step, divide_inputs, shift_inputs
 from regcache_jax.quantization.methods.method import Batches, Method
 from regcache_jax.quantization.methods.statistics import channel_extremes
 from regcache_jax.quantization.scheme import Scheme
 
 
 def reparameterization(
-    lower: Float[Array, "*L C"], upper: Float[Array, "*L C"], symmetric: bool
+    lower: Float[Array, "*L C"], upper: Float[Array, "*L C"], symmetric: bool, bits: int = 8
 ) -> tuple[Float[Array, "*L C"], Float[Array, "*L C"]]:
     """Factor r and shift b of every channel: x / r - b has the same range in all channels (equations 11 to 14).
 
     The common width is the mean of all widths; the common centre is zero, or (if not symmetric) the mean of the centres in
     units of their widths."""
-    width = jnp.maximum(upper - lower, 1e-6)
+    width = at_least_a_step(upper - lower, bits)
     common = jnp.mean(width, axis=-1, keepdims=True)
     centre = (upper + lower) / 2
     factor = width / common
@@ -38,7 +38,8 @@ def repq_vit(encoder: Encoder, batches: Batches, scheme: Scheme) -> Encoder:
     """Re-parameterises both norms of every block."""
     extremes = channel_extremes(encoder, batches)
     for site in NORMS:
-        factor, shift = reparameterization(extremes[site][:, 0], extremes[site][:, 1], scheme.symmetric)
+        bits = scheme.at(site).activation_bits
+        factor, shift = reparameterization(extremes[site][:, 0], extremes[site][:, 1], scheme.symmetric, bits)
         chosen = quantized_cells(scheme, site, len(factor))[:, None]
         encoder = divide_inputs(encoder, site, jnp.where(chosen, factor, 1.0))
         encoder = shift_inputs(encoder, site, jnp.where(chosen, shift, 0.0))

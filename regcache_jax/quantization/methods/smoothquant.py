@@ -2,7 +2,8 @@
 
 Each channel of a site's input is divided by max|x|**alpha / max|w|**(1 - alpha) (equation 4). What differs: alpha is not one
 number for the network but searched for every block and site, by the squared error of the site's products under the scheme,
-with "no change" among the candidates; and all four sites are treated, not only those after a norm (see `folding`).
+with "no change" among the candidates; all four sites are treated, not only those after a norm (see `folding`); and channels
+next to zero are not enlarged without bound (`folding.at_least_a_step`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from jaxtyping import Array, Float
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.quantization.aqt import fake_quantize, largest_integer
 from regcache_jax.quantization.kernels import quantized_cells, site_matrix
-from regcache_jax.quantization.methods.folding import divide_inputs, divisible_sites
+from regcache_jax.quantization.methods.folding import at_least_a_step, divide_inputs, divisible_sites
 from regcache_jax.quantization.methods.method import Batches, Method
 from regcache_jax.quantization.methods.statistics import channel_absmax, sampled_tokens
 from regcache_jax.quantization.scheme import Scheme
@@ -39,28 +40,34 @@ def product_errors(
     inputs: Float[Array, "L S C"],
     absmax: Float[Array, "L C"],
     kernel: Float[Array, "L C M"],
-    factors: Float[Array, "L C"],
+    candidates: Float[Array, "A L C"],
     *,
     weight_bits: int,
     activation_bits: int,
     activations: str,
     per_channel: bool,
-) -> Float[Array, "L"]:
-    """Squared error of a site's products, a block, when its channels are divided by `factors` and then quantised."""
+) -> Float[Array, "L A"]:
+    """Squared error of a site's products, for every block and candidate, when its channels are divided by the candidate's
+    factors and then quantised."""
 
-    def one(row: Any) -> Float[Array, ""]:
-        inputs, absmax, kernel, factors = row
-        scaled = inputs / factors
-        if activations == "token":
-            scaled = fake_quantize(scaled, activation_bits, (1,))
-        elif activations != "float":
-            peak = jnp.max(absmax / factors)
-            scale = jnp.where(peak > 0, peak / largest_integer(activation_bits), 1.0)
-            scaled = fake_quantize(scaled, activation_bits, (0, 1), scale.reshape(1, 1))
-        weights = fake_quantize(kernel * factors[:, None], weight_bits, (0,) if per_channel else (0, 1))
-        return jnp.mean(jnp.square(scaled @ weights - inputs @ kernel))
+    def one(block: Any) -> Float[Array, "A"]:
+        inputs, absmax, kernel, candidates = block
+        exact = inputs @ kernel
 
-    return jax.lax.map(one, (inputs, absmax, kernel, factors))
+        def error(factors: Float[Array, "C"]) -> Float[Array, ""]:
+            scaled = inputs / factors
+            if activations == "token":
+                scaled = fake_quantize(scaled, activation_bits, (1,))
+            elif activations != "float":
+                peak = jnp.max(absmax / factors)
+                scale = jnp.where(peak > 0, peak / largest_integer(activation_bits), 1.0)
+                scaled = fake_quantize(scaled, activation_bits, (0, 1), scale.reshape(1, 1))
+            weights = fake_quantize(kernel * factors[:, None], weight_bits, (0,) if per_channel else (0, 1))
+            return jnp.mean(jnp.square(scaled @ weights - exact))
+
+        return jax.lax.map(error, candidates)
+
+    return jax.lax.map(one, (inputs, absmax, kernel, jnp.swapaxes(candidates, 0, 1)))
 
 
 def best_factors(
@@ -73,31 +80,24 @@ def best_factors(
     bits: tuple[int, int],
 ) -> Float[Array, "L C"]:
     """For every block the candidate with the least error (the first of equals)."""
-    errors = jnp.stack(
-        [
-            product_errors(
-                inputs, absmax, kernel, factors,
-                weight_bits=bits[0], activation_bits=bits[1],
-                activations=activations, per_channel=scheme.weights == "channel",
-            )
-            for factors in candidates
-        ]
+    stacked = jnp.stack(candidates)
+    errors = product_errors(
+        inputs, absmax, kernel, stacked,
+        weight_bits=bits[0], activation_bits=bits[1], activations=activations, per_channel=scheme.weights == "channel",
     )  # fmt: skip
-    chosen = jnp.argmin(errors, axis=0)
-    return jnp.take_along_axis(jnp.stack(candidates), chosen[None, :, None], axis=0)[0]
+    return jnp.take_along_axis(stacked, jnp.argmin(errors, axis=1)[None, :, None], axis=0)[0]
 
 
 def smoothquant(encoder: Encoder, batches: Batches, scheme: Scheme) -> Encoder:
     """Divides the inputs of all quantised sites by smoothing factors, alpha chosen for every block and site."""
-    absmax, inputs = channel_absmax(encoder, batches), sampled_tokens(encoder, batches)
+    extremes, inputs = channel_absmax(encoder, batches), sampled_tokens(encoder, batches)
     blocks = encoder.params["image"]["blocks"]
     for site in divisible_sites(scheme):
         chosen = quantized_cells(scheme, site, encoder.spec.image.blocks.num_blocks)
-        kernel = site_matrix(blocks, site)
-        ones = jnp.ones_like(absmax[site])
-        candidates = [ones, *(smoothing_factors(absmax[site], kernel, alpha) for alpha in ALPHAS)]
-        bits = scheme.at(site)[:2]
-        factors = best_factors(inputs[site], absmax[site], kernel, candidates, scheme, scheme.activations, bits)
+        kernel, bits = site_matrix(blocks, site), scheme.at(site)[:2]
+        absmax = at_least_a_step(extremes[site], bits[1])
+        candidates = [jnp.ones_like(absmax), *(smoothing_factors(absmax, kernel, alpha) for alpha in ALPHAS)]
+        factors = best_factors(inputs[site], absmax, kernel, candidates, scheme, scheme.activations, bits)
         encoder = divide_inputs(encoder, site, jnp.where(chosen[:, None], factors, 1.0))
     return encoder
 

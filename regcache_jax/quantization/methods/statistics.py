@@ -8,7 +8,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from regcache_jax.encoders.blocks import BlockTrace
 from regcache_jax.encoders.encoder import Encoder
@@ -20,6 +21,7 @@ Statistic = Callable[[Float[Array, "T C"], Bool[Array, "T"]], Any]
 """From the tokens of one site of one block of one batch, and which of them are there, to arrays."""
 
 SAMPLED_TOKENS = 512
+SEED = 0
 
 
 def site_tokens(trace: BlockTrace, site: str) -> tuple[Float[Array, "T C"], Bool[Array, "T"]]:
@@ -90,10 +92,16 @@ def second_moments(encoder: Encoder, batches: Batches) -> dict[str, Float[Array,
     return {site: total / count[:, None, None] for site, (total, count) in found.items()}
 
 
-def _every(rows: Float[Array, "T C"], present: Bool[Array, "T"]) -> Float[Array, "S C"]:
-    return rows[:: max(1, len(rows) // SAMPLED_TOKENS)][:SAMPLED_TOKENS]
+def sampled_rows(total: int) -> Int[np.ndarray, "S"]:
+    """Which tokens of a batch are sampled: drawn at random, as an even stride that divides the tokens of an image would take the
+    same few positions of all images, its left border say."""
+    return np.sort(np.random.default_rng(SEED).choice(total, min(total, SAMPLED_TOKENS), replace=False))
+
+
+def _some(rows: Float[Array, "T C"], present: Bool[Array, "T"]) -> Float[Array, "S C"]:
+    return rows[sampled_rows(len(rows))]
 
 
 def sampled_tokens(encoder: Encoder, batches: Batches) -> dict[str, Float[Array, "L S C"]]:
-    """About `SAMPLED_TOKENS` rows of every site, evenly from the first batch."""
-    return gather(encoder, batches[:1], _every, jnp.add)
+    """Up to `SAMPLED_TOKENS` rows of every site from the first batch."""
+    return gather(encoder, batches[:1], _some, jnp.add)
