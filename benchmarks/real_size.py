@@ -1,7 +1,8 @@
 """The whole flow at real size: a random CLIP ViT-B/16 in Hugging Face's layout, with times and peak memory by stage.
 
-    python benchmarks/real_size.py [--json FILE]
+    python benchmarks/real_size.py [--json FILE] [--work DIR]
 
+With --work, what was made and measured stays in DIR, and a benchmark that was stopped goes on behind its last finished stage.
 Converted, searched on 64 pictures with a small budget, quantised, evaluated on 256 pictures. The weights are random, so the
 accuracy means nothing; what is measured is what the stages take.
 """
@@ -9,8 +10,10 @@ accuracy means nothing; what is measured is what the stages take.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -63,37 +66,42 @@ def main() -> None:
     """Runs the stages and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
-    target = parser.parse_args().json
-    rows = []
-    with tempfile.TemporaryDirectory() as place:
-        root = Path(place)
+    parser.add_argument("--work", type=Path)
+    arguments = parser.parse_args()
+    with contextlib.ExitStack() as stack:
+        root = arguments.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        rows = run_stages(root)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def run_stages(root: Path) -> list[dict]:
+    """Runs the stages that the folder has no figures of; prints and returns all rows."""
+    root.mkdir(parents=True, exist_ok=True)
+    if not (root / "checkpoint" / "tokenizer.json").exists():
+        shutil.rmtree(root / "checkpoint", ignore_errors=True)
         random_checkpoint(root / "checkpoint")
-        model, plan, model8 = (str(root / name) for name in ("model", "plan.safetensors", "model8"))
-        data = ["--dataset", "emoji", "--batch-size", "16"]
-        stages = {
-            "convert": ["convert", str(root / "checkpoint"), "--out", model],
-            "search, 64 pictures, 12 trials": [
-                "search",
-                model,
-                *data,
-                "--limit",
-                "64",
-                "--max-trials",
-                "12",
-                "--out",
-                plan,
-            ],
-            "quantize, 64 pictures": ["quantize", model, *data, "--limit", "64", "--registers", plan, "--out", model8],
-            "evaluate float, 256 pictures": ["evaluate", model, *data, "--limit", "256"],
-            "evaluate int8, 256 pictures": ["evaluate", model8, *data, "--limit", "256"],
-        }
-        print("stage\tseconds\tCPU seconds\tpeak GiB")
-        for stage, command in stages.items():
+    model, plan, table, model8 = (str(root / name) for name in ("model", "plan.safetensors", "trials.jsonl", "model8"))
+    data = ["--dataset", "emoji", "--batch-size", "16"]
+    few, small = [*data, "--limit", "64"], ["--max-trials", "12", "--table", table]
+    stages = {
+        "convert": ["convert", str(root / "checkpoint"), "--out", model],
+        "search, 64 pictures, 12 trials": ["search", model, *few, *small, "--out", plan],
+        "quantize, 64 pictures": ["quantize", model, *few, "--registers", plan, "--out", model8],
+        "evaluate float, 256 pictures": ["evaluate", model, *data, "--limit", "256"],
+        "evaluate int8, 256 pictures": ["evaluate", model8, *data, "--limit", "256"],
+    }
+    measured = root / "rows.json"
+    rows = json.loads(measured.read_text()) if measured.exists() else []
+    print("stage\tseconds\tCPU seconds\tpeak GiB")
+    for stage, command in stages.items():
+        if stage not in [row["stage"] for row in rows]:
             seconds, work, peak = measure(command)
             rows.append({"stage": stage, "seconds": seconds, "cpu_seconds": work, "peak_gib": peak})
-            print(f"{stage}\t{seconds:.1f}\t{work:.1f}\t{peak:.2f}", flush=True)
-    if target is not None:
-        target.write_text(json.dumps(rows, indent=2) + "\n")
+            measured.write_text(json.dumps(rows, indent=2) + "\n")
+        row = next(row for row in rows if row["stage"] == stage)
+        print(f"{stage}\t{row['seconds']:.1f}\t{row['cpu_seconds']:.1f}\t{row['peak_gib']:.2f}", flush=True)
+    return rows
 
 
 if __name__ == "__main__":
