@@ -2,9 +2,9 @@
 
     python benchmarks/real_size.py [--json FILE] [--work DIR]
 
-With --work, what was made and measured stays in DIR, and a benchmark that was stopped goes on behind its last finished stage.
 Converted, searched on 64 pictures with a small budget, quantised, evaluated on 256 pictures. The weights are random, so the
-accuracy means nothing; what is measured is what the stages take.
+accuracy means nothing; what is measured is what the stages take. With --work, what was made and measured stays in DIR, and a
+benchmark that was stopped goes on behind its last finished stage.
 """
 
 from __future__ import annotations
