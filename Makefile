@@ -41,10 +41,12 @@ clean:  ## removes the environment and everything built
 $(VENV)/core: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { $(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and $(TOO_OLD))" && \
 		echo "$(PYTHON) -m venv $(VENV)" && $(PYTHON) -m venv $(VENV); } || { rm -rf $(VENV); exit 1; }
+	@echo "installing into $(VENV): a few minutes, once"
 	$(INSTALL) --editable .
 	touch $@
 
 $(VENV)/dev: $(VENV)/core
+	@echo "installing what tests need into $(VENV): a few minutes, once"
 	$(INSTALL) --editable ".[dev,torch]"
 	touch $@
 
