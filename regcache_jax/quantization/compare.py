@@ -58,6 +58,7 @@ class Entry:
 
 def features_of(encoder: Encoder, images: Images, batch_size: int = 64) -> Float[np.ndarray, "n E"]:
     """Features of an array of images, in batches of one shape."""
+    encoder = encoder.replace(scheme=None if encoder.scheme is None else encoder.scheme.running)
     batches = [np.asarray(_encode(encoder, jnp.asarray(batch))) for batch in in_batches(images, batch_size)]
     return np.concatenate(batches)[: len(images)]
 

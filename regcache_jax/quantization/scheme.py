@@ -167,6 +167,15 @@ class Scheme:
             rule.quantized and site not in self.float_sites,
         )
 
+    @property
+    def running(self) -> Scheme:
+        """What a program of the quantised encoder depends on: the same scheme without how its integers and scales were found, so that
+        encoders that run alike share one compilation."""
+        rules = tuple(dataclasses.replace(rule, weight_bits=None) for rule in self.rules)
+        return dataclasses.replace(
+            self, weight_bits=8, method="rtn", symmetric=True, estimator="absmax", percentile=99.99, rules=rules
+        )
+
     def segments(self, first: int, last: int) -> list[tuple[int, int, Scheme]]:
         """Ranges of blocks that are quantised alike, each with the scheme that says the same without block numbers."""
         if not self.rules:
