@@ -16,14 +16,14 @@ demo: $(VENV)/core  ## the whole story on the bundled encoder: table, build/demo
 
 test: $(VENV)/dev browser  ## all tests; coverage of regcache_jax and converters must be 90 % or more
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov --cov-report= --durations=40 tests
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov --cov-report= --durations=40 tests
 	$(BIN)/python -m coverage report --skip-covered --fail-under=90
 
 check: $(VENV)/dev  ## format, lint, types and the fast tests: about a minute
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --numprocesses 2 --quiet -m "not slow" tests
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --quiet -m "not slow" tests
 
 format: $(VENV)/dev  ## puts the code in order
 	$(BIN)/ruff format .

@@ -19,6 +19,13 @@ from regcache_jax.evaluation.zero_shot import class_vectors
 from regcache_jax.registers.rivals import features_of, rivals
 from regcache_jax.registers.trial import feature_errors
 
+PAIRS = (
+    ("RegCache", "percentile clipping"),
+    ("RegCache", "test-time registers"),
+    ("RegCache with percentile clipping", "percentile clipping"),
+)
+"""Whose top-1 is compared picture by picture."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -33,13 +40,22 @@ def main() -> None:
     labels = np.array([dataset[index].label for index in range(len(dataset))])
     vectors = class_vectors(model.encoder, model.tokenize, prompts.class_names(dataset), prompts.templates(dataset))
     float_features = features_of(model.encoder, pictures)
+    right: dict[str, np.ndarray] = {}
     rows = []
 
     def show(scheme: str, name: str, features: np.ndarray) -> None:
-        top1 = float(1 - feature_errors(features, float_features, labels, vectors).mean())
+        answers = np.argmax(features @ vectors.T, axis=1)
+        right[name] = (answers == labels).astype(float)
+        agreement = float((answers == np.argmax(float_features @ vectors.T, axis=1)).mean())
         error = float(feature_errors(features, float_features).mean())
-        rows.append({"scheme": scheme, "name": name, "acc1": top1, "error": error})
-        print(f"{scheme:6s} {name:34s} top-1 {top1:6.1%}  error of the features {error:.4g}", flush=True)
+        rows.append(
+            {"scheme": scheme, "name": name, "acc1": float(right[name].mean()), "error": error, "agreement": agreement}
+        )
+        print(
+            f"{scheme:6s} {name:34s} top-1 {right[name].mean():6.1%}  error of the features {error:.4g}  answers as float "
+            f"{agreement:.1%}",
+            flush=True,
+        )
 
     show("float", "float", float_features)
     for name in arguments.schemes.split(","):
@@ -47,6 +63,9 @@ def main() -> None:
         result = search(model.encoder, reference, scheme)
         for rival, encoder in rivals(model.encoder, reference, scheme, result):
             show(name, rival, features_of(encoder, pictures))
+        for ours, other in PAIRS:
+            gap = right[ours] - right[other]
+            print(f"{name:6s} {ours} - {other}: {gap.mean():+.1%}, standard error {gap.std() / len(gap) ** 0.5:.1%}")
     if arguments.json is not None:
         partial = arguments.json.with_name(arguments.json.name + ".partial")
         partial.write_text(json.dumps(rows, indent=2))

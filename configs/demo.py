@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     config.calibration = ConfigDict({"dataset": "emoji", "data_dir": "", "split": "train", "limit": 512})
     config.evaluation = ConfigDict({"dataset": "emoji", "data_dir": "", "split": "test", "limit": 0})  # 0: all
     config.task = "zeroshot_classification"  # or knn: neighbours in the bank vote
+    config.protocol = "open_clip"  # or big_vision: whose words, cleaning and crop
     config.bank = ConfigDict({"dataset": "emoji", "data_dir": "", "split": "train", "limit": 0})  # read by knn alone
     config.neighbours, config.temperature = 20, 0.07
     config.classnames = ""  # JSON files, where the dataset does not know its own
@@ -30,6 +31,8 @@ def get_config() -> ConfigDict:
 
     config.search = ConfigDict({"chunk": 64, "align": 0, "max_trials": 0, "max_minutes": 0.0})  # 0: no limit
     config.batch_size = 68
-    config.micro_batch = 0
-    config.parallel = "jit"
+    config.micro_batch = 0  # rows that a device works on at a time; 0: what its on-chip memory holds
+    config.parallel = "jit"  # or pmap
+    config.workers = 0  # processes that decode pictures; 0: threads
+    config.allow_missing = 0  # so many pictures may be unreadable
     return config

@@ -140,7 +140,10 @@ def spec(given: Given) -> EncoderSpec:
         projection=given.shape("txt/head/kernel")[1] if has_head else None,
         projection_bias=has_head,
     )
-    return EncoderSpec(given.name, "siglip", image, pictures, towers, catalog.siglip_tokenization(context, vocabulary))
+    tokenization = catalog.siglip_tokenization(context, vocabulary)
+    cleaning = "lower_ascii" if tokenization.cleaning == "lower" else "canonicalize"
+    tokenization = dataclasses.replace(tokenization, cleaning=cleaning)
+    return EncoderSpec(given.name, "siglip", image, pictures, towers, tokenization)
 
 
 _PREFIXES = (("params/", ""),)

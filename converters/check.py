@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from regcache_jax.converters import sources
+from regcache_jax.converters.readers import read_json
 
 from regcache_jax.checkpoints import Model
 from regcache_jax.encoders.encoder import Encoder
@@ -18,16 +19,16 @@ from regcache_jax.encoders.text import text_features
 from regcache_jax.encoders.vision import image_features
 from regcache_jax.errors import UserError
 
-# The classes of transformers that a folder's config.json may name; a checkpoint never chooses what is run.
-ARCHITECTURES = (
-    "CLIPModel",
-    "CLIPVisionModel",
-    "CLIPVisionModelWithProjection",
-    "SiglipModel",
-    "SiglipVisionModel",
-    "Dinov2Model",
-    "Dinov2WithRegistersModel",
-)
+# The classes of transformers that run a kind of checkpoint: the one its config.json names if it is here, else the first. A
+# checkpoint never chooses what is run.
+ARCHITECTURES = {
+    "clip": ("CLIPModel", "CLIPVisionModelWithProjection", "CLIPVisionModel"),
+    "clip_vision_model": ("CLIPVisionModel", "CLIPVisionModelWithProjection"),
+    "siglip": ("SiglipModel", "SiglipVisionModel"),
+    "siglip_vision_model": ("SiglipVisionModel",),
+    "dinov2": ("Dinov2Model",),
+    "dinov2_with_registers": ("Dinov2WithRegistersModel",),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +47,11 @@ def check(source: str, model: Model | Encoder, *, num_images: int = 1, seed: int
     Gives a row for the hidden state that enters each block (image, then text), then the pooled image and text features before
     they are normalised. Raises UserError without transformers or for a layout it does not read."""
     encoder = model.encoder if isinstance(model, Model) else model
-    folder = _folder(source)
+    folder = find_reference(source)
     images, ids = random_inputs(encoder, num_images, seed)
     theirs = run_reference(folder, images, ids)
     ours = run_ours(encoder, images, ids)
-    return [_difference(what, ours[what], theirs[what]) for what in theirs]
+    return [difference(what, ours[what], theirs[what]) for what in theirs]
 
 
 def random_inputs(encoder: Encoder, num_images: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray | None]:
@@ -83,16 +84,12 @@ def run_ours(encoder: Encoder, images: np.ndarray, ids: np.ndarray | None) -> di
 
 def run_reference(folder: Path, images: np.ndarray, ids: np.ndarray | None) -> dict[str, np.ndarray]:
     """The same from transformers, in float32 on the CPU."""
-    try:
-        import torch
-        import transformers
-    except ImportError:
-        raise UserError("the check runs the original in PyTorch: pip install regcache-jax[torch]") from None
-    config = json.loads((folder / "config.json").read_text())
-    architecture = (config.get("architectures") or [None])[0]
-    if architecture not in ARCHITECTURES:
-        raise UserError(f"{folder} is a {architecture}; the check knows {', '.join(ARCHITECTURES)}")
-    network = getattr(transformers, architecture).from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    import torch
+    import transformers
+
+    network = getattr(transformers, _architecture(folder)).from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True
+    )
     network.eval()
     vision, text = getattr(network, "vision_model", network), getattr(network, "text_model", None)
     with torch.no_grad():
@@ -126,7 +123,8 @@ def _named(towers: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, np.nda
     return rows | {f"{tower} features": features for tower, (features, _) in towers.items()}
 
 
-def _difference(what: str, ours: np.ndarray, theirs: np.ndarray) -> Difference:
+def difference(what: str, ours: np.ndarray, theirs: np.ndarray) -> Difference:
+    """Compares two arrays. Raises UserError for different shapes."""
     ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
     if ours.shape != theirs.shape:
         raise UserError(f"{what} is {list(ours.shape)} here and {list(theirs.shape)} in the original")
@@ -139,10 +137,24 @@ def _difference(what: str, ours: np.ndarray, theirs: np.ndarray) -> Difference:
     )
 
 
-def _folder(source: str) -> Path:
+def find_reference(source: str) -> Path:
+    """The folder that transformers can run, to compare with. Raises UserError without transformers, or for a source that is
+    not in its layout."""
+    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
+        raise UserError("the check runs the original in PyTorch: pip install regcache-jax[torch]")
     found = sources.resolve(source)
-    if not (found.folder / "config.json").is_file():
+    if not (found.folder / "config.json").is_file() or not found.weights.name.startswith(("model.", "pytorch_model.")):
         raise UserError(
-            f"the check runs transformers, which reads Hugging Face folders; {found.folder} has no config.json"
+            f"the check runs transformers, which reads Hugging Face folders; {found.weights} is not part of one"
         )
+    _architecture(found.folder)
     return found.folder
+
+
+def _architecture(folder: Path) -> str:
+    config = read_json(folder / "config.json")
+    known = ARCHITECTURES.get(config.get("model_type", ""))
+    if known is None:
+        raise UserError(f"{folder} holds a {config.get('model_type')!r}; the check knows {', '.join(ARCHITECTURES)}")
+    named = [name for name in config.get("architectures") or () if name in known]
+    return (*named, *known)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -28,7 +29,7 @@ from regcache_jax.converters.formats import Format, Given
 from regcache_jax.converters.readers import Tensors
 
 from regcache_jax import checkpoints
-from regcache_jax.encoders import catalog
+from regcache_jax.encoders import catalog, tokenizers
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.parameters import parameter_shapes
 from regcache_jax.encoders.spec import Activation, EncoderSpec, Filter
@@ -87,9 +88,10 @@ def convert(
     out = epath.Path(out)
     if out.exists():
         raise UserError(f"{out} exists already; choose another folder or remove it first")
-    tokenizer_files = [] if tokenizer is None else _tokenizer_files(tokenizer)
     found = sources.resolve(str(source))
     choices = {"activation": activation, "interpolation": interpolation, "filter": filter, "image_size": image_size}
+    if tokenizer is not None and not tokenizer.exists():
+        raise UserError(f"--tokenizer should be a file or a folder that holds one, got {tokenizer}")
     encoder, format, tensors = read_checkpoint(found, name=name, dtype=dtype, choices=choices)
     files = found.files(tensors)
     metadata = {
@@ -99,9 +101,8 @@ def convert(
         "converter_version": CONVERTER_VERSION,
         "choices": {choice: _value(encoder.spec, known.places[0]) for choice, known in CHOICES.items()},
     }
-    if encoder.spec.tokenization is not None and not tokenizer_files:
-        tokenizer_files = found.tokenizer_files()
-    return checkpoints.save(out, encoder, metadata=metadata, tokenizer_files=tokenizer_files)
+    words = find_tokenizer(encoder.spec, tokenizer, found.folder)
+    return checkpoints.save(out, encoder, metadata=metadata, tokenizer_files=words)
 
 
 def read_checkpoint(
@@ -235,9 +236,19 @@ def _with(node: Any, place: list[str], value: Any) -> Any:
     return dataclasses.replace(node, **{first: _with(getattr(node, first), rest, value) if rest else value})
 
 
-def _tokenizer_files(tokenizer: Path) -> list[Path]:
-    """The file that --tokenizer names. Raises UserError if there is none."""
-    file = Path(tokenizer) / sources.TOKENIZER_FILE if Path(tokenizer).is_dir() else Path(tokenizer)
-    if file.name != sources.TOKENIZER_FILE or not file.is_file():
-        raise UserError(f"--tokenizer should be a {sources.TOKENIZER_FILE} or a folder that holds one, got {tokenizer}")
-    return [file]
+def find_tokenizer(spec: EncoderSpec, given: Path | None, folder: Path) -> list[epath.Path]:
+    """The tokenizer's files: those given, else those beside the weights, if there are any.
+
+    Raises UserError for given ones that this encoder's text cannot be read with."""
+    if spec.tokenization is None:
+        return []
+    kind = spec.tokenization.kind
+    if given is None:
+        return tokenizers.find_files(kind, folder)
+    alone = [patterns[0] for patterns in tokenizers.FILES[kind] if len(patterns) == 1]
+    is_one = given.is_file() and any(fnmatch.fnmatchcase(given.name, pattern) for pattern in alone)
+    files = [epath.Path(given)] if is_one else tokenizers.find_files(kind, given)
+    if not files:
+        wanted = tokenizers.expected_files(kind)
+        raise UserError(f"--tokenizer should be {wanted}, or a folder that holds it, got {given}")
+    return files

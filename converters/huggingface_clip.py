@@ -127,6 +127,7 @@ def spec(given: Given) -> EncoderSpec:
     )
     pads_with_zero = given.tokenizer.get("pad_token") == "!"  # id 0, as LAION's folders have it
     tokenization = catalog.clip_tokenization(context, vocabulary, 0 if pads_with_zero else vocabulary - 1)
+    tokenization = dataclasses.replace(tokenization, cleaning="none")  # its tokenizer cleans
     return dataclasses.replace(result, text=towers, tokenization=tokenization)
 
 

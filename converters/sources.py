@@ -11,7 +11,7 @@ from typing import Any
 
 from regcache_jax.converters.readers import READERS, Tensors, read_json, read_tensors
 
-from regcache_jax.encoders import catalog
+from regcache_jax.encoders import catalog, tokenizers
 from regcache_jax.errors import UserError
 
 # In the order in which they are preferred: files that cannot hold code first.
@@ -24,9 +24,8 @@ WEIGHT_FILES = (
     "open_clip_pytorch_model.bin",
     "flax_model.msgpack",
 )
-TOKENIZER_FILE = "tokenizer.json"
 _SIDE_FILES = (
-    TOKENIZER_FILE,
+    *(pattern for files in tokenizers.FILES.values() for patterns in files for pattern in patterns),
     "tokenizer_config.json",
     "config.json",
     "open_clip_config.json",
@@ -77,10 +76,6 @@ class Source:
         names = sorted({tensor.file for tensor in tensors.values()})
         return [self.weights.parent / name for name in names]
 
-    def tokenizer_files(self) -> list[Path]:
-        """The tokenizer's file, if it stands beside the weights."""
-        return [self.folder / TOKENIZER_FILE] if (self.folder / TOKENIZER_FILE).is_file() else []
-
 
 def sha256(file: Path) -> str:
     """SHA-256 of a file."""
@@ -104,11 +99,10 @@ def resolve(asked: str) -> Source:
         raise UserError(f"there is no file {path}")
     if asked.startswith("open_clip:"):
         row = catalog.get(asked)
-        folder = _from_hub(_open_clip_repository(row), asked)
+        folder = _from_hub([_open_clip_repository(row)], asked)
         return Source(asked, _weights(folder), folder, row)
     if _HUB_ID.fullmatch(asked) or row is not None:
-        repository = row.huggingface if row is not None else asked
-        folder = _from_hub(repository, asked)
+        folder = _from_hub(catalog.repositories(asked), asked)
         return Source(asked, _weights(folder), folder, row)
     catalog.get(asked)  # raises, with the nearest names
     raise UserError(f"{asked} is neither a file, a folder nor an encoder that is known")
@@ -148,8 +142,9 @@ def _open_clip_repository(row: catalog.Row) -> str:
     return f"timm/{model}" if tag == "webli" else row.huggingface
 
 
-def _from_hub(repository: str, asked: str) -> Path:
-    """The folder of a hub repository: from the local cache where it is complete, else downloaded.
+def _from_hub(repositories: list[str], asked: str) -> Path:
+    """The folder of the first of these hub repositories that there is: from the local cache where it is complete, else
+    downloaded.
 
     Raises UserError without huggingface_hub, without a network, or for a repository that is gated or not there."""
     try:
@@ -159,27 +154,33 @@ def _from_hub(repository: str, asked: str) -> Path:
         raise UserError(
             f"{asked} is not on this machine; to fetch it from the hub: pip install regcache-jax[hub]"
         ) from None
-    try:
-        cached = Path(huggingface_hub.snapshot_download(repository, local_files_only=True))
-        if any((cached / name).is_file() for name in WEIGHT_FILES):
-            return cached
-    except (LocalEntryNotFoundError, OSError, ValueError):
-        pass
-    try:
-        held = set(huggingface_hub.list_repo_files(repository))
-        weights = next((name for name in WEIGHT_FILES if name in held), None)
-        if weights is None:
-            raise UserError(f"{repository} on the hub holds none of {', '.join(WEIGHT_FILES)}")
-        shards = (
-            _SHARDS[Path(weights.removesuffix(".index.json")).suffix] if weights.endswith(".index.json") else weights
-        )
-        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=[weights, shards, *_SIDE_FILES]))
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        close = catalog.nearest(asked)
-        hint = f"; known names near it: {', '.join(close)}" if close and catalog.find(asked) is None else ""
-        reason = str(error).strip().splitlines()[0][:200]
-        raise UserError(
-            f"{repository} is neither a local path nor in the hub's cache, and cannot be fetched ({reason}){hint}"
-        ) from None
+    for repository in repositories:
+        try:
+            cached = Path(huggingface_hub.snapshot_download(repository, local_files_only=True))
+            if any((cached / name).is_file() for name in WEIGHT_FILES):
+                return cached
+        except (LocalEntryNotFoundError, OSError, ValueError):
+            pass
+    reasons = []
+    for repository in repositories:
+        try:
+            return _download(repository)
+        except (HfHubHTTPError, OSError, ValueError) as error:
+            reasons.append(f"{repository}: {str(error).strip().splitlines()[0][:200]}")
+    close = catalog.nearest(asked)
+    hint = f"; known names near it: {', '.join(close)}" if close and catalog.find(asked) is None else ""
+    raise UserError(
+        f"{asked} is neither a local path nor in the hub's cache, and cannot be fetched ({'; '.join(reasons)}){hint}"
+    )
+
+
+def _download(repository: str) -> Path:
+    """Fetches the weights and what belongs to them into the hub's cache. Raises what huggingface_hub raises."""
+    import huggingface_hub
+
+    held = set(huggingface_hub.list_repo_files(repository))
+    weights = next((name for name in WEIGHT_FILES if name in held), None)
+    if weights is None:
+        raise ValueError(f"holds none of {', '.join(WEIGHT_FILES)}")
+    shards = _SHARDS[Path(weights.removesuffix(".index.json")).suffix] if weights.endswith(".index.json") else weights
+    return Path(huggingface_hub.snapshot_download(repository, allow_patterns=[weights, shards, *_SIDE_FILES]))

@@ -116,8 +116,26 @@ def _clip_spec(given: Given) -> EncoderSpec:
             f"{given.name} is a CLIP in timm's names, which does not say which GELU it was trained with; "
             "name its row of the catalog with --name, e.g. --name openai/clip-vit-base-patch16"
         )
-    image = dataclasses.replace(given.row.spec.image, projection_bias=given.has("head.bias"))
-    return dataclasses.replace(given.row.spec, image=image, text=None, tokenization=None)
+    width, _, patch, _ = given.shape("patch_embed.proj.weight")
+    pixels = given.side(given.shape("pos_embed")[1] - 1) * patch
+    known = given.row.spec.image.blocks
+    blocks = dataclasses.replace(
+        known,
+        width=width,
+        num_blocks=given.count("blocks.*.norm1.weight"),
+        num_heads=num_heads(width),
+        mlp_width=given.shape("blocks.0.mlp.fc1.weight")[0],
+    )
+    image = dataclasses.replace(
+        given.row.spec.image,
+        image_size=pixels,
+        patch_size=patch,
+        blocks=blocks,
+        projection=given.shape("head.weight")[0],
+        projection_bias=given.has("head.bias"),
+    )
+    pictures = dataclasses.replace(given.row.spec.preprocessing, image_size=pixels, resize_size=pixels)
+    return EncoderSpec(given.name, "clip", image, pictures)
 
 
 _IGNORED = ("mask_token",)

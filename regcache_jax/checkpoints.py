@@ -41,7 +41,13 @@ from regcache_jax.registers.plan_file import load_plan, save_plan
 
 FORMAT_VERSION = 1
 ENCODER_FILE, PARAMS_FOLDER, PLAN_FILE = "encoder.json", "params", "registers.safetensors"
-TOKENIZER_FILE = "tokenizer.json"
+CHUNK_BYTES = 2**25
+"""Pieces in which an array is compressed and written. With one file a piece (and not Orbax's database, which keeps what it
+has compressed until all is there) and without a copy of every array, writing takes little more memory than the arrays."""
+_WITHOUT_COPIES = ocp.type_handlers.create_type_handler_registry(
+    (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
+    (jax.Array, ocp.type_handlers.ArrayHandler()),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +68,6 @@ class Model:
         spec = self.encoder.spec
         if spec.tokenization is None:
             raise UserError(f"{spec.name} reads no text")
-        if spec.tokenization.kind != "hashed" and not (self.folder / TOKENIZER_FILE).exists():
-            raise UserError(f"{self.folder} has no tokenizer; convert it again with --tokenizer FILE_OR_FOLDER")
         return load_tokenizer(spec.tokenization, self.folder)
 
 
@@ -100,6 +104,7 @@ def save(
             save_plan(beside / PLAN_FILE, encoder.plan)
         for file in map(epath.Path, tokenizer_files):
             file.copy(beside / file.name)
+        description["parameter_files"] = _file_sizes(beside / PARAMS_FOLDER)
         (beside / ENCODER_FILE).write_text(json.dumps(description, indent=2) + "\n")
         beside.rename(folder)
     except BaseException:
@@ -118,13 +123,33 @@ def _check_space(folder: epath.Path, size: int) -> None:
         raise OSError(errno.ENOSPC, needs, str(folder))
 
 
+def _params(folder: epath.Path) -> epath.Path:
+    """Where the parameters lie, as Orbax wants it: an absolute path, or one with its scheme (which `resolve` would take for a
+    relative path)."""
+    return (folder if "://" in str(folder) else folder.resolve()) / PARAMS_FOLDER
+
+
+def _checkpointer(**how: Any) -> ocp.Checkpointer:
+    """Orbax for this process alone: of several, each reads for itself, and nobody waits for the others."""
+    options = ocp.options.MultiprocessingOptions()
+    if jax.process_count() > 1:
+        process = jax.process_index()
+        options = ocp.options.MultiprocessingOptions(process, {process}, f"process{process}")
+    return ocp.Checkpointer(
+        ocp.PyTreeCheckpointHandler(multiprocessing_options=options, **how), multiprocessing_options=options
+    )
+
+
 def _save_parameters(folder: epath.Path, params: Any) -> None:
     """Raises OSError where Orbax, which has no error of its own for that, cannot write."""
     log = logging.getLogger("absl")
     logged, log.disabled = log.disabled, True  # Orbax logs the traceback of what it raises
+    # as NumPy arrays: with several processes Orbax refuses device arrays that only one of them holds
+    arrays = jax.tree.map(np.asarray, params)
+    chunks = jax.tree.map(lambda leaf: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), arrays)
     try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            checkpointer.save(folder.resolve() / PARAMS_FOLDER, params)
+        with _checkpointer(use_ocdbt=False, type_handler_registry=_WITHOUT_COPIES) as checkpointer:
+            checkpointer.save(_params(folder), args=ocp.args.PyTreeSave(arrays, save_args=chunks))
     except ValueError as error:  # TensorStore's: the path, then what the system said
         message = str(error).rpartition(" [")[0] or str(error)
         raise OSError(f"{folder}: {message.rpartition(': ')[2]}") from error
@@ -132,32 +157,41 @@ def _save_parameters(folder: epath.Path, params: Any) -> None:
         log.disabled = logged
 
 
-def load(folder: epath.PathLike, *, sharding: jax.sharding.Sharding | None = None) -> Model:
-    """Reads a model folder, its parameters straight onto `sharding` (None: the first device).
+Placing = Callable[[str, jax.ShapeDtypeStruct], jax.sharding.Sharding]
+
+
+def load(folder: epath.PathLike, *, sharding: jax.sharding.Sharding | Placing | None = None) -> Model:
+    """Reads a model folder, its parameters straight onto `sharding` (None: this process's first device): one for all of them, or a
+    function of a parameter's path (`image/blocks/mlp/fc1/kernel`) and shape, so that a mesh can hold a share of each.
 
     Raises UserError that names the folder and everything that is missing or does not fit its spec."""
     folder = epath.Path(folder)
     description = read_description(folder)
     spec, scheme = _read_spec(folder, description)
     template = _read_shapes(folder, description, spec, scheme)
-    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    _check_files(folder, description)
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    placed = {path: sharding(path, leaf) if callable(sharding) else sharding for path, leaf in template.items()}
     try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            _check_stored(folder, checkpointer.metadata(folder.resolve() / PARAMS_FOLDER), template)
+        with _checkpointer() as checkpointer:
+            _check_stored(folder, checkpointer.metadata(_params(folder)), template)
             flat = checkpointer.restore(
-                folder.resolve() / PARAMS_FOLDER,
+                _params(folder),
                 args=ocp.args.PyTreeRestore(
                     item=unflatten_dict(template, sep="/"),
                     restore_args=jax.tree.map(
-                        lambda leaf: ocp.ArrayRestoreArgs(sharding=sharding, dtype=leaf.dtype, global_shape=leaf.shape),
+                        lambda leaf, place: ocp.ArrayRestoreArgs(
+                            sharding=place, dtype=leaf.dtype, global_shape=leaf.shape
+                        ),
                         unflatten_dict(template, sep="/"),
+                        unflatten_dict(placed, sep="/"),
                     ),
                 ),
             )
     except UserError:
         raise
     except Exception as error:  # Orbax and TensorStore raise many kinds of error for damaged folders
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{folder / PARAMS_FOLDER} is damaged or incomplete: {reason[:300]}") from None
     encoder = Encoder(_from_arrays(flatten_dict(flat, sep="/")), spec=spec, scheme=scheme)
     if (folder / PLAN_FILE).exists():
@@ -230,6 +264,33 @@ def _read_shapes(
     if faults:
         raise UserError(f"{folder / ENCODER_FILE} does not fit its spec: {'; '.join(faults[:12])}")
     return leaves
+
+
+def _file_sizes(folder: epath.Path) -> dict[str, int]:
+    """Bytes of every file in a folder and those inside it, by relative path; none for a folder that is not there."""
+    sizes = {}
+    for entry in sorted(folder.iterdir()) if folder.exists() else ():
+        if entry.is_dir():
+            sizes |= {f"{entry.name}/{name}": size for name, size in _file_sizes(entry).items()}
+        else:
+            sizes[entry.name] = entry.stat().length
+    return sizes
+
+
+def _check_files(folder: epath.Path, description: Mapping[str, Any]) -> None:
+    """Raises UserError where a file of the parameters is missing or cut: a copy that was interrupted, most likely.
+
+    Folders written before encoder.json listed the files are left to Orbax."""
+    listed = description.get("parameter_files", {})
+    there = _file_sizes(folder / PARAMS_FOLDER) if listed else {}
+    faults = [
+        f"{name} has {there[name]} of {size} bytes" if name in there else f"{name} is missing"
+        for name, size in listed.items()
+        if there.get(name) != size
+    ]
+    if faults:
+        more = f" and {len(faults) - 3} files more" if len(faults) > 3 else ""
+        raise UserError(f"{folder / PARAMS_FOLDER} is damaged or incomplete: {'; '.join(faults[:3])}{more}")
 
 
 def _check_stored(folder: epath.Path, stored: Any, template: Mapping[str, jax.ShapeDtypeStruct]) -> None:

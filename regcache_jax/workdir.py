@@ -12,14 +12,15 @@ import json
 import uuid
 from collections.abc import Callable, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
+from regcache_jax import distributed
 from regcache_jax.evaluation import results
 from regcache_jax.observer import Observer
+from regcache_jax.paths import changed, files_below
 
 Json = dict[str, Any]
 
@@ -38,25 +39,53 @@ class Workdir:
 
     def __init__(self, path: epath.PathLike, observer: Observer) -> None:
         self.path, self.observer = epath.Path(path), observer
+        distributed.from_first(self._clean)
+
+    def _clean(self) -> None:
         for leftover in leftovers(self.path):
             remove(leftover)
 
-    def stage(self, name: str, made_from: Any, make: Callable[[], Json], files: Sequence[str] = ()) -> Stage:
+    def stage(
+        self, name: str, made_from: Any, make: Callable[[], Json], files: Sequence[str] = (), *, together: bool = False
+    ) -> Stage:
         """The result of `make`, or its record where that was made from the same things by the same version and the `files` and
-        folders (relative to the work folder) it made are still as they were. Old files are removed before `make` runs."""
-        digest = self.digest(name, made_from)
+        folders (relative to the work folder) it made are still as they were. Old files are removed before `make` runs.
+
+        With several processes the first alone decides, makes and writes, and the others are handed the result; `together`: all
+        of them run `make`, for the devices of all."""
         record = self.path / "stages" / f"{name}.json"
-        stored = self._read(record)
-        if stored.get("made_from") == digest and stored.get("files") == self._digests(files):
+
+        def kept() -> Json:
+            digest = self.digest(name, made_from)
+            stored = self._read(record)
+            same = stored.get("made_from") == digest and stored.get("files") == self._digests(files)
+            return {"made_from": digest, "result": stored["result"] if same else None}
+
+        found = distributed.from_first(kept)
+        if found["result"] is not None:
             self.observer.skipped(name)
-            return Stage(stored["result"], digest)
+            return Stage(found["result"], found["made_from"])
         self.observer.started(name)
-        record.unlink(missing_ok=True)
-        for file in files:
-            remove(self.path / file)
-        result = make()
-        results.write(record, {"made_from": digest, "files": self._digests(files), "result": result})
-        return Stage(result, digest)
+
+        def clear() -> None:
+            record.unlink(missing_ok=True)
+            for file in files:
+                remove(self.path / file)
+
+        def made(result: Json) -> Json:
+            results.write(record, {"made_from": found["made_from"], "files": self._digests(files), "result": result})
+            return result
+
+        if together:
+            distributed.from_first(clear)
+            result = make()
+            return Stage(distributed.from_first(lambda: made(result)), found["made_from"])
+
+        def make_alone() -> Json:
+            clear()
+            return made(make())
+
+        return Stage(distributed.from_first(make_alone), found["made_from"])
 
     def digest(self, name: str, made_from: Any) -> str:
         """The hash that names what a stage was made from."""
@@ -92,14 +121,12 @@ def digest_of(path: epath.Path) -> str | None:
     return digest.hexdigest()
 
 
-def listing(path: str | Path) -> list[tuple[str, int, int]]:
-    """What a user's file or folder is recognised by without reading it: name, size and time of every file; nothing for a
-    path that is not there (a name on a hub)."""
-    root = Path(path).expanduser()
-    files = [root] if root.is_file() else sorted(file for file in root.rglob("*") if file.is_file())
-    return [
-        (file.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()]
-    ]
+def listing(path: epath.PathLike) -> list[tuple[str, int, float]]:
+    """What a user's file or folder is recognised by without reading it: name, size and time of every file, sorted by name;
+    nothing for a path that is not there (a name on a hub)."""
+    root = epath.Path(path).expanduser()
+    files = files_below(root) if root.is_dir() else [root] if root.exists() else []
+    return [(file.relative_to(root).as_posix(), file.stat().length, changed(file)) for file in files]
 
 
 def leftovers(path: epath.Path) -> list[epath.Path]:
@@ -120,18 +147,23 @@ def remove(path: epath.Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_array(path: epath.Path, array: np.ndarray) -> None:
-    """Writes an .npy whole or not at all."""
-    buffer = io.BytesIO()
-    np.save(buffer, array)
+def write_whole(path: epath.Path, content: bytes) -> None:
+    """Writes a file whole or not at all, and the folders that it lies in."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        partial.write_bytes(buffer.getvalue())
+        partial.write_bytes(content)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def write_array(path: epath.Path, array: np.ndarray) -> None:
+    """Writes an .npy whole or not at all."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_whole(path, buffer.getvalue())
 
 
 def read_array(path: epath.Path) -> np.ndarray:

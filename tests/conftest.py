@@ -1,7 +1,13 @@
 """What every test runs under: eight simulated CPU devices, strict dtype promotion, annotated shapes checked as they run."""
 
 import os
+from pathlib import Path
 
+# Compiled programs are kept from file to file, worker to worker and run to run (`make clean` drops them): what a test costs is
+# mostly compiling. A program's key is its text, the compiler's version and its options, so a stale one is never taken.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / "build" / "programs"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -22,3 +28,9 @@ def _programs_of_one_file():
     """Compiled programs of a finished file are dropped: kept for the whole run they take 8 GiB a worker."""
     yield
     jax.clear_caches()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that no worker is left alone with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

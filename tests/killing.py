@@ -1,5 +1,5 @@
 """Kills a job twenty times while it works on its folder, and each time lets it go on: what it leaves must be what an
-undisturbed run leaves.
+undisturbed run leaves. A run is killed several times on its way, early and late, before it comes to its end.
 
 Children are forked from a process that has imported everything and not yet started JAX, so that a run costs no imports. A child
 counts what it does to files of its folder (Python's audit events), and after a drawn number of them and a few drawn milliseconds
@@ -69,7 +69,7 @@ def kill_and_compare(job: Callable[[Path], Any], outcome: Callable[[Path], Any],
         work, ended = folder / f"killed{turn}", False
         while not ended:
             last = killed == kills
-            kill_after = None if last else moments.randint(1, events)
+            kill_after = None if last else moments.randint(1, max(2, events // 3))
             ended, _ = run(job, work, kill_after, moments.uniform(0.0, 0.02))
             killed += not ended
         found = outcome(work)
@@ -82,7 +82,7 @@ def in_a_fresh_process(script: str, folder: Path, *arguments: str) -> str:
     environment = {
         **os.environ,
         "PYTHONPATH": str(Path(__file__).parent),
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiling is most of the work
         "JAX_COMPILATION_CACHE_DIR": str(folder / "programs"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }

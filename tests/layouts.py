@@ -63,6 +63,23 @@ def _timm_blocks(state: State, old: str, new: str, block: int) -> dict[str, torc
     return out
 
 
+def timm_from_clip(state: State, image_blocks: int) -> dict[str, torch.Tensor]:
+    """timm's CLIP image tower: the projection is a Linear called `head`."""
+    vision = "vision_model"
+    out = {
+        "cls_token": state[f"{vision}.embeddings.class_embedding"][None, None],
+        "pos_embed": state[f"{vision}.embeddings.position_embedding.weight"][None],
+        "patch_embed.proj.weight": state[f"{vision}.embeddings.patch_embedding.weight"],
+        "head.weight": state["visual_projection.weight"],
+    }
+    for leaf in ("weight", "bias"):
+        out[f"norm_pre.{leaf}"] = state[f"{vision}.pre_layrnorm.{leaf}"]
+        out[f"norm.{leaf}"] = state[f"{vision}.post_layernorm.{leaf}"]
+    for block in range(image_blocks):
+        out |= _timm_blocks(state, f"{vision}.encoder.layers.{block}", f"blocks.{block}", block)
+    return {name: tensor.detach().clone().contiguous() for name, tensor in out.items()}
+
+
 def timm_from_siglip(state: State, image_blocks: int) -> dict[str, torch.Tensor]:
     """timm's SigLIP image tower: the probe's query apart, key and value packed."""
     width = state["vision_model.post_layernorm.weight"].shape[0]

@@ -44,11 +44,11 @@ KINDS = list(SPECS)
 
 
 def random_tree(tree, seed: int):
-    """Every leaf drawn at random, norms and biases too: mistakes hide behind ones and zeros."""
-    leaves, structure = jax.tree.flatten(tree)
+    """Every leaf drawn at random, norms and biases too: mistakes hide behind ones and zeros. In NumPy, which compiles nothing."""
+    leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, tree))
     rng = np.random.default_rng(seed)
-    drawn = [leaf + jnp.asarray(rng.normal(0, 0.3, leaf.shape) * (0.2 + np.std(leaf)), jnp.float32) for leaf in leaves]
-    return jax.tree.unflatten(structure, drawn)
+    drawn = [leaf + rng.normal(0, 0.3, leaf.shape) * (0.2 + np.std(leaf)) for leaf in leaves]
+    return jax.tree.unflatten(structure, [jnp.asarray(leaf.astype(np.float32)) for leaf in drawn])
 
 
 def small_encoder(kind: str, seed: int = 0) -> Encoder:

@@ -36,26 +36,26 @@ def encoder(family: str = "clip", seed: int = 0) -> Encoder:
 
     def draw(path, leaf):
         last = path[-1].key
-        noise = jnp.asarray(rng.standard_normal(leaf.shape), jnp.float32)
+        noise = rng.standard_normal(leaf.shape)
         if last in ("scale", "layer_scale1", "layer_scale2"):
             return 1.0 + 0.3 * noise
-        return leaf + 0.3 * noise if last == "bias" else leaf
+        return np.asarray(leaf) + 0.3 * noise if last == "bias" else np.asarray(leaf)
 
     params = jax.tree_util.tree_map_with_path(draw, params)
     for norm in ("norm1", "norm2"):
         leaves = params["image"]["blocks"][norm]
-        leaves["scale"] = leaves["scale"].at[:, :2].multiply(8.0)
+        leaves["scale"][:, :2] *= 8.0
     if family == "no biases":
         for group in ("attention", "mlp"):
             for layer in params["image"]["blocks"][group].values():
                 layer.pop("bias", None)
-    return Encoder(params, spec=spec)
+    return Encoder(jax.tree.map(lambda leaf: jnp.asarray(leaf.astype(np.float32)), params), spec=spec)
 
 
 def images(count: int = 24, seed: int = 0) -> jax.Array:
     """Preprocessed images."""
     drawn = np.random.default_rng(seed).uniform(-1, 1, (count, 16, 16, 3))
-    return jnp.asarray(drawn, jnp.float32)
+    return jnp.asarray(drawn.astype(np.float32))
 
 
 def plan(delete_count: int = 0) -> RegisterPlan:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from small import pictures, random_plan, small_encoder
 
 from regcache_jax.encoders.blocks import token_scale
 from regcache_jax.encoders.encoder import encode_image
 from regcache_jax.errors import UserError
 from regcache_jax.quantization.aqt import (
+    QuantizedTensor,
     fake_quantize,
     largest_integer,
     quantize_weight,
@@ -67,6 +71,43 @@ def test_products_equal_an_int32_reference(bits, shared):
     sums = np.einsum("bnd,df->bnf", rounded(inputs, scale, bits), np.asarray(weight.values, np.int32))
     expected = sums.astype(np.float32) * (scale * np.asarray(weight.scale))
     np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-7)  # the order of the two scales' product
+
+
+@functools.partial(jax.jit, static_argnames=("bits", "per_token"))
+def dense_in_integers(inputs, values, weight_scale, scale, bits, per_token):
+    return quantized_dense(inputs, (QuantizedTensor(values, weight_scale),), scale, bits, 1, per_token)[0]
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 10_000),
+    bits=st.sampled_from([2, 4, 6, 8]),
+    shared=st.sampled_from(["given", "tensor", "token"]),
+    magnitude=st.floats(-12, 12),
+    clipped=st.floats(0.2, 5.0),
+    silent=st.booleans(),
+)
+def test_any_product_is_the_sum_of_whole_numbers_that_numpy_finds(seed, bits, shared, magnitude, clipped, silent):
+    rng, bound = np.random.default_rng(seed), np.float32(2 ** (bits - 1) - 1)
+    inputs = np.float32(10.0**magnitude) * rng.standard_normal((2, 5, 16), np.float32)
+    inputs[1, 2] *= 100  # a token that stretches a scale which others share
+    inputs[0, 0] *= not silent
+    values = rng.integers(-bound, bound + 1, (16, 7)).astype(np.int8)
+    weight_scale = rng.uniform(0.1, 2.0, (1, 7)).astype(np.float32)
+    axes = {"given": (0, 1, 2), "tensor": (0, 1, 2), "token": (2,)}[shared]
+    largest = np.abs(inputs).max(axis=axes, keepdims=True)
+    scale = np.where(largest == 0, np.float32(1) / bound, largest / bound)  # zeros stay zeros whatever their scale
+    given_scale = None if shared != "given" else (scale * np.float32(clipped)).astype(np.float32)
+    found = dense_in_integers(inputs, values, weight_scale, given_scale, bits, shared == "token")
+    used = scale if given_scale is None else given_scale
+    # a value half-way between two integers may fall to either, as the scale's last bit has it: one step of one input
+    steps = inputs.astype(np.float64) / used
+    doubtful = np.abs(np.abs(steps - np.floor(steps)) - 0.5) < 1e-4
+    slack = np.einsum("bnd,df->bnf", doubtful.astype(np.int64), np.abs(values.astype(np.int64)))
+    sums = np.einsum("bnd,df->bnf", rounded(inputs, used, bits).astype(np.int64), values.astype(np.int64))
+    whole = np.asarray(found, np.float64) / (used.astype(np.float64) * weight_scale)
+    # float32: a sum below 2**15 times two scales, each good to 2**-24
+    assert (np.abs(whole - sums) <= slack + 1e-6 * np.abs(sums) + 1e-6).all()
 
 
 def test_one_input_of_heads_serves_several_kernels():

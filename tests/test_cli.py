@@ -6,12 +6,13 @@ import json
 import subprocess
 import sys
 
+import click
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from regcache_jax.cli.main import COMMANDS, main
+from regcache_jax.cli.main import COMMANDS, cli, main
 from regcache_jax.demo.bundled import bundled_model
 
 MODEL = str(bundled_model())
@@ -35,6 +36,14 @@ def regcache(capsys):
 def test_every_command_explains_itself(regcache, command):
     status, out, _ = regcache(command, "--help")
     assert status == 0 and out.startswith("Usage: regcache")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_says_what_it_is_for(command):
+    found = cli.get_command(click.Context(cli), command)
+    options = [each for each in found.params if isinstance(each, click.Option)]
+    assert options and not [option.name for option in options if not option.help]
+    assert not found.get_short_help_str(66).endswith("...")  # whole in the list of commands, 80 columns wide
 
 
 def test_help_is_there_before_jax_is_loaded():
@@ -88,6 +97,7 @@ def test_wrong_use_exits_2_and_says_what_would_be_right(regcache, arguments, mes
         (["quantize", MODEL, *DATA, "--out", "exists"], "exists already"),
         (["convert", "nothing.safetensors", "--out", "x"], "nothing.safetensors"),
         (["convert", "text.safetensors", "--out", "x"], "text.safetensors"),
+        (["convert", "empty", "--out", "x"], "empty has no checkpoint"),
         (["convert", "bert", "--out", "x"], "bert"),
         (["convert", "text.safetensors", "--out", "exists"], "exists already"),
         (["export", MODEL, "--out", "text.safetensors"], "exists"),

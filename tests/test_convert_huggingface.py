@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -9,9 +10,11 @@ import pytest
 import torch
 import transformers
 from randomized import CLIP_TEXT, SIGLIP_TEXT, SMALL_IMAGE, clip, save_random, siglip
-from regcache_jax.converters.check import random_inputs, run_ours, run_reference
+from regcache_jax.converters.check import difference, random_inputs, run_ours, run_reference
+from regcache_jax.converters.conversion import read_checkpoint
 
 from regcache_jax import checkpoints, converters
+from regcache_jax.encoders import catalog
 from regcache_jax.encoders.encoder import encode_image, encode_text
 
 # float32 products of the same numbers added up in another order: rounding grows with depth, not with the mistake sought.
@@ -107,8 +110,9 @@ def test_a_bin_file_gives_the_same_parameters_as_safetensors(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, *trees)
 
 
-def test_bfloat16_storage_keeps_the_direction_of_features(tmp_path):
-    source = save_random(siglip(), tmp_path / "siglip")
+@pytest.mark.parametrize("make", [clip, siglip])
+def test_bfloat16_storage_keeps_the_direction_of_features(tmp_path, make):
+    source = save_random(make(), tmp_path / "source")
     exact = checkpoints.load(converters.convert(source, tmp_path / "exact")).encoder
     short = checkpoints.load(converters.convert(source, tmp_path / "short", dtype="bfloat16")).encoder
     assert short.dtype == jnp.bfloat16 and short.params["logit_scale"].dtype == jnp.float32
@@ -134,14 +138,54 @@ def test_the_folders_own_preprocessing_and_configuration_are_followed(tmp_path):
     assert_equal_by_block(source, model)
 
 
+def clip_b16():
+    vision = transformers.CLIPVisionConfig(patch_size=16).to_dict()
+    return transformers.CLIPModel(transformers.CLIPConfig(vision_config=vision, text_config={}))
+
+
+def siglip2_b32():
+    vision = {"image_size": 256, "patch_size": 32}
+    return transformers.SiglipModel(
+        transformers.SiglipConfig(vision_config=vision, text_config={"vocab_size": 256_000})
+    )
+
+
+def dinov2_b14():
+    return transformers.Dinov2Model(transformers.Dinov2Config(image_size=518, patch_size=14))
+
+
+def dinov2_b14_with_registers():
+    config = transformers.Dinov2WithRegistersConfig(image_size=518, patch_size=14)
+    return transformers.Dinov2WithRegistersModel(config)
+
+
+REAL_SIZES = {
+    "openai/clip-vit-base-patch16": clip_b16,
+    "google/siglip-base-patch16-224": lambda: transformers.SiglipModel(transformers.SiglipConfig()),
+    "google/siglip2-base-patch32-256": siglip2_b32,
+    "facebook/dinov2-base": dinov2_b14,
+    "facebook/dinov2-with-registers-base": dinov2_b14_with_registers,
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["clip", "siglip"])
-def test_at_the_size_of_b16_every_block_is_that_of_transformers(tmp_path, family):
-    if family == "clip":
-        vision = transformers.CLIPVisionConfig(patch_size=16).to_dict()
-        network = transformers.CLIPModel(transformers.CLIPConfig(vision_config=vision, text_config={}))
-    else:
-        network = transformers.SiglipModel(transformers.SiglipConfig())
-    source = save_random(network, tmp_path / family)
-    model = checkpoints.load(converters.convert(source, tmp_path / "model"))
-    assert_equal_by_block(source, model)
+@pytest.mark.parametrize("name", REAL_SIZES)
+def test_at_the_real_size_every_block_is_that_of_transformers_and_bfloat16_keeps_the_direction(tmp_path, name):
+    source = save_random(REAL_SIZES[name](), tmp_path / "source")
+    encoder = read_checkpoint(str(source))[0]
+    wanted = catalog.get(name).spec  # Meta's interpolation, where transformers has its own
+    assert (
+        dataclasses.replace(encoder.spec.image, position_interpolation=wanted.image.position_interpolation)
+        == wanted.image
+    )
+    images, ids = random_inputs(encoder, 1)
+    ours, theirs = run_ours(encoder, images, ids), run_reference(source, images, ids)
+    assert set(ours) == set(theirs) and len(ours) == (26 if wanted.text else 13)
+    for what in theirs:
+        row = difference(what, ours[what], theirs[what])
+        assert row.typical <= TYPICAL and row.worst <= WORST, row
+    short = run_ours(encoder.astype(jnp.bfloat16), images, ids)
+    for what in [what for what in ours if what.endswith("features")]:
+        one, other = short[what].astype(np.float32), ours[what]
+        cosine = np.sum(one * other, axis=-1) / np.linalg.norm(one, axis=-1) / np.linalg.norm(other, axis=-1)
+        assert cosine.min() > 0.999, what

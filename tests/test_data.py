@@ -194,7 +194,7 @@ def test_prompts_come_from_the_users_json_with_one_list_a_dataset(tmp_path):
     file = tmp_path / "prompts.json"
     dataset = open_dataset("emoji", split="test")
     file.write_text(json.dumps({"emoji": ["a {c}", "the {c}"]}))
-    assert templates(dataset, str(file)) == ("a {c}", "the {c}")
+    assert templates(dataset, str(file)) == (("a {c}", "the {c}"), str(file))
     file.write_text(json.dumps(["no place for the class"]))
     with pytest.raises(UserError, match="where the class name goes"):
         templates(dataset, str(file))
@@ -222,8 +222,8 @@ def test_imagenets_names_and_templates_are_parsed_from_open_clip_without_importi
     with pytest.raises(UserError, match="pip install --no-deps open_clip_torch"):
         class_names(imagenet)
     fake_open_clip(tmp_path, monkeypatch)
-    assert class_names(imagenet) == ("tench", "goldfish")
-    assert templates(imagenet) == ("a bad photo of a {c}.", "art of the {c}")
+    assert class_names(imagenet) == (("tench", "goldfish"), "open_clip_torch")
+    assert templates(imagenet).texts == ("a bad photo of a {c}.", "art of the {c}")
 
 
 @pytest.fixture(scope="module")

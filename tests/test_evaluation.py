@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,10 +11,14 @@ import pytest
 from sklearn.metrics import accuracy_score, recall_score, top_k_accuracy_score
 
 from regcache_jax.data.batches import Batch, pad_batch
+from regcache_jax.encoders.encoder import Encoder, init_params
+from regcache_jax.encoders.spec import HALF, BlockSpec, EncoderSpec, ImageSpec, Preprocessing
 from regcache_jax.errors import UserError
-from regcache_jax.evaluation import results
-from regcache_jax.evaluation.loop import extract_features, sum_batches
+from regcache_jax.evaluation import loop, results, zero_shot
+from regcache_jax.evaluation.loop import Watch, extract_features, fitting_micro_batch, sum_batches
 from regcache_jax.evaluation.zero_shot import compare_features, count_hits, metrics_from_counts
+from regcache_jax.quantization.quantize import quantize
+from regcache_jax.quantization.scheme import Scheme
 
 CLASSES = 7
 
@@ -51,14 +57,111 @@ def test_counts_over_eight_devices_equal_plain_numpy_to_the_last_one(number, par
 
 
 @pytest.mark.parametrize("parallel", ["jit", "pmap"])
-@pytest.mark.parametrize("micro_batch", [None, 2])
+@pytest.mark.parametrize("micro_batch", [None, 1, 2])  # a device has four
 def test_features_come_back_in_order_without_padding(parallel, micro_batch):
     images, labels = examples(21)
     matrix = np.eye(12, dtype=np.float32)
     features = extract_features(
-        project, jnp.asarray(matrix), in_batches(images, labels, 16), parallel=parallel, micro_batch=micro_batch
+        project, jnp.asarray(matrix), in_batches(images, labels, 32), parallel=parallel, micro_batch=micro_batch
     )
     np.testing.assert_allclose(features, images.reshape(21, 12), rtol=1e-6)
+
+
+@pytest.mark.parametrize("parallel", ["jit", "pmap"])
+def test_counts_in_micro_batches_are_the_same_counts(parallel):
+    images, labels = examples(37)
+    matrix = jnp.asarray(np.random.default_rng(0).normal(size=(12, CLASSES)).astype(np.float32))
+    whole, sliced = (
+        sum_batches(count, matrix, in_batches(images, labels, 32), parallel=parallel, micro_batch=size)
+        for size in (None, 2)
+    )
+    assert {name: leaf.tolist() for name, leaf in sliced.items()} == {
+        name: leaf.tolist() for name, leaf in whole.items()
+    }
+
+
+def test_a_micro_batch_is_the_largest_whose_temporaries_fit():
+    images, labels = examples(8)
+    (batch,) = in_batches(images, labels, 8)
+    matrix = jnp.zeros((12, 4096), jnp.float32)
+
+    def step(matrix, batch):  # temporaries of 16 KiB a row
+        return jnp.sum(jnp.exp(project(matrix, batch.image)).reshape(len(batch.mask), -1) @ jnp.ones((4096, 1)), axis=1)
+
+    assert fitting_micro_batch(step, matrix, batch, limit=1 << 40) == 8
+    assert fitting_micro_batch(step, matrix, batch, limit=1) == 1
+    assert fitting_micro_batch(step, matrix, batch) is None  # a CPU has no on-chip memory to keep to
+
+
+def test_waiting_is_the_time_in_which_devices_had_nothing_to_do():
+    images, labels = examples(32)
+
+    def slowly():
+        for batch in in_batches(images, labels, 8):
+            time.sleep(0.05)
+            yield batch
+
+    watch = Watch()
+    sum_batches(count, jnp.zeros((12, CLASSES)), slowly(), watch=watch)
+    assert (
+        0.2 <= watch.waited <= watch.elapsed
+    )  # four times 0.05; a batch is counted in less than that, and then they wait
+    assert 0 < watch.share <= 1
+
+
+@pytest.fixture
+def devices(monkeypatch):
+    """Makes the loop believe in fewer devices than there are."""
+    every = jax.devices()
+
+    def use(number: int) -> None:
+        loop._compile.cache_clear()
+        monkeypatch.setattr(jax, "devices", lambda: every[:number])
+        monkeypatch.setattr(jax, "local_device_count", lambda: number)
+
+    yield use
+    loop._compile.cache_clear()
+
+
+TINY = EncoderSpec(
+    "tiny", "clip",
+    ImageSpec(8, 4, BlockSpec(16, 2, 2, 32, "gelu", 1e-6), class_token=True, pooling="class"),
+    Preprocessing(8, "squash", "bilinear", 8, HALF, HALF),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """A random encoder, its class vectors, and 10,007 pictures with random classes."""
+    encoder = Encoder(init_params(TINY, jax.random.key(0)), spec=TINY)
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(CLASSES, 16)).astype(np.float32)
+    images = rng.normal(size=(10_007, 8, 8, 3)).astype(np.float32)
+    return encoder, vectors, images, rng.integers(0, CLASSES, 10_007).astype(np.int32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("activations", [None, "static", "token", "tensor"])
+def test_one_device_jit_and_pmap_agree_to_the_last_count(tiny, devices, activations):
+    """In float and in int8; the scales of `tensor` are measured over all devices, whose arrays together are one device's."""
+    encoder, vectors, images, labels = tiny
+    if activations is not None:
+        scheme = Scheme(activations=activations)
+        encoder = quantize(encoder, images[:16] if scheme.calibrated else None, scheme)
+    found = {}
+    for number, parallel in ((1, "jit"), (2, "pmap"), (2, "jit"), (8, "pmap"), (8, "jit")):
+        devices(number)
+        size = loop.round_up(509)  # 509 is prime: 509, 510 and 512 pictures a step
+        if activations == "tensor":
+            size = 512  # its scales are those of a step
+        for count in (10_007, 1):
+            parts = in_batches(images[:count], labels[:count], size)
+            counts = sum_batches(zero_shot._count, (encoder, jnp.asarray(vectors)), parts, parallel=parallel)
+            found[number, parallel, count] = {name: leaf.tolist() for name, leaf in counts.items()}
+        with pytest.raises(UserError, match="nothing to evaluate"):
+            sum_batches(zero_shot._count, (encoder, jnp.asarray(vectors)), [], parallel=parallel)
+    for (_, _, count), counts in found.items():
+        assert sum(counts["seen"]) == count and counts == found[1, "jit", count]
 
 
 def test_a_batch_that_does_not_divide_and_an_empty_dataset_are_refused():

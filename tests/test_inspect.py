@@ -1,5 +1,7 @@
 import dataclasses
+import gc
 import json
+import tracemalloc
 
 import jax
 import numpy as np
@@ -8,7 +10,8 @@ import pytest
 import regcache_jax as rc
 from regcache_jax.encoders.encoder import Encoder, init_params
 from regcache_jax.encoders.vision import image_features
-from regcache_jax.registers.inspect import GROUPS, PLACES, find_sinks
+from regcache_jax.registers import inspect as inspection
+from regcache_jax.registers.inspect import GROUPS, PERCENTILES, PLACES, find_sinks
 from regcache_jax.registers.planted import planted_spec
 from regcache_jax.registers.reference import reference_batches
 from regcache_jax.registers.verdict import ADVICE, KINDS
@@ -45,13 +48,15 @@ def test_norms_are_those_of_every_site_with_token_groups_apart(encoder, images, 
             # a bin is 6 % wide and its middle is given; the median of few values may also fall a value beside
             near = np.quantile(own, [0.4, 0.6], axis=1) * [[0.94], [1.06]]
             assert (near[0] <= profile.median[p, :, g]).all() and (profile.median[p, :, g] <= near[1]).all()
+            tail = np.quantile(own, np.array(PERCENTILES) / 100, axis=1, method="inverted_cdf").T
+            np.testing.assert_allclose(profile.percentile[p, :, g], tail, rtol=0.04)  # half a bin
 
 
 def test_a_profile_does_not_depend_on_how_the_set_is_cut_into_batches(encoder, images, profile):
     streamed = rc.inspect(encoder, reference_batches(images, 3))
     assert streamed.num_images == 7
     for field in dataclasses.fields(profile):
-        if field.name not in ("median", "percentile99"):  # a value at the edge of a bin may fall on either side
+        if field.name not in ("median", "percentile"):  # a value at the edge of a bin may fall on either side
             one, other = getattr(profile, field.name), getattr(streamed, field.name)
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5, err_msg=field.name)
 
@@ -60,6 +65,24 @@ def test_a_profile_and_its_verdict_are_plain_json(profile):
     again = json.loads(json.dumps(profile.to_json()))
     assert again["places"] == list(PLACES) and np.shape(again["maximum"]) == (5, 3, 3)
     assert json.loads(json.dumps(rc.judge(profile).to_json()))["findings"][0]["kind"] == "none"
+
+
+def test_an_inspection_keeps_no_more_of_a_long_set_than_of_a_short_one(encoder, images, monkeypatch):
+    monkeypatch.setattr(inspection, "KEPT_IMAGES", 14)  # two batches
+    alive = []
+
+    def stream():
+        for _ in range(30):
+            gc.collect()
+            alive.append((sum(array.nbytes for array in jax.live_arrays()), tracemalloc.get_traced_memory()[0]))
+            yield images, np.ones(len(images), bool)
+
+    tracemalloc.start()
+    rc.inspect(encoder, stream())
+    tracemalloc.stop()
+    devices, host = np.array(alive[5:]).T
+    assert np.ptp(devices) == 0
+    assert np.ptp(host) < 25 * images.nbytes / 10  # what Python itself keeps; kept batches would be ten times that
 
 
 def test_every_kind_of_outlier_has_its_advice():

@@ -21,6 +21,7 @@ from regcache_jax.data import load_images, open_dataset
 from regcache_jax.encoders import catalog
 from regcache_jax.encoders.encoder import encode_image
 from regcache_jax.observer import Observer
+from regcache_jax.pipeline.material import Material
 
 SMALL = (
     "--config.schemes=w8a8", "--config.reference.limit=24", "--config.calibration.limit=24",
@@ -156,7 +157,7 @@ def test_another_model_in_the_same_folder_is_not_mistaken_for_the_first(finished
         source = tmp_path / f"source{seed}"
         draw_parameters(siglip(), seed).save_pretrained(source)
         config = small_config(f"--config.model={source}")
-        experiments.append(pipeline.Experiment(config, tmp_path / "run").identity)
+        experiments.append(Material(config, tmp_path / "run", Observer()).identity)
     assert experiments[0] != experiments[1]
 
 

@@ -49,7 +49,7 @@ def test_test_time_registers_silence_the_planted_neuron_and_give_its_sink_to_the
 def test_the_table_holds_every_rival_and_registers_beat_those_that_leave_the_sinks(planted):
     config = rc.SearchConfig(copies=(6.0, 15.0), delete_counts=(0,), back=1, rounds=1, chunk=8)
     result = rc.search(planted.encoder, planted.images, SCHEME, config)
-    table = dict(rivals(planted.encoder, planted.images, SCHEME, result))
+    table = dict(rivals(planted.encoder, planted.images, SCHEME, result, config))
     assert set(table) == {
         "no registers", "prefix only", "delete only", "RegCache", "random token as prefix", "mean token as prefix",
         "zero row (null attention)", "test-time registers", "percentile clipping", "token-group scales", "per-token dynamic scales",
@@ -64,5 +64,8 @@ def test_the_table_holds_every_rival_and_registers_beat_those_that_leave_the_sin
         assert errors[name] < 2 * errors["RegCache"], name
     assert errors["percentile clipping"] < errors["no registers"]
     assert table["percentile clipping"].scheme.estimator == "percentile"
+    both = table["RegCache with percentile clipping"]
+    assert both.scheme.estimator == "percentile" and both.plan.has_registers
+    assert errors["RegCache with percentile clipping"] < errors["percentile clipping"]
     assert table["per-token dynamic scales"].scheme.activations == "token"
     assert table["no registers"].plan is None and jnp.issubdtype(reference.dtype, jnp.float32)

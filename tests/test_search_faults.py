@@ -1,5 +1,6 @@
 """Searches that are killed, tables that are damaged, sets and encoders that cannot be searched: one clear message each."""
 
+import dataclasses
 import json
 
 import jax
@@ -10,6 +11,7 @@ from killing import in_a_fresh_process
 
 import regcache_jax as rc
 from regcache_jax.registers.planted import plant, planted_spec
+from regcache_jax.registers.search import fingerprint
 from regcache_jax.registers.space import Numbers
 from regcache_jax.registers.table import TrialTable
 
@@ -73,6 +75,16 @@ def test_a_search_reads_its_table_instead_of_trying_again(tmp_path, planted):
     again = rc.search(planted.encoder, planted.images, SCHEME, CONFIG, table=path)
     assert path.stat().st_mtime_ns == changed and again.trials == first.trials
     assert again.block_flops == first.block_flops  # what an earlier run spent is counted
+
+
+def test_a_search_is_known_by_its_weights_pictures_scheme_and_settings_but_not_by_its_budget(planted):
+    def known(encoder=planted.encoder, images=planted.images, scheme=SCHEME, **changes):
+        return fingerprint(encoder, images, scheme, dataclasses.replace(CONFIG, **changes), None)
+
+    half = planted.encoder.astype(jnp.bfloat16)
+    others = [known(half), known(images=planted.images[:5]), known(scheme=rc.Scheme(4, 4)), known(form="token")]
+    assert len({known(), *others}) == 5
+    assert known(max_trials=3, memory_limit=1) == known()
 
 
 SCRIPT = """

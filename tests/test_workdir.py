@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
+from fsspec.implementations.memory import MemoryFileSystem
+from PIL import Image
 
+from regcache_jax import checkpoints
+from regcache_jax.data import open_dataset
+from regcache_jax.data.prompts import class_names
+from regcache_jax.encoders.preprocess import open_picture
+from regcache_jax.evaluation import results
 from regcache_jax.observer import Observer
+from regcache_jax.registers.plan import make_plan
+from regcache_jax.registers.plan_file import load_plan, save_plan
 from regcache_jax.workdir import Workdir, digest_of, listing, read_array, write_array
 
 
@@ -114,3 +127,63 @@ def test_what_a_killed_run_has_half_written_is_removed_and_nothing_else(tmp_path
     Workdir(tmp_path, Observer())
     left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
     assert left == [".git/x.tmp", "a.tmp", "models/w8a8/.hidden.tmp/own"]
+
+
+class Bucket(MemoryFileSystem):
+    """A store of objects in memory, behind gs:// as gcsfs is."""
+
+    protocol = ("gs", "gcs")
+
+    def __init__(self, *arguments, finalize_on_close=None, **more):
+        super().__init__(*arguments, **more)
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        bare = path.removeprefix("gs://").removeprefix("gcs://").strip("/")
+        return f"/{bare}" if bare else ""
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """A bucket's address."""
+    for name in Bucket.protocol:
+        monkeypatch.setitem(sys.modules["fsspec.registry"]._registry, name, Bucket)
+    yield "gs://bucket/folder"
+    Bucket.store.clear()
+
+
+def test_a_work_folder_may_lie_on_gs(bucket):
+    stage = Counting(Workdir(bucket, Observer()))
+    first = stage()
+    assert stage() == first and stage.runs == 1
+    stage.workdir.path.joinpath("out", "array.npy").write_bytes(b"damaged")
+    stage.workdir.path.joinpath(".results.json.1.partial").write_text("")
+    again = Counting(Workdir(bucket, Observer()))
+    assert again() == first and again.runs == 1
+    assert sorted(path.name for path in stage.workdir.path.iterdir()) == ["out", "stages"]
+
+
+def test_datasets_plans_results_and_lists_of_words_may_lie_on_gs(bucket):
+    root = epath.Path(bucket)
+    for name in ("cat", "dog"):
+        (root / "pictures" / name).mkdir(parents=True)
+        picture = io.BytesIO()
+        Image.new("RGB", (4, 4), (len(name), 0, 0)).save(picture, "png")
+        (root / "pictures" / name / "1.png").write_bytes(picture.getvalue())
+    dataset = open_dataset("folder", f"{bucket}/pictures")
+    assert dataset.classnames == ("cat", "dog") and open_picture(dataset[1].image).size == (4, 4)
+    assert [entry[0] for entry in listing(root / "pictures")] == ["cat/1.png", "dog/1.png"]
+    (root / "names.json").write_text('["a", "b"]')
+    assert class_names(dataset, f"{bucket}/names.json").texts == ("a", "b")
+    results.write(root / "rows" / "one.json", {"acc1": 0.5})
+    assert json.loads((root / "rows" / "one.json").read_text()) == {"acc1": 0.5}
+    plan = make_plan(jnp.ones((2, 1, 1, 4)), jnp.ones((2, 1, 1, 4)), start=1)
+    save_plan(root / "plan.safetensors", plan, {"scheme": "w8a8"})
+    stored, metadata = load_plan(root / "plan.safetensors")
+    assert metadata["scheme"] == "w8a8" and int(stored.start) == 1
+
+
+def test_orbax_is_given_addresses_as_they_are_and_folders_as_absolute_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert str(checkpoints._params(epath.Path("gs://bucket/model"))) == "gs://bucket/model/params"
+    assert str(checkpoints._params(epath.Path("model"))) == str(tmp_path / "model" / "params")

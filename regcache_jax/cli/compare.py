@@ -37,7 +37,7 @@ def accuracy_of(model: Model, data: Dataset) -> Callable[[np.ndarray], Mapping[s
     if model.encoder.spec.text is None or data.classnames is None or None in labels:
         return None
     known = jnp.asarray(np.array(labels, np.int32))
-    vectors = class_vectors(model.encoder, model.tokenize, class_names(data), templates(data))
+    vectors = class_vectors(model.encoder, model.tokenize, class_names(data).texts, templates(data).texts)
 
     def evaluate(features: np.ndarray) -> Mapping[str, float]:
         counts = count_hits(jnp.asarray(class_scores(features, vectors)), known, jnp.ones(len(known), bool))
@@ -77,7 +77,7 @@ def compare(
     no_registers: bool,
     out: str,
 ) -> None:
-    """Compare recipes at several numbers of bits, without and with registers.
+    """Compare recipes at 8, 6 and 4 bits, with and without registers.
 
     Scales and registers come from the calibration split; error (against the float features), accuracy and cost are those on
     DATA. Writes compare.json, .csv, .md and .png.

@@ -36,11 +36,20 @@ def models(json_file: str | None) -> None:
 @click.option(
     "--tokenizer", type=click.Path(path_type=Path), help="Tokenizer file or folder, where the source has none."
 )
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="What the weights are kept in.",
+)
 @click.option("--activation", help="Replace the activation: gelu, gelu_tanh, quick_gelu.")
 @click.option("--interpolation", help="Replace the interpolation of the position table.")
 @click.option(
     "--filter", "resize_filter", help="Replace the filter that resizes pictures: bicubic, bilinear, bilinear_tf."
+)
+@click.option(
+    "--image-size", type=click.IntRange(1), help="Take pictures of another size; the positions are resampled."
 )
 @click.option("--check", is_flag=True, help="Run the original in PyTorch too and print the differences by block.")
 @json_option
@@ -53,6 +62,7 @@ def convert(
     activation: str | None,
     interpolation: str | None,
     resize_filter: str | None,
+    image_size: int | None,
     check: bool,
     json_file: str | None,
 ) -> None:
@@ -63,13 +73,18 @@ def convert(
     """
     from regcache_jax import checkpoints, converters
 
-    choices = {"activation": activation, "interpolation": interpolation, "filter": resize_filter}
+    if check:
+        converters.find_reference(source)  # fails before anything is written
     with progress(f"converting {source}"):
-        folder = converters.convert(source, out, name=name, tokenizer=tokenizer, dtype=dtype, **choices)
+        folder = converters.convert(
+            source, out, name=name, tokenizer=tokenizer, dtype=dtype, activation=activation,
+            interpolation=interpolation, filter=resize_filter, image_size=image_size,
+        )  # fmt: skip
     say(f"{source} -> {folder}")
     if check:
         with progress("comparing with PyTorch"):
             rows = converters.check(source, checkpoints.load(folder))
-        columns = [field.name for field in dataclasses.fields(rows[0])]
-        print_table("Against PyTorch, float32", columns, [dataclasses.astuple(row) for row in rows])
+        columns = ("what", "largest difference", "of the largest value", "ratio of norms")
+        shown = [(row.what, *(f"{number:.1e}" for number in (row.largest, row.worst, row.typical))) for row in rows]
+        print_table("Against PyTorch, float32", columns, shown)
         write_json(json_file, [dataclasses.asdict(row) for row in rows])

@@ -3,58 +3,92 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from regcache_jax.cli.options import (
     data_options,
     json_option,
+    loop_options,
+    parallel_option,
+    prompt_options,
     read_data,
     read_images,
     read_plan,
     read_scheme,
     scheme_options,
 )
-from regcache_jax.cli.screen import print_table, progress, say, write_json
+from regcache_jax.cli.screen import print_table, progress, say, tell, write_json
+from regcache_jax.distributed import is_first
 
 if TYPE_CHECKING:
     from regcache_jax.checkpoints import Model
     from regcache_jax.data import Dataset
     from regcache_jax.encoders.encoder import Encoder
-    from regcache_jax.evaluation.measure import Labelled
+    from regcache_jax.encoders.spec import Preprocessing
+    from regcache_jax.evaluation.measure import Measured
+    from regcache_jax.evaluation.results import Row
+    from regcache_jax.evaluation.rows import Rows, Setting
+    from regcache_jax.evaluation.tasks import Found
 
-parallel_option = click.option(
-    "--parallel",
-    type=click.Choice(["jit", "pmap"]),
-    default="jit",
-    show_default=True,
-    help="How devices share the work.",
-)
+TASKS = ("zeroshot_classification", "zeroshot_retrieval", "knn", "linear_probe", "dense")
+
+
+def _recalls(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, ...]:
+    try:
+        found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 1:
+        raise click.BadParameter(f"takes numbers from 1 on, such as 1,5,10, got {text!r}")
+    return found
 
 
 @click.command()
 @click.argument("models", nargs=-1, required=True, type=click.Path())
 @data_options("test", None)
 @scheme_options("float")
+@click.option("--task", type=click.Choice(TASKS), default=TASKS[0], show_default=True, help="What is measured.")
 @click.option(
-    "--task",
-    type=click.Choice(["zeroshot_classification", "knn", "linear_probe"]),
-    default="zeroshot_classification",
-    show_default=True,
+    "--bank-split", default="train", show_default=True, help="knn, linear_probe, dense: split of the training pictures."
 )
-@click.option(
-    "--bank-split", default="train", show_default=True, help="knn, linear_probe: split of the training pictures."
-)
+@click.option("--bank-limit", type=click.IntRange(1), help="knn, linear_probe, dense: only so many training pictures.")
 @click.option("--neighbours", type=click.IntRange(1), default=20, show_default=True, help="knn: how many vote.")
-@click.option("--registers", type=click.Path(dir_okay=False), help="Register plan for float models.")
-@click.option("--classnames", type=click.Path(dir_okay=False), help="JSON list of class names (or one a dataset).")
 @click.option(
-    "--templates", type=click.Path(dir_okay=False), help="JSON list of templates with {c} (or one a dataset)."
+    "--temperature",
+    type=click.FloatRange(0, min_open=True),
+    default=0.07,
+    show_default=True,
+    help="knn: how sharply near pictures outvote far ones.",
 )
-@click.option("--micro-batch", type=click.IntRange(1), help="Rows a device works on at a time.")
-@parallel_option
+@click.option(
+    "--features",
+    type=click.Choice(["pooled", "class", "class+mean"]),
+    default="pooled",
+    show_default=True,
+    help="linear_probe: what the encoder returns, its class token, or that and the mean patch.",
+)
+@click.option(
+    "--captions", type=click.Path(dir_okay=False), help="zeroshot_retrieval: JSON with every picture's texts."
+)
+@click.option(
+    "--recall-at", default="1,5,10", show_default=True, callback=_recalls, help="zeroshot_retrieval: the k of recall@k."
+)
+@click.option(
+    "--masks", type=click.Path(file_okay=False), help="dense: folder of maps of classes (.png), as the pictures lie."
+)
+@click.option("--registers", type=click.Path(dir_okay=False), help="Register plan for float models.")
+@prompt_options()
+@loop_options()
+@click.option(
+    "--results",
+    "results_folder",
+    type=click.Path(),
+    help="Folder for one file a row, as `clip_benchmark build` reads them.",
+)
 @json_option
 def evaluate(
     models: tuple[str, ...],
@@ -68,75 +102,113 @@ def evaluate(
     weights: str,
     task: str,
     bank_split: str,
+    bank_limit: int | None,
     neighbours: int,
+    temperature: float,
+    features: str,
+    captions: str | None,
+    recall_at: tuple[int, ...],
+    masks: str | None,
     registers: str | None,
+    protocol_name: str,
     classnames: str | None,
     templates: str | None,
-    micro_batch: int | None,
+    dump_classnames: bool,
+    dump_templates: bool,
     parallel: Literal["jit", "pmap"],
+    micro_batch: int | Literal["auto"],
+    workers: int,
+    allow_missing: int,
+    workdir: str | None,
+    keep_every: int,
+    results_folder: str | None,
     json_file: str | None,
 ) -> None:
-    """Measure MODELS, float or quantised, on labelled pictures.
+    """Measure MODELS, float or quantised, on pictures.
 
-    Zero-shot classification needs a text tower; knn (DINOv2's protocol) and linear_probe (logistic regression, its
-    weight decay chosen on held-out training pictures) do without one. With --scheme, float models are quantised on the way,
-    calibrated on 512 pictures of the dataset's train split. The first model is the reference of the others' cosine.
+    \b
+    zeroshot_classification  class names as prompts; needs a text tower
+    zeroshot_retrieval       pictures and their captions; needs a text tower
+    knn                      DINOv2's protocol
+    linear_probe             logistic regression, its weight decay chosen on held-out training pictures
+    dense                    a linear probe on patches that names every pixel's class
+
+    The first model is the float reference of the others: how near their features are and how often they say the same stands beside
+    every accuracy. With --scheme, float models are quantised on the way, calibrated on 512 pictures of the train split, and each is
+    its own reference.
     """
     from regcache_jax import checkpoints
-    from regcache_jax.data import batches
-    from regcache_jax.data.prompts import class_names
-    from regcache_jax.data.prompts import templates as prompt_templates
-    from regcache_jax.evaluation import loop, results
-    from regcache_jax.evaluation.knn import knn_scores
-    from regcache_jax.evaluation.linear_probe import probe_scores
-    from regcache_jax.evaluation.measure import describe, encode_all, measure
-    from regcache_jax.evaluation.zero_shot import class_scores, class_vectors
+    from regcache_jax.evaluation import results
+    from regcache_jax.evaluation.measure import describe
+    from regcache_jax.evaluation.protocol import PROTOCOLS
+    from regcache_jax.evaluation.rows import Setting
+    from regcache_jax.evaluation.stored import Cache
+    from regcache_jax.evaluation.tasks import TRAINED, Options, measure_task
     from regcache_jax.quantization.quantize import quantize
 
-    data = read_data(dataset, data_dir, split, limit, "test")
-    bank = read_data(dataset, data_dir, bank_split, None, bank_split) if task in ("knn", "linear_probe") else None
-    scheme = read_scheme(scheme_name, activations, weights)
-    rows, reference = [], None
+    trained = task in TRAINED
+    if trained and dataset == "folder":
+        split = split or "test"  # the whole folder would hold the training pictures too
+    data = _annotated(read_data(dataset, data_dir, split, limit, "test"), captions, masks, split)
+    bank = None
+    if trained:
+        bank = _annotated(read_data(dataset, data_dir, bank_split, bank_limit, bank_split), None, masks, bank_split)
+    scheme, protocol = read_scheme(scheme_name, activations, weights), PROTOCOLS[protocol_name]
+    prompts = protocol.prompts(data, classnames, templates) if task == "zeroshot_classification" else None
+    dumped = {} if prompts is None else prompts.dump(dump_classnames, dump_templates)
+    setting = Setting(batch_size, parallel, micro_batch, workers, allow_missing, workdir, keep_every)
+    options, cache = Options(neighbours, temperature, features, recall_at), Cache(workdir)
+    rows: list[Row] = []
+    reference: Measured | None = None
+    float_metrics: dict[str, float] | None = None
     for folder in models:
         loaded = checkpoints.load(folder)
+        preparation = protocol.preprocessing(loaded.encoder.spec.preprocessing)
+        if prompts is not None:
+            tell(protocol.sentence(prompts, loaded.encoder.spec.preprocessing))
+
+        def measure(
+            encoder: Encoder,
+            reference: Measured | None,
+            loaded: Model = loaded,
+            preparation: Preprocessing = preparation,
+        ) -> Found:
+            encode = functools.partial(_encode, encoder, loaded.folder.name, preparation, setting)
+            return measure_task(
+                task, loaded, encoder, encode, data,
+                bank=bank, prompts=prompts, options=options, cache=cache, reference=reference,
+            )  # fmt: skip
+
         encoder = loaded.encoder
         if encoder.scheme is None:
             encoder = encoder.with_plan(read_plan(registers, loaded) or encoder.plan)
             if scheme is not None:
-                calibration = read_data(dataset, data_dir, "train", 512, "train") if scheme.calibrated else None
-                images = None if calibration is None else read_images(loaded, calibration)
+                reference, _ = measure(encoder.with_plan(None), None)
+                float_metrics = reference.metrics
+                images = None
+                if scheme.calibrated:
+                    calibration = read_data(dataset, data_dir, "train", 512, "train")
+                    images = read_images(loaded, calibration, protocol.preprocess(loaded.encoder.spec.preprocessing))
                 encoder = quantize(encoder, images, scheme)
-        size = loop.round_up(batch_size)
-
-        def encoded(part: Dataset, loaded: Model = loaded, encoder: Encoder = encoder, size: int = size) -> Labelled:
-            with progress(f"{loaded.folder.name}: {part.split} of {part.name}", len(part)) as update:
-                return encode_all(
-                    encoder, batches(part, loaded.preprocess, size),
-                    parallel=parallel, micro_batch=micro_batch, progress=update,
-                )  # fmt: skip
-
-        if bank is None:
-            names, prompts = class_names(data, classnames), prompt_templates(data, templates)
-            vectors = class_vectors(loaded.encoder, loaded.tokenize, names, prompts)
-            found = measure(encoded(data), functools.partial(class_scores, vectors=vectors), reference)
-        else:
-            voters, seen = encoded(bank), encoded(data)
-            count = 1 + max(int(voters.labels.max()), int(seen.labels.max()))
-            classify = functools.partial(knn_scores, neighbours=neighbours) if task == "knn" else probe_scores
-            scores = functools.partial(classify, bank=voters.features, labels=voters.labels, num_classes=count)
-            found = measure(seen, scores, reference)
-        reference = found if reference is None else reference
-        quantization = describe(encoder, examples=len(found.features))
-        rows.append(
-            results.row(
-                dataset=data.name,
-                model=loaded.encoder.spec.name,
-                pretrained=str(folder),
-                task=task,
-                metrics=found.metrics,
-                quantization=quantization,
-            )
+        found, made_of = measure(encoder, reference)
+        missing = {}
+        if made_of.missing:
+            tell(f"{len(made_of.missing)} pictures could not be read and are left out: {'; '.join(made_of.missing)}")
+            missing = {"missing": made_of.missing}
+        row = results.row(
+            dataset=data.name,
+            model=loaded.encoder.spec.name,
+            pretrained=str(folder),
+            task=task,
+            metrics=found.metrics,
+            quantization=describe(
+                encoder, len(made_of.places), protocol=protocol_name, float_reference=float_metrics, **missing
+            ),
+            dumped=dumped,
         )
+        rows.append(row)
+        if reference is None:
+            reference, float_metrics = found, found.metrics if encoder.scheme is None else None
     measures = dict.fromkeys(name for row in rows for name in row["metrics"])  # the first row has no cosine to itself
     columns = ("model", "scheme", "registers", *measures)
     shown = [
@@ -146,8 +218,39 @@ def evaluate(
         )
         for row in rows
     ]  # fmt: skip
-    print_table(f"{task} on {data.name} ({data.split}, n = {len(data)})", columns, shown)
+    seen = rows[0]["quantization"]["examples"]
+    print_table(f"{task} on {data.name} ({data.split}, n = {seen})", columns, shown)
     write_json(json_file, rows[0] if len(rows) == 1 else rows)
+    if results_folder is not None and is_first():
+        results.write_each(results_folder, rows)
+
+
+def _annotated(data: Dataset, captions: str | None, masks: str | None, split: str | None) -> Dataset:
+    """A dataset with the captions of a file and the masks of a folder (in it, of the split's folder, as the pictures lie)."""
+    from regcache_jax.data.annotations import with_captions, with_masks
+
+    data = data if captions is None else with_captions(data, captions)
+    return data if masks is None else with_masks(data, Path(masks) / split if split else masks)
+
+
+def _encode(
+    encoder: Encoder,
+    name: str,
+    preparation: Preprocessing,
+    setting: Setting,
+    step: Callable[[Encoder, Any], Any],
+    data: Dataset,
+) -> Rows:
+    """Rows of a dataset, with progress before and the share of time that the devices waited after."""
+    from regcache_jax.evaluation.loop import Watch
+    from regcache_jax.evaluation.rows import encode_dataset
+
+    watch = Watch()
+    with progress(f"{name}: {data.split} of {data.name}", len(data)) as update:
+        rows = encode_dataset(step, encoder, data, preparation, setting, progress=update, watch=watch, tell=tell)
+    if watch.elapsed:
+        tell(f"{name}: the devices waited for the host {watch.share:.0%} of {watch.elapsed:.1f} s")
+    return rows
 
 
 @click.command()
@@ -157,7 +260,7 @@ def evaluate(
 )
 @click.option("--texts", type=click.Path(dir_okay=False), help="Text file, one text a line.")
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="File to write (.npz); must not exist.")
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Pictures a step.")
 @click.option("--strict", is_flag=True, help="Stop at the first picture that cannot be read.")
 @parallel_option
 def embed(

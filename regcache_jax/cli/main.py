@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from regcache_jax import distributed
 from regcache_jax.errors import UserError
 
 COMMANDS = {
@@ -81,10 +82,18 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         click.echo(f"regcache: {error}", err=True)
         status = 1
+    except ImportError as error:
+        if "gcsfs" not in str(error):
+            raise
+        click.echo("regcache: gs:// paths need gcsfs, the extra `gcs` of this package: pip install gcsfs", err=True)
+        status = 1
     except OSError as error:
         click.echo(f"regcache: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", err=True)
         status = 1
-    sys.exit(status if isinstance(status, int) else 0)
+    status = status if isinstance(status, int) else 0
+    if status:
+        distributed.leave(status)
+    sys.exit(status)
 
 
 def interrupted() -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +56,8 @@ def scheme_options(default: str = "w8a8") -> Callable[[Command], Command]:
             "scheme_name",
             default=default,
             show_default=True,
-            help="w8a8, w6a6, w4a4 or any w2..8 a2..8; float.",
+            help="Bits of weights and activations: w8a8, w6a6, w4a4, any w2..w8 with a2..a8"
+            + (", or float." if default == "float" else "."),
         ),
         click.option(
             "--activations",
@@ -73,9 +76,114 @@ def scheme_options(default: str = "w8a8") -> Callable[[Command], Command]:
     )
 
 
+def _join(context: click.Context, parameter: click.Parameter, asked: bool) -> None:
+    if not asked:
+        return
+    from regcache_jax import distributed
+
+    # What the libraries below Python write to standard output (Gloo does, when processes meet) goes to standard error, ours stays.
+    own = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = os.fdopen(own, "w", buffering=1)
+    distributed.initialize()
+
+
+distributed_option = click.option(
+    "--distributed",
+    is_flag=True,
+    expose_value=False,
+    callback=_join,
+    help="This process is one of several, often one a host, that share the work; the first of them writes and speaks.",
+)
+
+parallel_option = click.option(
+    "--parallel",
+    type=click.Choice(["jit", "pmap"]),
+    default="jit",
+    show_default=True,
+    help="How devices share the work.",
+)
+
+
+class MicroBatch(click.ParamType):
+    """A number of rows, or `auto`."""
+
+    name = "rows|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number, or the word."""
+        return value if value == "auto" else click.IntRange(1).convert(value, param, ctx)
+
+
+def loop_options() -> Callable[[Command], Command]:
+    """How an evaluation's loop works: devices, processes, workers, and what is kept when it is killed."""
+    return stacked(
+        parallel_option,
+        click.option(
+            "--micro-batch",
+            type=MicroBatch(),
+            default="auto",
+            show_default=True,
+            help="Pictures a device works on at a time; auto: on a TPU as many as its on-chip memory holds, else its share.",
+        ),
+        click.option(
+            "--workers",
+            type=click.IntRange(0),
+            default=0,
+            show_default=True,
+            help="Processes that decode pictures; 0: threads, one a core.",
+        ),
+        click.option(
+            "--allow-missing",
+            type=click.IntRange(0),
+            default=0,
+            show_default=True,
+            help="So many pictures may be unreadable; they are listed and left out.",
+        ),
+        click.option(
+            "--workdir",
+            type=click.Path(),
+            help="Folder (or gs://) that keeps what is done, so that an evaluation that was killed goes on.",
+        ),
+        click.option(
+            "--keep-every",
+            type=click.IntRange(1),
+            default=1024,
+            show_default=True,
+            help="With --workdir: pictures, about, between two files.",
+        ),
+        distributed_option,
+    )
+
+
 json_option = click.option(
     "--json", "json_file", type=click.Path(dir_okay=False), help="Also write what is shown to FILE."
 )
+
+
+def word_options() -> Callable[[Command], Command]:
+    """The names of the classes and the sentences around them."""
+    return stacked(
+        click.option("--classnames", type=click.Path(), help="JSON list of class names (or one a dataset)."),
+        click.option("--templates", type=click.Path(), help="JSON list of templates with {c} (or one a dataset)."),
+    )
+
+
+def prompt_options() -> Callable[[Command], Command]:
+    """Whose words and which protocol a zero-shot evaluation takes."""
+    return stacked(
+        click.option(
+            "--protocol",
+            "protocol_name",
+            type=click.Choice(["open_clip", "big_vision"]),
+            default="open_clip",
+            show_default=True,
+            help="Whose cleaning of words and crop of pictures.",
+        ),
+        word_options(),
+        click.option("--dump-classnames", is_flag=True, help="Also write the class names with the results."),
+        click.option("--dump-templates", is_flag=True, help="Also write the templates with the results."),
+    )
 
 
 def read_scheme(name: str, activations: str, weights: str) -> Scheme | None:
@@ -92,13 +200,13 @@ def read_data(dataset: str, data_dir: str | None, split: str | None, limit: int 
     return open_dataset(dataset, data_dir, split or (default_split if dataset == "emoji" else None), limit)
 
 
-def read_images(model: Model, dataset: Dataset) -> np.ndarray:
-    """All pictures of a dataset as one preprocessed array."""
+def read_images(model: Model, dataset: Dataset, preprocess: Callable[[Any], np.ndarray] | None = None) -> np.ndarray:
+    """All pictures of a dataset as one preprocessed array, as the model takes them or as a protocol does."""
     from regcache_jax.cli.screen import progress
     from regcache_jax.data import load_images
 
     with progress(f"reading {len(dataset)} pictures of {dataset.name}"):
-        return load_images(dataset, model.preprocess)
+        return load_images(dataset, preprocess or model.preprocess)
 
 
 def read_plan(path: str | None, model: Model) -> RegisterPlan | None:

@@ -36,7 +36,11 @@ if TYPE_CHECKING:
 @click.option("--method", default="rtn", show_default=True, help="Methods joined by +, such as smoothquant+gptq.")
 @click.option("--asymmetric", is_flag=True, help="Static scales with zero points.")
 @click.option(
-    "--estimator", type=click.Choice(["absmax", "percentile", "mse", "entropy"]), default="absmax", show_default=True
+    "--estimator",
+    type=click.Choice(["absmax", "percentile", "mse", "entropy"]),
+    default="absmax",
+    show_default=True,
+    help="How a static range is taken from what calibration saw.",
 )
 @click.option("--keep-float", type=click.IntRange(0), default=0, help="Leave so many most sensitive sites in float.")
 @click.option("--integer-attention", is_flag=True, help="Integer q k^T and p v too.")

@@ -2,19 +2,90 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from regcache_jax.cli.options import data_options, json_option, read_data, read_images, read_scheme, scheme_options
-from regcache_jax.cli.screen import print_table, progress, say, write_json
+from regcache_jax.cli.options import (
+    data_options,
+    json_option,
+    read_data,
+    read_images,
+    read_scheme,
+    scheme_options,
+    word_options,
+)
+from regcache_jax.cli.screen import digits, print_table, progress, say, write_json, write_text
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from regcache_jax.checkpoints import Model
+    from regcache_jax.data import Dataset
+    from regcache_jax.registers.inspect import Profile
+
+MEASURED = 64
+"""Pictures, spread over the set, on which `inspect` measures sensitivity: 4 L runs of the blocks."""
+
+
+def _class_vectors(model: Model, data: Dataset, classnames: str | None, templates: str | None) -> np.ndarray:
+    """A unit vector a class, for what is measured by top-1."""
+    from regcache_jax.data.prompts import class_names
+    from regcache_jax.data.prompts import templates as prompt_templates
+    from regcache_jax.evaluation.zero_shot import class_vectors
+
+    names, prompts = class_names(data, classnames), prompt_templates(data, templates)
+    return class_vectors(model.encoder, model.tokenize, names, prompts)
+
+
+def _labels(data: Dataset, indices: Any) -> np.ndarray:
+    """The classes of some examples. Raises UserError where one has none."""
+    import numpy as np
+
+    from regcache_jax.errors import UserError
+
+    labels = [data[int(index)].label for index in indices]
+    if any(label is None for label in labels):
+        raise UserError(f"{data.name} ({data.split}) has pictures without a class, and accuracy needs one for each")
+    return np.array(labels)
+
+
+def _stream(
+    model: Model, data: Dataset, batch_size: int, update: Callable[..., None]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches with masks, read as they are needed: an inspection keeps none of them."""
+    from regcache_jax.data import batches
+
+    for batch in batches(data, model.preprocess, min(batch_size, len(data))):
+        yield batch.image, batch.mask
+        update(int(batch.mask.sum()), total=len(data))
+
+
+def _norm_rows(profile: Profile) -> list[tuple[Any, ...]]:
+    """A row a block and token group that the encoder has: largest / median norm at every place."""
+    from regcache_jax.registers.inspect import GROUPS, PLACES
+
+    names = {"class": "class token", "register": "registers", "patch": "patches"}
+    return [
+        (
+            block, names[group],
+            *(f"{digits(profile.maximum[place, block, g])} / {digits(profile.median[place, block, g])}"
+              for place in range(len(PLACES))),
+        )
+        for block in range(profile.maximum.shape[1])
+        for g, group in enumerate(GROUPS)
+        if profile.maximum[:, :, g].any()
+    ]  # fmt: skip
 
 
 @click.command()
 @click.argument("model", type=click.Path())
 @data_options("train", 256)
 @click.option("--scheme", "scheme_name", default="w8a8", show_default=True, help="Scheme for the sensitivity.")
-@click.option("--picture", type=click.Path(dir_okay=False), help="Also draw the norms by block (SVG).")
+@click.option("--accuracy", is_flag=True, help="Sensitivity as the drop in top-1 (needs labels and a text tower).")
+@word_options()
+@click.option("--picture", type=click.Path(dir_okay=False), help="Also draw norms, sinks and sensitivity (SVG).")
 @json_option
 def inspect(
     model: str,
@@ -24,11 +95,21 @@ def inspect(
     limit: int | None,
     batch_size: int,
     scheme_name: str,
+    accuracy: bool,
+    classnames: str | None,
+    templates: str | None,
     picture: str | None,
     json_file: str | None,
 ) -> None:
-    """Show where the outliers of MODEL are, and what would help."""
+    """Show where the outliers of MODEL are, and what would help.
+
+    Norms are l-inf norms of tokens, at the input of every block and of its four quantised sites. Sensitivity is the error of the
+    features when one site of one block alone is quantised, on 64 of the pictures.
+    """
+    import numpy as np
+
     from regcache_jax import checkpoints
+    from regcache_jax.data import batches
     from regcache_jax.errors import UserError
     from regcache_jax.quantization.scheme import SITES
     from regcache_jax.registers import inspect as inspection
@@ -38,44 +119,57 @@ def inspect(
     scheme = read_scheme(scheme_name, "static", "channel")
     if scheme is None:
         raise UserError("sensitivity needs a quantised scheme, such as w8a8")
+    if picture is not None and not picture.lower().endswith(".svg"):
+        raise UserError(f"--picture writes SVG; call it something.svg, not {picture}")
     loaded = checkpoints.load(model)
-    images = read_images(loaded, read_data(dataset, data_dir, split, limit, "train"))
-    with progress("norms by block and token"):
-        profile = inspection.inspect(loaded.encoder, images, batch_size=batch_size)
+    data = read_data(dataset, data_dir, split, limit, "train")
+    measured = np.linspace(0, len(data) - 1, min(MEASURED, len(data))).round().astype(int).tolist()
+    labels = _labels(data, measured) if accuracy else None
+    vectors = _class_vectors(loaded, data, classnames, templates) if accuracy else None
+    with progress("norms by block and token", len(data)) as update:
+        stream = _stream(loaded, data, batch_size, update)
+        profile = inspection.inspect(loaded.encoder, stream, batch_size=batch_size)
     with progress("sensitivity by block and site"):
-        errors = sensitivity(loaded.encoder, images[:64], scheme)
+        (batch,) = batches(data, loaded.preprocess, len(measured), indices=measured)
+        errors = sensitivity(loaded.encoder, batch.image, scheme, labels=labels, class_vectors=vectors)
     verdict = judge(profile, errors)
-    patch = inspection.GROUPS.index("patch")
-    columns = (
-        "block",
-        "input max",
-        "input median",
-        "fc2 max",
-        "fc2 median",
-        "sinks/image",
-        *(f"error {site}" for site in SITES),
-    )
-    fc2 = inspection.PLACES.index("fc2")
+    places = ("block input", *(f"{site} input" for site in SITES))
+    print_table("l-inf norms of tokens, largest / median", ("block", "tokens", *places), _norm_rows(profile))
+    what = "drop in top-1" if accuracy else "error of the features"
     rows = [
         (
             block,
-            *(float(table[place, block, patch]) for place in (0, fc2) for table in (profile.maximum, profile.median)),
-            float(profile.sinks_per_image[block]),
-            *(f"{error:.2e}" for error in errors[block]),
+            *(digits(float(row[block])) for row in (
+                profile.sinks_per_image, profile.sink_attention, profile.sink_cosine, profile.ordinary_cosine,
+            )),
+            *(digits(float(error)) for error in errors[block]),
         )
         for block in range(len(errors))
-    ]
-    print_table(f"l-inf norms of patches, and the features' error with one site at {scheme.name}", columns, rows)
+    ]  # fmt: skip
+    columns = ("block", "sinks/image", "attention", "cosine", "ordinary", *SITES)
+    print_table(f"Sinks at the block's input; {what} with one site at {scheme.name}", columns, rows)
     for finding in verdict.findings:
         say(finding.sentence())
+        say(f"  {finding.evidence()}")
     block, site = verdict.most_sensitive or (verdict.sensitive_block, "fc2")
-    say(f"sensitive block: {verdict.sensitive_block} (sinks begin); largest error of one site: block {block}, {site}")
+    say(f"sensitive block: {verdict.sensitive_block} (sinks begin); largest {what} of one site: block {block}, {site}")
     if picture is not None:
-        from regcache_jax.report.plots import norms_by_block
+        from regcache_jax.report.plots import inspection_sheet
 
-        with open(picture, "w") as file:
-            file.write(norms_by_block({"no registers": profile}))
-    write_json(json_file, {"profile": profile.to_json(), "sensitivity": errors.tolist(), "verdict": verdict.to_json()})
+        write_text(picture, inspection_sheet(profile, errors, loaded.encoder.spec.image.grid, what))
+    found = {
+        "profile": profile.to_json(),
+        "sensitivity": {"sites": list(SITES), "measure": what, "errors": errors.tolist()},
+    }
+    write_json(json_file, {**found, "verdict": verdict.to_json()})
+
+
+def _counts(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, ...]:
+    """Numbers of at least 1, separated by commas."""
+    parts = text.replace(" ", "").split(",")
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise click.BadParameter(f"must be numbers of at least 1, such as 1,2, got {text}")
+    return tuple(int(part) for part in parts)
 
 
 @click.command()
@@ -84,9 +178,28 @@ def inspect(
 @scheme_options()
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="Register plan to write (.safetensors).")
 @click.option("--table", type=click.Path(dir_okay=False), help="Trial table (JSONL); a killed search goes on from it.")
+@click.option(
+    "--objective",
+    type=click.Choice(["features", "accuracy"]),
+    default="features",
+    show_default=True,
+    help="Error of the features (no labels), or top-1 (labels and a text tower).",
+)
+@word_options()
+@click.option("--registers", default="1,2", show_default=True, callback=_counts, help="Numbers of registers to try.")
+@click.option("--class-token", is_flag=True, help="The class token may be a candidate too.")
+@click.option(
+    "--form",
+    type=click.Choice(["kv", "token"]),
+    default="kv",
+    show_default=True,
+    help="Average the candidates' keys and values, or their hidden states.",
+)
 @click.option("--align", type=click.IntRange(1), help="Delete counts that leave whole tiles of so many rows (TPU: 8).")
+@click.option("--refine", type=click.IntRange(1), help="Then train rows and copies for so many passes (no labels).")
 @click.option("--max-trials", type=click.IntRange(1), help="Stop after so many trials with the best plan so far.")
-@click.option("--max-minutes", type=float, help="Stop after so many minutes with the best plan so far.")
+@click.option("--max-minutes", type=click.FloatRange(0, min_open=True), help="The same after so many minutes.")
+@click.option("--max-block-flops", type=click.FloatRange(0, min_open=True), help="The same after so many operations.")
 @json_option
 def search(
     model: str,
@@ -100,9 +213,17 @@ def search(
     weights: str,
     out: str,
     table: str | None,
+    objective: Literal["features", "accuracy"],
+    classnames: str | None,
+    templates: str | None,
+    registers: tuple[int, ...],
+    class_token: bool,
+    form: Literal["kv", "token"],
     align: int | None,
+    refine: int | None,
     max_trials: int | None,
     max_minutes: float | None,
+    max_block_flops: float | None,
     json_file: str | None,
 ) -> None:
     """Find the registers of MODEL for a scheme, without labels.
@@ -113,7 +234,10 @@ def search(
 
     from regcache_jax import checkpoints
     from regcache_jax.errors import UserError
-    from regcache_jax.registers.plan_file import encoder_hash, save_plan
+    from regcache_jax.registers.plan_file import save_plan
+    from regcache_jax.registers.refine import RefineConfig
+    from regcache_jax.registers.refine import refine as run_refine
+    from regcache_jax.registers.search import describe_plan
     from regcache_jax.registers.search import search as run_search
     from regcache_jax.registers.space import SearchConfig
 
@@ -124,25 +248,40 @@ def search(
         raise UserError(f"{out} exists already; choose another name or remove it first")
     loaded = checkpoints.load(model)
     data = read_data(dataset, data_dir, split, limit, "train")
+    labels = vectors = None
+    if objective == "accuracy":
+        labels, vectors = _labels(data, range(len(data))), _class_vectors(loaded, data, classnames, templates)
     images = read_images(loaded, data)
-    config = SearchConfig(chunk=batch_size, align=align, max_trials=max_trials, max_minutes=max_minutes)
+    config = SearchConfig(
+        chunk=batch_size, align=align, objective=objective, registers=registers, class_token=class_token, form=form,
+        max_trials=max_trials, max_minutes=max_minutes, max_block_flops=max_block_flops,
+    )  # fmt: skip
     with progress("searching") as update:
+        shown = 0
 
         def tell(done: int, planned: int, best: float) -> None:
-            update(1, total=planned, note=f"best error {best:.3g}")
+            nonlocal shown
+            update(done - shown, total=planned, note=f"best error {best:.3g}")
+            shown = done
 
-        result = run_search(loaded.encoder, images, scheme, config, table=table, progress=tell)
-    metadata: dict[str, Any] = {
-        "encoder": loaded.encoder.spec.name,
-        "encoder_hash": encoder_hash(loaded.encoder),
-        "reference": {"dataset": data.name, "split": data.split, "images": len(data)},
-        "scheme": scheme.to_json(),
-        "objective": config.objective,
-        **result.to_json(),
-    }
-    save_plan(out, result.plan, metadata)
-    numbers = result.to_json()["numbers"]
-    print_table("Register plan", ("what", "value"), list(numbers.items()))
+        result = run_search(
+            loaded.encoder, images, scheme, config, table=table, labels=labels, class_vectors=vectors, progress=tell
+        )
+    reference = {"dataset": data.name, "split": data.split, "images": len(data)}
+    metadata = describe_plan(result, loaded.encoder, scheme, config, reference)
+    plan, refined = result.plan, None
+    if refine is not None and result.helps and plan.has_registers:
+        with progress("refining", refine) as update:
+            refined = run_refine(
+                loaded.encoder, images, scheme, plan, RefineConfig(passes=refine, chunk=batch_size),
+                progress=lambda done, error: update(1, note=f"held-back error {error:.3g}"),
+            )  # fmt: skip
+        plan, metadata["refined"] = refined.plan, refined.to_json()
+    save_plan(out, plan, metadata)
+    print_table("Register plan", ("what", "value"), list(metadata["numbers"].items()))
     say(result.sentence())
+    if refine is not None:
+        say(refined.sentence() if refined else "there are no registers to refine")
     say(f"{len(result.trials)} trials, {result.seconds:.0f} s, {result.block_flops:.3g} block operations -> {out}")
-    write_json(json_file, {**metadata, "trials": result.trials})
+    run = {"seconds": result.seconds, "compilations": result.compilations, "trials": result.trials}
+    write_json(json_file, {**metadata, **run})

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from etils import epath
 from ml_collections import ConfigDict
 
-from regcache_jax.cli.screen import print_table, progress, say
+from regcache_jax.cli.options import distributed_option
+from regcache_jax.cli.screen import print_table, progress, say, tell
 from regcache_jax.errors import UserError
 from regcache_jax.observer import Observer
 
@@ -32,7 +34,7 @@ class Bars(Observer):
     def skipped(self, stage: str) -> None:
         """A line."""
         self.close()
-        click.echo(f"{stage}: unchanged, kept", err=True)
+        tell(f"{stage}: unchanged, kept")
 
     def moved(self, done: int, total: int, note: str = "") -> None:
         """Moves the bar."""
@@ -153,9 +155,8 @@ def run_and_show(config: ConfigDict, workdir: str) -> None:
     print_table(f"{rows[0]['model']} on {rows[0]['dataset']}", columns, shown)
     for number, note in enumerate(notes):
         say(f"[{number + 1}] {note}")
-    say(
-        f"{Path(workdir) / 'results.json'} and {Path(workdir) / 'report.html'} written; {time.monotonic() - began:.0f} s"
-    )
+    folder = epath.Path(workdir)
+    say(f"{folder / 'results.json'} and {folder / 'report.html'} written; {time.monotonic() - began:.0f} s")
 
 
 @click.command()
@@ -182,12 +183,13 @@ def demo(out: str, print_model: bool) -> None:
     "--config", "config_name", required=True, help="Config file, or the name of one that comes with the package."
 )
 @click.option("--workdir", required=True, help="Work folder (may be gs://); a run that was killed goes on in it.")
+@distributed_option
 @click.pass_context
 def run(context: click.Context, config_name: str, workdir: str) -> None:
     """Run all stages of a config, or go on with a run that was killed.
 
     Convert, inspect, search, quantise, evaluate, report. Fields are changed with --config.a.b=c. What has not changed since
-    the last run is kept.
+    the last run is kept. With --distributed, processes that see the same work folder run a config together.
     """
     config = load_config(config_name)
     override(config, tuple(context.args))

@@ -1,4 +1,6 @@
-"""What a person sees: tables, and progress that is a bar on a terminal and quiet lines in a pipe."""
+"""What a person sees: tables, and progress that is a bar on a terminal and quiet lines in a pipe.
+
+Of several processes (`--distributed`) the first alone is seen and writes."""
 
 from __future__ import annotations
 
@@ -7,12 +9,15 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from regcache_jax.distributed import is_first
 
 
 class Update(Protocol):
@@ -24,7 +29,14 @@ class Update(Protocol):
 
 def say(text: str = "") -> None:
     """One line on standard output."""
-    click.echo(text)
+    if is_first():
+        click.echo(text)
+
+
+def tell(text: str) -> None:
+    """One line on standard error."""
+    if is_first():
+        click.echo(text, err=True)
 
 
 def digits(number: float | None) -> str | None:
@@ -38,6 +50,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
         [f"{cell:.3f}" if isinstance(cell, float) else "" if cell is None else str(cell) for cell in row]
         for row in rows
     ]
+    if not is_first():
+        return
     if not sys.stdout.isatty():
         say("\t".join(columns))
         for row in texts:
@@ -55,6 +69,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
 @contextlib.contextmanager
 def progress(label: str, total: int | None = None) -> Iterator[Update]:
     """A bar on standard error if that is a terminal, else a line at the start and at the end."""
+    if not is_first():
+        yield lambda advance=1, total=None, note="": None
+        return
     if sys.stderr.isatty():
         note = TextColumn("{task.fields[note]}")
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note)
@@ -74,7 +91,16 @@ def progress(label: str, total: int | None = None) -> Iterator[Update]:
 
 def write_json(path: str | None, tree: Any) -> None:
     """Writes `--json FILE` (whole or not at all); nothing without it."""
-    if path is not None:
+    if path is not None and is_first():
         from regcache_jax.evaluation import results
 
         results.write(path, json.loads(json.dumps(tree)))
+
+
+def write_text(path: str, text: str) -> None:
+    """Writes a text file beside its final name, then renames it."""
+    final = Path(path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial = final.with_name(f".{final.name}.partial")
+    partial.write_text(text)
+    partial.replace(final)

@@ -1,4 +1,4 @@
-"""Batches of one shape: decoded by threads ahead of the device, the last ones padded and masked.
+"""Batches of one shape: decoded ahead of the device by grain's workers, the last ones padded and masked.
 
 With several processes (`jax.distributed`) every process reads its own share, each picture exactly once, and all of them make
 equally many batches, as the steps of a program that spans them must.
@@ -6,9 +6,10 @@ equally many batches, as the steps of a program that spans them must.
 
 from __future__ import annotations
 
-import collections
 import concurrent.futures
+import itertools
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +19,9 @@ from jaxtyping import Bool, Float, Int
 
 from regcache_jax.data.sources import Dataset, Example
 from regcache_jax.errors import UserError
+
+MEMORY_LIMIT = 4 << 30
+"""Bytes of pictures that `load_images` keeps in memory."""
 
 Preprocess = Callable[[Any], np.ndarray]
 """From a picture to the array `[S, S, 3]` that a tower takes."""
@@ -49,17 +53,22 @@ class Missing:
 
     def __init__(self, allowed: int) -> None:
         self.allowed = allowed
-        self.messages: list[str] = []
+        self.faults: dict[int, str] = {}
 
-    def add(self, message: str) -> None:
-        """Notes a picture. Raises UserError when there are too many."""
-        self.messages.append(message)
-        if len(self.messages) > self.allowed:
-            listed = "; ".join(self.messages[:5]) + ("; ..." if len(self.messages) > 5 else "")
-            raise UserError(f"{len(self.messages)} pictures cannot be read, {self.allowed} may be missing: {listed}")
+    @property
+    def messages(self) -> list[str]:
+        """What is wrong with each, in the order of the dataset."""
+        return [self.faults[place] for place in sorted(self.faults)]
+
+    def add(self, place: int, message: str) -> None:
+        """Notes the picture at a place of the dataset. Raises UserError when there are too many."""
+        self.faults[place] = message
+        if len(self.faults) > self.allowed:
+            listed = "; ".join(self.messages[:5]) + ("; ..." if len(self.faults) > 5 else "")
+            raise UserError(f"{len(self.faults)} pictures cannot be read, {self.allowed} may be missing: {listed}")
 
 
-def workers() -> int:
+def threads() -> int:
     """Threads that decode: one a core, as far as that helps."""
     return min(16, os.cpu_count() or 1)
 
@@ -74,6 +83,33 @@ def load_example(dataset: Dataset, index: int, preprocess: Preprocess) -> tuple[
         raise UserError(message if example.name in message else f"{example.name}: {message}") from None
 
 
+class Decoded(NamedTuple):
+    """What a worker makes of an example: its picture, or why there is none (an error would end the worker)."""
+
+    place: int
+    image: np.ndarray | None
+    label: int
+    fault: str
+
+
+class Decoding:
+    """Examples at some places of a dataset, decoded when they are asked for: what grain's workers read."""
+
+    def __init__(self, dataset: Dataset, places: Sequence[int], preprocess: Preprocess) -> None:
+        self._dataset, self._places, self._preprocess = dataset, places, preprocess
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: Any) -> Decoded:
+        place = int(self._places[int(index)])
+        try:
+            example, image = load_example(self._dataset, place, self._preprocess)
+        except UserError as error:
+            return Decoded(place, None, -1, str(error))
+        return Decoded(place, image, -1 if example.label is None else example.label, "")
+
+
 def batches(
     dataset: Dataset,
     preprocess: Preprocess,
@@ -82,61 +118,55 @@ def batches(
     indices: Sequence[int] | None = None,
     share: Share | None = None,
     missing: Missing | None = None,
+    workers: int = 0,
     ahead: int = 2,
 ) -> Iterator[Batch]:
-    """Cuts a dataset (or some `indices` of it) into batches, in order; `ahead` batches are prepared by threads.
+    """Cuts a dataset (or some `indices` of it) into batches, in order; grain prepares `ahead` batches while the devices work.
 
-    `share`: this process's part (of `jax.distributed`'s processes by default); every process makes as many batches as the one
-    with most examples, the last ones all padding where need be. `missing`: what becomes of unreadable pictures; by default
-    the first one raises UserError."""
+    `workers`: processes that decode; 0: threads of this one. `share`: this process's part (of `jax.distributed`'s processes
+    by default); every process makes as many batches as the one with most examples, the last ones all padding where need be.
+    `missing`: what becomes of unreadable pictures; by default the first one raises UserError."""
     share = share or Share.of_this_process()
     order = range(len(dataset)) if indices is None else indices
     mine = order[share.process :: share.processes]
     largest_share = -(-len(order) // share.processes)
-    with concurrent.futures.ThreadPoolExecutor(workers()) as pool:
-        waiting: collections.deque[list[concurrent.futures.Future]] = collections.deque()
-        numbers: collections.deque[Sequence[int]] = collections.deque()
-
-        def assemble() -> Batch:
-            return _assemble(waiting.popleft(), numbers.popleft(), batch_size, preprocess, missing)
-
-        try:
-            for start in range(0, largest_share, batch_size):
-                part = mine[start : start + batch_size]
-                waiting.append([pool.submit(load_example, dataset, index, preprocess) for index in part])
-                numbers.append(part)
-                if len(waiting) > ahead:
-                    yield assemble()
-            while waiting:
-                yield assemble()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    decoded = _decoded(Decoding(dataset, mine, preprocess), workers, ahead * batch_size)
+    for _ in range(0, largest_share, batch_size):
+        yield _assemble(list(itertools.islice(decoded, batch_size)), batch_size, preprocess, missing)
 
 
-def _assemble(
-    row: list[concurrent.futures.Future],
-    indices: Sequence[int],
-    batch_size: int,
-    preprocess: Preprocess,
-    missing: Missing | None,
-) -> Batch:
-    images, labels, kept = [], [], []
-    for index, future in zip(indices, row, strict=True):
-        try:
-            example, image = future.result()
-        except UserError as error:
+def _decoded(source: Decoding, workers: int, ahead: int) -> Iterator[Decoded]:
+    """All examples of a source in order, `ahead` of them made before they are asked for."""
+    if not len(source):
+        return iter(())
+    import grain
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():  # grain asks absl's flags, which belong to programs that absl has started
+        flags.FLAGS.mark_as_parsed()
+    reading = grain.ReadOptions(num_threads=max(1, threads() // max(1, workers)), prefetch_buffer_size=max(1, ahead))
+    examples = grain.MapDataset.source(source).to_iter_dataset(reading)
+    if workers:
+        buffered = max(1, ahead // workers)
+        options = grain.MultiprocessingOptions(num_workers=min(workers, len(source)), per_worker_buffer_size=buffered)
+        examples = examples.mp_prefetch(options)
+    return iter(examples)
+
+
+def _assemble(row: list[Decoded], batch_size: int, preprocess: Preprocess, missing: Missing | None) -> Batch:
+    for decoded in row:
+        if decoded.image is None:
             if missing is None:
-                raise
-            missing.add(str(error))
-            continue
-        images.append(image)
-        labels.append(-1 if example.label is None else example.label)
-        kept.append(index)
-    if not images:
+                raise UserError(decoded.fault)
+            missing.add(decoded.place, decoded.fault)
+    found = [(decoded, decoded.image) for decoded in row if decoded.image is not None]
+    if not found:
         empty = preprocess(np.zeros((8, 8, 3), np.uint8))[None]
         nothing = np.zeros(0, np.int32)
         return pad_batch(empty[:0], nothing, batch_size, nothing)
-    return pad_batch(np.stack(images), np.array(labels, np.int32), batch_size, np.array(kept, np.int32))
+    labels = np.array([decoded.label for decoded, _ in found], np.int32)
+    places = np.array([decoded.place for decoded, _ in found], np.int32)
+    return pad_batch(np.stack([image for _, image in found]), labels, batch_size, places)
 
 
 def pad_batch(
@@ -155,8 +185,20 @@ def pad_batch(
     return Batch(images, labels, mask, places)
 
 
-def load_images(dataset: Dataset, preprocess: Preprocess) -> Float[np.ndarray, "n S S 3"]:
-    """All pictures of a (limited) dataset as one array: reference and calibration sets."""
-    with concurrent.futures.ThreadPoolExecutor(workers()) as pool:
+def load_images(
+    dataset: Dataset, preprocess: Preprocess, memory_limit: int = MEMORY_LIMIT
+) -> Float[np.ndarray, "n S S 3"]:
+    """All pictures of a (limited) dataset as one array: reference and calibration sets. Beyond `memory_limit` bytes it lies in
+    a temporary mapped file, which goes with the array."""
+    with concurrent.futures.ThreadPoolExecutor(threads()) as pool:
         loaded = pool.map(lambda index: load_example(dataset, index, preprocess)[1], range(len(dataset)))
-        return np.stack(list(loaded))
+        first = next(loaded)
+        shape = (len(dataset), *first.shape)
+        if len(dataset) * first.nbytes > memory_limit:
+            with tempfile.TemporaryFile() as file:  # has no name, so nothing is left behind however the process ends
+                images: np.ndarray = np.memmap(file, first.dtype, "w+", shape=shape)
+        else:
+            images = np.empty(shape, first.dtype)
+        for index, image in enumerate(itertools.chain([first], loaded)):
+            images[index] = image
+    return images

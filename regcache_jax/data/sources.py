@@ -7,6 +7,7 @@ TensorFlow, whether it was prepared as ArrayRecord or as classic TFRecord files.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,8 +15,10 @@ import numpy as np
 from etils import epath
 
 from regcache_jax.data import emoji
+from regcache_jax.data.annotations import json_captions
 from regcache_jax.data.shards import TfrecordSource, read, tar_index
 from regcache_jax.errors import UserError
+from regcache_jax.paths import files_below
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 
@@ -27,6 +30,9 @@ CLIP_BENCHMARK_NAMES = {
     "pcam": "patch_camelyon", "svhn": "svhn_cropped", "resisc45": "resisc45",
 }  # fmt: skip
 """CLIP_benchmark's names of datasets that TFDS has too."""
+
+PREFIXES = ("wds/", "tfds/", "vtab/")
+"""What CLIP_benchmark puts before a name to say where it is from."""
 
 DUMMY_LENGTH = 50_000
 
@@ -53,8 +59,10 @@ class Dataset:
         get: Callable[[int], Example],
         classnames: Sequence[str] | None = None,
         templates: Sequence[str] | None = None,
+        files: Sequence[epath.Path] = (),
     ) -> None:
-        self.name, self.split = name, split
+        """`files`: those that it reads, where they are the user's own and may change."""
+        self.name, self.split, self._files = name, split, files
         self._length, self._get = length, get
         self.classnames = None if classnames is None else tuple(classnames)
         self.templates = None if templates is None else tuple(templates)
@@ -66,6 +74,32 @@ class Dataset:
         if not 0 <= index < self._length:
             raise IndexError(index)
         return self._get(index)
+
+    def identity(self) -> list[Any]:
+        """What tells this dataset from others, in JSON: name, split, length, and of its files name, size and time."""
+        return [self.name, self.split, len(self), [_identity(file) for file in self._files]]
+
+    def chosen(self, places: Sequence[int]) -> Dataset:
+        """Only the examples at some places, in that order."""
+        return Dataset(
+            self.name, self.split, len(places), lambda index: self[int(places[index])],
+            self.classnames, self.templates, self._files,
+        )  # fmt: skip
+
+    def annotated(self, annotate: Callable[[Example], Example], files: Sequence[epath.Path] = ()) -> Dataset:
+        """The same dataset with more known of every example, from some files."""
+        return Dataset(
+            self.name, self.split, len(self), lambda index: annotate(self[index]),
+            self.classnames, self.templates, (*self._files, *files),
+        )  # fmt: skip
+
+
+def _identity(file: epath.Path) -> list[Any]:
+    if "://" in str(file):
+        stat = file.stat()
+        return [str(file), stat.length, stat.mtime]
+    local = os.stat(file)  # which knows the time more exactly
+    return [str(file), local.st_size, local.st_mtime_ns]
 
 
 def open_dataset(name: str, data_dir: str | None = None, split: str | None = None, limit: int | None = None) -> Dataset:
@@ -81,15 +115,15 @@ def open_dataset(name: str, data_dir: str | None = None, split: str | None = Non
     dataset = (_webdataset if name.startswith("wds/") else openers.get(name, _tfds))(name, data_dir, split)
     if limit is None or limit >= len(dataset):
         return dataset
-    chosen = np.linspace(0, len(dataset) - 1, limit).round().astype(int) if name == "folder" else np.arange(limit)
-    return Dataset(
-        dataset.name,
-        dataset.split,
-        limit,
-        lambda index: dataset[int(chosen[index])],
-        dataset.classnames,
-        dataset.templates,
+    return dataset.chosen(
+        np.linspace(0, len(dataset) - 1, limit).round().astype(int).tolist() if name == "folder" else range(limit)
     )
+
+
+def without_prefix(name: str) -> str:
+    """CLIP_benchmark's name of a dataset without what says where it is from."""
+    prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), "")
+    return name.removeprefix(prefix)
 
 
 def _emoji(name: str, data_dir: str | None, split: str | None) -> Dataset:
@@ -103,7 +137,8 @@ def _emoji(name: str, data_dir: str | None, split: str | None) -> Dataset:
         picture = emoji.render(vendor, concept, rendering)
         return Example(
             picture, concept, f"{vendor}/{concept:03d}-{rendering}",
-            segmentation=emoji.foreground(vendor, concept, rendering),
+            (emoji.class_names()[concept],) if rendering == 0 else (),  # one picture a text
+            emoji.foreground(vendor, concept, rendering),
         )  # fmt: skip
 
     return Dataset(name, split, len(listed), get, emoji.class_names(), emoji.TEMPLATES)
@@ -128,8 +163,7 @@ def _folder(name: str, data_dir: str | None, split: str | None) -> Dataset:
     """Pictures under a folder, sorted; where they lie in subfolders, the first folder's name is the class. A text file of
     the same name beside a picture holds its captions, one a line."""
     root = _root(name, data_dir, split)
-    below = (folder / file for folder, _, files in root.walk() for file in files)
-    files = sorted(file for file in below if file.suffix.lower() in PICTURE_SUFFIXES)
+    files = [file for file in files_below(root) if file.suffix.lower() in PICTURE_SUFFIXES]
     if not files:
         raise UserError(f"{root} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))})")
     classes = sorted({file.relative_to(root).parts[0] for file in files if len(file.relative_to(root).parts) > 1})
@@ -141,12 +175,12 @@ def _folder(name: str, data_dir: str | None, split: str | None) -> Dataset:
         captions = _lines(beside.read_text()) if beside.exists() else ()
         return Example(file, number.get(relative.parts[0]), relative.as_posix(), captions)
 
-    return Dataset(name, split or "all", len(files), get, classes or None)
+    return Dataset(name, split or "all", len(files), get, classes or None, files=files)
 
 
 def _webdataset(name: str, data_dir: str | None, split: str | None) -> Dataset:
     """Tar shards as CLIP_benchmark lays them out: SPLIT/0.tar ..., with .cls (a number) or .txt (captions) beside every
-    picture, and classnames.txt and zeroshot_classification_templates.txt in the dataset's folder."""
+    picture, or .json with `caption` or `captions`, and classnames.txt and zeroshot_classification_templates.txt in the dataset's folder."""
     split = split or "test"
     root = _root(name, data_dir, split)
     files = sorted(root.glob("*.tar"), key=lambda file: (len(file.name), file.name))
@@ -162,6 +196,8 @@ def _webdataset(name: str, data_dir: str | None, split: str | None) -> Dataset:
         suffix = next(suffix for suffix in sample if suffix in suffixes)
         label = int(read(sample["cls"])) if "cls" in sample else None
         captions = _lines(read(sample["txt"]).decode()) if "txt" in sample else ()
+        if not captions and "json" in sample:
+            captions = json_captions(read(sample["json"]), f"{name}/{split}/{index}")
         return Example(read(sample[suffix]), label, f"{name}/{split}/{index}", captions)
 
     def listed(file: str) -> tuple[str, ...] | None:
@@ -169,7 +205,7 @@ def _webdataset(name: str, data_dir: str | None, split: str | None) -> Dataset:
         return _lines(path.read_text()) if path.exists() else None
 
     return Dataset(
-        name, split, len(samples), get, listed("classnames.txt"), listed("zeroshot_classification_templates.txt")
+        name, split, len(samples), get, listed("classnames.txt"), listed("zeroshot_classification_templates.txt"), files
     )
 
 
@@ -188,7 +224,8 @@ def _tfds(name: str, data_dir: str | None, split: str | None) -> Dataset:
 
     from regcache_jax.data import regcache_emoji  # noqa: F401  TFDS knows a builder once its class exists
 
-    asked = CLIP_BENCHMARK_NAMES.get(name, name)
+    bare = without_prefix(name)
+    asked = CLIP_BENCHMARK_NAMES.get(bare, bare)
     try:
         builder = tfds.builder(asked, data_dir=data_dir)
     except (tfds.core.DatasetNotFoundError, ValueError):

@@ -13,19 +13,27 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from regcache_jax.quantization.aqt import fake_quantize, largest_integer, quantized_matmul
+from regcache_jax.quantization.aqt import fake_quantize, largest_integer, quantized_matmul, shared_scale
 from regcache_jax.registers.plan import BlockRegister
 
 
 class Rounding(NamedTuple):
     """How attention's own products are integer: which (`qk`, `pv`), of how many bits, the calibrated scale of query, key and
-    value (a name that is absent: measured as it passes), and the scale of softmax's lower range where it has two."""
+    value (a name that is absent: measured as it passes), the scale of softmax's lower range where it has two, and the mapped
+    axis over whose devices a scale measured for a whole array is shared (None: none)."""
 
     products: tuple[str, ...]
     bits: int
     scales: dict[str, Float[Array, "1 1 1 1"]]
     per_token: bool
     low: Float[Array, ""] | None
+    shared_over: str | None = None
+
+    def scale(self, site: str, array: Float[Array, "B H P Q"]) -> Float[Array, "1 1 1 1"] | None:
+        """The scale of `query`, `key` or `value`; None: measured where the array is rounded."""
+        if self.shared_over is not None:
+            return shared_scale(array, self.bits, self.shared_over)
+        return self.scales.get(site)
 
 
 class Attended(NamedTuple):
@@ -92,7 +100,7 @@ def integer_logits(
 ) -> Float[Array, "B H T S"]:
     """Scaled logits from integer queries and keys."""
     rows, columns = jnp.swapaxes(query, 1, 2), jnp.transpose(key, (0, 2, 3, 1))
-    scales = rounding.scales.get("query"), rounding.scales.get("key")
+    scales = rounding.scale("query", rows), rounding.scale("key", columns)
     product = quantized_matmul(rows, columns, *scales, rounding.bits, rounding.per_token)
     return product * query.shape[-1] ** -0.5
 
@@ -104,11 +112,8 @@ def integer_mix(
 
     One range: all integers for 0..1, by a zero point in the middle. Two (PTQ4ViT): terms below the end of the lower
     range in small steps, the others in steps of the whole; each its own integer product."""
-    columns, scale, largest = (
-        jnp.swapaxes(value, 1, 2),
-        rounding.scales.get("value"),
-        float(largest_integer(rounding.bits)),
-    )
+    columns, largest = jnp.swapaxes(value, 1, 2), float(largest_integer(rounding.bits))
+    scale = rounding.scale("value", columns)
 
     def product(rows: Float[Array, "B H T S"], step: Float[Array, ""]) -> Float[Array, "B H T K"]:
         return quantized_matmul(rows, columns, step.reshape(1, 1, 1, 1), scale, rounding.bits, rounding.per_token)

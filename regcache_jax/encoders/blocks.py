@@ -19,7 +19,7 @@ from regcache_jax.encoders.attention import Rounding, attend, attend_slot
 from regcache_jax.encoders.gelu import gelu_for_integers
 from regcache_jax.encoders.spec import Activation, BlockSpec
 from regcache_jax.errors import UserError
-from regcache_jax.quantization.aqt import QuantizedTensor, fake_quantize, quantized_dense
+from regcache_jax.quantization.aqt import QuantizedTensor, fake_quantize, quantized_dense, shared_scale
 from regcache_jax.quantization.scheme import PRODUCT_INPUTS, SITE_LAYERS, Scheme
 from regcache_jax.registers.delete import mark_largest
 from regcache_jax.registers.plan import BlockRegister, RegisterPlan
@@ -116,7 +116,8 @@ def attention_rounding(block: Params, scheme: Scheme | None) -> Rounding | None:
     sites = [site for product in scheme.products for site in PRODUCT_INPUTS[product]] if scheme.calibrated else []
     scales = {site: calibrated_scale(block, site, scheme).reshape(1, 1, 1, 1) for site in sites}
     low = block.get("input_scale", {}).get(SOFTMAX_LOW)
-    return Rounding(scheme.products, scheme.activation_bits, scales, scheme.activations == "token", low)
+    shared_over = scheme.shared_over if scheme.activations == "tensor" else None
+    return Rounding(scheme.products, scheme.activation_bits, scales, scheme.activations == "token", low, shared_over)
 
 
 def input_grid(
@@ -124,6 +125,8 @@ def input_grid(
 ) -> tuple[Float[Array, "..."] | None, Float[Array, "..."] | None]:
     """A site's calibrated scale (None: measured as it passes) and what is added before rounding (None: nothing), broadcast
     to its input. Raises UserError where a scale should have been calibrated."""
+    if scheme.activations == "tensor" and scheme.shared_over is not None:
+        return shared_scale(inputs, scheme.at(site).activation_bits, scheme.shared_over), None
     if not scheme.calibrated:
         return None, None
     scale = token_scale(calibrated_scale(block, site, scheme), inputs.shape[1], leading)

@@ -113,11 +113,11 @@ def clip_tokenization(context_length: int = 77, vocab_size: int = 49408, pad_id:
 
 
 def siglip_tokenization(context_length: int, vocab_size: int) -> Tokenization:
-    """SentencePiece, no start, end 1. SigLIP pads with the end and drops punctuation, SigLIP 2 pads with 0 and lower-cases."""
+    """SentencePiece, no start, end 1. SigLIP pads with the end and drops punctuation, SigLIP 2 pads with 0 and lower-cases:
+    both as transformers does."""
     gemma = vocab_size == 256_000
-    return Tokenization(
-        "sentencepiece", context_length, vocab_size, "lower" if gemma else "canonicalize", 0 if gemma else 1, None, 1
-    )
+    cleaning = "lower" if gemma else "drop_punctuation"
+    return Tokenization("sentencepiece", context_length, vocab_size, cleaning, 0 if gemma else 1, None, 1)
 
 
 def clip_spec(
@@ -205,6 +205,7 @@ def _clip(
     counts: tuple[float, float] | None = None,
     published: float | None = None,
     preprocessing: Preprocessing | None = None,
+    others: tuple[str, ...] = (),
 ) -> Row:
     text = "clip text L" if size == "L" else f"clip text {'B' if size == 'B' else 'bigG' if size == 'bigG' else 'H'}"
     out = {"B": 512, "L": 768, "H": 1024, "g": 1024, "bigG": 1280}[size]
@@ -213,7 +214,7 @@ def _clip(
     if preprocessing is not None:
         spec = dataclasses.replace(spec, preprocessing=preprocessing)
     image, words = counts or (None, None)
-    return Row(huggingface, "CLIP", spec, number, open_clip, None, (), image, words, published)
+    return Row(huggingface, "CLIP", spec, number, open_clip, None, others, image, words, published)
 
 
 def _siglip(
@@ -236,7 +237,8 @@ def _siglip(
     tag = (open_clip, "webli") if open_clip else None
     family = "SigLIP 2" if second else "SigLIP"
     image, words = counts or (None, None)
-    return Row(huggingface, family, spec, number, tag, big_vision, (vanity,), image, words, published)
+    others = (vanity, huggingface.replace("-multilingual", "-i18n")) if "multilingual" in huggingface else (vanity,)
+    return Row(huggingface, family, spec, number, tag, big_vision, others, image, words, published)
 
 
 def _dinov2(
@@ -247,7 +249,8 @@ def _dinov2(
     huggingface = f"facebook/dinov2-{'with-registers-' if registers else ''}{word}"
     suffix = "_reg" if registers else ""
     hub = (f"dinov2_vit{letter}14{suffix}", f"vit_{word}_patch14{'_reg4' if registers else ''}_dinov2.lvd142m")
-    others = (*hub, f"timm/{hub[1]}", f"{hub[0]}{'4' if registers else ''}_pretrain")
+    others = (*hub, f"timm/{hub[1]}", f"{hub[0]}{'4' if registers else ''}_pretrain", f"{hub[0]}_lc")
+    others += () if registers else (f"{huggingface}-imagenet1k-1-layer",)  # with linear heads, which are left out
     spec = dinov2_spec(huggingface.split("/")[-1], size, registers)
     return Row(huggingface, "DINOv2", spec, number, None, None, others, parameters, None, published)
 
@@ -257,7 +260,7 @@ def _squashed(pixels: int) -> Preprocessing:
     return Preprocessing(pixels, "squash", "bicubic", pixels, CLIP_MEAN, CLIP_STD)
 
 
-def _unsupported(number: int, huggingface: str, family: str, reason: str, others: tuple[str, ...] = ()) -> Row:
+def _unsupported(number: int | None, huggingface: str, family: str, reason: str, others: tuple[str, ...] = ()) -> Row:
     return Row(huggingface, family, None, number, others=others, reason=reason)
 
 
@@ -268,10 +271,10 @@ _QUICK, _EXACT = QUICK_GELU, EXACT_GELU
 
 # fmt: off
 ROWS: tuple[Row, ...] = (
-    _clip(1, "openai/clip-vit-base-patch32", ("ViT-B-32", "openai"), "B", 32, 224, _QUICK, (87.8, 63.4), 63.32),
-    _clip(2, "openai/clip-vit-base-patch16", ("ViT-B-16", "openai"), "B", 16, 224, _QUICK, (86.2, 63.4), 68.34),
-    _clip(3, "openai/clip-vit-large-patch14", ("ViT-L-14", "openai"), "L", 14, 224, _QUICK, (304.0, 123.7), 75.54),
-    _clip(4, "openai/clip-vit-large-patch14-336", ("ViT-L-14-336", "openai"), "L", 14, 336, _QUICK, (304.3, 123.7), 76.56),
+    _clip(1, "openai/clip-vit-base-patch32", ("ViT-B-32", "openai"), "B", 32, 224, _QUICK, (87.8, 63.4), 63.32, others=("ViT-B/32", "timm/vit_base_patch32_clip_224.openai")),
+    _clip(2, "openai/clip-vit-base-patch16", ("ViT-B-16", "openai"), "B", 16, 224, _QUICK, (86.2, 63.4), 68.34, others=("ViT-B/16", "timm/vit_base_patch16_clip_224.openai")),
+    _clip(3, "openai/clip-vit-large-patch14", ("ViT-L-14", "openai"), "L", 14, 224, _QUICK, (304.0, 123.7), 75.54, others=("ViT-L/14", "timm/vit_large_patch14_clip_224.openai")),
+    _clip(4, "openai/clip-vit-large-patch14-336", ("ViT-L-14-336", "openai"), "L", 14, 336, _QUICK, (304.3, 123.7), 76.56, others=("ViT-L/14@336px", "timm/vit_large_patch14_clip_336.openai")),
     _clip(5, f"{_LAION}-B-32-laion2B-s34B-b79K", ("ViT-B-32", "laion2b_s34b_b79k"), "B", 32, 224, _EXACT, (87.8, 63.4), 66.56),
     _clip(6, f"{_LAION}-B-16-laion2B-s34B-b88K", ("ViT-B-16", "laion2b_s34b_b88k"), "B", 16, 224, _EXACT, (86.2, 63.4), 70.23),
     _clip(7, f"{_LAION}-B-16-DataComp.XL-s13B-b90K", ("ViT-B-16", "datacomp_xl_s13b_b90k"), "B", 16, 224, _EXACT, (86.2, 63.4), 73.49),
@@ -302,6 +305,9 @@ ROWS: tuple[Row, ...] = (
     # Other checkpoints of the same shapes.
     _clip(None, f"{_LAION}-L-14-laion2B-s32B-b82K", ("ViT-L-14", "laion2b_s32b_b82k"), "L", 14, 224, _EXACT, preprocessing=clip_preprocessing(224, HALF, HALF)),
     _clip(None, f"{_LAION}-g-14-laion2B-s34B-b88K", ("ViT-g-14", "laion2b_s34b_b88k"), "g", 14, 224, _EXACT),
+    *(_clip(None, f"timm/vit_base_patch32_clip_224.laion400m_{e}", ("ViT-B-32", f"laion400m_{e}"), "B", 32, 224, _QUICK) for e in ("e31", "e32")),
+    *(_clip(None, f"timm/vit_base_patch16_clip_224.laion400m_{e}", ("ViT-B-16", f"laion400m_{e}"), "B", 16, 224, _EXACT) for e in ("e31", "e32")),
+    *(_clip(None, f"timm/vit_large_patch14_clip_224.laion400m_{e}", ("ViT-L-14", f"laion400m_{e}"), "L", 14, 224, _EXACT) for e in ("e31", "e32")),
     _clip(None, "apple/DFN2B-CLIP-ViT-B-16", ("ViT-B-16", "dfn2b"), "B", 16, 224, _QUICK),
     _clip(None, "apple/DFN2B-CLIP-ViT-L-14", ("ViT-L-14", "dfn2b"), "L", 14, 224, _QUICK),
     _clip(None, "apple/DFN5B-CLIP-ViT-H-14", ("ViT-H-14", "dfn5b"), "H", 14, 224, _QUICK, preprocessing=_squashed(224)),
@@ -323,6 +329,9 @@ ROWS: tuple[Row, ...] = (
     *(_siglip(None, f"{_GOOGLE}2-so400m-patch16-{px}", f"ViT-SO400M-16-SigLIP2-{px}", f"siglip2/siglip2_so400m16_{px}.npz", "So400m", 16, px, 256_000) for px in (256, 512)),
     _siglip(None, f"{_GOOGLE}2-giant-opt-patch16-384", "ViT-gopt-16-SigLIP2-384", "siglip2/siglip2_g-opt16_384.npz", "g-opt", 16, 384, 256_000),
     *(_dinov2(None, size, 4) for size in ("S", "L", "g/14")),
+    _unsupported(None, f"{_GOOGLE}2-so400m-patch16-naflex", "SigLIP 2", _NAFLEX, ("siglip2_so400m16_naflex.npz", "open_clip:ViT-SO400M-16-SigLIP2-naflex,webli")),
+    *(_unsupported(None, f"facebook/dinov3-{size}16{plus}-pretrain-{data}", "DINOv3", _DINOV3, (f"dinov3_{size}16{plus}",) if data == "lvd1689m" else ())
+      for size, plus, data in (("vits", "plus", "lvd1689m"), ("vith", "plus", "lvd1689m"), ("vit7b", "", "lvd1689m"), ("vitl", "", "sat493m"), ("vit7b", "", "sat493m"))),
 )
 # fmt: on
 
@@ -334,6 +343,14 @@ def _names() -> Iterator[tuple[str, Row]]:
 
 
 _BY_NAME: dict[str, Row] = dict(_names())
+_OWNERS = {row.huggingface.split("/")[0] for row in ROWS}
+
+
+def repositories(name: str) -> list[str]:
+    """The hub's repositories that may hold what `name` names: its own, if it is a hub id, then that of its row."""
+    row, (owner, slash, _) = find(name), name.partition("/")
+    own = [name] if slash and (row is None or owner in _OWNERS) else []
+    return list(dict.fromkeys([*own, row.huggingface] if row is not None else own))
 
 
 def find(name: str) -> Row | None:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 from regcache_jax.encoders.parameters import Leaf, parameter_table
 from regcache_jax.encoders.spec import EncoderSpec
 from regcache_jax.encoders.text import text_features
+from regcache_jax.encoders.tokenizers import check_ids
 from regcache_jax.encoders.vision import ImageOutput, image_features, serve_image
 from regcache_jax.errors import UserError
 from regcache_jax.quantization.scheme import Scheme
@@ -108,9 +109,14 @@ def encode_image(encoder: Encoder, images: Float[Array | np.ndarray, "B Y X 3"])
 
 
 def encode_text(encoder: Encoder, ids: Int[Array | np.ndarray, "B T"]) -> Float[Array, "B E"]:
-    """Float32 features of padded token ids, of unit length. Raises UserError where there is no text tower."""
+    """Float32 features of padded token ids, of unit length.
+
+    Raises UserError where there is no text tower, for ids of another length than the tokenizer makes, and, where the ids are
+    known (outside `jit`), for ids without an end or with other padding: SigLIP's features would silently be others."""
     if encoder.spec.text is None:
         raise UserError(f"{encoder.spec.name} has no text tower")
+    if encoder.spec.tokenization is not None:
+        check_ids(ids, encoder.spec.tokenization)
     return normalize(
         text_features(encoder.params["text"], jnp.asarray(ids), encoder.spec.text, scheme=encoder.scheme)[0]
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from jaxtyping import Float
+from jaxtyping import Float, Shaped, UInt8
 from PIL import Image, ImageOps
 
 from regcache_jax.encoders.spec import Preprocessing
@@ -57,15 +57,27 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def resize(picture: Image.Image, spec: Preprocessing) -> Float[np.ndarray, "Y X 3"]:
-    """Grey levels 0..255 after the resize, before the crop. `squash` ignores the aspect; `shortest` scales the shorter side
-    to `resize_size` and rounds the longer one down, as torchvision does."""
+def resized(picture: Image.Image, spec: Preprocessing) -> tuple[int, int]:
+    """Width and height after the resize. `squash` ignores the aspect; `shortest` scales the shorter side to `resize_size` and
+    rounds the longer one down, as torchvision does."""
     side = spec.resize_size
     if spec.resize == "squash":
-        size = (side, side)
-    else:
-        width, height = picture.size
-        size = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
+        return side, side
+    width, height = picture.size
+    return (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
+
+
+def crop(pixels: Shaped[np.ndarray, "Y X *C"], spec: Preprocessing) -> Shaped[np.ndarray, "S S *C"]:
+    """The middle of what was resized."""
+    top, left = (
+        (extent - spec.image_size) // 2 for extent in pixels.shape[:2]
+    )  # as transformers; torchvision rounds up
+    return pixels[top : top + spec.image_size, left : left + spec.image_size]
+
+
+def resize(picture: Image.Image, spec: Preprocessing) -> Float[np.ndarray, "Y X 3"]:
+    """Grey levels 0..255 after the resize, before the crop."""
+    size = resized(picture, spec)
     if spec.filter == "bilinear_tf":
         return _bilinear_without_antialias(np.asarray(picture, np.float32), size)
     return np.asarray(picture.resize(size, FILTERS[spec.filter]), np.float32)
@@ -87,10 +99,12 @@ def _bilinear_without_antialias(array: Float[np.ndarray, "Y X 3"], size: tuple[i
 
 def preprocess(source: Any, spec: Preprocessing) -> Float[np.ndarray, "S S 3"]:
     """A picture (PIL image, uint8 array, path or bytes) as float32 `[S, S, 3]`, normalised as the tower was trained."""
-    pixels = resize(open_picture(source), spec)
-    top, left = (
-        (extent - spec.image_size) // 2 for extent in pixels.shape[:2]
-    )  # as transformers; torchvision rounds up
-    cropped = pixels[top : top + spec.image_size, left : left + spec.image_size]
+    cropped = crop(resize(open_picture(source), spec), spec)
     mean, std = np.asarray(spec.mean, np.float32), np.asarray(spec.std, np.float32)
     return ((cropped / np.float32(255.0)) - mean) / std
+
+
+def preprocess_map(classes: UInt8[np.ndarray, "Y X"], spec: Preprocessing) -> UInt8[np.ndarray, "S S"]:
+    """A map of classes where `preprocess` puts its picture: the nearest pixel's class, cropped alike."""
+    picture = Image.fromarray(classes)
+    return crop(np.asarray(picture.resize(resized(picture, spec), Image.Resampling.NEAREST)), spec)

@@ -135,12 +135,13 @@ class Preprocessing:
 
 @dataclasses.dataclass(frozen=True)
 class Tokenization:
-    """How text becomes ids `[T]`: which tokenizer, which cleaning, how it is padded to `context_length`."""
+    """How text becomes ids `[T]`: which tokenizer, which cleaning (before the tokenizer's own; see `tokenizers.CLEANING`),
+    how it is padded to `context_length`."""
 
     kind: Literal["clip", "sentencepiece", "hashed"]
     context_length: int
     vocab_size: int
-    cleaning: Literal["none", "lower", "canonicalize", "clip"]
+    cleaning: Literal["none", "lower", "lower_ascii", "canonicalize", "drop_punctuation", "clip"]
     pad_id: int
     bos_id: int | None = None
     eos_id: int | None = None

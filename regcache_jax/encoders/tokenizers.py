@@ -1,47 +1,122 @@
 """Text to padded ids: the checkpoint's own tokenizer files, the family's cleaning and padding.
 
-Read in this order: `tokenizer.json`, CLIP's `vocab.json` with `merges.txt` (both through the `tokenizers` package), and
-`*.model` (SentencePiece, where the `sentencepiece` package is installed).
+Read in this order: `tokenizer.json`, CLIP's `vocab.json` with `merges.txt`, OpenAI's and open_clip's
+`bpe_simple_vocab_16e6.txt.gz` (all through the `tokenizers` package), and `*.model` (SentencePiece, where the
+`sentencepiece` package is installed).
 
 Always padded to the full context: SigLIP attends to its padding and pools the last position, so text of another
-length silently gives other features.
+length silently gives other features. `check_ids` refuses such ids.
 """
 
 from __future__ import annotations
 
+import gzip
 import html
 import json
 import re
 import string
 import unicodedata
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import jax
 import numpy as np
 from etils import epath
-from jaxtyping import Int
+from jaxtyping import Array, Int
 
 from regcache_jax.encoders.spec import Tokenization
 from regcache_jax.errors import UserError
 
 TOKENIZER_FILE, VOCABULARY_FILE, MERGES_FILE = "tokenizer.json", "vocab.json", "merges.txt"
+ORIGINAL_FILE = "bpe_simple_vocab_16e6.txt.gz"
+FILES: Mapping[str, tuple[tuple[str, ...], ...]] = {
+    "clip": ((TOKENIZER_FILE,), (VOCABULARY_FILE, MERGES_FILE), (ORIGINAL_FILE,)),
+    "sentencepiece": ((TOKENIZER_FILE,), ("*.model",)),
+    "hashed": (),
+}
+"""For each kind of tokenizer the sets of files that hold it, the preferred one first; `*.model` counts where there is one."""
+
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+_LARGEST_VOCABULARY = 2**24  # bytes; CLIP's list of merges has 3.2 MiB
 
 
 def _collapse(text: str) -> str:
     return " ".join(text.split())
 
 
-def _canonicalize(text: str) -> str:
-    """big_vision's and open_clip's cleaning for SigLIP: underscores to spaces, punctuation dropped, lower case."""
-    return _collapse(text.replace("_", " ").translate(str.maketrans("", "", string.punctuation)).lower())
+def _without_punctuation(text: str) -> str:
+    return _collapse(text.lower().translate(str.maketrans("", "", string.punctuation)))
+
+
+def _lower_by_character(text: str) -> str:
+    """Lower case as the `tokenizers` package has it: a character at a time (a final sigma is a sigma)."""
+    import tokenizers
+
+    return tokenizers.normalizers.Lowercase().normalize_str(text)
+
+
+def _lower_ascii(text: str) -> str:
+    """Lower case as TensorFlow's `tf.strings.lower` has it: A to Z alone."""
+    return text.translate({ord(letter): letter.lower() for letter in string.ascii_uppercase})
+
+
+# One character for several, wide ones for narrow ones, curled quotes for straight ones: what ftfy does to sound text.
+_COMPATIBLE = [*range(0xFB00, 0xFB07), *range(0xFF01, 0xFFF0), 0x132, 0x133, 0x3000]
+_FIXES = {number: unicodedata.normalize("NFKC", chr(number)) for number in _COMPATIBLE}
+_FIXES |= dict.fromkeys([0x2BC, *range(0x2018, 0x201C)], "'") | dict.fromkeys(range(0x201C, 0x2020), '"')
+
+
+def _clip(text: str) -> str:
+    """open_clip's and OpenAI's cleaning for sound text: they also repair text that was decoded wrongly, which we do not."""
+    fixed = unicodedata.normalize("NFC", html.unescape(text).translate(_FIXES))
+    shown = "".join(letter for letter in fixed if letter.isspace() or unicodedata.category(letter) != "Cc")
+    return _collapse(html.unescape(shown.replace("\ufeff", ""))).lower()
 
 
 CLEANING: dict[str, Callable[[str], str]] = {
-    "none": lambda text: text,
-    "lower": str.lower,
-    "canonicalize": _canonicalize,
-    "clip": lambda text: _collapse(html.unescape(html.unescape(unicodedata.normalize("NFC", text)))).lower(),
+    "none": lambda text: text,  # Hugging Face's CLIP: its tokenizer cleans
+    "lower": _lower_by_character,  # SigLIP 2 in transformers
+    "lower_ascii": _lower_ascii,  # SigLIP 2 in big_vision
+    "canonicalize": lambda text: _without_punctuation(text.replace("_", " ")),  # SigLIP in big_vision and open_clip
+    "drop_punctuation": _without_punctuation,  # SigLIP in transformers: here an underscore joins two words
+    "clip": _clip,
 }
+
+
+def find_files(kind: str, folder: epath.PathLike) -> list[epath.Path]:
+    """The files of a folder that hold its tokenizer, the preferred set of them; empty if none is complete."""
+    for patterns in FILES[kind]:
+        found = [sorted(epath.Path(folder).glob(pattern)) for pattern in patterns]
+        if all(len(files) == 1 for files in found):
+            return [file for (file,) in found]
+    return []
+
+
+def expected_files(kind: str) -> str:
+    """What `find_files` looks for, in words."""
+    return " or ".join(" with ".join(names) for names in FILES[kind])
+
+
+def check_ids(ids: Int[Array | np.ndarray, "n T"], spec: Tokenization) -> None:
+    """Raises UserError for ids that are not cut, ended and padded as the encoder was trained; inside `jit`, where their
+    values are not known, for their length alone."""
+    what = f"token ids should be as the model's own tokenizer makes them: [n, {spec.context_length}]"
+    if ids.shape[1] != spec.context_length:
+        raise UserError(f"{what}; these are [n, {ids.shape[1]}]")
+    if isinstance(ids, jax.core.Tracer):
+        return
+    ids = np.asarray(ids)
+    if ids.size and not (ids.min() >= 0 and ids.max() < spec.vocab_size):
+        raise UserError(f"{what}, ids in 0..{spec.vocab_size - 1}; these reach from {ids.min()} to {ids.max()}")
+    if spec.eos_id is None:
+        return
+    ends = ids == spec.eos_id
+    behind = np.cumsum(ends, axis=1) - ends > 0  # behind the first end
+    # What stands behind the end is never seen by CLIP; SigLIP looks at it.
+    wrong = ~ends.any(axis=1) | (spec.kind != "clip") & (behind & (ids != spec.pad_id)).any(axis=1)
+    if wrong.any():
+        padding = "" if spec.kind == "clip" else f", then {spec.pad_id} to the end"
+        raise UserError(f"{what}, one {spec.eos_id} behind the text{padding}; row {int(np.argmax(wrong))} is not")
 
 
 class Tokenizer:
@@ -82,33 +157,27 @@ def load_tokenizer(spec: Tokenization, folder: epath.PathLike) -> Tokenizer:
     """The tokenizer of a model folder. Raises UserError where its files are missing or damaged."""
     if spec.kind == "hashed":
         return Tokenizer(spec, lambda text: hashed_ids(text, spec))
-    encode = _find(spec, epath.Path(folder))
-    special = {name for name in (spec.bos_id, spec.eos_id, spec.pad_id) if name is not None}
+    files = find_files(spec.kind, folder)
+    if not files:
+        raise UserError(
+            f"{folder} has no tokenizer ({expected_files(spec.kind)}); convert it again with --tokenizer FILE_OR_FOLDER"
+        )
+    encode = _READERS.get(files[0].name, _sentencepiece)(files, spec)
+    marks = {number for number in (spec.bos_id, spec.eos_id, spec.pad_id) if number is not None}
+    if spec.kind == "clip":
+        marks.discard(0)  # its padding is a word as well: an exclamation mark
 
     def words_only(text: str) -> list[int]:
-        return [number for number in encode(text) if spec.kind != "clip" or number not in special]
+        return [number for number in encode(text) if number not in marks]
 
     return Tokenizer(spec, words_only)
 
 
-def _find(spec: Tokenization, folder: epath.Path) -> Callable[[str], list[int]]:
-    """The files' own encoding, without special tokens."""
-    if (folder / TOKENIZER_FILE).exists():
-        return _fast(folder / TOKENIZER_FILE)
-    if spec.kind == "clip" and (folder / VOCABULARY_FILE).exists() and (folder / MERGES_FILE).exists():
-        return _byte_pairs(folder / VOCABULARY_FILE, folder / MERGES_FILE)
-    model = _sentencepiece_file(folder)
-    if spec.kind == "sentencepiece" and model is not None:
-        return _sentencepiece(model)
-    expected = f"{VOCABULARY_FILE} with {MERGES_FILE}" if spec.kind == "clip" else "a SentencePiece .model file"
-    raise UserError(
-        f"{folder} has neither {TOKENIZER_FILE} nor {expected}; convert it again with --tokenizer FILE_OR_FOLDER"
-    )
-
-
-def _fast(file: epath.Path) -> Callable[[str], list[int]]:
+def _fast(files: list[epath.Path], spec: Tokenization) -> Callable[[str], list[int]]:
+    """`tokenizer.json`, whose own padding, truncation and marks are left aside."""
     import tokenizers
 
+    (file,) = files
     try:
         stored = tokenizers.Tokenizer.from_str(file.read_text())
     except Exception as error:  # the package raises bare Exception
@@ -118,49 +187,65 @@ def _fast(file: epath.Path) -> Callable[[str], list[int]]:
     return lambda text: stored.encode(text, add_special_tokens=False).ids
 
 
-def _byte_pairs(vocabulary: epath.Path, merges: epath.Path) -> Callable[[str], list[int]]:
-    """CLIP's byte-level BPE from its two older files. Words end in `</w>`; digits stand alone."""
-    import tokenizers
-
-    pieces = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-    lines = merges.read_text().splitlines()
+def _two_files(files: list[epath.Path], spec: Tokenization) -> Callable[[str], list[int]]:
+    """CLIP's `vocab.json` and `merges.txt`."""
+    vocabulary, merges = files
     try:
-        pairs = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
-        model = tokenizers.models.BPE(
-            json.loads(vocabulary.read_text()),
-            pairs,
-            end_of_word_suffix="</w>",
-            fuse_unk=False,
-            unk_token="<|endoftext|>",
-        )
+        lines = [line for line in merges.read_text().splitlines() if line and not line.startswith("#version")]
+        return _byte_pairs(json.loads(vocabulary.read_text()), [tuple(line.split()) for line in lines])
     except Exception as error:  # the package raises bare Exception
         raise UserError(f"{vocabulary} and {merges.name} are not the files of one BPE tokenizer: {error}") from None
+
+
+def _original_file(files: list[epath.Path], spec: Tokenization) -> Callable[[str], list[int]]:
+    """OpenAI's list of merges. The vocabulary follows from it: the bytes, the bytes that end a word, a word a merge, two marks."""
+    import tokenizers
+
+    (file,) = files
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    try:
+        with file.open("rb") as packed, gzip.open(packed) as opened:
+            lines = opened.read(_LARGEST_VOCABULARY).decode().splitlines()
+        merges = [tuple(line.split()) for line in lines[1 : 1 + spec.vocab_size - 2 * len(alphabet) - 2]]
+        words = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *map("".join, merges), _START, _END]
+        return _byte_pairs({word: number for number, word in enumerate(words)}, merges)
+    except Exception as error:  # the package raises bare Exception, gzip and zlib their own
+        raise UserError(f"{file} is not CLIP's list of merges: {error}") from None
+
+
+def _byte_pairs(vocabulary: dict[str, int], merges: list[tuple[str, ...]]) -> Callable[[str], list[int]]:
+    """CLIP's byte-level BPE, with the cleaning of Hugging Face's. Words end in `</w>`; digits stand alone."""
+    import tokenizers
+    from tokenizers import normalizers, pre_tokenizers
+
+    pieces = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+    model = tokenizers.models.BPE(vocabulary, merges, end_of_word_suffix="</w>", fuse_unk=False, unk_token=_END)
     stored = tokenizers.Tokenizer(model)
-    stored.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
-    stored.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
-        [
-            tokenizers.pre_tokenizers.Split(tokenizers.Regex(pieces), behavior="removed", invert=True),
-            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
+    stored.add_special_tokens([_START, _END])
+    spaces = normalizers.Replace(tokenizers.Regex(r"\s+"), " ")
+    stored.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
+    split = pre_tokenizers.Split(tokenizers.Regex(pieces), behavior="removed", invert=True)
+    stored.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     return lambda text: stored.encode(text, add_special_tokens=False).ids
 
 
-def _sentencepiece_file(folder: epath.Path) -> epath.Path | None:
-    """The folder's SentencePiece model, if it has exactly one."""
-    files = sorted(folder.glob("*.model"))
-    return files[0] if len(files) == 1 else None
-
-
-def _sentencepiece(file: epath.Path) -> Callable[[str], list[int]]:
+def _sentencepiece(files: list[epath.Path], spec: Tokenization) -> Callable[[str], list[int]]:
+    (file,) = files
     try:
         import sentencepiece
     except ImportError:
         raise UserError(
-            f"{file} needs the sentencepiece package (pip install sentencepiece), or give the same tokenizer as {TOKENIZER_FILE}"
+            f"{file} needs the sentencepiece package: pip install regcache-jax[text], or give the same tokenizer as {TOKENIZER_FILE}"
         ) from None
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes())
     except RuntimeError as error:
         raise UserError(f"{file} is not a SentencePiece model: {error}") from None
     return processor.encode
+
+
+_READERS: dict[str, Callable[[list[epath.Path], Tokenization], Callable[[str], list[int]]]] = {
+    TOKENIZER_FILE: _fast,
+    VOCABULARY_FILE: _two_files,
+    ORIGINAL_FILE: _original_file,
+}

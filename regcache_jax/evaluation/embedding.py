@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import io
-import uuid
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from etils import epath
 from jaxtyping import Float
@@ -15,9 +13,12 @@ from jaxtyping import Float
 from regcache_jax.checkpoints import Model
 from regcache_jax.data.batches import Missing, batches
 from regcache_jax.data.sources import Dataset
-from regcache_jax.encoders.encoder import encode_image, encode_text
+from regcache_jax.encoders.encoder import encode_image
 from regcache_jax.errors import UserError
 from regcache_jax.evaluation.loop import Parallel, extract_labelled, round_up
+from regcache_jax.evaluation.stored import Cache, content_hash
+from regcache_jax.evaluation.zero_shot import encode_ids, text_identity
+from regcache_jax.workdir import write_whole
 
 
 class Embedded(NamedTuple):
@@ -52,27 +53,27 @@ def embed_pictures(
     return Embedded(found["features"], [dataset[int(place)].name for place in found["place"]], unreadable)
 
 
-def embed_texts(model: Model, texts: list[str], batch_size: int = 256) -> Float[np.ndarray, "n E"]:
-    """Features of texts, in their order."""
+def embed_texts(
+    model: Model, texts: list[str], batch_size: int = 256, cache: Cache | None = None
+) -> Float[np.ndarray, "n E"]:
+    """Features of texts, in their order. `cache`: where features of the same text tower and texts may be found."""
     if not texts:
         raise UserError("the text file holds no text")
-    encode = jax.jit(encode_text)
-    rows = []
-    for first in range(0, len(texts), batch_size):
-        ids = model.tokenize(texts[first : first + batch_size])
-        padded = np.concatenate([ids, np.repeat(ids[-1:], min(batch_size, len(texts)) - len(ids), axis=0)])
-        rows.append(np.asarray(encode(model.encoder, padded))[: len(ids)])
-    return np.concatenate(rows)
+    ids = model.tokenize(texts)
+
+    def make() -> np.ndarray:
+        return encode_ids(model.encoder, ids, batch_size)
+
+    made_from = [text_identity(model.encoder), content_hash(ids)]
+    return make() if cache is None else cache.get("texts", made_from, make)
 
 
 def write_embeddings(path: epath.PathLike, embedded: Embedded, texts: Float[np.ndarray, "n E"] | None = None) -> None:
     """Writes an .npz with `features`, `paths` and (if given) `text_features`, whole or not at all."""
     path = epath.Path(path)
     arrays: dict[str, Any] = {"features": embedded.features.astype(np.float32), "paths": np.array(embedded.paths)}
-    buffer = io.BytesIO()
     if texts is not None:
         arrays["text_features"] = texts.astype(np.float32)
+    buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    partial.write_bytes(buffer.getvalue())
-    partial.replace(path)
+    write_whole(path, buffer.getvalue())

@@ -7,15 +7,16 @@ C = 1 / (n * weight_decay), the protocol of CLIP (arXiv 2103.00020, appendix A.3
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from regcache_jax.encoders.encoder import Encoder, encode, encode_image
 from regcache_jax.errors import UserError
 
 WEIGHT_DECAYS = tuple(10.0**power for power in range(-6, 1))
@@ -44,16 +45,21 @@ def fit_probe(
     *,
     weight_decays: Sequence[float] = WEIGHT_DECAYS,
     steps: int = 500,
+    held_out: Bool[np.ndarray, "n"] | None = None,
 ) -> Probe:
     """The probe of the weight decay with the best accuracy on held-out training pictures (ties: the larger), refitted on all.
 
-    The pictures held out are drawn with a fixed seed. Raises UserError for unlabelled pictures and for too few of them."""
+    `held_out` says which choose the weight decay; by default a fifth, drawn with a fixed seed.
+    Raises UserError for unlabelled pictures and for too few of them."""
     if len(features) < HELD_OUT:
         raise UserError(f"a linear probe needs {HELD_OUT} training pictures or more, got {len(features)}")
     if labels.min() < 0:
         raise UserError("a linear probe needs labelled training pictures (one folder a class)")
-    order = np.random.default_rng(0).permutation(len(features))
-    held, kept = order[::HELD_OUT], np.delete(order, np.s_[::HELD_OUT])
+    if held_out is None:
+        order = np.random.default_rng(0).permutation(len(features))
+        held, kept = order[::HELD_OUT], np.delete(order, np.s_[::HELD_OUT])
+    else:
+        held, kept = np.flatnonzero(held_out), np.flatnonzero(~held_out)
     fit = functools.partial(_fit, num_classes=num_classes, steps=steps)
     decays = sorted(weight_decays, reverse=True)
 
@@ -69,6 +75,30 @@ def probe_scores(
 ) -> Float[np.ndarray, "n C"]:
     """Logits for pictures with `features` of a probe fitted to the `bank` of training features and their classes."""
     return fit_probe(bank, labels, num_classes).scores(features)
+
+
+def class_token(encoder: Encoder, images: Float[Array | np.ndarray, "B Y X 3"]) -> Float[Array, "B D"]:
+    """The class token after the final norm, before any projection."""
+    return encode(encoder, images).tokens[:, 0].astype(jnp.float32)
+
+
+def class_token_and_mean(encoder: Encoder, images: Float[Array | np.ndarray, "B Y X 3"]) -> Float[Array, "B F"]:
+    """The class token joined to the mean of the patch tokens that are left, both after the final norm (F = 2 D): what DINOv2's
+    linear evaluation takes (arXiv 2304.07193, appendix B)."""
+    tokens = encode(encoder, images).tokens.astype(jnp.float32)
+    mean = jnp.mean(tokens[:, encoder.spec.image.num_protected :], axis=1)
+    return jnp.concatenate([tokens[:, 0], mean], axis=1)
+
+
+FEATURES = {"pooled": encode_image, "class": class_token, "class+mean": class_token_and_mean}
+"""What a probe may be fitted to: what the encoder returns, or its tokens."""
+
+
+def features_of(name: str, encoder: Encoder) -> Callable[[Encoder, Any], Float[Array, "B F"]]:
+    """One of FEATURES. Raises UserError where the encoder has no class token to take."""
+    if name != "pooled" and not encoder.spec.image.class_token:
+        raise UserError(f"{encoder.spec.name} has no class token; use --features pooled")
+    return FEATURES[name]
 
 
 def _fit(

@@ -9,9 +9,11 @@ share (`data.batches` sees to that); totals and rows come back whole, on every p
 
 from __future__ import annotations
 
+import concurrent.futures
+import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -22,9 +24,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from regcache_jax.data.batches import Batch
+from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.errors import UserError
 
 Parallel = Literal["jit", "pmap"]
+MicroBatch = int | Literal["auto"] | None
+"""Rows a device works on at a time: so many, as many as fit its on-chip memory, or all of its share."""
+AXIS = "data"
 Step = Callable[[Any, Any], Any]
 """A pure function of (state, batch); a batch is a `Batch` or any named tuple of arrays with a `mask`. What it returns has the
 batch's axis in front (`map_batches`) or is a sum over the batch (`sum_batches`)."""
@@ -34,23 +40,35 @@ ON_CHIP_BYTES = {"tpu": 128 << 20}
 
 
 class Watch:
-    """Wraps the batches of a run and measures how long the devices waited for the host to make them."""
+    """Measures how long the devices had nothing to do because the host had no batch ready."""
 
-    def __init__(self, batches: Iterable[Any]) -> None:
-        self._batches = batches
-        self.waited, self.elapsed = 0.0, 0.0
+    def __init__(self) -> None:
+        self.began = self.ready = time.perf_counter()
+        self.waited = 0.0
+        self._waiter = concurrent.futures.ThreadPoolExecutor(1)
+        self._last: concurrent.futures.Future[float] | None = None
 
-    def __iter__(self) -> Iterator[Any]:
-        began = time.perf_counter()
-        iterator = iter(self._batches)
-        while True:
-            asked = time.perf_counter()
-            batch = next(iterator, None)
-            now = time.perf_counter()
-            self.waited, self.elapsed = self.waited + now - asked, now - began
-            if batch is None:
-                return
-            yield batch
+    def batch_is_there(self) -> None:
+        """Called when the host has made a batch: what passed since the devices were done with the one before is waiting."""
+        now = time.perf_counter()
+        if self._last is None:
+            self.waited += now - self.ready
+        elif self._last.done():
+            self.waited += max(0.0, now - self._last.result())
+
+    def dispatched(self, output: Any) -> None:
+        """Called with what the devices are making; another thread notes when it is there."""
+        self._last = self._waiter.submit(_when_ready, output)
+
+    def finished(self) -> None:
+        """Called after the last batch. The watch may go on with another dataset."""
+        if self._last is not None:
+            self.ready, self._last = self._last.result(), None
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds from the start to the last result."""
+        return self.ready - self.began
 
     @property
     def share(self) -> float:
@@ -58,17 +76,35 @@ class Watch:
         return self.waited / self.elapsed if self.elapsed else 0.0
 
 
+def _when_ready(output: Any) -> float:
+    jax.block_until_ready(output)
+    return time.perf_counter()
+
+
 @functools.lru_cache(maxsize=32)  # one closure a step, so that JAX finds what it has compiled
-def in_micro_batches(step: Step, micro_batch: int | None) -> Step:
-    """The same per-example step, run over slices of `micro_batch` rows one after the other, so that temporaries stay small."""
+def in_micro_batches(step: Step, micro_batch: int | None, shares: int = 1, summed: bool = False) -> Step:
+    """The same step, run over slices one after the other, so that temporaries stay small: `micro_batch` rows of every device's
+    share of the batch. `shares`: devices over which the rows that the step sees are spread (1 under pmap, whose step sees those of
+    one device). Per-example outputs come back in the batch's order; those of a `summed` step are added up."""
 
     def sliced(state: Any, batch: Any) -> Any:
-        rows = batch.mask.shape[0]
+        rows = batch.mask.shape[0] // shares
         if micro_batch is None or rows <= micro_batch or rows % micro_batch:
             return step(state, batch)
-        parts = jax.tree.map(lambda leaf: leaf.reshape(-1, micro_batch, *leaf.shape[1:]), batch)
-        outputs = jax.lax.map(functools.partial(step, state), parts)
-        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), outputs)
+        slices = rows // micro_batch
+
+        def cut(leaf: Array) -> Array:  # every slice takes some rows of each device, so that nothing moves between them
+            parts = leaf.reshape(shares, slices, micro_batch, *leaf.shape[1:])
+            return jnp.swapaxes(parts, 0, 1).reshape(slices, shares * micro_batch, *leaf.shape[1:])
+
+        def join(leaf: Array) -> Array:
+            if summed:
+                return jnp.sum(leaf, axis=0, dtype=leaf.dtype)
+            parts = leaf.reshape(slices, shares, micro_batch, *leaf.shape[2:])
+            return jnp.swapaxes(parts, 0, 1).reshape(shares * rows, *leaf.shape[2:])
+
+        outputs = jax.lax.map(functools.partial(step, state), jax.tree.map(cut, batch))
+        return jax.tree.map(join, outputs)
 
     return sliced
 
@@ -104,29 +140,43 @@ def map_batches(
     batches: Iterable[Any],
     *,
     parallel: Parallel = "jit",
-    micro_batch: int | None = None,
+    micro_batch: MicroBatch = None,
     progress: Callable[[int], None] | None = None,
+    watch: Watch | None = None,
 ) -> Any:
     """Runs a per-example step over all batches; returns its outputs as NumPy arrays with one row a real example, in the order of
     the batches. With several processes: everyone's rows, one process after the other; `in_order` puts them right.
 
     Raises UserError where a batch does not divide by the number of devices, and for an empty dataset."""
-    run, place = _compile(in_micro_batches(step, micro_batch), parallel, summed=False)
-    state, axes = place(state), 2 if parallel == "pmap" else 1
-    rows: list[Any] = []
+    rows = list(
+        each_batch(step, state, batches, parallel=parallel, micro_batch=micro_batch, progress=progress, watch=watch)
+    )
+    if not rows:
+        raise UserError("there is nothing to evaluate: the dataset is empty")
+    return from_all_processes(concatenate(rows))
+
+
+def each_batch(
+    step: Step,
+    state: Any,
+    batches: Iterable[Any],
+    *,
+    parallel: Parallel = "jit",
+    micro_batch: MicroBatch = None,
+    progress: Callable[[int], None] | None = None,
+    watch: Watch | None = None,
+) -> Iterator[Any]:
+    """What `map_batches` joins: this process's rows of each batch, when they are there. The next batch is under way by then."""
+    axes = 2 if parallel == "pmap" else 1
     waiting: tuple[Any, np.ndarray] | None = None
-    for batch in batches:
-        output = run(state, batch)  # dispatched; the rows of the batch before are fetched meanwhile
+    for output, batch in _run(step, state, batches, parallel, micro_batch, False, watch):
         if waiting is not None:
-            rows.append(_real_rows(*waiting, axes))
+            yield _real_rows(*waiting, axes)
         waiting = output, batch.mask
         if progress is not None:
             progress(int(batch.mask.sum()))
     if waiting is not None:
-        rows.append(_real_rows(*waiting, axes))
-    if not rows:
-        raise UserError("there is nothing to evaluate: the dataset is empty")
-    return _from_all_processes(jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows))
+        yield _real_rows(*waiting, axes)
 
 
 def sum_batches(
@@ -135,13 +185,13 @@ def sum_batches(
     batches: Iterable[Any],
     *,
     parallel: Parallel = "jit",
+    micro_batch: MicroBatch = None,
     progress: Callable[[int], None] | None = None,
+    watch: Watch | None = None,
 ) -> Any:
     """Runs a counting step over all batches, sums its integers on the devices of all processes, and returns the totals."""
-    run, place = _compile(step, parallel, summed=True)
-    state, totals = place(state), None
-    for batch in batches:
-        counts = run(state, batch)
+    totals = None
+    for counts, batch in _run(step, state, batches, parallel, micro_batch, True, watch):
         if totals is not None:
             jax.block_until_ready(totals)  # at most one batch under way, so that memory stays flat
             counts = jax.tree.map(jnp.add, totals, counts)
@@ -155,6 +205,38 @@ def sum_batches(
     )
 
 
+def _run(
+    step: Step,
+    state: Any,
+    batches: Iterable[Any],
+    parallel: Parallel,
+    micro_batch: MicroBatch,
+    summed: bool,
+    watch: Watch | None,
+) -> Iterator[tuple[Any, Any]]:
+    """Dispatches batch after batch; yields what the devices are making and the batch it is made from."""
+    run = None
+    for batch in batches:
+        if run is None:
+            _check_divides(batch, jax.local_device_count())
+            size = _own_micro_batch(step, state, batch) if micro_batch == "auto" else micro_batch
+            run, place = _compile(step, parallel, size, summed)
+            state = place(state)
+        if watch is not None:
+            watch.batch_is_there()
+        output = run(state, batch)
+        if watch is not None:
+            watch.dispatched(output)
+        yield output, batch
+    if watch is not None:
+        watch.finished()
+
+
+def _own_micro_batch(step: Step, state: Any, batch: Any) -> int | None:
+    rows = len(batch.mask) // jax.local_device_count()
+    return fitting_micro_batch(step, state, jax.tree.map(lambda leaf: leaf[:rows], batch))
+
+
 def in_order(rows: Any, place: np.ndarray) -> Any:
     """Rows sorted by their places in the dataset."""
     order = np.argsort(place, kind="stable")
@@ -162,32 +244,54 @@ def in_order(rows: Any, place: np.ndarray) -> Any:
 
 
 @functools.lru_cache(maxsize=32)
-def _compile(step: Step, parallel: Parallel, summed: bool) -> tuple[Callable[[Any, Any], Any], Callable[[Any], Any]]:
+def _compile(
+    step: Step, parallel: Parallel, micro_batch: int | None, summed: bool
+) -> tuple[Callable[[Any, Any], Any], Callable[[Any], Any]]:
     """The step over all devices of all processes, and where its state has to lie."""
     devices, local = jax.devices(), jax.local_device_count()
-    if parallel == "pmap":
-        reduced = (lambda state, batch: jax.lax.psum(step(state, batch), "data")) if summed else step
-        mapped = jax.pmap(reduced, axis_name="data", in_axes=(None, 0), devices=devices)
-
-        def run_pmap(state: Any, batch: Any) -> Any:
-            _check_divides(batch, local)
-            return mapped(state, jax.tree.map(lambda leaf: leaf.reshape(local, -1, *leaf.shape[1:]), batch))
-
-        return run_pmap, lambda state: state
-    mesh = Mesh(np.array(devices), ("data",))
-    rows, everywhere = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
-    jitted = jax.jit(step, out_shardings=everywhere if summed else rows)
-
-    def run_jit(state: Any, batch: Any) -> Any:
-        _check_divides(batch, local)
-        return jitted(state, jax.tree.map(functools.partial(jax.make_array_from_process_local_data, rows), batch))
+    mesh = Mesh(np.array(devices), (AXIS,))
+    rows, everywhere = NamedSharding(mesh, PartitionSpec(AXIS)), NamedSharding(mesh, PartitionSpec())
 
     def place(state: Any) -> Any:
         if jax.process_count() == 1:
             return jax.device_put(state, everywhere)
         return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(everywhere, np.asarray(leaf)), state)
 
+    if parallel == "pmap":
+        sliced = in_micro_batches(step, micro_batch, 1, summed)
+
+        def mapped(state: Any, batch: Batch) -> Any:
+            output = sliced(_sharing_measured_scales(state), batch)
+            return jax.lax.psum(output, AXIS) if summed else output
+
+        run_mapped = jax.pmap(mapped, axis_name=AXIS, in_axes=(None, 0), devices=devices)
+
+        def run_pmap(state: Any, batch: Any) -> Any:
+            _check_divides(batch, local)
+            return run_mapped(state, jax.tree.map(lambda leaf: leaf.reshape(local, -1, *leaf.shape[1:]), batch))
+
+        return run_pmap, place
+
+    sliced = in_micro_batches(step, micro_batch, len(devices), summed)
+    jitted = jax.jit(sliced, out_shardings=everywhere if summed else rows)
+
+    def run_jit(state: Any, batch: Any) -> Any:
+        _check_divides(batch, local)
+        return jitted(state, jax.tree.map(functools.partial(jax.make_array_from_process_local_data, rows), batch))
+
     return run_jit, place
+
+
+def _sharing_measured_scales(state: Any) -> Any:
+    """The state of a pmapped step: encoders in it measure a scale of a whole array over the arrays of all devices, as they do
+    under jit, whose arrays span them."""
+
+    def share(node: Any) -> Any:
+        if not isinstance(node, Encoder) or node.scheme is None:
+            return node
+        return node.replace(scheme=dataclasses.replace(node.scheme, shared_over=AXIS))
+
+    return jax.tree.map(share, state, is_leaf=lambda node: isinstance(node, Encoder))
 
 
 def _check_divides(batch: Any, devices: int) -> None:
@@ -206,7 +310,12 @@ def _real_rows(output: Any, mask: np.ndarray, axes: int) -> Any:
     return jax.tree.map(lambda leaf: local(leaf)[mask], output)
 
 
-def _from_all_processes(rows: Any) -> Any:
+def concatenate(rows: Sequence[Any]) -> Any:
+    """Rows of several batches as one tree."""
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows)
+
+
+def from_all_processes(rows: Any) -> Any:
     """Everyone's rows on every process; shares may differ in length, so they travel padded."""
     if jax.process_count() == 1:
         return rows
@@ -227,13 +336,14 @@ def extract_features(
     batches: Iterable[Batch],
     *,
     parallel: Parallel = "jit",
-    micro_batch: int | None = None,
+    micro_batch: MicroBatch = None,
     progress: Callable[[int], None] | None = None,
+    watch: Watch | None = None,
 ) -> Float[np.ndarray, "n E"]:
     """Features of all real examples, in the dataset's order; `encode(state, images)` is `encode_image` with an encoder as state."""
     return extract_labelled(
-        encode, state, batches, parallel=parallel, micro_batch=micro_batch, progress=progress
-    )["features"]  # fmt: skip
+        encode, state, batches, parallel=parallel, micro_batch=micro_batch, progress=progress, watch=watch
+    )["features"]
 
 
 def extract_labelled(
@@ -242,16 +352,20 @@ def extract_labelled(
     batches: Iterable[Batch],
     *,
     parallel: Parallel = "jit",
-    micro_batch: int | None = None,
+    micro_batch: MicroBatch = None,
     progress: Callable[[int], None] | None = None,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """`features` (whatever `encode` returns), `label` and `place` of all real examples, in the dataset's order, on every process."""
-    rows = map_batches(_encoding(encode), state, batches, parallel=parallel, micro_batch=micro_batch, progress=progress)
+    rows = map_batches(
+        encoding(encode), state, batches,
+        parallel=parallel, micro_batch=micro_batch, progress=progress, watch=watch,
+    )  # fmt: skip
     return in_order(rows, rows["place"])
 
 
 @functools.lru_cache(maxsize=32)
-def _encoding(encode: Callable[[Any, Any], Any]) -> Step:
+def encoding(encode: Callable[[Any, Any], Any]) -> Step:
     """The step that encodes a batch and keeps its labels and places."""
 
     def step(state: Any, batch: Batch) -> Any:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
-from regcache_jax.data.batches import Batch
-from regcache_jax.encoders.encoder import Encoder, encode_image
-from regcache_jax.evaluation.loop import Parallel, extract_features
+from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.errors import UserError
 from regcache_jax.evaluation.zero_shot import compare_features, count_hits, metrics_from_counts
 
 Scorer = Callable[[Float[np.ndarray, "n E"]], Float[np.ndarray, "n C"]]
@@ -33,39 +33,39 @@ class Measured(NamedTuple):
     predictions: Int[np.ndarray, "n"]
 
 
-def encode_all(
-    encoder: Encoder,
-    batches: Iterable[Batch],
-    *,
-    parallel: Parallel = "jit",
-    micro_batch: int | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> Labelled:
-    """Features and classes of all pictures, in order."""
-    labels: list[np.ndarray] = []
-
-    def remember() -> Iterator[Batch]:
-        for batch in batches:
-            labels.append(batch.label[batch.mask])
-            yield batch
-
-    features = extract_features(
-        encode_image, encoder, remember(), parallel=parallel, micro_batch=micro_batch, progress=progress
-    )
-    return Labelled(features, np.concatenate(labels))
-
-
-def measure(found: Labelled, score: Scorer, reference: Measured | None = None) -> Measured:
+def measure(found: Labelled, score: Scorer, reference: Measured | None = None, rows: int = 1024) -> Measured:
     """Accuracy of features under a classifier; with `reference` (the float encoder on the same pictures) also cosine, error
-    and agreement of the predictions."""
-    scores = score(found.features)
-    counts = count_hits(jnp.asarray(scores), jnp.asarray(found.labels), jnp.ones(len(scores), bool))
-    metrics = metrics_from_counts({name: np.asarray(count) for name, count in counts.items()})
-    predictions = np.argmax(scores, axis=1).astype(np.int32)
-    if reference is not None:
-        metrics |= compare_features(found.features, reference.features)
-        metrics["agreement"] = float(np.mean(predictions == reference.predictions))
-    return Measured(metrics, found.features, predictions)
+    and agreement of the predictions. Hits are counted on the device in integers, `rows` pictures at a time."""
+    totals: dict[str, Array] | None = None
+    predictions = []
+    for first in range(0, len(found.features), rows):
+        scores, labels = score(found.features[first : first + rows]), found.labels[first : first + rows]
+        mask = np.arange(rows) < len(scores)
+        padded = np.concatenate([scores, np.zeros((rows - len(scores), scores.shape[1]), scores.dtype)])
+        counts = _count(jnp.asarray(padded), jnp.asarray(np.resize(labels, rows)), jnp.asarray(mask))
+        totals = counts if totals is None else {name: totals[name] + count for name, count in counts.items()}
+        predictions.append(np.argmax(scores, axis=1).astype(np.int32))
+    if totals is None:
+        raise UserError("there is nothing to evaluate: the dataset is empty")
+    metrics = metrics_from_counts({name: np.asarray(count) for name, count in totals.items()})
+    return compared(Measured(metrics, found.features, np.concatenate(predictions)), reference)
+
+
+def compared(found: Measured, reference: Measured | None) -> Measured:
+    """The same, with cosine and relative error to the reference's features and agreement with its predictions beside the
+    metrics. Raises UserError where the reference is of other pictures."""
+    if reference is None:
+        return found
+    if len(found.features) != len(reference.features) or len(found.predictions) != len(reference.predictions):
+        raise UserError(
+            f"this encoder gives {len(found.features)} features, its float reference {len(reference.features)}: they cannot be compared"
+        )
+    agreement = float(np.mean(found.predictions == reference.predictions))
+    near = compare_features(found.features, reference.features)
+    return found._replace(metrics={**found.metrics, **near, "agreement": agreement})
+
+
+_count = jax.jit(count_hits)
 
 
 def describe(encoder: Encoder, examples: int, **more: Any) -> dict[str, Any]:

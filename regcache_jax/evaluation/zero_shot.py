@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from regcache_jax.data.batches import Batch
 from regcache_jax.encoders.encoder import Encoder, encode_image, encode_text
 from regcache_jax.errors import UserError
-from regcache_jax.evaluation.loop import Parallel, in_micro_batches, sum_batches
+from regcache_jax.evaluation.loop import MicroBatch, Parallel, sum_batches
+from regcache_jax.evaluation.stored import Cache, content_hash
 
 
 def class_vectors(
@@ -23,18 +23,42 @@ def class_vectors(
     classnames: Sequence[str],
     templates: Sequence[str],
     batch_size: int = 256,
+    cache: Cache | None = None,
 ) -> Float[np.ndarray, "C E"]:
-    """One unit vector a class: normalise each prompt's feature, average over templates, normalise."""
+    """One unit vector a class: normalise each prompt's feature, average over templates, normalise. `cache`: where vectors of
+    the same text tower and prompts may be found."""
     prompts = [template.replace("{c}", name) for name in classnames for template in templates]
-    encode = jax.jit(encode_text)
-    rows = []
-    for first in range(0, len(prompts), batch_size):
-        ids = tokenize(prompts[first : first + batch_size])
-        missing = min(batch_size, len(prompts)) - len(ids)
-        padded = np.concatenate([ids, np.repeat(ids[-1:], missing, axis=0)]) if missing else ids
-        rows.append(np.asarray(encode(encoder, padded))[: len(ids)])
-    mean = np.concatenate(rows).reshape(len(classnames), len(templates), -1).mean(axis=1)
+    ids = tokenize(prompts)
+
+    def make() -> np.ndarray:
+        return average_prompts(encode_ids(encoder, ids, batch_size), len(classnames))
+
+    made_from = [text_identity(encoder), content_hash(ids), len(templates)]
+    return make() if cache is None else cache.get("class_vectors", made_from, make)
+
+
+def average_prompts(features: Float[np.ndarray, "n E"], num_classes: int) -> Float[np.ndarray, "C E"]:
+    """Class vectors from unit features of equally many prompts a class, one class after the other."""
+    mean = features.reshape(num_classes, -1, features.shape[1]).mean(axis=1)
     return mean / np.linalg.norm(mean, axis=-1, keepdims=True)
+
+
+def encode_ids(encoder: Encoder, ids: Int[np.ndarray, "n T"], batch_size: int = 256) -> Float[np.ndarray, "n E"]:
+    """Unit features of texts, in batches of one shape."""
+    encode, size = jax.jit(encode_text), min(batch_size, len(ids))
+    rows = []
+    for first in range(0, len(ids), size):
+        part = ids[first : first + size]
+        padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
+        rows.append(np.asarray(encode(encoder, padded))[: len(part)])
+    return np.concatenate(rows)
+
+
+def text_identity(encoder: Encoder) -> list[Any]:
+    """What the features of token ids depend on: the text tower's spec, scheme and weights."""
+    scheme = None if encoder.scheme is None else encoder.scheme.of_part("text")
+    spec = encoder.spec.to_json()["text"]
+    return [spec, None if scheme is None else scheme.to_json(), content_hash(encoder.params.get("text"))]
 
 
 def class_scores(features: Float[np.ndarray, "n E"], vectors: Float[np.ndarray, "C E"]) -> Float[np.ndarray, "n C"]:
@@ -75,19 +99,18 @@ def zero_shot(
     batches: Iterable[Batch],
     *,
     parallel: Parallel = "jit",
-    micro_batch: int | None = None,
+    micro_batch: MicroBatch = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
     """Accuracy of an encoder on labelled batches; the same counts under pmap, sharded jit and on one device."""
-    step = functools.partial(_micro_count, micro_batch)
     state = (encoder, jnp.asarray(vectors, jnp.float32))
-    return metrics_from_counts(sum_batches(step, state, batches, parallel=parallel, progress=progress))
+    counts = sum_batches(_count, state, batches, parallel=parallel, micro_batch=micro_batch, progress=progress)
+    return metrics_from_counts(counts)
 
 
-def _micro_count(micro_batch: int | None, state: Any, batch: Batch) -> dict[str, Array]:
-    """Features in micro-batches, counts over the whole."""
-    encode = in_micro_batches(lambda encoder, part: encode_image(encoder, jnp.asarray(part.image)), micro_batch)
-    features = encode(state[0], batch)
+def _count(state: Any, batch: Batch) -> dict[str, Array]:
+    """Hits of each class in one batch."""
+    features = encode_image(state[0], jnp.asarray(batch.image))
     return count_hits(features @ state[1].T, jnp.asarray(batch.label), jnp.asarray(batch.mask))
 
 
@@ -95,14 +118,18 @@ def compare_features(
     features: Float[np.ndarray, "n E"],
     reference: Float[np.ndarray, "n E"],
     vectors: Float[np.ndarray, "C E"] | None = None,
+    rows: int = 8192,
 ) -> dict[str, float]:
-    """How near quantised features are to the float ones: mean cosine, relative error, and agreement of top-1 predictions."""
-    lengths = np.linalg.norm(features, axis=1) * np.linalg.norm(reference, axis=1)
-    measures = {
-        "cosine": float(np.mean(np.sum(features * reference, axis=1) / np.maximum(lengths, 1e-12))),
-        "relative_error": float(np.linalg.norm(features - reference) / np.linalg.norm(reference)),
-    }
-    if vectors is not None:
-        same = np.argmax(features @ vectors.T, axis=1) == np.argmax(reference @ vectors.T, axis=1)
-        measures["agreement"] = float(np.mean(same))
-    return measures
+    """How near quantised features are to the float ones: mean cosine, relative error, and agreement of top-1 predictions.
+    `rows` are compared at a time."""
+    cosine = error = size = same = 0.0
+    for first in range(0, len(features), rows):
+        own, known = features[first : first + rows], reference[first : first + rows]
+        lengths = np.linalg.norm(own, axis=1) * np.linalg.norm(known, axis=1)
+        cosine += float(np.sum(np.sum(own * known, axis=1) / np.maximum(lengths, 1e-12), dtype=np.float64))
+        error += float(np.sum(np.square(own - known), dtype=np.float64))
+        size += float(np.sum(np.square(known), dtype=np.float64))
+        if vectors is not None:
+            same += int(np.sum(np.argmax(own @ vectors.T, axis=1) == np.argmax(known @ vectors.T, axis=1)))
+    measures = {"cosine": cosine / len(features), "relative_error": (error / size) ** 0.5}
+    return measures if vectors is None else {**measures, "agreement": same / len(features)}

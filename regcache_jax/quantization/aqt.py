@@ -84,6 +84,12 @@ def quantize(
     return QuantizedTensor(complete.qvalue, complete.scale[0]), gradient
 
 
+def shared_scale(inputs: Float[Array, "..."], bits: int, axis: str) -> Float[Array, "..."]:
+    """The scale that `quantize` would measure for the arrays of all devices along a mapped axis together; rank of the inputs."""
+    largest = jax.lax.pmax(jnp.max(jnp.abs(jax.lax.stop_gradient(inputs)).astype(jnp.float32)), axis)
+    return quantize(largest.reshape((1,) * inputs.ndim), bits, tuple(range(inputs.ndim)))[0].scale
+
+
 def quantize_weight(
     kernel: Float[Array, "..."],
     bits: int,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from etils import epath
 from jaxtyping import Float
@@ -12,8 +11,8 @@ from numpy import ndarray
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.quantization.recipes import scheme_of
 from regcache_jax.registers.plan import RegisterPlan
-from regcache_jax.registers.plan_file import encoder_hash, load_plan, save_plan
-from regcache_jax.registers.search import search
+from regcache_jax.registers.plan_file import load_plan, save_plan
+from regcache_jax.registers.search import describe_plan, search
 from regcache_jax.registers.space import SearchConfig
 
 
@@ -31,14 +30,9 @@ def find_plans(
         path = folder / f"plan-{each}.safetensors"
         if not path.exists():
             table = folder / f"search-{each}.jsonl"
-            result = search(encoder, images, scheme_of("rtn", each), config, table=table, progress=progress)
-            metadata: dict[str, Any] = {
-                "encoder": encoder.spec.name,
-                "encoder_hash": encoder_hash(encoder),
-                "scheme": scheme_of("rtn", each).to_json(),
-                **result.to_json(),
-            }
-            save_plan(path, result.plan, metadata)
+            scheme, config = scheme_of("rtn", each), config or SearchConfig()
+            result = search(encoder, images, scheme, config, table=table, progress=progress)
+            save_plan(path, result.plan, describe_plan(result, encoder, scheme, config, {"images": len(images)}))
         plan, _ = load_plan(path)
         if plan.has_registers or plan.schedule().delete_count:
             plans[each] = plan

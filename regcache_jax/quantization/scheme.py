@@ -82,7 +82,8 @@ class Scheme:
     Sites in `float_sites` are not quantised; for the rest the first of the `rules` that matches decides. `method` names what is
     done beyond round-to-nearest, joined by + (see `quantization.methods`). `products`: which of q k^T and p v are integer
     products too (of `activation_bits`; symmetric; never grouped). `also`: the parts beside the image tower's blocks that are
-    quantised, to the nearest, by the same scheme. Raises UserError for values outside those."""
+    quantised, to the nearest, by the same scheme. `shared_over`: the mapped axis (of pmap) over whose devices a scale that is
+    measured for a whole array is shared; None: each device measures its own. Raises UserError for values outside those."""
 
     weight_bits: int = 8
     activation_bits: int = 8
@@ -96,6 +97,7 @@ class Scheme:
     rules: tuple[Rule, ...] = ()
     products: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
+    shared_over: str | None = None
 
     def __post_init__(self) -> None:
         _check_bits("weight_bits", self.weight_bits)
@@ -211,12 +213,16 @@ class Scheme:
         return dataclasses.replace(self, rules=kept + self.rules)
 
     def nearest(self) -> Scheme:
-        """The same bits and sharing of scales, rounded to the nearest and no more: what the search of registers simulates."""
-        return Scheme(self.weight_bits, self.activation_bits, self.activations, self.weights, self.float_sites)
+        """The same bits, sharing of scales and estimator, rounded to the nearest and no more: what the search of registers
+        simulates."""
+        plain = Scheme(self.weight_bits, self.activation_bits, self.activations, self.weights, self.float_sites)
+        return dataclasses.replace(plain, estimator=self.estimator, percentile=self.percentile)
 
     def to_json(self) -> dict[str, Any]:
-        """The scheme as plain JSON values."""
-        return dataclasses.asdict(self)
+        """The scheme as plain JSON values; `shared_over`, which belongs to a program that runs, is left out."""
+        tree = dataclasses.asdict(self)
+        del tree["shared_over"]
+        return tree
 
     @classmethod
     def from_json(cls, tree: dict[str, Any]) -> Scheme:

@@ -1,7 +1,8 @@
 """Candidates and cache (paper, steps 2 and 3): the tokens of largest norm over the whole set, and what attention sees of them.
 
 Streamed: for every target block the running list of the largest tokens keeps their keys and values, so memory does not grow
-with the set. Keys and values are recorded in place, in each token's own image, and averaged (not the hidden states).
+with the set. Keys and values are recorded in place, in each token's own image, and averaged (`kv`, the paper); or the hidden
+states are averaged and run through the blocks alone, attending to themselves (`token`).
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.encoders.serving import TokenRegister, token_rows
 from regcache_jax.encoders.vision import image_features
 from regcache_jax.registers.delete import linf_norm
+from regcache_jax.registers.plan import Schedule
 from regcache_jax.registers.reference import Images, as_batches
 
 CANDIDATES = 100
@@ -25,17 +28,19 @@ CANDIDATES = 100
 
 
 class Candidates(NamedTuple):
-    """The largest tokens at the inputs of T target blocks, largest first: norms, and keys and values in every block."""
+    """The largest tokens at the inputs of T target blocks, largest first: norms, hidden states there, and keys and values in
+    every block."""
 
     norm: Float[Array, "T C"]
+    hidden: Float[Array, "T C D"]
     key: Float[Array, "T C L H K"]
     value: Float[Array, "T C L H K"]
 
 
 class Seen(NamedTuple):
-    """What one batch shows: the l-inf norm of every block's input, and all keys and values."""
+    """What one batch shows: every block's input, and all keys and values."""
 
-    norm: Float[Array, "L B N"]
+    hidden: Float[Array, "L B N D"]
     key: Float[Array, "L B N H K"]
     value: Float[Array, "L B N H K"]
 
@@ -47,30 +52,33 @@ def _merge(
     """Adds one batch to the running list; images with mask False do not count."""
     collected = image_features(
         params, images, spec,
-        collect={"norm": lambda trace: linf_norm(trace.hidden), "key": lambda t: t.key, "value": lambda t: t.value},
+        collect={"hidden": lambda t: t.hidden, "key": lambda t: t.key, "value": lambda t: t.value},
     ).collected  # fmt: skip
     seen = Seen(**collected)
-    batch, num_tokens = images.shape[0], seen.norm.shape[2]
+    batch, num_tokens, width = seen.hidden.shape[1:]
+    hidden = seen.hidden[targets].astype(jnp.float32)
     position = jnp.arange(num_tokens, dtype=jnp.int32)
     is_candidate = position >= spec.num_protected
     if class_token and spec.class_token:
         is_candidate |= position == 0
     eligible = mask[:, None] & is_candidate
-    norms = jnp.where(eligible, seen.norm[targets], -1.0).reshape(len(targets), batch * num_tokens)
+    norms = jnp.where(eligible, linf_norm(hidden), -1.0).reshape(len(targets), batch * num_tokens)
     top, index = jax.lax.top_k(norms, min(count, batch * num_tokens))
 
     def rows(values: Float[Array, "L B N H K"]) -> Float[Array, "T M L H K"]:
         flat = values.reshape(values.shape[0], batch * num_tokens, *values.shape[3:])
         return jnp.moveaxis(flat[:, index], 0, 2)  # [L, T, C, H, K] -> [T, C, L, H, K]
 
+    own = jnp.take_along_axis(hidden.reshape(len(targets), batch * num_tokens, width), index[..., None], axis=1)
     merged_norm = jnp.concatenate([running.norm, top], axis=1)
     best, order = jax.lax.top_k(merged_norm, count)
 
-    def keep(old: Float[Array, "T C L H K"], new: Float[Array, "T M L H K"]) -> Float[Array, "T C L H K"]:
+    def keep(old: Float[Array, "T C ..."], new: Float[Array, "T M ..."]) -> Float[Array, "T C ..."]:
         joined = jnp.concatenate([old, new.astype(jnp.float32)], axis=1)
-        return jnp.take_along_axis(joined, order[:, :, None, None, None], axis=1)
+        return jnp.take_along_axis(joined, order.reshape(order.shape + (1,) * (joined.ndim - 2)), axis=1)
 
-    return Candidates(best, keep(running.key, rows(seen.key)), keep(running.value, rows(seen.value)))
+    kept = keep(running.hidden, own), keep(running.key, rows(seen.key)), keep(running.value, rows(seen.value))
+    return Candidates(best, *kept)
 
 
 def find_candidates(
@@ -88,7 +96,8 @@ def find_candidates(
     Rows that the set is too small to fill have norm -1."""
     blocks = encoder.spec.image.blocks
     rows = jnp.zeros((len(targets), count, blocks.num_blocks, blocks.num_heads, blocks.head_dim), jnp.float32)
-    running = Candidates(jnp.full((len(targets), count), -1.0), rows, rows)
+    hidden = jnp.zeros((len(targets), count, blocks.width), jnp.float32)
+    running = Candidates(jnp.full((len(targets), count), -1.0), hidden, rows, rows)
     for batch, mask in as_batches(images, encoder.spec, batch_size):
         running = _merge(
             encoder.params["image"], jnp.asarray(batch, encoder.dtype), jnp.asarray(mask), jnp.asarray(targets), running,
@@ -97,21 +106,39 @@ def find_candidates(
     return running
 
 
-def registers_from(
-    candidates: Candidates, target: int, num_registers: int = 1
-) -> tuple[Float[Array, "L R H K"], Float[Array, "L R H K"], Float[np.ndarray, "R"]]:
-    """Averages the candidates of one target (an index into `targets`) into R registers: keys, values and each one's share.
+class Registers(NamedTuple):
+    """R registers of one target: keys and values in every block, the mean hidden states behind them, and which share of the
+    candidates is in each."""
+
+    key: Float[Array, "L R H K"]
+    value: Float[Array, "L R H K"]
+    hidden: Float[Array, "R D"]
+    share: Float[np.ndarray, "R"]
+
+
+def registers_from(candidates: Candidates, target: int, num_registers: int = 1) -> Registers:
+    """Averages the candidates of one target (an index into `targets`) into R registers.
 
     One register is the plain mean (paper, step 3). More are the means of clusters of the stacked keys and values (Lloyd's
-    algorithm from the farthest points, deterministic), at most as many as there are different candidates; a share is the part
-    of the candidates in the cluster."""
+    algorithm from the farthest points, deterministic), at most as many as there are different candidates."""
     valid = np.asarray(candidates.norm[target]) >= 0
-    key = np.asarray(candidates.key[target])[valid]
-    value = np.asarray(candidates.value[target])[valid]
+    hidden, key, value = (np.asarray(rows[target])[valid] for rows in candidates[1:])
     labels = _cluster(np.concatenate([key, value], axis=-1).reshape(len(key), -1), num_registers)
     clusters = [labels == index for index in range(labels.max() + 1)]
     mean_key, mean_value = (np.stack([rows[own].mean(axis=0) for own in clusters], axis=1) for rows in (key, value))
-    return jnp.asarray(mean_key), jnp.asarray(mean_value), np.array([own.mean() for own in clusters], np.float32)
+    mean_hidden = np.stack([hidden[own].mean(axis=0) for own in clusters])
+    share = np.array([own.mean() for own in clusters], np.float32)
+    return Registers(jnp.asarray(mean_key), jnp.asarray(mean_value), jnp.asarray(mean_hidden), share)
+
+
+def token_form(registers: Registers, encoder: Encoder, start: int) -> Registers:
+    """The same registers as hidden states that enter the residual stream at block `start` and attend to themselves alone: the
+    keys and values that they have there (zero before)."""
+    spec, schedule = encoder.spec.image.blocks, Schedule(start, encoder.spec.image.blocks.num_blocks, 0, 0)
+    register = TokenRegister(registers.hidden, jnp.float32(1.0))
+    rows = token_rows(encoder.params["image"]["blocks"], register, spec, schedule)
+    key, value = (jnp.asarray(np.asarray(row)) for row in rows)  # a loaded encoder's device is not theirs
+    return registers._replace(key=key, value=value)
 
 
 def _cluster(points: np.ndarray, count: int, rounds: int = 20) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from regcache_jax.encoders.blocks import BlockTrace, Collectors
 from regcache_jax.encoders.encoder import Encoder
@@ -31,6 +31,9 @@ GROUPS = ("class", "register", "patch")
 SINK_RATIO = 10.0
 """A token is an outlier where its norm is this many times the median patch's (paper: sinks have 10 to 100 times)."""
 
+PERCENTILES = (90.0, 99.0, 99.9)
+"""Which percentiles of the norms are kept beside median and maximum."""
+
 BIN_EDGES = 2.0 ** np.arange(-14.0, 22.0, 1.0 / 12.0)
 """Edges of the histogram's bins: twelve an octave."""
 
@@ -40,16 +43,17 @@ KEPT_IMAGES = 256
 
 @dataclasses.dataclass
 class Profile:
-    """What `inspect` saw. Arrays: P places (`PLACES`), L blocks, G groups (`GROUPS`), N tokens; norms are l-inf.
+    """What `inspect` saw. Arrays: P places (`PLACES`), L blocks, G groups (`GROUPS`), Q percentiles (`PERCENTILES`), N tokens;
+    norms are l-inf.
 
     `sink_share`: the part of the images in which a position is a sink; `sink_attention`: the mean attention that an image's sinks
     draw; `sink_direction`: unit mean of each image's largest patch; cosines are between different images, of their largest
-    and of their median patches."""
+    and of their median patches. `channel`: the largest channel of ordinary tokens, `channel_ratio`: how far it stands out."""
 
     num_images: int
     maximum: Float[np.ndarray, "P L G"]
     median: Float[np.ndarray, "P L G"]
-    percentile99: Float[np.ndarray, "P L G"]
+    percentile: Float[np.ndarray, "P L G Q"]
     position_maximum: Float[np.ndarray, "P L N"]
     sinks_per_image: Float[np.ndarray, "L"]
     sink_share: Float[np.ndarray, "L N"]
@@ -57,11 +61,27 @@ class Profile:
     sink_direction: Float[np.ndarray, "L D"]
     sink_cosine: Float[np.ndarray, "L"]
     ordinary_cosine: Float[np.ndarray, "L"]
+    channel: Int[np.ndarray, "P L"]
     channel_ratio: Float[np.ndarray, "P L"]
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Names of axis P."""
+        return PLACES
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of axis G."""
+        return GROUPS
 
     def ratio(self, group: str) -> Float[np.ndarray, "P L"]:
         """Largest norm in a group over the median patch's."""
         return self.maximum[:, :, GROUPS.index(group)] / np.maximum(self.median[:, :, GROUPS.index("patch")], 1e-12)
+
+    @property
+    def sink_block(self) -> int:
+        """The block whose input holds the most sinks an image, the first of several."""
+        return int(np.argmax(self.sinks_per_image))
 
     @property
     def sensitive_block(self) -> int:
@@ -82,6 +102,7 @@ class Profile:
         return {
             "places": list(PLACES),
             "groups": list(GROUPS),
+            "percentiles": list(PERCENTILES),
             "sensitive_block": self.sensitive_block,
             **figures,
         }
@@ -192,7 +213,7 @@ def inspect(encoder: Encoder, images: Images, *, batch_size: int = 32) -> Profil
         num_images=num_images,
         maximum=maximum,
         median=_percentile(histogram, 0.5),
-        percentile99=_percentile(histogram, 0.99),
+        percentile=np.stack([_percentile(histogram, share / 100) for share in PERCENTILES], axis=-1),
         position_maximum=position_maximum,
         sinks_per_image=sink_count.sum(axis=1) / num_images,
         sink_share=sink_count / num_images,
@@ -200,6 +221,7 @@ def inspect(encoder: Encoder, images: Images, *, batch_size: int = 32) -> Profil
         sink_direction=_mean_direction(extremes["largest"]),
         sink_cosine=_mean_cosine(extremes["largest"]),
         ordinary_cosine=_mean_cosine(extremes["hidden"]),
+        channel=np.stack([_typical(extremes[place]).argmax(axis=-1) for place in PLACES]),
         channel_ratio=np.stack([_channel_ratio(extremes[place]) for place in PLACES]),
     )
 
@@ -247,7 +269,12 @@ def _mean_cosine(vectors: Float[np.ndarray, "L n D"]) -> Float[np.ndarray, "L"]:
     return (np.square(unit.sum(axis=1)).sum(axis=-1) - count) / (count * (count - 1))
 
 
+def _typical(vectors: Float[np.ndarray, "L n C"]) -> Float[np.ndarray, "L C"]:
+    """Mean magnitude of every channel of ordinary tokens."""
+    return np.abs(vectors).mean(axis=1)
+
+
 def _channel_ratio(vectors: Float[np.ndarray, "L n C"]) -> Float[np.ndarray, "L"]:
-    """How far the largest channel of ordinary tokens stands above the 95th percentile of channels (mean magnitudes)."""
-    typical = np.abs(vectors).mean(axis=1)
+    """How far the largest channel of ordinary tokens stands above the 95th percentile of channels."""
+    typical = _typical(vectors)
     return typical.max(axis=-1) / np.maximum(np.percentile(typical, 95, axis=-1), 1e-12)

@@ -52,6 +52,25 @@ class RefineResult:
     error_before: float
     history: tuple[float, ...]
 
+    def sentence(self) -> str:
+        """What refining has brought, in one line."""
+        if self.error >= self.error_before:
+            return f"refining brought nothing in {len(self.history)} passes; the plan is as it was searched"
+        change = 1 - self.error / self.error_before
+        return (
+            f"refined in {len(self.history)} passes: error on held-back pictures {self.error_before:.3g} -> {self.error:.3g} "
+            f"({change:.1%} less)"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures, without the plan."""
+        return {
+            "error": self.error,
+            "error_before": self.error_before,
+            "history": list(self.history),
+            "sentence": self.sentence(),
+        }
+
 
 class Offsets(NamedTuple):
     """What is trained: how far rows have moved, in units of their own size, and log tau for every block, head and register."""
@@ -134,7 +153,7 @@ def refine(
     held_from = len(training) * trials.chunk
     blocks = jax.tree.map(
         lambda leaf: leaf.dequantize() if isinstance(leaf, QuantizedTensor) else leaf,
-        quantize_kernels(encoder.params["image"]["blocks"], scheme),
+        quantize_kernels(trials.encoder.params["image"]["blocks"], scheme),  # where the states are
         is_leaf=lambda leaf: isinstance(leaf, QuantizedTensor),
     )
     copies = plan.copies.reshape(plan.copies.shape + (1,) * (3 - plan.copies.ndim))
@@ -145,8 +164,8 @@ def refine(
     before = float(trials.errors(current)[held_from:].mean())
     best, best_error, history = plan, before, []
     for number in range(config.passes):
-        scales = {"input_scale": trials.scales(trials.image_ranges(current))} if scheme.calibrated else {}
-        params = {**encoder.params["image"], "blocks": {**blocks, **scales}}
+        scales = {"input_scale": trials.ranges(current).scales(scheme)} if scheme.calibrated else {}
+        params = {**trials.encoder.params["image"], "blocks": {**blocks, **scales}}
         for index in training:
             hidden, reference, mask = trials.quantized_chunk(index, first)
             offsets, state = _step(

@@ -12,7 +12,8 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -24,9 +25,10 @@ from jaxtyping import Float
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.errors import UserError
 from regcache_jax.quantization.scheme import Scheme
-from regcache_jax.registers.candidates import find_candidates, registers_from
+from regcache_jax.registers.candidates import Registers, find_candidates, registers_from, token_form
 from regcache_jax.registers.inspect import inspect
 from regcache_jax.registers.plan import RegisterPlan, make_plan
+from regcache_jax.registers.plan_file import encoder_hash
 from regcache_jax.registers.reference import check_images, check_varied
 from regcache_jax.registers.space import Numbers, SearchConfig, Space
 from regcache_jax.registers.table import TrialTable
@@ -84,6 +86,26 @@ class SearchResult:
         }
 
 
+def describe_plan(
+    result: SearchResult, encoder: Encoder, scheme: Scheme, config: SearchConfig, reference: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The metadata of a plan's file: encoder and its hash, reference set, scheme, objective, versions, and the search's figures.
+
+    `reference` says which pictures they were (JSON values). Nothing in it depends on the clock or on a kill, so a search that
+    went on writes the same bytes."""
+    figures = {name: value for name, value in result.to_json().items() if name not in ("seconds", "compilations")}
+    return {
+        "encoder": encoder.spec.name,
+        "encoder_hash": encoder_hash(encoder),
+        "reference": dict(reference),
+        "scheme": scheme.to_json(),
+        "objective": config.objective,
+        "search": config.settings(),
+        "versions": {name: version(name) for name in ("regcache-jax", "jax", "aqtp", "numpy")},
+        **figures,
+    }
+
+
 class OverBudget(Exception):
     """A budget has run out; the search answers with the best so far."""
 
@@ -94,7 +116,9 @@ def fingerprint(
     """Hash of all that the search's way depends on (budgets are left out: a search may go on with a larger one)."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves((encoder.params["image"], images, more)):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
+        digest.update(
+            np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
+        )  # no copy: pictures may lie in a mapped file
     digest.update(json.dumps([config.settings(), scheme.to_json(), encoder.spec.to_json()], sort_keys=True).encode())
     return digest.hexdigest()
 
@@ -133,17 +157,24 @@ class Search:
         self.trials.count(passes=1 + profile_passes)
         self.preparation_flops = self.trials.block_flops
         self.best_error, self.within_budget = float("inf"), True
-        self._registers = functools.cache(functools.partial(registers_from, self.candidates))
+        self._registers = functools.cache(self._make_registers)
 
     @property
     def block_flops(self) -> int:
         """Operations of all blocks, with those of the trials that an earlier run left in the table."""
         return self.preparation_flops + sum(row["block_flops"] for row in self.table.rows)
 
+    def _make_registers(self, target: int, num_registers: int) -> Registers:
+        """The registers of one start in the form that the configuration names."""
+        registers = registers_from(self.candidates, target, num_registers)
+        if self.config.form == "token":
+            return token_form(registers, self.encoder, self.space.starts[target])
+        return registers
+
     def plan(self, numbers: Numbers) -> RegisterPlan:
         """The plan of one point; each of several registers weighs its share of the copies."""
         target = self.space.starts.index(min(max(numbers.start, self.space.starts[0]), self.space.starts[-1]))
-        key, value, share = self._registers(target, numbers.num_registers)
+        key, value, _, share = self._registers(target, numbers.num_registers)
         shape = (self.space.num_blocks, key.shape[2], len(share))
         copies = numbers.copies if len(share) == 1 else jnp.broadcast_to(numbers.copies * share, shape)
         return make_plan(
@@ -235,7 +266,7 @@ class Search:
         """Standard deviation, over redraws of half the calibration images, of the gain of a plan over none, measured on
         a part of the set."""
         rng = np.random.default_rng(self.config.seed)
-        count, rungs = self.trials.num_images, self.space.rungs(self.trials.num_chunks)
+        count, rungs = self.trials.base_ranges.num_units, self.space.rungs(self.trials.num_chunks)
         draws = [np.sort(rng.choice(count, max(1, count // 2), replace=False)) for _ in range(self.config.redraws)]
         errors = [
             self.trials.redrawn_errors(self.padded(numbers), draws, rungs[0]) for numbers in (self.space.nothing, best)
@@ -256,8 +287,8 @@ def search(
 ) -> SearchResult:
     """Finds a register plan for a float encoder and a scheme on preprocessed reference images, without labels.
 
-    Trials round to the nearest with the scheme's bits and sharing of scales; what else it says (method, zero points, estimator, rules,
-    integer attention) comes in when `quantize` is given the plan.
+    Trials round to the nearest with the scheme's bits, sharing of scales and estimator of ranges; what else it says (method, zero
+    points, rules, integer attention) comes in when `quantize` is given the plan.
 
     `table`: a JSONL file that remembers trials; with it, a killed search goes on where it stopped. Raises UserError for a
     set that is empty, of another shape, not finite, or all alike, for an encoder that is quantised already or whose features are

@@ -32,6 +32,7 @@ class SearchConfig:
     before l_q (`sensitive_block`, where it is known), numbers of `registers`. `align`: delete so many tokens that the rest and
     the registers fill whole tiles of so many rows (None: any count).
     Candidates: how many (one an image at most, or ordinary tokens would be among them), and whether the `class_token` may be one.
+    `form`: `kv` averages their keys and values, `token` their hidden states.
     Objective: `features` needs no labels; `accuracy` needs labels and class vectors.
     Effort: images a `chunk`, the share of the set that scores the whole grid, the part of the points that each rung keeps and how
     many times more images it sees, rounds of moves, redraws of the calibration images, bytes of hidden states in memory.
@@ -45,6 +46,7 @@ class SearchConfig:
     align: int | None = None
     candidates: int = CANDIDATES
     class_token: bool = False
+    form: Literal["kv", "token"] = "kv"
     objective: Literal["features", "accuracy"] = "features"
     chunk: int = 32
     first_share: float = 0.0625

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,15 +17,16 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from regcache_jax.encoders.blocks import BlockTrace, run_blocks
+from regcache_jax.encoders.blocks import run_blocks
 from regcache_jax.encoders.encoder import Encoder, normalize
 from regcache_jax.encoders.spec import BlockSpec
 from regcache_jax.encoders.vision import image_features, pool
 from regcache_jax.errors import UserError
-from regcache_jax.quantization.calibrate import Ranges, check_finite, range_collectors, scales_from_ranges
+from regcache_jax.quantization.calibrate import Ranges
 from regcache_jax.quantization.kernels import quantize_kernels
-from regcache_jax.quantization.scheme import SITES, Scheme
+from regcache_jax.quantization.scheme import Scheme
 from regcache_jax.registers.plan import RegisterPlan
+from regcache_jax.registers.ranges import Counts, Extremes, collectors, joined
 from regcache_jax.registers.states import MEMORY_LIMIT, States
 
 
@@ -50,22 +50,10 @@ def feature_errors(
     return np.square(features - reference).sum(axis=1) / np.square(reference).sum(axis=1)
 
 
-def image_range_collectors(
-    activations: str, leading: tuple[int, int]
-) -> dict[str, Callable[[BlockTrace], Float[Array, "B ..."]]]:
-    """Every site's range in each image apart: any draw of calibration images is then a maximum away."""
-
-    def apart(trace: BlockTrace, collector: Callable[[BlockTrace], Array]) -> Array:
-        return jax.vmap(collector)(jax.tree.map(lambda leaf: leaf[:, None], trace))
-
-    collectors = range_collectors(activations, leading)
-    return {site: functools.partial(apart, collector=collector) for site, collector in collectors.items()}
-
-
-@functools.partial(jax.jit, static_argnames=("spec", "activations", "entries"))
-def _float_states(params: Any, images: Any, *, spec: Any, activations: str, entries: tuple[int, ...]) -> Any:
-    collectors = {**image_range_collectors(activations, spec.leading), "hidden": lambda trace: trace.hidden}
-    output = image_features(params, images, spec, collect=collectors)
+@functools.partial(jax.jit, static_argnames=("spec", "scheme", "entries"))
+def _float_states(params: Any, images: Any, real: Any, *, spec: Any, scheme: Scheme, entries: tuple[int, ...]) -> Any:
+    collect = {**collectors(scheme, spec.leading, real), "hidden": lambda trace: trace.hidden}
+    output = image_features(params, images, spec, collect=collect)
     hidden = output.collected.pop("hidden")
     return output.features, {block: hidden[block] for block in entries}, output.collected
 
@@ -76,11 +64,13 @@ def _quantized_states(params: Any, images: Any, *, spec: Any, scheme: Scheme, en
     return {block: output.collected["hidden"][block] for block in entries}
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "activations"))
-def _trial_ranges(params: Any, hidden: Any, plan: RegisterPlan, first: Any, *, spec: Any, activations: str) -> Ranges:
+@functools.partial(jax.jit, static_argnames=("spec", "scheme"))
+def _trial_ranges(
+    params: Any, hidden: Any, plan: RegisterPlan, first: Any, real: Any, *, spec: Any, scheme: Scheme
+) -> Any:
     return run_blocks(
         params["blocks"], hidden, spec.blocks,
-        start=first, plan=plan, leading=spec.leading, collect=image_range_collectors(activations, spec.leading),
+        start=first, plan=plan, leading=spec.leading, collect=collectors(scheme, spec.leading, real),
     ).collected  # fmt: skip
 
 
@@ -124,7 +114,10 @@ class Trials:
         """Runs the set once in float and once quantised, without a plan, and keeps the states at the entries."""
         self.spec, self.num_images = self.encoder.spec.image, len(images)
         self.entries = tuple(sorted(set(self.entries)))
-        self.chunk = min(self.chunk, self.num_images)
+        smallest = (
+            1 if self.scheme.estimator == "absmax" else 4
+        )  # chunks, of which redraws draw where they are the units
+        self.chunk = min(self.chunk, -(-self.num_images // smallest))
         self.num_chunks = -(-self.num_images // self.chunk)
         devices = jax.local_devices()
         self._rows = -(-self.chunk // len(devices)) * len(devices)
@@ -140,19 +133,19 @@ class Trials:
         features, ranges = [], []
         for index in range(self.num_chunks):
             feature, hidden, batch = _float_states(
-                params, self._images(images, index),
-                spec=self.spec, activations=self.scheme.activations, entries=self.entries,
+                params, self._images(images, index), self._real(index),
+                spec=self.spec, scheme=self.scheme, entries=self.entries,
             )  # fmt: skip
             self.float_states.put(index, hidden)
             features.append(normalize(feature) if self.encoder.spec.normalize else feature)
             ranges.append(batch)
         self.float_features = self._join(features)
-        self.base_ranges = {site: self._join([batch[site] for batch in ranges], axis=1) for site in SITES}
-        check_finite({site: jnp.asarray(values) for site, values in self.base_ranges.items()})
+        self.base_ranges = joined(ranges, self._lengths(self.num_chunks), self.scheme)
+        self.base_ranges.check()
         if not np.isfinite(self.float_features).all():
             raise UserError("the float encoder gives features that are not finite; check its weights and the pictures")
         self._quantized = {**params, "blocks": quantize_kernels(params["blocks"], self.scheme)}
-        scales = {"input_scale": self.scales(self.base_ranges)} if self.scheme.calibrated else {}
+        scales = {"input_scale": self.base_ranges.scales(self.scheme)} if self.scheme.calibrated else {}
         scaled = {**params, "blocks": {**self._quantized["blocks"], **scales}}
         for index in range(self.num_chunks):
             self.quantized_states.put(
@@ -172,28 +165,27 @@ class Trials:
     def quantized_chunk(self, index: int, block: int) -> tuple[Array, Array, Array]:
         """One chunk's quantised states at an entry block, its float features, and a mask that leaves the fillers out."""
         rows = np.arange(index * self.chunk, index * self.chunk + self._rows)
-        mask = (rows < (index + 1) * self.chunk) & (rows < self.num_images)
         reference = self.float_features[np.minimum(rows, self.num_images - 1)]
-        arrays = self.quantized_states.get(index, block), reference, mask
-        hidden, features, there = (jax.device_put(array, self._sharding) for array in arrays)
-        return hidden, features, there
-
-    def _join(self, chunks: list[Any], axis: int = 0) -> np.ndarray:
-        """Rows of consecutive chunks, the fillers left out."""
-        lengths = [min(self.chunk, self.num_images - index * self.chunk) for index in range(len(chunks))]
-        parts = [np.asarray(part, np.float32) for part in chunks]
-        return np.concatenate(
-            [np.take(part, range(length), axis) for part, length in zip(parts, lengths, strict=True)], axis
+        hidden, features = (
+            jax.device_put(array, self._sharding) for array in (self.quantized_states.get(index, block), reference)
         )
+        return hidden, features, self._real(index)
 
-    def scales(self, ranges: dict[str, np.ndarray], drawn: Int[np.ndarray, "m"] | None = None) -> Ranges:
-        """Static scales from the ranges of all images, or of those drawn."""
-        largest = {
-            site: jnp.asarray((values if drawn is None else values[:, drawn]).max(axis=1))
-            for site, values in ranges.items()
-        }
-        scales = scales_from_ranges(largest, self.scheme.activation_bits)
-        return {site: scale for site, scale in scales.items() if site not in self.scheme.float_sites}
+    def _real(self, index: int) -> Array:
+        """Which rows of a chunk are images, and not there to fill it up."""
+        (length,) = self._lengths(index + 1)[-1:]
+        return jax.device_put(np.arange(self._rows) < length, self._sharding)
+
+    def _lengths(self, num_chunks: int) -> list[int]:
+        """Images in each of the first chunks."""
+        return [min(self.chunk, self.num_images - index * self.chunk) for index in range(num_chunks)]
+
+    def _join(self, chunks: list[Any]) -> np.ndarray:
+        """Rows of consecutive chunks, the fillers left out."""
+        lengths = self._lengths(len(chunks))
+        return np.concatenate(
+            [np.asarray(part, np.float32)[:length] for part, length in zip(chunks, lengths, strict=True)]
+        )
 
     def count(self, passes: int, num_chunks: int | None = None, first: int = 0) -> None:
         """Adds runs of the blocks from `first` on over the first chunks to `block_flops`."""
@@ -215,12 +207,11 @@ class Trials:
             raise ValueError(f"a plan that begins at block {wanted} is before the first entry {self.entries[0]}")
         return reachable[-1]
 
-    def image_ranges(
-        self, plan: RegisterPlan, num_chunks: int | None = None
-    ) -> dict[str, Float[np.ndarray, "L n ..."]]:
-        """Ranges of all sites with the plan in place, for each image of the first chunks apart."""
+    def ranges(self, plan: RegisterPlan, num_chunks: int | None = None) -> Extremes | Counts:
+        """What the scales come from, over the first chunks and with the plan in place."""
         first, found = self.first_block(plan), []
-        for index in range(self.num_chunks if num_chunks is None else num_chunks):
+        number = self.num_chunks if num_chunks is None else num_chunks
+        for index in range(number):
             hidden = jax.device_put(self.float_states.get(index, first), self._sharding)
             found.append(
                 _trial_ranges(
@@ -228,30 +219,27 @@ class Trials:
                     hidden,
                     plan,
                     jnp.int32(first),
+                    self._real(index),
                     spec=self.spec,
-                    activations=self.scheme.activations,
+                    scheme=self.scheme,
                 )
             )
         self.count(1, num_chunks, first)
-        ranges = {}
-        for site, base in self.base_ranges.items():
-            own = self._join([batch[site] for batch in found], axis=1)
-            ranges[site] = np.concatenate([base[:first, : own.shape[1]], own[first:]])
-        return ranges
+        return self.base_ranges.followed_by(joined(found, self._lengths(number), self.scheme), first)
 
     def features(
         self,
         plan: RegisterPlan,
         num_chunks: int | None = None,
-        ranges: dict[str, np.ndarray] | None = None,
+        ranges: Extremes | Counts | None = None,
         drawn: Int[np.ndarray, "m"] | None = None,
     ) -> Float[np.ndarray, "n E"]:
         """Quantised features of the images of the first chunks, calibrated on the same images unless `ranges` (and which of
-        their images are `drawn`) say otherwise."""
+        their units are `drawn`) say otherwise."""
         first = self.first_block(plan)
         scales: Ranges = {}
         if self.scheme.calibrated:
-            scales = self.scales(self.image_ranges(plan, num_chunks) if ranges is None else ranges, drawn)
+            scales = (self.ranges(plan, num_chunks) if ranges is None else ranges).scales(self.scheme, drawn)
         found = []
         for index in range(self.num_chunks if num_chunks is None else num_chunks):
             hidden = jax.device_put(self.quantized_states.get(index, first), self._sharding)
@@ -283,8 +271,8 @@ class Trials:
     def redrawn_errors(
         self, plan: RegisterPlan, draws: list[Int[np.ndarray, "m"]], num_chunks: int
     ) -> Float[np.ndarray, "draws"]:
-        """Mean error over the first chunks for scales calibrated on each draw of images (numbers into the whole set)."""
+        """Mean error over the first chunks for scales calibrated on each draw (numbers of units, see `base_ranges`)."""
         if not self.scheme.calibrated:
             return np.full(len(draws), self.errors(plan, num_chunks).mean())
-        ranges = self.image_ranges(plan)
+        ranges = self.ranges(plan)
         return np.array([self.errors_of(self.features(plan, num_chunks, ranges, drawn)).mean() for drawn in draws])

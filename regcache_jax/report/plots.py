@@ -76,6 +76,49 @@ def norms_by_block(profiles: Mapping[str, Any]) -> str:
     return lines(series, "block", "l-inf norms of patch tokens at the block's input", dashed)
 
 
+def norms_by_group(profile: Any, place: int, title: str) -> str:
+    """Largest and median l-inf norm by block at one place, one colour a group of tokens that is there."""
+    names = {"patch": "patches", "class": "class token", "register": "trained registers"}
+    series: dict[str, list[float]] = {}
+    for group, name in names.items():
+        column = profile.groups.index(group)
+        for kind, table in (("largest", profile.maximum), ("median", profile.median)):
+            if table[place, :, column].any():
+                series[f"{name}: {kind}"] = table[place, :, column].tolist()
+    return lines(series, "block", title, [name for name in series if name.endswith("median")])
+
+
+def inspection_sheet(profile: Any, errors: Any, grid: int, what: str) -> str:
+    """What `regcache inspect` found, as one picture: norms at the blocks' inputs and inside, where sinks sit, sensitivity."""
+    block = profile.sink_block
+    share = profile.sink_share[block][-grid * grid :].reshape(grid, grid)
+    where = (
+        f"share of the {profile.num_images} pictures with a sink here, at the input of block {block} "
+        f"(brightest: {share.max():.0%})"
+    )
+    pictures = [
+        (title, norms_by_group(profile, place, title))
+        for place, name in enumerate(profile.places)
+        for title in [f"l-inf norms at {'the block' if name == 'hidden' else name}'s input"]
+    ]
+    pictures.append((where, heat_map(share.tolist(), float(share.max()), 220, where)))
+    title = f"{what} with one site of one block quantised"
+    pictures.append((title, cells(errors.tolist(), profile.places[1:], "block", title)))
+    return sheet(pictures, "what regcache inspect found")
+
+
+def sheet(pictures: Sequence[tuple[str, str]], title: str) -> str:
+    """Captions and pictures one under another, as one picture on white."""
+    parts, top, widest = [], 0.0, 0.0
+    for caption, picture in pictures:
+        head, inside = picture.removesuffix("</svg>").split(">", 1)
+        width, height = (float(number) for number in head.split('viewBox="0 0 ')[1].split('"')[0].split())
+        parts.append(_text(8, top + 20, caption, "start"))
+        parts.append(f'<g transform="translate(8 {top + 30:g})">{inside}</g>')
+        top, widest = top + height + 54, max(widest, width + 16, 8.0 * len(caption))
+    return "".join([_open(widest, top, title), '<rect width="100%" height="100%" fill="#fff"/>', *parts, "</svg>"])
+
+
 def scatter(groups: Mapping[str, Sequence[tuple[float, float]]], x_label: str, title: str) -> str:
     """Points (x, y) in one colour a group; y is logarithmic."""
     every = [point for points in groups.values() for point in points]

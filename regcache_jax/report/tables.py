@@ -16,6 +16,9 @@ ROW_LABELS = {
     "delete-only": "delete only",
     "group": "scales by token group",
     "group+registers": "scales by token group, registers",
+    "percentile": "clipped at a percentile",
+    "percentile+registers": "clipped at a percentile, registers",
+    "smoothquant": "SmoothQuant",
     "tensor": "dynamic scales, per tensor",
     "token": "dynamic scales, per token",
 }

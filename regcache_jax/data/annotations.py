@@ -1,0 +1,106 @@
+"""Captions and maps of classes that lie beside a dataset of pictures: one JSON file, or a folder of masks."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+from PIL import Image
+
+from regcache_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from regcache_jax.data.sources import Dataset, Example
+
+IGNORED = 255
+"""The class of pixels that do not count, in every map."""
+
+
+def _texts(entry: Any) -> tuple[str, ...] | None:
+    """A text or a list of them; None for anything else."""
+    texts = [entry] if isinstance(entry, str) else entry
+    return tuple(texts) if isinstance(texts, list) and all(isinstance(text, str) for text in texts) else None
+
+
+def json_captions(content: bytes, name: str) -> tuple[str, ...]:
+    """The captions of one webdataset sample: `caption` or `captions`, a text or a list. Raises UserError that names it."""
+    try:
+        tree = json.loads(content)
+    except ValueError as error:
+        raise UserError(f"{name}: its .json is not readable ({error})") from None
+    found = _texts(tree.get("captions", tree.get("caption", []))) if isinstance(tree, dict) else None
+    if found is None:
+        raise UserError(f"{name}: its .json must hold `caption` or `captions`, a text or a list of texts")
+    return found
+
+
+def read_captions(file: epath.PathLike) -> dict[str, tuple[str, ...]]:
+    """Captions by the picture's name (its path below the folder): a JSON object {name: text or list of texts}, or COCO's
+    {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}. Raises UserError that says what is wrong."""
+    file = epath.Path(file)
+    try:
+        tree = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as JSON: {error}") from None
+    if isinstance(tree, dict) and {"images", "annotations"} <= set(tree):
+        try:
+            names = {image["id"]: image["file_name"] for image in tree["images"]}
+            found: dict[str, tuple[str, ...]] = {}
+            for entry in tree["annotations"]:
+                name = names[entry["image_id"]]
+                found[name] = (*found.get(name, ()), str(entry["caption"]))
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{file} is not in COCO's format of captions: {error!r}") from None
+        return found
+    listed = {name: _texts(entry) for name, entry in tree.items()} if isinstance(tree, dict) else {}
+    captions = {name: texts for name, texts in listed.items() if texts is not None}
+    if not listed or len(captions) < len(listed):
+        raise UserError(f'{file} must hold {{"picture.jpg": ["a caption", ...], ...}}, or captions in COCO\'s format')
+    return captions
+
+
+def with_captions(dataset: Dataset, file: epath.PathLike) -> Dataset:
+    """The dataset with the captions of a file, by the names of its pictures (or the last part of them, as COCO lists them).
+
+    Raises UserError where the file names none of the pictures."""
+    captions = read_captions(file)
+
+    def of(example: Example) -> tuple[str, ...]:
+        return captions.get(example.name, captions.get(example.name.rpartition("/")[2], ()))
+
+    if not any(of(dataset[index]) for index in range(len(dataset))):
+        raise UserError(
+            f"{file} names none of the pictures; the first is {dataset[0].name}, its first {next(iter(captions))}"
+        )
+    return dataset.annotated(lambda example: example._replace(captions=of(example)), [epath.Path(file)])
+
+
+def with_masks(dataset: Dataset, folder: epath.PathLike) -> Dataset:
+    """The dataset with the maps of classes in a folder: for every picture a .png of the same path, one byte a pixel (grey or
+    palette), 255 where no class counts. Raises UserError where the folder is not there."""
+    root = epath.Path(folder).expanduser()
+    if not root.is_dir():
+        raise UserError(f"there is no folder {root}")
+
+    def annotate(example: Example) -> Example:
+        return example._replace(segmentation=read_mask(root / epath.Path(example.name).with_suffix(".png")))
+
+    return dataset.annotated(annotate)
+
+
+def read_mask(file: epath.Path) -> UInt8[np.ndarray, "Y X"]:
+    """A map of classes. Raises UserError that names what is no such map."""
+    try:
+        mask = Image.open(io.BytesIO(file.read_bytes()))
+        mask.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{file} cannot be read as a map of classes: {error}") from None
+    if mask.mode not in ("L", "P", "1"):
+        raise UserError(
+            f"{file} is no map of classes: it must have one byte a pixel (grey or palette), not mode {mask.mode}"
+        )
+    return np.asarray(mask.convert("L") if mask.mode == "1" else mask, np.uint8)

@@ -1,0 +1,53 @@
+"""What is checked of a config before it runs, and of its float accuracy afterwards."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from regcache_jax.errors import UserError
+from regcache_jax.evaluation import results
+from regcache_jax.evaluation.protocol import PROTOCOLS
+from regcache_jax.observer import Observer
+from regcache_jax.pipeline.table import KINDS
+from regcache_jax.quantization.scheme import Scheme
+
+ACCURACY_TOLERANCE = 0.003
+"""How far the float accuracy may lie from the published one before quantised numbers are called invalid."""
+
+TASKS = ("zeroshot_classification", "knn")
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raises UserError that names everything in a config that cannot be run."""
+    faults = []
+    schemes = tuple(config.schemes)
+    if not schemes:
+        faults.append("it names no scheme; give config.schemes, such as ('w8a8',)")
+    for name in schemes:
+        if Scheme.named(name) is None:
+            faults.append("scheme float is always in the table; config.schemes are the quantised ones")
+    if unknown := [kind for kind in config.rows if kind not in KINDS]:
+        faults.append(f"rows {', '.join(unknown)} are unknown; rows are {', '.join(KINDS)}")
+    if config.task not in TASKS:
+        faults.append(f"task {config.task!r} is unknown; tasks are {', '.join(TASKS)}")
+    if config.protocol not in PROTOCOLS:
+        faults.append(f"protocol {config.protocol!r} is unknown; protocols are {', '.join(PROTOCOLS)}")
+    if config.parallel not in ("jit", "pmap"):
+        faults.append(f"parallel must be jit or pmap, got {config.parallel!r}")
+    if faults:
+        raise UserError(f"the config cannot be run: {'; '.join(faults)}")
+
+
+def check_float_accuracy(rows: list[results.Row], config: ConfigDict, observer: Observer) -> None:
+    """Marks quantised rows invalid where the float accuracy is not the expected one (a full evaluation only)."""
+    if not config.expected_acc1 or config.evaluation.limit or (config.task == "knn" and config.bank.limit):
+        return
+    found = rows[0]["metrics"]["acc1"]
+    valid = abs(found - config.expected_acc1) <= ACCURACY_TOLERANCE
+    for row in rows:
+        row["quantization"]["valid"] = valid
+    if not valid:
+        observer.said(
+            f"the float encoder gives {found:.1%}, expected {config.expected_acc1:.1%}: preprocessing, prompts or data differ, "
+            "and the quantised rows are not valid"
+        )

@@ -1,0 +1,83 @@
+"""What the stages of a config work with: encoder, data, words. Each is loaded once, when it is first needed."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from regcache_jax import checkpoints
+from regcache_jax.data import Dataset, load_images, open_dataset
+from regcache_jax.evaluation.protocol import PROTOCOLS, Prompts
+from regcache_jax.evaluation.zero_shot import class_vectors
+from regcache_jax.observer import Observer
+from regcache_jax.registers.plan_file import encoder_hash
+from regcache_jax.workdir import Json, Workdir, listing
+
+
+class Material:
+    """A config's encoder, data and words, and the work folder they are used in."""
+
+    def __init__(self, config: ConfigDict, workdir: epath.PathLike, observer: Observer) -> None:
+        self.config, self.observer = config, observer
+        self.workdir = Workdir(workdir, observer)
+        self.protocol = PROTOCOLS[config.protocol]
+        self.model = self._load_model()
+        self.encoder = self.model.encoder
+        self.identity = encoder_hash(self.encoder)
+        self.preprocess = self.protocol.preprocess(self.encoder.spec.preprocessing)
+        self.dataset = functools.cache(self._open_dataset)
+        self.images = functools.cache(self._load_images)
+        self.data_identity = functools.cache(self._identify_data)
+        self.prompts = functools.cache(self._read_prompts)
+        self.class_vectors = functools.cache(self._make_class_vectors)
+
+    def _load_model(self) -> checkpoints.Model:
+        """The config's model: bundled, a model folder, or a checkpoint that is converted into the work folder once."""
+        source = self.config.model
+        if source == "bundled":
+            from regcache_jax.demo.bundled import bundled_model
+
+            return checkpoints.load(bundled_model())
+        if (epath.Path(source) / checkpoints.ENCODER_FILE).exists():
+            return checkpoints.load(source)
+
+        def make() -> Json:
+            from regcache_jax import converters
+
+            converters.convert(source, self.workdir.path / "model")
+            return {"source": source}
+
+        self.workdir.stage("convert", [source, listing(source)], make, files=["model"])
+        return checkpoints.load(self.workdir.path / "model")
+
+    def _open_dataset(self, which: str) -> Dataset:
+        """The config's `reference`, `calibration`, `evaluation` or `bank` data."""
+        given = self.config[which]
+        return open_dataset(given.dataset, given.data_dir or None, given.split or None, given.limit or None)
+
+    def _load_images(self, which: str) -> np.ndarray:
+        """Its preprocessed pictures, read once."""
+        return load_images(self.dataset(which), self.preprocess)
+
+    def _identify_data(self, which: str) -> Json:
+        """What a stage that reads some data depends on."""
+        given, examples = self.config[which], len(self.dataset(which))
+        files = listing(epath.Path(given.data_dir) / given.split) if given.dataset == "folder" else []
+        return {**given.to_dict(), "examples": examples, "files": files, "image": self.protocol.image}
+
+    def source_of(self, which: str) -> Json:
+        """What stands in a plan's or a model's metadata about the data that made it."""
+        return {key: self.data_identity(which)[key] for key in ("dataset", "split", "examples")}
+
+    def _read_prompts(self) -> Prompts:
+        """Names and templates of the evaluation's classes."""
+        data = self.dataset("evaluation")
+        return self.protocol.prompts(data, self.config.classnames or None, self.config.templates or None)
+
+    def _make_class_vectors(self) -> np.ndarray:
+        """Class vectors of the evaluation's classes."""
+        prompts = self.prompts()
+        return class_vectors(self.encoder, self.model.tokenize, prompts.classnames, prompts.templates)
