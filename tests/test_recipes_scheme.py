@@ -208,5 +208,11 @@ def test_folded_biases_and_offsets_stay_float32_in_a_bfloat16_encoder():
     assert np.isfinite(np.asarray(encode(quantized, small.images(2)), np.float32)).all()
 
 
+def test_schemes_that_run_alike_share_a_program():
+    found_differently = Scheme(4, 6, method="smoothquant+erq", symmetric=False, estimator="mse")
+    assert found_differently.running == Scheme(8, 6)
+    assert Scheme(8, 6).running != Scheme(8, 4).running != Scheme(8, 4, "token").running
+
+
 def test_a_method_name_is_part_of_the_scheme():
     assert dataclasses.replace(Scheme(), method="awq+gptq").to_json()["method"] == "awq+gptq"
