@@ -101,14 +101,15 @@ def compare(
     ]
     for entry in wanted:
         scheme_of(entry.recipe, entry.bits)
-    fingerprint = _fingerprint(encoder, calibration, scoring, plans)
+    fingerprint = _fingerprint(encoder, calibration, scoring)
     reference: np.ndarray | None = None
     entries = []
     for number, entry in enumerate(wanted):
-        path = folder / f"{entry.name}.json"
+        path, plan = folder / f"{entry.name}.json", plans[entry.bits] if entry.registers else None
+        own = fingerprint if plan is None else _with_plan(fingerprint, plan)
         if path.exists():
             known = json.loads(path.read_text())
-            if known.pop("comparison") != fingerprint:
+            if known.pop("comparison") != own:
                 raise UserError(
                     f"{path} belongs to another comparison (encoder, images or plans differ); choose another folder"
                 )
@@ -116,8 +117,8 @@ def compare(
         else:
             if reference is None:
                 reference = features_of(encoder.with_plan(None), scoring)
-            entry = _try(encoder, entry, calibration, scoring, reference, plans.get(entry.bits), evaluate, cost_of)
-            results.write(path, {**dataclasses.asdict(entry), "comparison": fingerprint})
+            entry = _try(encoder, entry, calibration, scoring, reference, plan, evaluate, cost_of)
+            results.write(path, {**dataclasses.asdict(entry), "comparison": own})
         entries.append(entry)
         if progress is not None:
             progress(number + 1, len(wanted), entry)
@@ -146,13 +147,19 @@ def _try(
     return dataclasses.replace(entry, error=error, cost=cost_of(quantized), metrics=metrics, seconds=seconds)
 
 
-def _fingerprint(encoder: Encoder, calibration: Images, scoring: Images, plans: Mapping[str, RegisterPlan]) -> str:
-    """Changes with anything that an entry's numbers depend on, but for `evaluate` and `cost_of`."""
+def _fingerprint(encoder: Encoder, calibration: Images, scoring: Images) -> str:
+    """Changes with anything that the numbers of entries without registers depend on, but for `evaluate` and `cost_of`."""
     digest = hashlib.sha256(json.dumps(encoder.spec.to_json(), sort_keys=True).encode())
-    for leaf in jax.tree.leaves((encoder.params, sorted(plans.items()))):
-        digest.update(np.asarray(leaf).tobytes() if not isinstance(leaf, str) else leaf.encode())
-    for images in (calibration, scoring):
-        digest.update(np.ascontiguousarray(images).tobytes())
+    for leaf in [*jax.tree.leaves(encoder.params), calibration, scoring]:
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _with_plan(fingerprint: str, plan: RegisterPlan) -> str:
+    """The same for an entry with registers."""
+    digest = hashlib.sha256(fingerprint.encode())
+    for leaf in jax.tree.leaves(plan):
+        digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()[:16]
 
 
