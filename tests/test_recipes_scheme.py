@@ -124,9 +124,10 @@ SCHEMES = {
     "rotation": Scheme(method="rotation"),
     "ptq4vit": Scheme(method="ptq4vit", products=("qk", "pv")),
     "products": Scheme(6, 6, products=("qk", "pv"), symmetric=False),
+    "half octaves": Scheme(4, 4, products=("qk", "pv"), softmax="log-sqrt2"),
 }
-FLOATS = {"rotation": 6, "rules": 9, "ptq4vit": 2, "products": 2}
-INTEGERS = {"rules": 17, "ptq4vit": 6 + 1 + 1 + 2, "products": 6 + 2}
+FLOATS = {"rotation": 6, "rules": 9, "ptq4vit": 2, "products": 2, "half octaves": 2}
+INTEGERS = {"rules": 17, "ptq4vit": 6 + 1 + 1 + 2, "products": 6 + 2, "half octaves": 6 + 3}
 
 
 @pytest.mark.slow
