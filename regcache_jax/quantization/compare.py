@@ -292,7 +292,7 @@ def _plot(entries: Sequence[Entry], cost_unit: str) -> bytes:
         front = pareto(shown)
         axes.plot(*_points(front), linewidth=1, color="0.5", label="Pareto front")
         for entry, x, y in zip(front, *_points(front), strict=True):
-            axes.annotate(entry.recipe, (x, y), fontsize=8)
+            axes.annotate(entry.recipe, (x, y), (4, 4), textcoords="offset points", fontsize=8)
         axes.set(title=bits, xlabel=f"cost ({cost_unit})", ylabel="label-free error", yscale="log")
         axes.legend(fontsize=8)
     buffer = io.BytesIO()
