@@ -6,6 +6,7 @@ import io
 import json
 import struct
 import tarfile
+import tempfile
 
 import numpy as np
 import pytest
@@ -304,3 +305,12 @@ def test_the_tfds_names_behind_clip_benchmarks_names_exist():
     from regcache_jax.data.sources import CLIP_BENCHMARK_NAMES
 
     assert set(CLIP_BENCHMARK_NAMES.values()) <= set(tfds.list_builders(with_community_datasets=False))
+
+
+def test_pictures_beyond_the_memory_limit_lie_in_a_mapped_file_without_a_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    dataset = open_dataset("emoji", split="test", limit=3)
+    kept, mapped = load_images(dataset, to_small), load_images(dataset, to_small, memory_limit=0)
+    assert isinstance(mapped, np.memmap) and not isinstance(kept, np.memmap)
+    np.testing.assert_array_equal(mapped, kept)
+    assert list(tmp_path.iterdir()) == []

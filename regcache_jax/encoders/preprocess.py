@@ -40,8 +40,8 @@ def open_picture(source: Any, name: str | None = None) -> Image.Image:
         return to_rgb(ImageOps.exif_transpose(source))
     except UserError:
         raise
-    except UnidentifiedImageError:  # whose message holds an address in memory
-        raise UserError(f"{name} cannot be read as a picture: its format is not known") from None
+    except UnidentifiedImageError:
+        raise UserError(f"{name} cannot be read as a picture: it is cut off, or in no format that is known") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{name} cannot be read as a picture: {error}") from None
 
