@@ -20,6 +20,7 @@ COORDINATOR, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES"
 port of the first process, how many there are, and which this one is, from 0."""
 
 WAIT_MS = 24 * 60 * 60 * 1000
+_failed: list[str] = []  # what has stopped the first process and, told of it, all the others
 _numbers = itertools.count()  # of the outcomes handed on: every process counts alike
 
 
@@ -54,10 +55,10 @@ def _number(name: str) -> int | None:
 
 
 def leave(status: int) -> None:
-    """Ends a process that has failed, if it is one of several, without waiting for the others as an orderly end does: they wait
-    for it, and learn of its end only by that."""
+    """Ends a process that has failed alone among several, without waiting for the others as an orderly end does: they wait for
+    it, and learn of its end only by that. Returns where all have failed, and where there is only one."""
     jax = sys.modules.get("jax")
-    if jax is not None and jax.distributed.is_initialized():
+    if jax is not None and jax.distributed.is_initialized() and not _failed:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -80,13 +81,15 @@ def from_first(make: Callable[[], Any]) -> Any:
         try:
             told = json.dumps({"outcome": make()})
         except BaseException as error:
-            _service().key_value_set(key, json.dumps({"error": str(error) or type(error).__name__}))
+            _failed.append(str(error) or type(error).__name__)
+            _service().key_value_set(key, json.dumps({"error": _failed[-1]}))
             raise
         _service().key_value_set(key, told)
     else:
         told = _service().blocking_key_value_get(key, WAIT_MS)
     found = json.loads(told)
     if "error" in found:
+        _failed.append(found["error"])
         raise UserError(f"the first process failed: {found['error']}")
     return found["outcome"]
 
