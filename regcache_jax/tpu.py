@@ -7,6 +7,7 @@ of chip, and must say which before JAX starts; so `report` runs this module as a
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -24,13 +25,16 @@ from jaxtyping import Array, Float
 
 from regcache_jax.encoders import catalog
 from regcache_jax.encoders.blocks import ACTIVATIONS
+from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.parameters import parameter_shapes
 from regcache_jax.encoders.serving import TILE, join_blocks, num_rows, split_blocks
 from regcache_jax.encoders.spec import EncoderSpec, ImageSpec
 from regcache_jax.encoders.vision import serve_image
 from regcache_jax.errors import UserError
+from regcache_jax.quantization.aqt import QuantizedTensor
+from regcache_jax.quantization.parts import head_stack, with_rounded_stack
 from regcache_jax.quantization.quantize import quantize_kernels
-from regcache_jax.quantization.scheme import SITES, Scheme
+from regcache_jax.quantization.scheme import Scheme
 from regcache_jax.registers.plan import RegisterPlan, Schedule, empty_plan
 
 Shapes = Any
@@ -102,14 +106,27 @@ def quantized_shapes(spec: EncoderSpec, scheme: Scheme | None) -> Shapes:
     """The image tower's parameters as a serving program takes them: bf16, integer kernels and float32 scales where quantised,
     one tree a block."""
     params = parameter_shapes(spec, jnp.bfloat16)["image"]
-    blocks = params["blocks"]
-    if scheme is not None:
-        kept = jax.eval_shape(lambda blocks: quantize_kernels(blocks, scheme), blocks)
-        if scheme.calibrated:
-            scale = jax.ShapeDtypeStruct((spec.image.blocks.num_blocks,), jnp.float32)
-            kept["input_scale"] = {site: scale for site in SITES if site not in scheme.float_sites}
-        blocks = kept
-    return {**params, "blocks": jax.eval_shape(split_blocks, blocks)}
+    num_blocks = spec.image.blocks.num_blocks
+
+    def rounded(params: Shapes) -> Shapes:
+        if scheme is None:
+            return params
+        own = scheme.of_part("head")
+        if own is not None:
+            head = params["head"]
+            params = {**params, "head": with_rounded_stack(head, _rounded_stack(head_stack(head), own, 1))}
+        return {**params, "blocks": _rounded_stack(params["blocks"], scheme, num_blocks)}
+
+    params = jax.eval_shape(rounded, params)
+    return {**params, "blocks": jax.eval_shape(split_blocks, params["blocks"])}
+
+
+def _rounded_stack(blocks: Any, scheme: Scheme, num_blocks: int) -> Any:
+    """Stacked blocks with integer kernels, and scales (whose values do not matter here) where they are calibrated."""
+    kept = quantize_kernels(blocks, scheme)
+    if scheme.calibrated:
+        kept["input_scale"] = {site: jnp.ones(num_blocks) for site in scheme.inputs if site not in scheme.float_sites}
+    return kept
 
 
 def default_schedule(spec: ImageSpec, program: str) -> Schedule:
@@ -258,9 +275,7 @@ def report(
     `default_schedule`. Raises UserError for an unknown name or topology, and where libtpu is missing."""
     spec = name_or_spec if isinstance(name_or_spec, EncoderSpec) else catalog.get(name_or_spec).spec
     assert spec is not None  # `get` refuses encoders that are known by name only
-    kind = topology.split(":")[0]
-    if kind not in CHIPS:
-        raise UserError(f"topology must be of {', '.join(CHIPS)} (v5e:2x2, say), got {topology!r}")
+    check_topology(topology)
     unknown = sorted(set(programs) - set(PROGRAMS))
     if unknown or batch < 1:
         raise UserError(f"programs are {', '.join(PROGRAMS)}, batch at least 1; got {', '.join(unknown) or batch}")
@@ -269,6 +284,81 @@ def report(
         "spec": spec.to_json(), "topology": topology, "batch": batch, "sweep": sweep, "programs": programs,
         "scheme": (scheme or Scheme()).to_json(), "schedule": schedule,
     }  # fmt: skip
+    return {"model": spec.name, "topology": topology, "programs": _ask(topology, request)}
+
+
+def encoder_cycles(encoder: Encoder, topology: str = "v5e:2x2", batch: int = 32) -> float:
+    """Cycles an image of one encoder as it is: its scheme, what its method left beside the kernels, its plan.
+
+    Raises UserError for an unknown topology, where libtpu is missing, and where the compiler gives no figure."""
+    check_topology(topology)
+    shapes = jax.eval_shape(lambda encoder: encoder.astype(jnp.bfloat16).params["image"], encoder)
+    schedule, plan = encoder.schedule, encoder.plan
+    request = {
+        "spec": encoder.spec.to_json(), "topology": topology, "batch": batch, "shapes": _to_json(shapes),
+        "scheme": None if encoder.scheme is None else encoder.scheme.running.to_json(),
+        "schedule": None if schedule is None else dataclasses.asdict(schedule),
+        "registers": None if plan is None else plan.key.shape[1],
+    }  # fmt: skip
+    return _cycles(topology, json.dumps(request))
+
+
+@functools.cache
+def _cycles(topology: str, request: str) -> float:
+    """Encoders that run alike are compiled once."""
+    (row,) = _ask(topology, json.loads(request))
+    return row["cycles_per_image"]
+
+
+def check_topology(topology: str) -> None:
+    """Raises UserError for one that is not of the known chips."""
+    if topology.split(":")[0] not in CHIPS:
+        raise UserError(f"topology must be of {', '.join(CHIPS)} (v5e:2x2, say), got {topology!r}")
+
+
+def _to_json(shapes: Shapes) -> Any:
+    """A tree of shapes as JSON: dicts (a quantised kernel has `values`), and leaves as shape and dtype."""
+    if isinstance(shapes, QuantizedTensor):
+        return {"values": _to_json(shapes.values), "scale": _to_json(shapes.scale)}
+    if isinstance(shapes, dict):
+        return {name: _to_json(child) for name, child in shapes.items()}
+    return [list(shapes.shape), str(shapes.dtype)]
+
+
+def _from_json(tree: Any) -> Shapes:
+    """The inverse of `_to_json`."""
+    if isinstance(tree, list):
+        return jax.ShapeDtypeStruct(tuple(tree[0]), jnp.dtype(tree[1]))
+    children = {name: _from_json(child) for name, child in tree.items()}
+    return QuantizedTensor(**children) if "values" in children else children
+
+
+def _answer_encoder(request: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the child process does for `encoder_cycles`."""
+    spec = EncoderSpec.from_json(request["spec"])
+    image, blocks = spec.image, spec.image.blocks
+    scheme = None if request["scheme"] is None else Scheme.from_json(request["scheme"])
+    schedule = Schedule(0, 0, 0, 0) if request["schedule"] is None else Schedule(**request["schedule"])
+    shapes, plan = _from_json(request["shapes"]), None
+    if request["registers"] is not None:
+        nothing = empty_plan(blocks.num_blocks, blocks.num_heads, blocks.head_dim, request["registers"])
+        plan = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), nothing)
+    written_out = scheme is None or not scheme.rules  # rules leave some blocks' kernels in float, which are not stacked
+    if written_out:
+        shapes = {**shapes, "blocks": jax.eval_shape(split_blocks, shapes["blocks"])}
+
+    def serve(params: Any, plan: RegisterPlan | None, images: Float[Array, "B Y X 3"]) -> Float[Array, "B E"]:
+        params = {**params, "blocks": join_blocks(params["blocks"])} if written_out else params
+        return serve_image(params, images, image, schedule, plan=plan, scheme=scheme, tile=TILE, unroll=True).features
+
+    images = jax.ShapeDtypeStruct((request["batch"], image.image_size, image.image_size, 3), jnp.bfloat16)
+    compiled = compile_for(request["topology"], serve, shapes, plan, images)
+    return [{"cycles_per_image": estimates(compiled.as_text())[0] / request["batch"]}]
+
+
+def _ask(topology: str, request: dict[str, Any]) -> list[dict[str, Any]]:
+    """Asks a child process. Raises UserError where it gives no answer."""
+    kind = topology.split(":")[0]
     environment = {
         **os.environ, "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": CHIPS[kind][0],
         "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -279,8 +369,59 @@ def report(
         last = (child.stderr.strip().splitlines() or ["no message"])[-1]
         hint = "; `pip install regcache-jax[tpu]` brings the compiler" if "libtpu" in child.stderr else ""
         raise UserError(f"the TPU compiler gave no answer for {topology}: {last}{hint}")
-    return {"model": spec.name, "topology": topology, "programs": json.loads(child.stdout.splitlines()[-1])}
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+def shallow(spec: EncoderSpec, num_blocks: int) -> EncoderSpec:
+    """The same encoder with fewer blocks in its image tower."""
+    blocks = dataclasses.replace(spec.image.blocks, num_blocks=num_blocks)
+    return dataclasses.replace(spec, image=dataclasses.replace(spec.image, blocks=blocks))
+
+
+def added_up(
+    name_or_spec: str | EncoderSpec,
+    program: str,
+    topology: str = "v5e:2x2",
+    batch: int = 32,
+    scheme: Scheme | None = None,
+) -> dict[str, Any]:
+    """A row of `report` at full depth, with the default plan, from programs of one and two blocks: what the second adds, as often
+    as blocks are left out. Blocks in front of the plan's start cost what plain ones do. Seconds where the whole takes many
+    minutes; docs/performance.md holds the two against each other. Raises UserError as `report` does."""
+    spec = name_or_spec if isinstance(name_or_spec, EncoderSpec) else catalog.get(name_or_spec).spec
+    assert spec is not None
+    num_blocks = spec.image.blocks.num_blocks
+    before = default_schedule(spec.image, program).start
+
+    def rows(program: str) -> list[dict[str, Any]]:
+        depths = (shallow(spec, depth) for depth in (1, 2))
+        return [report(each, topology, batch, scheme, programs=(program,))["programs"][0] for each in depths]
+
+    one, two = rows(program)
+    added = {key: two[key] - one[key] for key in ("cycles_per_image", "argument_bytes")}
+    row = {**two, **{key: one[key] + (num_blocks - 1) * step for key, step in added.items()}}
+    if before:
+        first, second = rows("int8")
+        plain = second["cycles_per_image"] - first["cycles_per_image"]
+        row["cycles_per_image"] += before * (plain - added["cycles_per_image"])
+    rate = CHIPS[topology.split(":")[0]][1] / row["cycles_per_image"]
+    return {**row, "images_per_second": rate, "cycles_per_block": added["cycles_per_image"]}
+
+
+def best_micro_batch(
+    name_or_spec: str | EncoderSpec,
+    topology: str = "v5e:2x2",
+    scheme: Scheme | None = None,
+    plan: RegisterPlan | None = None,
+    first: int = 16,
+) -> int:
+    """The batch at which a core needs the fewest cycles an image, by `report`'s sweep up and down from `first`: what an evaluation
+    or a server should cut larger batches into. Minutes; raises UserError as `report` does."""
+    wanted = "bf16" if scheme is None else "int8" if plan is None else "int8+registers+deletion"
+    (row,) = report(name_or_spec, topology, first, scheme, plan, sweep=True, programs=(wanted,))["programs"]
+    return row["batch"]
 
 
 if __name__ == "__main__":
-    print(json.dumps(_answer(json.load(sys.stdin))))
+    asked = json.load(sys.stdin)
+    print(json.dumps((_answer_encoder if "shapes" in asked else _answer)(asked)))

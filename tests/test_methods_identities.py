@@ -12,10 +12,10 @@ from regcache_jax.encoders.blocks import dense, run_blocks, segment_params
 from regcache_jax.encoders.encoder import encode_image
 from regcache_jax.errors import UserError
 from regcache_jax.quantization.kernels import quantize_kernels, round_to_nearest, site_matrix
-from regcache_jax.quantization.methods import by_block, clipping, noisyquant, rotation
+from regcache_jax.quantization.methods import by_block, clipping, folding, noisyquant, rotation
 from regcache_jax.quantization.methods.awq import importance_factors
 from regcache_jax.quantization.methods.repq_vit import reparameterization
-from regcache_jax.quantization.methods.statistics import channel_extremes, second_moments
+from regcache_jax.quantization.methods.statistics import channel_extremes, sampled_rows, second_moments
 from regcache_jax.quantization.methods.table import METHODS, methods_of
 from regcache_jax.quantization.quantize import in_batches, quantize
 from regcache_jax.quantization.scheme import SITES, Rule, Scheme
@@ -123,6 +123,24 @@ def test_reparameterised_channels_share_one_range():
         np.testing.assert_allclose(ends[1] - ends[0], 6.0, rtol=1e-6)  # widths 2, 2 and 14
         if symmetric:
             np.testing.assert_allclose(ends.sum(axis=0), 0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in PREPARING if name != "rotation"])
+def test_a_channel_next_to_zero_is_not_enlarged_beyond_a_step(name):
+    encoder = small.encoder("siglip")
+    norm = encoder.params["image"]["blocks"]["norm1"]
+    norm |= {leaf: norm[leaf].at[:, 5].multiply(1e-6) for leaf in norm}
+    prepared = METHODS[name].prepare(encoder, batches(), Scheme(4, 4, "token"))
+    enlarged = np.asarray(prepared.params["image"]["blocks"]["norm1"]["scale"] / norm["scale"])
+    # a channel counts for a seventh of the median one at least; weights differ by less than 5. Unbounded: 1e4 and more
+    assert (enlarged[:, 5] < 7 * 5 * np.median(enlarged, axis=1)).all()
+    np.testing.assert_allclose(folding.at_least_a_step(jnp.array([0.0, 7.0, 14.0, 0.5, 70.0]), 4), [1, 7, 14, 1, 70])
+
+
+def test_sampled_tokens_stand_everywhere_in_an_image():
+    rows = sampled_rows(64 * 64)  # an even stride of 8 would see 8 of the 64 positions
+    assert len(np.unique(rows)) == 512 and len(np.unique(rows % 64)) > 60
+    np.testing.assert_array_equal(sampled_rows(100), np.arange(100))
 
 
 def test_rotations_are_orthogonal_and_keep_means():

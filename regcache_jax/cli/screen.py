@@ -61,7 +61,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
         numeric = all(isinstance(row[index], int | float) or row[index] is None for row in rows)
-        table.add_column(column, justify="right" if numeric else "left")
+        words = column.replace("_", " ")  # so that it may wrap; a cut name is no name
+        table.add_column(words, justify="right" if numeric else "left", overflow="fold")
     for row in texts:
         table.add_row(*row)
     Console().print(table)

@@ -20,7 +20,6 @@ from regcache_jax.encoders.spec import (
     IMAGENET_STD,
     Activation,
     BlockSpec,
-    Cleaning,
     EncoderSpec,
     Filter,
     ImageSpec,
@@ -117,8 +116,9 @@ def siglip_tokenization(context_length: int, vocab_size: int) -> Tokenization:
     """SentencePiece, no start, end 1. SigLIP pads with the end and drops punctuation, SigLIP 2 pads with 0 and lower-cases:
     both as transformers does."""
     gemma = vocab_size == 256_000
-    cleaning: Cleaning = "lower" if gemma else "drop_punctuation"
-    return Tokenization("sentencepiece", context_length, vocab_size, cleaning, 0 if gemma else 1, None, 1)
+    if gemma:
+        return Tokenization("sentencepiece", context_length, vocab_size, "lower", pad_id=0, eos_id=1)
+    return Tokenization("sentencepiece", context_length, vocab_size, "drop_punctuation", pad_id=1, eos_id=1)
 
 
 def clip_spec(

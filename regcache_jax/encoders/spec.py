@@ -30,7 +30,6 @@ from typing import Any, Literal
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
 Resize = Literal["squash", "shortest"]
-Cleaning = Literal["none", "lower", "lower_ascii", "canonicalize", "drop_punctuation", "clip"]
 Filter = Literal["bicubic", "bilinear", "bilinear_tf"]
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -142,7 +141,7 @@ class Tokenization:
     kind: Literal["clip", "sentencepiece", "hashed"]
     context_length: int
     vocab_size: int
-    cleaning: Cleaning
+    cleaning: Literal["none", "lower", "lower_ascii", "canonicalize", "drop_punctuation", "clip"]
     pad_id: int
     bos_id: int | None = None
     eos_id: int | None = None

@@ -192,7 +192,8 @@ def _two_files(files: list[epath.Path], spec: Tokenization) -> Callable[[str], l
     vocabulary, merges = files
     try:
         lines = [line for line in merges.read_text().splitlines() if line and not line.startswith("#version")]
-        return _byte_pairs(json.loads(vocabulary.read_text()), [(left, right) for left, right in map(str.split, lines)])
+        pairs = [(first, second) for first, second in map(str.split, lines)]
+        return _byte_pairs(json.loads(vocabulary.read_text()), pairs)
     except Exception as error:  # the package raises bare Exception
         raise UserError(f"{vocabulary} and {merges.name} are not the files of one BPE tokenizer: {error}") from None
 
@@ -206,8 +207,8 @@ def _original_file(files: list[epath.Path], spec: Tokenization) -> Callable[[str
     try:
         with file.open("rb") as packed, gzip.open(packed) as opened:
             lines = opened.read(_LARGEST_VOCABULARY).decode().splitlines()
-        written = lines[1 : 1 + spec.vocab_size - 2 * len(alphabet) - 2]
-        merges = [(left, right) for left, right in map(str.split, written)]
+        used = lines[1 : 1 + spec.vocab_size - 2 * len(alphabet) - 2]
+        merges = [(first, second) for first, second in map(str.split, used)]
         words = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *map("".join, merges), _START, _END]
         return _byte_pairs({word: number for number, word in enumerate(words)}, merges)
     except Exception as error:  # the package raises bare Exception, gzip and zlib their own
