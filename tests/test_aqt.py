@@ -80,6 +80,7 @@ def dense_in_integers(inputs, values, weight_scale, scale, bits, per_token):
     return quantized_dense(inputs, (QuantizedTensor(values, weight_scale),), scale, bits, 1, per_token)[0]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 10_000),

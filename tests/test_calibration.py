@@ -20,6 +20,7 @@ def counted(values: np.ndarray, exponent: int) -> Histogram:
     return Histogram(counts[None, None], np.array([[exponent]], np.int32), *ends)
 
 
+@pytest.mark.slow
 def test_streamed_counts_are_numpys_and_do_not_depend_on_the_batches():
     encoder, images = small.encoder("dinov2").with_plan(small.plan(2)), small.images(12)
     whole = observe(encoder, [images])
@@ -95,6 +96,7 @@ def test_scale_and_zero_point_by_hand():
     assert zero_point.tolist() == [-64, 0, 0]
 
 
+@pytest.mark.slow
 def test_a_calibration_is_saved_looked_at_and_used_again(tmp_path):
     encoder, images = small.encoder("clip"), small.images(12)
     calibration = observe(encoder, [images])

@@ -118,6 +118,7 @@ def test_a_term_of_nothing_adds_nothing():
     )  # the measured scales differ a little
 
 
+@pytest.mark.slow
 def test_eight_bits_stay_near_float_attention_and_gradients_flow():
     query, key, value = (jnp.asarray(drawn(2, 6, 3, 8, seed=seed)) for seed in range(3))
     rounding = Rounding(BOTH, 8, {}, True, None)

@@ -43,6 +43,7 @@ def test_a_preparing_method_leaves_the_float_encoder_and_its_registers_alone(nam
     assert not np.array_equal(*kernels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in PREPARING if name != "rotation"])
 def test_a_preparing_method_keeps_what_a_plan_deletes(name):
     encoder = small.encoder("dinov2").with_plan(small.plan(delete_count=3))

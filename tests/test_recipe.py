@@ -198,12 +198,14 @@ def test_drawings_that_are_held_out_never_train(few):
 # ------------------------------------------------------------------------------------------------------- forward
 
 
+@pytest.mark.slow
 def test_training_sees_what_the_encoder_computes(image, pictures):
     seen = look(image, pictures)
     encoder = Encoder({"image": image}, spec=SMALL)
     np.testing.assert_allclose(seen.features, encode_image(encoder, pictures * 2 - 1), atol=2e-6)  # order of sums
 
 
+@pytest.mark.slow
 def test_every_picture_has_its_own_register_and_its_own_skipped_mlps(image, pictures):
     rng = np.random.default_rng(0)
     key, value = (jnp.asarray(rng.normal(size=(2, 7, 1, 4, 8)).astype(np.float32)) for _ in range(2))

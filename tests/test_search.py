@@ -95,6 +95,7 @@ def trials(planted):
     return Trials(planted.encoder, planted.images, SCHEME, (1, 2, 3), chunk=5)
 
 
+@pytest.mark.slow
 def test_a_trial_from_the_middle_equals_quantising_the_whole_encoder(planted, trials, found):
     plan = found[0].plan.replace(start=jax.numpy.int32(2))
     int8 = rc.quantize(planted.encoder, jax.numpy.asarray(planted.images), SCHEME, plan)
@@ -107,6 +108,7 @@ def test_a_trial_from_the_middle_equals_quantising_the_whole_encoder(planted, tr
     np.testing.assert_allclose(trials.errors(plan).mean(), whole.mean(), rtol=0.02)
 
 
+@pytest.mark.slow
 def test_errors_of_the_first_chunks_are_calibrated_on_them_alone(planted, trials, found):
     plan = found[0].plan
     alone = Trials(planted.encoder, planted.images[:5], SCHEME, (1, 2, 3), chunk=5)
@@ -115,17 +117,20 @@ def test_errors_of_the_first_chunks_are_calibrated_on_them_alone(planted, trials
     assert trials.errors(plan, 1).shape == (5,) and trials.errors(plan).shape == (13,)
 
 
+@pytest.mark.slow
 def test_states_beyond_the_memory_limit_lie_on_disk_and_change_nothing(planted, trials, found):
     spilled = Trials(planted.encoder, planted.images, SCHEME, (1, 2, 3), chunk=5, memory_limit=1000)
     assert spilled.float_states.on_disk and spilled.quantized_states.on_disk and not trials.float_states.on_disk
     np.testing.assert_array_equal(spilled.errors(found[0].plan), trials.errors(found[0].plan))
 
 
+@pytest.mark.slow
 def test_redrawing_all_images_gives_the_error_of_the_trial(trials, found):
     (redrawn,) = trials.redrawn_errors(found[0].plan, [np.arange(13)], trials.num_chunks)
     assert redrawn == trials.errors(found[0].plan).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["absmax", "percentile"])
 def test_trials_calibrate_as_the_scheme_says_with_the_plan_in_place(planted, found, estimator):
     """Chunks of 4: the fourth has one image and three rows that fill it up, which no scale may know of."""
@@ -138,6 +143,7 @@ def test_trials_calibrate_as_the_scheme_says_with_the_plan_in_place(planted, fou
         np.testing.assert_allclose(scales[site], scale, rtol=1e-5 if estimator == "absmax" else 5e-3)
 
 
+@pytest.mark.slow
 def test_blocks_before_a_plan_are_not_run_again(trials, found):
     plan = found[0].plan
 
@@ -154,6 +160,7 @@ def test_blocks_before_a_plan_are_not_run_again(trials, found):
 # ---- the search ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_registers_are_found_for_planted_sinks_with_four_programs(found):
     result, programs = found
     assert result.helps and result.complete and result.gain > 0.8
@@ -161,12 +168,14 @@ def test_registers_are_found_for_planted_sinks_with_four_programs(found):
     assert programs == result.compilations <= 4  # float states, quantised states, ranges, features; whatever the plans
 
 
+@pytest.mark.slow
 def test_the_plan_fits_the_encoder_and_holds_only_registers_that_are_seen(planted, found):
     plan = found[0].plan
     assert plan.key.shape[1] == found[0].numbers.num_registers
     assert planted.encoder.with_plan(plan).schedule.start == found[0].numbers.start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [{}, {"products": ("qk", "pv"), "method": "gptq"}], ids=["same", "recipe"])
 def test_the_same_search_ends_with_the_same_plan_whatever_recipe_comes_later(planted, found, more):
     again = rc.search(planted.encoder, planted.images, dataclasses.replace(SCHEME, **more), QUICK)
@@ -175,6 +184,7 @@ def test_the_same_search_ends_with_the_same_plan_whatever_recipe_comes_later(pla
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_every_trial_is_cheaper_than_the_whole_set(found):
     result, _ = found
     assert len({(str(row["numbers"]), row["chunks"]) for row in result.trials}) == len(result.trials)
@@ -182,6 +192,7 @@ def test_every_trial_is_cheaper_than_the_whole_set(found):
     assert {row["chunks"] for row in result.trials} == {1, 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "budget", [{"max_trials": 4}, {"max_minutes": 0.0}, {"max_block_flops": 1.0}], ids=lambda budget: next(iter(budget))
 )
@@ -191,6 +202,7 @@ def test_a_spent_budget_ends_the_search_with_what_all_images_have_scored(planted
     assert result.error <= result.baseline_error and "budget" in result.sentence()
 
 
+@pytest.mark.slow
 def test_an_encoder_without_outliers_gets_no_plan():
     plain = plant([], spec=SMALL, num_images=6)
     result = rc.search(plain.encoder, plain.images, SCHEME, dataclasses.replace(QUICK, copies=(6.0,), chunk=6))
@@ -198,6 +210,7 @@ def test_an_encoder_without_outliers_gets_no_plan():
     assert result.error == result.baseline_error and "gain nothing" in result.sentence()
 
 
+@pytest.mark.slow
 def test_accuracy_is_an_objective_where_labels_and_class_vectors_are_given(planted):
     vectors = np.random.default_rng(0).normal(size=(5, 64)).astype(np.float32)
     reference = np.asarray(rc.encode_image(planted.encoder, jax.numpy.asarray(planted.images)))
@@ -212,6 +225,7 @@ def test_accuracy_is_an_objective_where_labels_and_class_vectors_are_given(plant
         rc.search(planted.encoder, planted.images, SCHEME, config)
 
 
+@pytest.mark.slow
 def test_a_search_with_several_registers_fills_them_up_to_one_shape(planted):
     engine = Search(planted.encoder, planted.images, SCHEME, dataclasses.replace(QUICK, registers=(1, 3)))
     one, three = (engine.padded(Numbers(2, 4, 6.0, 2, 0, count)) for count in (1, 3))

@@ -66,6 +66,7 @@ def test_a_table_of_another_search_is_refused(tmp_path, planted):
         rc.search(planted.encoder, planted.images, SCHEME, CONFIG, table=path)
 
 
+@pytest.mark.slow
 def test_a_search_reads_its_table_instead_of_trying_again(tmp_path, planted):
     path = tmp_path / "trials.jsonl"
     first = rc.search(planted.encoder, planted.images, SCHEME, CONFIG, table=path)
