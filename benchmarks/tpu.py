@@ -1,13 +1,16 @@
 """The table of docs/performance.md: the TPU compiler on the peer, our bf16 and our int8 programs, each at its best batch.
 
     python benchmarks/tpu.py                      # all four shapes at the batches of BATCHES: an hour or more on two cores
+    python benchmarks/tpu.py --by-blocks          # the same from programs of one and two blocks: minutes
     python benchmarks/tpu.py --sweep              # finds the best batches again: some hours
     python benchmarks/tpu.py --forms              # compile time and size of program: scan against blocks written out
 
 Deterministic: the same figures on every machine, none of them measured on a TPU."""
 
 import argparse
+import json
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,34 +22,41 @@ from regcache_jax.encoders.vision import serve_image
 from regcache_jax.quantization.scheme import Scheme
 from regcache_jax.registers.plan import Schedule
 
-# model: best batch of the peer, of bf16, of int8 (with and without registers), of int8 with deletion
+# model: best batch of the peer, of bf16, of int8, with registers, with deletion
 BATCHES = {
-    "google/siglip-base-patch16-224": (48, 48, 48, 48),
-    "openai/clip-vit-base-patch16": (48, 48, 48, 48),
-    "openai/clip-vit-large-patch14": (16, 16, 8, 12),
-    "google/siglip-so400m-patch14-384": (2, 2, 4, 4),
+    "google/siglip-base-patch16-224": (48, 48, 24, 24, 24),
+    "openai/clip-vit-base-patch16": (48, 48, 24, 24, 24),
+    "openai/clip-vit-large-patch14": (16, 16, 12, 12, 12),
+    "google/siglip-so400m-patch14-384": (2, 2, 2, 2, 2),
 }
 
 
-def table(topology: str, sweep: bool, models: list[str]) -> None:
+def table(topology: str, models: list[str], sweep: bool, by_blocks: bool) -> dict:
+    """Prints each program as it is done, and returns all of them."""
+    found = {"topology": topology, "added_up": by_blocks, "models": {}}
     for model in models:
-        peer, half, whole, shrunk = BATCHES[model]
-        costs = {}
-        for program, batch in zip(tpu.PROGRAMS, (peer, half, whole, whole, shrunk), strict=True):
-            (row,) = tpu.report(model, topology, batch, sweep=sweep, programs=(program,))["programs"]
-            costs[program] = row["cycles_per_image"]
+        rows = []
+        for program, batch in zip(tpu.PROGRAMS, BATCHES[model], strict=True):
+            if by_blocks:
+                row = tpu.added_up(model, program, topology, batch)
+            else:
+                (row,) = tpu.report(model, topology, batch, sweep=sweep, programs=(program,))["programs"]
+            rows.append(row)
             print(
                 f"{model:34} {program:24} batch {row['batch']:3} {row['cycles_per_image']:12,.0f} cycles an image, "
                 f"{row['images_per_second']:7,.0f} images/s, {row['temp_bytes'] / 1e6:5.1f} MB of temporaries, "
                 f"{row['argument_bytes'] / 1e6:6.1f} MB of weights, {row['unestimated']} without an estimate",
                 flush=True,
             )
-        registers, deletion = costs["int8+registers"], costs["int8+registers+deletion"]
-        print(
-            f"{model:34} registers / int8 {registers / costs['int8']:.3f}   deletion / int8 {deletion / costs['int8']:.3f}   "
-            f"deletion / peer {deletion / costs['flax-bf16']:.3f}",
-            flush=True,
-        )
+        peer, _, plain, registers, deletion = (row["cycles_per_image"] for row in rows)
+        ratios = {
+            "registers / int8": registers / plain,
+            "deletion / int8": deletion / plain,
+            "deletion / peer": deletion / peer,
+        }
+        print(f"{model:34} " + "   ".join(f"{name} {value:.3f}" for name, value in ratios.items()), flush=True)
+        found["models"][model] = {"programs": rows, "ratios": ratios}
+    return found
 
 
 def forms(model: str, batch: int) -> None:
@@ -72,10 +82,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--topology", default="v5e:2x2")
     parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--by-blocks", action="store_true")
+    parser.add_argument("--json", type=Path)
     parser.add_argument("--forms", action="store_true")
     parser.add_argument("models", nargs="*", default=list(BATCHES))
     arguments = parser.parse_args()
     if arguments.forms:
         forms(arguments.models[0], 8)
     else:
-        table(arguments.topology, arguments.sweep, arguments.models)
+        found = table(arguments.topology, arguments.models, arguments.sweep, arguments.by_blocks)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(found, indent=2))

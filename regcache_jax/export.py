@@ -54,8 +54,8 @@ def serving_function(encoder: Encoder) -> Callable[[Float[Array, "B Y X 3"]], Fl
     return features
 
 
-def metadata(encoder: Encoder, platforms: tuple[str, ...]) -> dict[str, Any]:
-    """What stands beside an artefact: preprocessing, shapes, scheme and schedule."""
+def metadata(encoder: Encoder, platforms: tuple[str, ...], micro_batch: int | None = None) -> dict[str, Any]:
+    """What stands beside an artefact: preprocessing, shapes, scheme and schedule, and the batch to cut larger ones into."""
     size = encoder.spec.preprocessing.image_size
     return {
         "model": encoder.spec.name,
@@ -70,12 +70,20 @@ def metadata(encoder: Encoder, platforms: tuple[str, ...]) -> dict[str, Any]:
         "scheme": None if encoder.scheme is None else encoder.scheme.to_json(),
         "schedule": None if encoder.schedule is None else dataclasses.asdict(encoder.schedule),
         "platforms": list(platforms),
+        "micro_batch": micro_batch,
         "versions": {"jax": jax.__version__, "regcache_jax": importlib.metadata.version("regcache-jax")},
     }
 
 
-def export(encoder: Encoder, path: epath.PathLike, platforms: tuple[str, ...] = ("cpu", "cuda", "tpu")) -> epath.Path:
+def export(
+    encoder: Encoder,
+    path: epath.PathLike,
+    platforms: tuple[str, ...] = ("cpu", "cuda", "tpu"),
+    micro_batch: int | None = None,
+) -> epath.Path:
     """Writes `path` (StableHLO), and its metadata beside it with `.json` added to the name. Returns `path`.
+
+    `micro_batch` is noted there: the batch that suits the device best (`tpu.best_micro_batch` finds it).
 
     Raises UserError for an unknown platform, or where `path` exists."""
     path = epath.Path(path)
@@ -88,7 +96,9 @@ def export(encoder: Encoder, path: epath.PathLike, platforms: tuple[str, ...] = 
     (batch,) = stablehlo.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
     exported = stablehlo.export(jax.jit(serving_function(encoder)), platforms=platforms)(images)
-    _write(path.with_name(path.name + ".json"), json.dumps(metadata(encoder, platforms), indent=2).encode())
+    _write(
+        path.with_name(path.name + ".json"), json.dumps(metadata(encoder, platforms, micro_batch), indent=2).encode()
+    )
     _write(path, bytes(exported.serialize()))
     return path
 

@@ -32,8 +32,9 @@ from regcache_jax.encoders.spec import EncoderSpec, ImageSpec
 from regcache_jax.encoders.vision import serve_image
 from regcache_jax.errors import UserError
 from regcache_jax.quantization.aqt import QuantizedTensor
+from regcache_jax.quantization.parts import head_stack, with_rounded_stack
 from regcache_jax.quantization.quantize import quantize_kernels
-from regcache_jax.quantization.scheme import SITES, Scheme
+from regcache_jax.quantization.scheme import Scheme
 from regcache_jax.registers.plan import RegisterPlan, Schedule, empty_plan
 
 Shapes = Any
@@ -105,14 +106,27 @@ def quantized_shapes(spec: EncoderSpec, scheme: Scheme | None) -> Shapes:
     """The image tower's parameters as a serving program takes them: bf16, integer kernels and float32 scales where quantised,
     one tree a block."""
     params = parameter_shapes(spec, jnp.bfloat16)["image"]
-    blocks = params["blocks"]
-    if scheme is not None:
-        kept = jax.eval_shape(lambda blocks: quantize_kernels(blocks, scheme), blocks)
-        if scheme.calibrated:
-            scale = jax.ShapeDtypeStruct((spec.image.blocks.num_blocks,), jnp.float32)
-            kept["input_scale"] = {site: scale for site in SITES if site not in scheme.float_sites}
-        blocks = kept
-    return {**params, "blocks": jax.eval_shape(split_blocks, blocks)}
+    num_blocks = spec.image.blocks.num_blocks
+
+    def rounded(params: Shapes) -> Shapes:
+        if scheme is None:
+            return params
+        own = scheme.of_part("head")
+        if own is not None:
+            head = params["head"]
+            params = {**params, "head": with_rounded_stack(head, _rounded_stack(head_stack(head), own, 1))}
+        return {**params, "blocks": _rounded_stack(params["blocks"], scheme, num_blocks)}
+
+    params = jax.eval_shape(rounded, params)
+    return {**params, "blocks": jax.eval_shape(split_blocks, params["blocks"])}
+
+
+def _rounded_stack(blocks: Any, scheme: Scheme, num_blocks: int) -> Any:
+    """Stacked blocks with integer kernels, and scales (whose values do not matter here) where they are calibrated."""
+    kept = quantize_kernels(blocks, scheme)
+    if scheme.calibrated:
+        kept["input_scale"] = {site: jnp.ones(num_blocks) for site in scheme.inputs if site not in scheme.float_sites}
+    return kept
 
 
 def default_schedule(spec: ImageSpec, program: str) -> Schedule:
@@ -356,6 +370,56 @@ def _ask(topology: str, request: dict[str, Any]) -> list[dict[str, Any]]:
         hint = "; `pip install regcache-jax[tpu]` brings the compiler" if "libtpu" in child.stderr else ""
         raise UserError(f"the TPU compiler gave no answer for {topology}: {last}{hint}")
     return json.loads(child.stdout.splitlines()[-1])
+
+
+def shallow(spec: EncoderSpec, num_blocks: int) -> EncoderSpec:
+    """The same encoder with fewer blocks in its image tower."""
+    blocks = dataclasses.replace(spec.image.blocks, num_blocks=num_blocks)
+    return dataclasses.replace(spec, image=dataclasses.replace(spec.image, blocks=blocks))
+
+
+def added_up(
+    name_or_spec: str | EncoderSpec,
+    program: str,
+    topology: str = "v5e:2x2",
+    batch: int = 32,
+    scheme: Scheme | None = None,
+) -> dict[str, Any]:
+    """A row of `report` at full depth, with the default plan, from programs of one and two blocks: what the second adds, as often
+    as blocks are left out. Blocks in front of the plan's start cost what plain ones do. Seconds where the whole takes many
+    minutes; docs/performance.md holds the two against each other. Raises UserError as `report` does."""
+    spec = name_or_spec if isinstance(name_or_spec, EncoderSpec) else catalog.get(name_or_spec).spec
+    assert spec is not None
+    num_blocks = spec.image.blocks.num_blocks
+    before = default_schedule(spec.image, program).start
+
+    def rows(program: str) -> list[dict[str, Any]]:
+        depths = (shallow(spec, depth) for depth in (1, 2))
+        return [report(each, topology, batch, scheme, programs=(program,))["programs"][0] for each in depths]
+
+    one, two = rows(program)
+    added = {key: two[key] - one[key] for key in ("cycles_per_image", "argument_bytes")}
+    row = {**two, **{key: one[key] + (num_blocks - 1) * step for key, step in added.items()}}
+    if before:
+        first, second = rows("int8")
+        plain = second["cycles_per_image"] - first["cycles_per_image"]
+        row["cycles_per_image"] += before * (plain - added["cycles_per_image"])
+    rate = CHIPS[topology.split(":")[0]][1] / row["cycles_per_image"]
+    return {**row, "images_per_second": rate, "cycles_per_block": added["cycles_per_image"]}
+
+
+def best_micro_batch(
+    name_or_spec: str | EncoderSpec,
+    topology: str = "v5e:2x2",
+    scheme: Scheme | None = None,
+    plan: RegisterPlan | None = None,
+    first: int = 16,
+) -> int:
+    """The batch at which a core needs the fewest cycles an image, by `report`'s sweep up and down from `first`: what an evaluation
+    or a server should cut larger batches into. Minutes; raises UserError as `report` does."""
+    wanted = "bf16" if scheme is None else "int8" if plan is None else "int8+registers+deletion"
+    (row,) = report(name_or_spec, topology, first, scheme, plan, sweep=True, programs=(wanted,))["programs"]
+    return row["batch"]
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from regcache_jax.quantization.aqt import (
     QuantizedTensor,
     fake_quantize,
     largest_integer,
+    made_once,
+    made_once_wide,
     quantize_weight,
     quantized_dense,
 )
@@ -241,3 +243,13 @@ def test_schemes_have_names_and_survive_json():
     for wrong in ({"weight_bits": 1}, {"activation_bits": 9}, {"float_sites": ("fc3",)}):
         with pytest.raises(UserError):
             Scheme(**wrong)
+
+
+def test_integers_kept_wide_for_a_tpu_are_the_same_integers_for_every_reader():
+    values = jnp.arange(-127, 128, dtype=jnp.int8)
+    kernels = (jnp.ones(3, jnp.int8), jnp.zeros(2, jnp.int8))
+    for form in (made_once, made_once_wide):
+        for (own, kernel), asked in zip(jax.jit(form)(values, kernels), kernels, strict=True):
+            np.testing.assert_array_equal(own, values)
+            np.testing.assert_array_equal(kernel, asked)
+            assert own.dtype == jnp.int8

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import small_encoders as small
 
-from regcache_jax.encoders.vision import image_features
 from regcache_jax.errors import UserError
 from regcache_jax.quantization import histogram
 from regcache_jax.quantization.calibration import Calibration, observe
@@ -32,15 +31,9 @@ def test_streamed_counts_are_numpys_and_do_not_depend_on_the_batches():
                 assert np.abs(one - other).sum() <= 1e-3 * one.sum()  # values on an edge, another order of additions
             else:
                 np.testing.assert_allclose(one, other, rtol=1e-5)
-    output = image_features(
-        encoder.params["image"],
-        images,
-        encoder.spec.image,
-        plan=encoder.plan,
-        collect={"x": lambda trace: (trace.fc1, trace.present)},
-    ).collected["x"]
+    seen = small.search_form(encoder, images, ("fc1", "present")).collected
     for block in range(3):
-        values = np.asarray(output[0][block])[np.asarray(output[1][block])].ravel()
+        values = np.asarray(seen["fc1"][block])[np.asarray(seen["present"][block])].ravel()
         expected = counted(values, int(whole.sites["fc1"].exponent[block, 0])).counts[0, 0]
         assert np.abs(whole.sites["fc1"].counts[block, 0] - expected).sum() <= 1e-3 * len(values)
         assert whole.sites["fc1"].counts[block].sum() == len(values)

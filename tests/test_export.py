@@ -41,7 +41,7 @@ def encoder(images) -> Encoder:
 
 @pytest.fixture(scope="module")
 def artefact(encoder, tmp_path_factory) -> Path:
-    return Path(export(encoder, tmp_path_factory.mktemp("export") / "small.stablehlo"))
+    return Path(export(encoder, tmp_path_factory.mktemp("export") / "small.stablehlo", micro_batch=24))
 
 
 def test_the_loader_in_the_docs_gives_the_same_bits_in_a_fresh_process(artefact, images, tmp_path):
@@ -83,6 +83,7 @@ def test_metadata_beside_the_artefact_says_how_to_feed_it(artefact):
     facts = json.loads(artefact.with_name(artefact.name + ".json").read_text())
     assert facts["input"] == {"shape": ["batch", 24, 24, 3], "dtype": "float32"}
     assert facts["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
+    assert facts["micro_batch"] == 24
     assert facts["scheme"]["weight_bits"] == 8 and facts["schedule"]["delete_count"] == 3
 
 

@@ -12,7 +12,6 @@ import small_encoders as small
 
 from regcache_jax.encoders.attention import Rounding, attend, integer_logits, integer_mix
 from regcache_jax.encoders.encoder import encode, encode_image
-from regcache_jax.encoders.vision import image_features
 from regcache_jax.errors import UserError
 from regcache_jax.quantization.aqt import half_octaves
 from regcache_jax.quantization.calibration import observe
@@ -166,9 +165,7 @@ def test_the_lowered_program_multiplies_integers_in_attention_too(activations, f
 def test_search_form_serving_form_and_padded_rows_agree():
     images = small.images(8)
     quantized = quantize(small.encoder("clip"), images, Scheme(products=BOTH), small.plan(2))
-    searched = image_features(
-        quantized.params["image"], images, quantized.spec.image, plan=quantized.plan, scheme=quantized.scheme
-    ).features
+    searched = small.search_form(quantized, images).features
     np.testing.assert_allclose(encode(quantized, images).features, searched, atol=1e-4)
     np.testing.assert_allclose(encode(quantized, images, tile=8).features, searched, atol=1e-4)
 

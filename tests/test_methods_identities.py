@@ -10,7 +10,6 @@ import small_encoders as small
 
 from regcache_jax.encoders.blocks import dense, run_blocks, segment_params
 from regcache_jax.encoders.encoder import encode_image
-from regcache_jax.encoders.vision import image_features
 from regcache_jax.errors import UserError
 from regcache_jax.quantization.kernels import quantize_kernels, round_to_nearest, site_matrix
 from regcache_jax.quantization.methods import by_block, clipping, folding, noisyquant, rotation
@@ -38,10 +37,7 @@ def test_a_preparing_method_leaves_the_float_encoder_and_its_registers_alone(nam
     prepared = METHODS[name].prepare(encoder, batches(), W4A6)
     before, after = encode(encoder, small.images(8)), encode(prepared, small.images(8))
     np.testing.assert_allclose(after, before, atol=1e-5)  # the same function in float32, features of unit length
-    tokens = [
-        image_features(e.params["image"], small.images(8), e.spec.image, plan=e.plan).tokens
-        for e in (encoder, prepared)
-    ]
+    tokens = [small.search_form(each, small.images(8)).tokens for each in (encoder, prepared)]
     np.testing.assert_allclose(*tokens, atol=5e-5)  # tokens are of size 5
     kernels = (e.params["image"]["blocks"]["attention"]["key"]["kernel"] for e in (encoder, prepared))
     assert not np.array_equal(*kernels)
@@ -157,9 +153,7 @@ def test_rotations_are_orthogonal_and_keep_means():
 def test_channel_extremes_see_every_token_that_is_there():
     encoder = small.encoder("dinov2")
     found = channel_extremes(encoder, batches())
-    inputs = image_features(
-        encoder.params["image"], small.images(), encoder.spec.image, collect={"fc2": lambda trace: trace.fc2}
-    ).collected["fc2"]
+    inputs = small.search_form(encoder, small.images(), ("fc2",)).collected["fc2"]
     np.testing.assert_allclose(found["fc2"][:, 0], np.asarray(inputs).min(axis=(1, 2)), atol=1e-5)
     np.testing.assert_allclose(found["fc2"][:, 1], np.asarray(inputs).max(axis=(1, 2)), atol=1e-5)
 
@@ -172,10 +166,8 @@ def test_bias_correction_brings_the_mean_of_a_product_back(family):
     corrected = quantize(encoder, images, Scheme(4, 4, method="bias_correction"))
     block, means = 0, []
     for each in (encoder, plain, corrected):
-        trace = image_features(
-            each.params["image"], images, each.spec.image, scheme=each.scheme, collect={"key": lambda trace: trace.key}
-        ).collected["key"][block]
-        means.append(np.asarray(trace).mean(axis=(0, 1)))
+        keys = small.search_form(each, images, ("key",)).collected["key"][block]
+        means.append(np.asarray(keys).mean(axis=(0, 1)))
     # block 0 gets the same inputs in float and quantised, so its keys' means must agree to rounding
     np.testing.assert_allclose(means[2], means[0], atol=2e-5)
     assert np.abs(means[1] - means[0]).max() > 1e-3

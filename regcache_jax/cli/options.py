@@ -36,9 +36,11 @@ def data_options(split: str, limit: int | None, required: bool = True) -> Callab
     """`--dataset` and its companions, with a command's own defaults."""
     return stacked(
         click.option(
-            "--dataset", required=required, help="emoji (bundled), folder, dummy, a TFDS or CLIP_benchmark name."
+            "--dataset",
+            required=required,
+            help="emoji (bundled), folder, wds/NAME (shards), dummy, a TFDS or CLIP_benchmark name.",
         ),
-        click.option("--data-dir", help="Folder of pictures (folder), or where TFDS keeps its data."),
+        click.option("--data-dir", help="Folder of pictures or shards, or where TFDS keeps its data."),
         click.option("--split", help=f"Split of the dataset; {split} by default."),
         click.option(
             "--limit",
@@ -127,7 +129,7 @@ def loop_options() -> Callable[[Command], Command]:
             type=MicroBatch(),
             default="auto",
             show_default=True,
-            help="Pictures a device works on at a time; auto: on a TPU as many as its on-chip memory holds, else its share.",
+            help="Pictures a device works on at a time; auto: what is cheapest by a TPU's compiler, what fits a CPU's cache.",
         ),
         click.option(
             "--workers",

@@ -36,7 +36,7 @@ def _class_vectors(model: Model, data: Dataset, classnames: str | None, template
     from regcache_jax.evaluation.zero_shot import class_vectors
 
     names, prompts = class_names(data, classnames), prompt_templates(data, templates)
-    return class_vectors(model.encoder, model.tokenize, names, prompts)
+    return class_vectors(model.encoder, model.tokenize, names.texts, prompts.texts)
 
 
 def _labels(data: Dataset, indices: Any) -> np.ndarray:

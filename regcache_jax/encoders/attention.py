@@ -83,21 +83,25 @@ def attend(
     else:
         total = jnp.sum(terms * count[:, None, :], axis=-1, keepdims=True)
         value = (value.astype(jnp.float32) * count.T[:, :, None]).astype(value.dtype)
-    if rounding is not None and "pv" in rounding.products:
-        highest = jax.lax.stop_gradient(
-            jnp.max(logits, axis=-1, keepdims=True)
-        )  # tokens fill the integers, whatever registers take
-        mixed = integer_mix(jnp.exp(logits - highest), value, rounding) * jnp.swapaxes(jnp.exp(highest - peak), 1, 2)
-    else:
-        mixed = jnp.einsum("bhts,bshk->bthk", terms.astype(value.dtype), value, preferred_element_type=jnp.float32)
     register_terms = None
     if register is not None:
         register_terms = jnp.exp(register_logits - peak)
         total = total + jnp.sum(register_terms, axis=-1, keepdims=True)
-        mixed = mixed + jnp.einsum("bhtr,rhk->bthk", register_terms, register.value.astype(jnp.float32))
     inverse = 1.0 / total
-    mixed = mixed * jnp.swapaxes(inverse, 1, 2)
-    register_weights = None if register_terms is None else register_terms * inverse
+    if rounding is not None and "pv" in rounding.products:
+        highest = jax.lax.stop_gradient(
+            jnp.max(logits, axis=-1, keepdims=True)
+        )  # tokens fill the integers, whatever registers take
+        share = jnp.exp(highest - peak) * inverse
+        mixed = integer_mix(jnp.exp(logits - highest), value, rounding) * jnp.swapaxes(share, 1, 2)
+    else:  # divided before the product, not after: the terms then stay in float32 on a TPU, which packs them dearly
+        shares = (terms * inverse).astype(value.dtype)
+        mixed = jnp.einsum("bhts,bshk->bthk", shares, value, preferred_element_type=jnp.float32)
+    register_weights = None
+    if register_terms is not None:
+        assert register is not None
+        register_weights = register_terms * inverse
+        mixed = mixed + jnp.einsum("bhtr,rhk->bthk", register_weights, register.value.astype(jnp.float32))
     weights = terms * inverse if count is None else terms * count[:, None, :] * inverse
     return Attended(mixed.astype(query.dtype), weights, register_weights)
 

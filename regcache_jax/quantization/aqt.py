@@ -237,6 +237,26 @@ def _logarithmic_matmul_backward(
 logarithmic_matmul.defvjp(_logarithmic_matmul_forward, _logarithmic_matmul_backward)
 
 
+Readers = tuple[tuple[Int8[Array, "..."], Int8[Array, "..."]], ...]
+"""What each of several products multiplies: the integers of their common input, and its own kernel."""
+
+
+def made_once(values: Int8[Array, "..."], kernels: tuple[Int8[Array, "..."], ...]) -> Readers:
+    """Keeps a compiler from making `values` again inside every product that reads them."""
+    values = jax.lax.optimization_barrier(values)
+    return tuple((values, kernel) for kernel in kernels)
+
+
+def made_once_wide(values: Int8[Array, "..."], kernels: tuple[Int8[Array, "..."], ...]) -> Readers:
+    """The same integers, kept as float32 and narrowed by each product as it reads them, which a TPU does in passing; to pack
+    four rows into one when they are written costs it as much as half the product (docs/performance.md).
+
+    Each reader stands behind a barrier of its own, joined to its kernel: or the readers would share one narrowing, packed."""
+    wide = jax.lax.optimization_barrier(values.astype(jnp.float32))
+    apart = [jax.lax.optimization_barrier((wide, kernel)) for kernel in kernels]
+    return tuple((own.astype(jnp.int8), kernel) for own, kernel in apart)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def quantized_dense(
     inputs: Float[Array, "B N ..."],
@@ -264,11 +284,13 @@ def _quantized_dense_forward(
     contracted = tuple(range(inputs.ndim - num_contracted, inputs.ndim))
     axes = contracted if per_token else tuple(range(inputs.ndim))
     quantized, gradient = quantize(inputs, bits, axes, scale)
-    values = jax.lax.optimization_barrier(quantized.values)  # made once, not again inside every product that reads them
+    readers = jax.lax.platform_dependent(
+        quantized.values, tuple(weight.values for weight in weights), tpu=made_once_wide, default=made_once
+    )
     row_scale = jnp.squeeze(quantized.scale, contracted)
     products = []
-    for weight in weights:
-        sums = integer_product(values, weight.values, num_contracted)
+    for weight, (values, kernel) in zip(weights, readers, strict=True):
+        sums = integer_product(values, kernel, num_contracted)
         column_scale = jnp.squeeze(weight.scale, tuple(range(num_contracted)))
         expanded = row_scale.reshape(row_scale.shape + (1,) * column_scale.ndim)
         products.append(sums.astype(jnp.float32) * (expanded * column_scale))

@@ -35,17 +35,26 @@ def quantize_head(encoder: Encoder, quantized: Encoder, batches: Batches) -> Enc
     if spec.pooling != "map":
         raise UserError(f"{encoder.spec.name} has no attention pooling to quantise")
     head = encoder.params["image"]["head"]
-    attention = {name: layer for name, layer in head["attention"].items() if name != "query"}
-    stack = jax.tree.map(lambda leaf: leaf[None], {"norm1": head["norm"], "attention": attention, "mlp": head["mlp"]})
     sites: dict[str, Histogram] = {}
     for images in batches if scheme.calibrated else ():
         params, images = encoder.params["image"], jnp.asarray(images, encoder.dtype)
         sites = add_counts(sites, _head_counts(params, images, encoder.plan, spec=spec))
-    found = jax.tree.map(lambda leaf: leaf[0], _rounded(stack, scheme, sites, "head"))
-    attention = {**found["attention"], "query": head["attention"]["query"]}
-    head = {**head, **{name: leaf for name, leaf in found.items() if name != "norm1"}, "attention": attention}
+    head = with_rounded_stack(head, _rounded(head_stack(head), scheme, sites, "head"))
     image = {**quantized.params["image"], "head": head}
     return quantized.replace(params={**quantized.params, "image": image})
+
+
+def head_stack(head: Blocks) -> Blocks:
+    """What can be rounded of attention pooling, as a stack of one block."""
+    attention = {name: layer for name, layer in head["attention"].items() if name != "query"}
+    return jax.tree.map(lambda leaf: leaf[None], {"norm1": head["norm"], "attention": attention, "mlp": head["mlp"]})
+
+
+def with_rounded_stack(head: Blocks, stack: Blocks) -> Blocks:
+    """The head with the integers (and scales) that were made of `head_stack`."""
+    found = jax.tree.map(lambda leaf: leaf[0], stack)
+    attention = {**found["attention"], "query": head["attention"]["query"]}
+    return {**head, **{name: leaf for name, leaf in found.items() if name != "norm1"}, "attention": attention}
 
 
 def quantize_text(encoder: Encoder, texts: Int[Array | np.ndarray, "m T"] | None) -> Encoder:
