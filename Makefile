@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TOO_OLD := 'Python 3.11 or newer is needed; $(PYTHON) is ' + sys.version.split()[0] + '; make PYTHON=python3.12, say'
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # On a machine with an accelerator: make demo JAX_PLATFORMS=tpu (or cuda). libtpu is there for its compiler, so nothing may look for a TPU.
@@ -38,11 +39,14 @@ clean:  ## removes the environment and everything built
 	rm -rf $(VENV) build dist *.egg-info .coverage*
 
 $(VENV)/core: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/python || { $(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and $(TOO_OLD))" && \
+		echo "$(PYTHON) -m venv $(VENV)" && $(PYTHON) -m venv $(VENV); } || { rm -rf $(VENV); exit 1; }
+	@echo "installing into $(VENV): a few minutes, once"
 	$(INSTALL) --editable .
 	touch $@
 
 $(VENV)/dev: $(VENV)/core
+	@echo "installing what tests need into $(VENV): a few minutes, once"
 	$(INSTALL) --editable ".[dev,torch]"
 	touch $@
 

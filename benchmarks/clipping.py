@@ -89,7 +89,8 @@ def main() -> None:
     dataset = open_dataset("emoji", split="test")
     pictures = load_images(dataset, model.preprocess)
     labels = np.array([dataset[index].label for index in range(len(dataset))])
-    vectors = class_vectors(model.encoder, model.tokenize, prompts.class_names(dataset), prompts.templates(dataset))
+    names, templates = prompts.class_names(dataset).texts, prompts.templates(dataset).texts
+    vectors = class_vectors(model.encoder, model.tokenize, names, templates)
     wanted, unseen = features_of(model.encoder, reference), features_of(model.encoder, pictures)
     rows: list[dict[str, Any]] = []
 

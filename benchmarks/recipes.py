@@ -1,6 +1,6 @@
 """The tables of docs/quantization.md: every recipe, with and without registers, over several draws of the calibration images.
 
-    python benchmarks/recipes.py --out build/recipes [--encoder emoji] [--draws 5] [--bits w8a8,w6a6,w4a4] [--recipes ...]
+    python benchmarks/recipes.py --out build/recipes [--encoder emoji,sinks] [--draws 5] [--bits w8a8,w6a6,w4a4] [--recipes ...]
 
 `emoji`: accuracy on Twemoji pictures. Planted encoders (`sinks`, `class-token`, `channel`, `none`): label-free error. What is
 shown is measured on pictures that no calibration, search or choice has seen; `auto` is the row that was chosen for each draw by
@@ -74,40 +74,36 @@ def chosen_by_auto(entries: list[Entry]) -> list[Entry]:
     return found
 
 
+def cell(numbers: list[float] | None, percent: bool) -> str:
+    """Mean and standard deviation over draws."""
+    style = ".1f" if percent else ".2g"
+    return f"{np.mean(numbers):{style}}±{np.std(numbers):{style}}" if numbers else "-"
+
+
 def summary(draws: list[list[Entry]], metric: str, percent: bool) -> str:
-    """Mean and standard deviation over draws, one row a recipe; `auto` chooses between both columns of its bits."""
+    """One row a recipe, a column a number of bits, `without / with registers`; `auto` chooses among both."""
     values: dict[tuple[str, str, bool], list[float]] = {}
     rows = [entry for entries in draws for entry in [*entries, *chosen_by_auto(entries)]]
     for entry in rows:
         if entry.fault is None:
             number = entry.metrics[metric] * (100 if percent else 1)
             values.setdefault((entry.recipe, entry.bits, entry.registers), []).append(number)
-    columns = list(dict.fromkeys((entry.bits, entry.registers) for entry in draws[0]))
-    lines = ["| recipe | " + " | ".join(f"{b}{' + registers' if r else ''}" for b, r in columns) + " |"]
-    lines.append("|---|" + "---:|" * len(columns))
-    style = ".1f" if percent else ".2g"
+    all_bits = list(dict.fromkeys(entry.bits for entry in draws[0]))
+    with_registers = {entry.bits for entry in draws[0] if entry.registers}
+    lines = ["| recipe | " + " | ".join(all_bits) + " |", "|---|" + "---:|" * len(all_bits)]
     for recipe in dict.fromkeys(entry.recipe for entry in rows):
-        cells = [values.get((recipe, *column)) for column in columns]
-        texts = [f"{np.mean(c):{style}} ± {np.std(c):{style}}" if c else "-" for c in cells]
+        texts = []
+        for bits in all_bits:
+            sides = (False, True) if bits in with_registers and recipe != "auto" else (False,)
+            texts.append(" / ".join(cell(values.get((recipe, bits, side)), percent) for side in sides))
         lines.append(f"| {recipe} | " + " | ".join(texts) + " |")
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--encoder", choices=["emoji", *PLANTED], default="emoji")
-    parser.add_argument("--draws", type=int, default=5)
-    parser.add_argument("--calibration", type=int, default=64, help="pictures a draw, and of the search")
-    parser.add_argument("--tested", type=int, default=272, help="pictures; planted encoders take 64")
-    parser.add_argument("--bits", type=lambda text: text.split(","), default=["w8a8", "w6a6", "w4a4"])
-    parser.add_argument("--recipes", type=lambda text: text.split(","), default=list(QUICK))
-    options = parser.parse_args()
-    size, out = options.calibration, options.out / options.encoder
-    if options.encoder == "emoji":
-        encoder, images, tested, accuracy = bundled(options.tested)
-    else:
-        encoder, images, tested, accuracy = planted(options.encoder, 64)
+def measure(name: str, options: argparse.Namespace) -> None:
+    """One encoder's table, written again after every draw."""
+    size, out = options.calibration, options.out / name
+    encoder, images, tested, accuracy = bundled(options.tested) if name == "emoji" else planted(name, 64)
     choice, rest = images[:64], images[64:]
     plans: dict[str, RegisterPlan] = find_plans(encoder, rest[: max(size, 128)], options.bits, out)
     scored = np.concatenate([choice, tested])
@@ -128,13 +124,27 @@ def main() -> None:
             recipes=options.recipes, bits=options.bits, plans=plans, evaluate=evaluate, progress=report,
         )  # fmt: skip
         draws.append(entries)
-        write_tables(entries, out / f"draw-{draw}", encoder, dataset=options.encoder, float_metrics=evaluate(reference))
+        write_tables(entries, out / f"draw-{draw}", encoder, dataset=name, float_metrics=evaluate(reference))
         tables = [summary(draws, "error", percent=False)]
         if accuracy is not None:
             tables.insert(0, summary(draws, "acc1", percent=True))
-        text = f"{draw + 1} draws; float {json.dumps(evaluate(reference))}\n\n" + "\n".join(tables)
+        text = f"{name}: {draw + 1} draws; float {json.dumps(evaluate(reference))}\n\n" + "\n".join(tables)
         (out / "summary.md").write_text(text)
     print(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--encoder", type=lambda text: text.split(","), default=["emoji"])
+    parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--calibration", type=int, default=64, help="pictures a draw, and of the search")
+    parser.add_argument("--tested", type=int, default=136, help="pictures; planted encoders take 64")
+    parser.add_argument("--bits", type=lambda text: text.split(","), default=["w8a8", "w6a6", "w4a4"])
+    parser.add_argument("--recipes", type=lambda text: text.split(","), default=list(QUICK))
+    options = parser.parse_args()
+    for name in options.encoder:
+        measure(name, options)
 
 
 if __name__ == "__main__":

@@ -84,6 +84,7 @@ def main() -> None:
         network = write_checkpoint(Path(place) / "checkpoint")
         rc.convert(str(Path(place) / "checkpoint"), Path(place) / "model")
         model = rc.load(Path(place) / "model")
+        tokenize = model.tokenize  # reads its file while that is there
 
     def picture(index: int) -> np.ndarray:
         """Noise on a plain colour, so that pictures differ by more than their noise."""
@@ -91,7 +92,9 @@ def main() -> None:
         return (rng.normal(size=3) + rng.normal(size=(224, 224, 3))).astype(np.float32)
 
     pictures = np.stack([picture(index) for index in range(count)])
-    known_vectors, known = by_torch(network, model.tokenize, pictures)
+    print("PyTorch ...", flush=True)
+    known_vectors, known = by_torch(network, tokenize, pictures)
+    print("JAX ...", flush=True)
     dataset = Dataset("random", "test", count, lambda index: Example(pictures[index], None, str(index)))
 
     def step(encoder, batch):
@@ -99,7 +102,7 @@ def main() -> None:
 
     rows = map_batches(step, model.encoder, batches(dataset, lambda image: image, 20))
     found = in_order(rows, rows["place"])["features"]
-    vectors = class_vectors(model.encoder, model.tokenize, CLASSES, TEMPLATES)
+    vectors = class_vectors(model.encoder, tokenize, CLASSES, TEMPLATES)
     ours, theirs = found @ vectors.T, known @ known_vectors.T
     two = np.sort(theirs, axis=1)
     print(f"images\t{count}")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 from etils import epath
 from flax.traverse_util import flatten_dict
 from regcache_jax.converters import (
@@ -49,6 +51,13 @@ FORMATS: tuple[Format, ...] = (
     *timm.FORMATS,
     *big_vision.FORMATS,
 )
+# Where a SigLIP's patch embedding stands; NaFlex has a matrix there, for patches that are cut beforehand.
+_PATCH_KERNELS = (
+    "vision_model.embeddings.patch_embedding.weight",
+    "img/embedding/kernel",
+    "params/img/embedding/kernel",
+)
+_ROTATED = ("storage_tokens", "rope_embed.periods")  # DINOv3 in Meta's names, which are otherwise DINOv2's
 
 
 class Choice(NamedTuple):
@@ -117,7 +126,8 @@ def read_checkpoint(
         raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     found = sources.resolve(source) if isinstance(source, str) else source
     tensors = found.tensors()
-    config = found.json("config.json", "open_clip_config.json")
+    config = found.config
+    refuse_unsupported(tensors, config, found)
     format = recognise(tensors, config, found)
     tensors = format.read_names(tensors)
     row = found.row if name is None else catalog.get(name)
@@ -147,6 +157,19 @@ def read_checkpoint(
         what=f"{found.weights} ({format.name})",
     )
     return Encoder(params, spec=spec), format, tensors
+
+
+def refuse_unsupported(tensors: Tensors, config: Mapping[str, Any], source: sources.Source) -> None:
+    """Raises UserError for what the catalog lists as not yet supported, under whatever name it comes."""
+    flat = [name for name in _PATCH_KERNELS if name in tensors and len(tensors[name].shape) == 2]
+    signs = {
+        "google/siglip2-base-patch16-naflex": flat or config.get("model_type") == "siglip2",
+        "dinov3_vitb16": config.get("model_type") == "dinov3_vit" or not {*_ROTATED}.isdisjoint(tensors),
+    }
+    for name, found in signs.items():
+        row = catalog.find(name)
+        if found and row is not None:
+            raise UserError(f"{source.weights} is not supported yet: {row.reason}")
 
 
 def recognise(tensors: Tensors, config: Mapping[str, Any], source: sources.Source) -> Format:
@@ -217,12 +240,39 @@ def at_image_size(spec: EncoderSpec, pixels: int) -> EncoderSpec:
 
 
 def export(model: checkpoints.Model | Encoder, layout: str = "big_vision") -> dict[str, np.ndarray]:
-    """The parameters under the names of another library, by the name of its layout."""
+    """The parameters under the names of another library, by the name of its layout.
+
+    Raises UserError for a layout that there is not or that cannot hold this encoder, and for a quantised one."""
     encoder = model.encoder if isinstance(model, checkpoints.Model) else model
+    if encoder.scheme is not None:
+        raise UserError(f"{encoder.spec.name} is quantised; other libraries' layouts hold float encoders")
     formats = {format.name: format for format in FORMATS}
     if layout not in formats:
         raise UserError(f"no layout is called {layout!r}; there are {', '.join(formats)}")
     return disassemble(encoder.params, formats[layout].rules)
+
+
+def write(model: checkpoints.Model | Encoder, layout: str, out: epath.PathLike) -> epath.Path:
+    """Writes the parameters as one file in the layout of another library: `.npz` or `.safetensors`, whole or not at all.
+
+    Raises UserError for a file that exists, another ending, or an encoder that the layout cannot hold."""
+    out = epath.Path(out)
+    if out.exists():
+        raise UserError(f"{out} exists already; choose another name or remove it first")
+    if out.suffix not in (".npz", ".safetensors"):
+        raise UserError(f"{out} should end in .npz (big_vision) or .safetensors")
+    arrays = export(model, layout)
+    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        if out.suffix == ".npz":
+            with partial.open("wb") as file:
+                np.savez(file, **arrays)
+        else:
+            partial.write_bytes(safetensors.numpy.save(arrays))
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+    return out
 
 
 def _value(spec: Any, place: str) -> Any:

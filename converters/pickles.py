@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import io
 import pickle
+import pickletools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -63,6 +64,7 @@ class _Box:
 def load_tensors(data: bytes, file: str) -> dict[str, StorageView]:
     """The tensors that a torch pickle names, by dotted name. Raises UserError for anything but tensors in containers."""
     try:
+        _check_memo(data)
         root = _TensorUnpickler(io.BytesIO(data)).load()
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
@@ -72,6 +74,15 @@ def load_tensors(data: bytes, file: str) -> dict[str, StorageView]:
     if not named:
         raise UserError(f"{file} holds no tensors")
     return named
+
+
+def _check_memo(data: bytes) -> None:
+    """Raises UserError for a pickle that numbers a note higher than it is long: Python would make room for all below it."""
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(data):
+            raise UserError(
+                f"its list of {len(data)} bytes numbers an entry {argument}; reading it would exhaust the memory"
+            )
 
 
 def named_leaves(root: Any, is_leaf: Callable[[Any], bool]) -> dict[str, Any]:

@@ -64,6 +64,12 @@ class Source:
         with zipfile.ZipFile(self.weights) as archive:
             return any(name.split("/")[1:2] == ["code"] for name in archive.namelist())
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration that belongs to the weights: many folders hold transformers' and open_clip's."""
+        names = ["config.json", "open_clip_config.json"]
+        return self.json(*(names[::-1] if self.weights.name.startswith("open_clip") else names))
+
     def json(self, *names: str) -> dict[str, Any]:
         """The first of these JSON files that stands beside the weights; empty if none does."""
         for name in names:
@@ -92,7 +98,7 @@ def resolve(asked: str) -> Source:
     if row is not None and row.spec is None:
         raise UserError(f"{row.huggingface} is not supported yet: {row.reason}")
     if path.is_dir():
-        return Source(asked, _weights(path), path, row, part)
+        return Source(asked, _weights(path, asked), path, row, part)
     if path.is_file():
         return Source(asked, path, path.parent, row, part)
     if path.suffix in READERS:
@@ -100,10 +106,10 @@ def resolve(asked: str) -> Source:
     if asked.startswith("open_clip:"):
         row = catalog.get(asked)
         folder = _from_hub([_open_clip_repository(row)], asked)
-        return Source(asked, _weights(folder), folder, row)
+        return Source(asked, _weights(folder, asked), folder, row)
     if _HUB_ID.fullmatch(asked) or row is not None:
         folder = _from_hub(catalog.repositories(asked), asked)
-        return Source(asked, _weights(folder), folder, row)
+        return Source(asked, _weights(folder, asked), folder, row)
     catalog.get(asked)  # raises, with the nearest names
     raise UserError(f"{asked} is neither a file, a folder nor an encoder that is known")
 
@@ -118,9 +124,14 @@ def _split_part(asked: str) -> tuple[Path, str | None]:
     return Path(asked), None
 
 
-def _weights(folder: Path) -> Path:
+def _in_order(asked: str) -> list[str]:
+    """The files to look for; open_clip's own come first where open_clip's name was typed."""
+    return sorted(WEIGHT_FILES, key=lambda name: asked.startswith("open_clip:") and not name.startswith("open_clip"))
+
+
+def _weights(folder: Path, asked: str) -> Path:
     """The weights in a folder. Raises UserError that lists what was looked for and what is there."""
-    for name in WEIGHT_FILES:
+    for name in _in_order(asked):
         if (folder / name).is_file():
             return folder / name
     others = sorted(file for file in folder.iterdir() if file.suffix in READERS and file.is_file())
@@ -149,7 +160,7 @@ def _from_hub(repositories: list[str], asked: str) -> Path:
     Raises UserError without huggingface_hub, without a network, or for a repository that is gated or not there."""
     try:
         import huggingface_hub
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+        from huggingface_hub.errors import LocalEntryNotFoundError
     except ImportError:
         raise UserError(
             f"{asked} is not on this machine; to fetch it from the hub: pip install regcache-jax[hub]"
@@ -164,9 +175,9 @@ def _from_hub(repositories: list[str], asked: str) -> Path:
     reasons = []
     for repository in repositories:
         try:
-            return _download(repository)
-        except (HfHubHTTPError, OSError, ValueError) as error:
-            reasons.append(f"{repository}: {str(error).strip().splitlines()[0][:200]}")
+            return _download(repository, asked)
+        except Exception as error:  # without a network huggingface_hub lets its HTTP library's own errors through
+            reasons.append(f"{repository}: {(str(error).strip() or type(error).__name__).splitlines()[0][:200]}")
     close = catalog.nearest(asked)
     hint = f"; known names near it: {', '.join(close)}" if close and catalog.find(asked) is None else ""
     raise UserError(
@@ -174,12 +185,12 @@ def _from_hub(repositories: list[str], asked: str) -> Path:
     )
 
 
-def _download(repository: str) -> Path:
+def _download(repository: str, asked: str) -> Path:
     """Fetches the weights and what belongs to them into the hub's cache. Raises what huggingface_hub raises."""
     import huggingface_hub
 
     held = set(huggingface_hub.list_repo_files(repository))
-    weights = next((name for name in WEIGHT_FILES if name in held), None)
+    weights = next((name for name in _in_order(asked) if name in held), None)
     if weights is None:
         raise ValueError(f"holds none of {', '.join(WEIGHT_FILES)}")
     shards = _SHARDS[Path(weights.removesuffix(".index.json")).suffix] if weights.endswith(".index.json") else weights

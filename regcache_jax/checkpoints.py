@@ -268,7 +268,7 @@ def _read_shapes(
 
 def _file_sizes(folder: epath.Path) -> dict[str, int]:
     """Bytes of every file in a folder and those inside it, by relative path; none for a folder that is not there."""
-    sizes = {}
+    sizes: dict[str, int] = {}
     for entry in sorted(folder.iterdir()) if folder.exists() else ():
         if entry.is_dir():
             sizes |= {f"{entry.name}/{name}": size for name, size in _file_sizes(entry).items()}

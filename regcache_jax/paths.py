@@ -20,6 +20,11 @@ def files_below(root: epath.Path) -> list[epath.Path]:
     return sorted(found)
 
 
-def changed(file: epath.Path) -> float:
-    """When a file was written last: to the nanosecond on a disk, elsewhere as well as it is known."""
-    return file.stat().mtime if "://" in str(file) else os.stat(file).st_mtime_ns
+def size_and_time(file: epath.Path) -> tuple[int, float]:
+    """What a file is recognised by without reading it: its length, and when it was written last (to the nanosecond on a disk,
+    elsewhere as well as it is known)."""
+    if "://" in str(file):
+        stat = file.stat()
+        return stat.length, stat.mtime
+    local = os.stat(file)
+    return local.st_size, local.st_mtime_ns

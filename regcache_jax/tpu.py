@@ -7,6 +7,7 @@ of chip, and must say which before JAX starts; so `report` runs this module as a
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -24,11 +25,13 @@ from jaxtyping import Array, Float
 
 from regcache_jax.encoders import catalog
 from regcache_jax.encoders.blocks import ACTIVATIONS
+from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.parameters import parameter_shapes
 from regcache_jax.encoders.serving import TILE, join_blocks, num_rows, split_blocks
 from regcache_jax.encoders.spec import EncoderSpec, ImageSpec
 from regcache_jax.encoders.vision import serve_image
 from regcache_jax.errors import UserError
+from regcache_jax.quantization.aqt import QuantizedTensor
 from regcache_jax.quantization.parts import head_stack, with_rounded_stack
 from regcache_jax.quantization.quantize import quantize_kernels
 from regcache_jax.quantization.scheme import Scheme
@@ -272,9 +275,7 @@ def report(
     `default_schedule`. Raises UserError for an unknown name or topology, and where libtpu is missing."""
     spec = name_or_spec if isinstance(name_or_spec, EncoderSpec) else catalog.get(name_or_spec).spec
     assert spec is not None  # `get` refuses encoders that are known by name only
-    kind = topology.split(":")[0]
-    if kind not in CHIPS:
-        raise UserError(f"topology must be of {', '.join(CHIPS)} (v5e:2x2, say), got {topology!r}")
+    check_topology(topology)
     unknown = sorted(set(programs) - set(PROGRAMS))
     if unknown or batch < 1:
         raise UserError(f"programs are {', '.join(PROGRAMS)}, batch at least 1; got {', '.join(unknown) or batch}")
@@ -283,6 +284,81 @@ def report(
         "spec": spec.to_json(), "topology": topology, "batch": batch, "sweep": sweep, "programs": programs,
         "scheme": (scheme or Scheme()).to_json(), "schedule": schedule,
     }  # fmt: skip
+    return {"model": spec.name, "topology": topology, "programs": _ask(topology, request)}
+
+
+def encoder_cycles(encoder: Encoder, topology: str = "v5e:2x2", batch: int = 32) -> float:
+    """Cycles an image of one encoder as it is: its scheme, what its method left beside the kernels, its plan.
+
+    Raises UserError for an unknown topology, where libtpu is missing, and where the compiler gives no figure."""
+    check_topology(topology)
+    shapes = jax.eval_shape(lambda encoder: encoder.astype(jnp.bfloat16).params["image"], encoder)
+    schedule, plan = encoder.schedule, encoder.plan
+    request = {
+        "spec": encoder.spec.to_json(), "topology": topology, "batch": batch, "shapes": _to_json(shapes),
+        "scheme": None if encoder.scheme is None else encoder.scheme.running.to_json(),
+        "schedule": None if schedule is None else dataclasses.asdict(schedule),
+        "registers": None if plan is None else plan.key.shape[1],
+    }  # fmt: skip
+    return _cycles(topology, json.dumps(request))
+
+
+@functools.cache
+def _cycles(topology: str, request: str) -> float:
+    """Encoders that run alike are compiled once."""
+    (row,) = _ask(topology, json.loads(request))
+    return row["cycles_per_image"]
+
+
+def check_topology(topology: str) -> None:
+    """Raises UserError for one that is not of the known chips."""
+    if topology.split(":")[0] not in CHIPS:
+        raise UserError(f"topology must be of {', '.join(CHIPS)} (v5e:2x2, say), got {topology!r}")
+
+
+def _to_json(shapes: Shapes) -> Any:
+    """A tree of shapes as JSON: dicts (a quantised kernel has `values`), and leaves as shape and dtype."""
+    if isinstance(shapes, QuantizedTensor):
+        return {"values": _to_json(shapes.values), "scale": _to_json(shapes.scale)}
+    if isinstance(shapes, dict):
+        return {name: _to_json(child) for name, child in shapes.items()}
+    return [list(shapes.shape), str(shapes.dtype)]
+
+
+def _from_json(tree: Any) -> Shapes:
+    """The inverse of `_to_json`."""
+    if isinstance(tree, list):
+        return jax.ShapeDtypeStruct(tuple(tree[0]), jnp.dtype(tree[1]))
+    children = {name: _from_json(child) for name, child in tree.items()}
+    return QuantizedTensor(**children) if "values" in children else children
+
+
+def _answer_encoder(request: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the child process does for `encoder_cycles`."""
+    spec = EncoderSpec.from_json(request["spec"])
+    image, blocks = spec.image, spec.image.blocks
+    scheme = None if request["scheme"] is None else Scheme.from_json(request["scheme"])
+    schedule = Schedule(0, 0, 0, 0) if request["schedule"] is None else Schedule(**request["schedule"])
+    shapes, plan = _from_json(request["shapes"]), None
+    if request["registers"] is not None:
+        nothing = empty_plan(blocks.num_blocks, blocks.num_heads, blocks.head_dim, request["registers"])
+        plan = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), nothing)
+    written_out = scheme is None or not scheme.rules  # rules leave some blocks' kernels in float, which are not stacked
+    if written_out:
+        shapes = {**shapes, "blocks": jax.eval_shape(split_blocks, shapes["blocks"])}
+
+    def serve(params: Any, plan: RegisterPlan | None, images: Float[Array, "B Y X 3"]) -> Float[Array, "B E"]:
+        params = {**params, "blocks": join_blocks(params["blocks"])} if written_out else params
+        return serve_image(params, images, image, schedule, plan=plan, scheme=scheme, tile=TILE, unroll=True).features
+
+    images = jax.ShapeDtypeStruct((request["batch"], image.image_size, image.image_size, 3), jnp.bfloat16)
+    compiled = compile_for(request["topology"], serve, shapes, plan, images)
+    return [{"cycles_per_image": estimates(compiled.as_text())[0] / request["batch"]}]
+
+
+def _ask(topology: str, request: dict[str, Any]) -> list[dict[str, Any]]:
+    """Asks a child process. Raises UserError where it gives no answer."""
+    kind = topology.split(":")[0]
     environment = {
         **os.environ, "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": CHIPS[kind][0],
         "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -293,7 +369,7 @@ def report(
         last = (child.stderr.strip().splitlines() or ["no message"])[-1]
         hint = "; `pip install regcache-jax[tpu]` brings the compiler" if "libtpu" in child.stderr else ""
         raise UserError(f"the TPU compiler gave no answer for {topology}: {last}{hint}")
-    return {"model": spec.name, "topology": topology, "programs": json.loads(child.stdout.splitlines()[-1])}
+    return json.loads(child.stdout.splitlines()[-1])
 
 
 def shallow(spec: EncoderSpec, num_blocks: int) -> EncoderSpec:
@@ -347,4 +423,5 @@ def best_micro_batch(
 
 
 if __name__ == "__main__":
-    print(json.dumps(_answer(json.load(sys.stdin))))
+    asked = json.load(sys.stdin)
+    print(json.dumps((_answer_encoder if "shapes" in asked else _answer)(asked)))

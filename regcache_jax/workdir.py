@@ -20,7 +20,7 @@ from etils import epath
 from regcache_jax import distributed
 from regcache_jax.evaluation import results
 from regcache_jax.observer import Observer
-from regcache_jax.paths import changed, files_below
+from regcache_jax.paths import files_below, size_and_time
 
 Json = dict[str, Any]
 
@@ -126,7 +126,7 @@ def listing(path: epath.PathLike) -> list[tuple[str, int, float]]:
     nothing for a path that is not there (a name on a hub)."""
     root = epath.Path(path).expanduser()
     files = files_below(root) if root.is_dir() else [root] if root.exists() else []
-    return [(file.relative_to(root).as_posix(), file.stat().length, changed(file)) for file in files]
+    return [(file.relative_to(root).as_posix(), *size_and_time(file)) for file in files]
 
 
 def leftovers(path: epath.Path) -> list[epath.Path]:
@@ -148,12 +148,15 @@ def remove(path: epath.Path) -> None:
 
 
 def write_whole(path: epath.Path, content: bytes) -> None:
-    """Writes a file whole or not at all, and the folders that it lies in."""
+    """Writes a file whole or not at all, and the folders that it lies in. Raises OSError that names the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         partial.write_bytes(content)
         partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     except BaseException:
         partial.unlink(missing_ok=True)
         raise

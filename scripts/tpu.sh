@@ -61,11 +61,12 @@ case $command in
     tpu ssh "$NAME" --worker=all --command="rm -rf $FOLDER && mkdir $FOLDER && tar xzf regcache_jax.tar.gz -C $FOLDER && \
 cd $FOLDER && { python3 -m pip install --quiet --user uv || python3 -m pip install --quiet --user --break-system-packages uv; } && \
 python3 -m uv venv --quiet --python 3.11 .venv && \
-python3 -m uv pip install --quiet --constraint constraints.txt --editable '.[$EXTRAS]' && \
-python3 -m uv pip install --quiet --no-deps open_clip_torch"
+python3 -m uv pip install --quiet --python .venv --constraint constraints.txt --editable '.[$EXTRAS]' && \
+python3 -m uv pip install --quiet --python .venv --no-deps open_clip_torch"
     ;;
   devices)
-    on all ".venv/bin/python -c 'import jax; jax.distributed.initialize(); print(jax.process_index(), jax.local_devices())'"
+    on all ".venv/bin/python -c 'from regcache_jax import distributed; distributed.initialize(); \
+import jax; print(jax.process_index(), jax.local_devices())'"
     ;;
   run)
     [ $# -gt 0 ] || usage

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ import numpy as np
 
 from regcache_jax.encoders.encoder import Encoder, init_params
 from regcache_jax.encoders.spec import HALF, BlockSpec, EncoderSpec, ImageSpec, Preprocessing
+from regcache_jax.encoders.vision import ImageOutput, image_features
 from regcache_jax.registers.plan import RegisterPlan, make_plan
 
 BLOCKS = BlockSpec(width=24, num_blocks=3, num_heads=3, mlp_width=40, activation="gelu", norm_eps=1e-6)
@@ -64,3 +67,11 @@ def plan(delete_count: int = 0) -> RegisterPlan:
     return make_plan(
         jnp.asarray(key), jnp.asarray(value), copies=3.0, start=1, delete_block=1, delete_count=delete_count
     )
+
+
+@functools.partial(jax.jit, static_argnames="names")
+def search_form(encoder: Encoder, images: jax.Array, names: tuple[str, ...] = ()) -> ImageOutput:
+    """The image tower in the search form, as one program; `names` are the fields of a block's trace to collect."""
+    collect = {name: operator.attrgetter(name) for name in names}
+    params, spec = encoder.params["image"], encoder.spec.image
+    return image_features(params, images, spec, plan=encoder.plan, scheme=encoder.scheme, collect=collect)

@@ -249,7 +249,7 @@ def test_integers_kept_wide_for_a_tpu_are_the_same_integers_for_every_reader():
     values = jnp.arange(-127, 128, dtype=jnp.int8)
     kernels = (jnp.ones(3, jnp.int8), jnp.zeros(2, jnp.int8))
     for form in (made_once, made_once_wide):
-        for (own, kernel), wanted in zip(jax.jit(form)(values, kernels), kernels, strict=True):
+        for (own, kernel), asked in zip(jax.jit(form)(values, kernels), kernels, strict=True):
             np.testing.assert_array_equal(own, values)
-            np.testing.assert_array_equal(kernel, wanted)
+            np.testing.assert_array_equal(kernel, asked)
             assert own.dtype == jnp.int8

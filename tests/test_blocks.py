@@ -85,6 +85,7 @@ def test_copies_may_differ_by_block_and_head_and_be_fractions_and_traced():
         np.testing.assert_allclose(output[block + 1], together[block + 1], **ORDER)
 
 
+@pytest.mark.slow
 def test_the_gradient_in_the_copies_is_finite_and_that_of_finite_differences():
     params, hidden = PARAMS["map"], random_hidden("map")
 
@@ -102,6 +103,7 @@ def test_the_gradient_in_the_copies_is_finite_and_that_of_finite_differences():
         np.testing.assert_allclose(slope, difference, rtol=0.02, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "start", "stop", "count"), [("map", 0, 4, 0), ("clip", 1, 3, 0), ("map", 2, 4, 3), ("clip", 1, 2, 2)]
 )
@@ -137,6 +139,7 @@ def serve(params, images, spec, schedule, plan, scheme=None, tile=None, unroll=F
     return output.features, output.tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "tile", "num_registers", "numbers"),
     [
@@ -158,6 +161,7 @@ def test_search_form_equals_serving_form(kind, tile, num_registers, numbers):
     assert tokens.shape[1] == spec.num_tokens - numbers.get("delete_count", 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("activations", "tile"), [("static", 8), ("group", None), ("tensor", 8), ("token", None)])
 def test_search_form_equals_serving_form_with_integer_kernels(activations, tile):
     images = jnp.asarray(pictures(8))
@@ -184,6 +188,7 @@ def test_search_form_equals_serving_form_with_integer_kernels(activations, tile)
     assert (errors < np.abs(searched - search(exact.params["image"], images, None)).max(axis=1)).all()
 
 
+@pytest.mark.slow
 def test_every_plan_runs_in_one_program():
     params, spec = PARAMS["map"], SPECS["map"].image
     search_features.clear_cache()
@@ -194,6 +199,7 @@ def test_every_plan_runs_in_one_program():
     assert search_features._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_a_traced_first_block_steps_over_the_earlier_ones():
     params, hidden = PARAMS["map"], random_hidden("map")
     run = jax.jit(
@@ -220,6 +226,7 @@ def test_segments_are_cut_only_where_something_changes(schedule, expected):
     assert segments(schedule, 4) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("integer", [False, True])
 def test_unrolled_vmapped_pmapped_and_sharded_runs_agree_with_one_device(integer):
     images = pictures(8)
@@ -251,6 +258,7 @@ def test_plans_run_side_by_side_under_vmap():
         np.testing.assert_allclose(features, search_features(params, images, spec, plan), **ORDER)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("integer", [False, True])
 def test_gradients_flow_through_float_and_straight_through_integers(integer):
     images = jnp.asarray(pictures(2))

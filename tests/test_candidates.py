@@ -1,9 +1,7 @@
-import gc
-import tracemalloc
-
 import jax
 import numpy as np
 import pytest
+from streaming import check_memory_does_not_grow
 
 from regcache_jax.encoders.encoder import Encoder, init_params
 from regcache_jax.encoders.vision import image_features
@@ -59,21 +57,7 @@ def test_batches_and_rows_that_only_fill_them_change_nothing(encoder, images):
 
 
 def test_memory_does_not_grow_with_the_set(encoder, images):
-    """Arrays alive while a set of forty batches streams past, on the devices and (traced) on the host."""
-    alive = []
-
-    def stream():
-        for _ in range(40):
-            gc.collect()
-            alive.append((sum(array.nbytes for array in jax.live_arrays()), tracemalloc.get_traced_memory()[0]))
-            yield images, np.ones(len(images), bool)
-
-    tracemalloc.start()
-    find_candidates(encoder, stream(), [1, 2], count=COUNT)
-    tracemalloc.stop()
-    devices, host = np.array(alive[5:]).T  # by then everything is compiled and the list is full
-    assert np.ptp(devices) == 0
-    assert np.ptp(host) < 35 * images.nbytes / 10  # what Python itself keeps; kept batches would be ten times that
+    check_memory_does_not_grow(lambda batches: find_candidates(encoder, batches, [1, 2], count=COUNT), images)
 
 
 def test_the_token_form_of_a_candidate_is_the_row_that_it_has_where_it_stands_alone(encoder, images):

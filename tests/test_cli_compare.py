@@ -76,6 +76,7 @@ def test_a_comparison_is_written_four_times_and_goes_on_where_it_was_killed(regc
         (["--methods", "magic"], 1, "unknown recipe 'magic'"),
         (["--methods", ","], 1, "must each name something"),
         (["--registers", "plan", "--no-registers"], 2, "exclude each other"),
+        (["--cost", "v9z"], 1, "topology must be of v4, v5e, v5p, v6e"),
     ],
 )
 def test_wrong_use_is_answered_before_anything_is_read(regcache, tmp_path, arguments, status, message):
@@ -86,7 +87,7 @@ def test_wrong_use_is_answered_before_anything_is_read(regcache, tmp_path, argum
 @pytest.mark.slow
 def test_auto_writes_the_encoder_that_it_chose_and_says_which(regcache, model, tmp_path):
     command = ["quantize", model, *DUMMY, "--scheme", "w6a6", "--auto", "--no-registers", "--static-only"]
-    command += ["--recipes", "rtn,token,mse"]
+    command += ["--recipes", "rtn,token,mse", "--cost", "model"]
     command += ["--work", tmp_path / "work", "--out", tmp_path / "model6"]
     status, out, err = regcache(*command)
     assert status == 0, err
@@ -98,6 +99,31 @@ def test_auto_writes_the_encoder_that_it_chose_and_says_which(regcache, model, t
     assert status == 2 and "chooses the recipe" in err
     status, _, err = regcache("quantize", model, *DUMMY, "--static-only", "--out", tmp_path / "x")
     assert status == 2 and "go with --auto" in err
+
+
+def test_a_calibration_is_kept_looked_at_and_used_without_pictures(regcache, model, tmp_path):
+    encoder, plan, kept = load(model).encoder, tmp_path / "plan.safetensors", tmp_path / "calibration"
+    save_plan(plan, small.plan(1), {"encoder": encoder.spec.name, "encoder_hash": encoder_hash(encoder)})
+    status, out, err = regcache("calibrate", model, *DUMMY, "--registers", plan, "--out", kept)
+    assert status == 0 and "24 pictures, with registers" in out, err
+    status, table, _ = regcache("calibration", kept, "--json", tmp_path / "shown.json")
+    rows = json.loads((tmp_path / "shown.json").read_text())["sites"]
+    assert status == 0 and [(row["block"], row["site"]) for row in rows] == [
+        (block, site) for block in range(3) for site in ("qkv", "out", "fc1", "fc2")
+    ]
+    assert len(table.splitlines()) == 13 and all(row["mse"] <= row["absmax"] for row in rows)
+    options = ["--calibration", kept, "--asymmetric", "--out", tmp_path / "model8"]
+    status, _, err = regcache("quantize", model, *options)  # without the plan that was in place
+    assert status == 1 and "another register plan" in err and not (tmp_path / "model8").exists()
+    status, _, err = regcache("quantize", model, *options, "--registers", plan)
+    assert status == 0, err
+    scales = load(tmp_path / "model8").encoder.params["image"]["blocks"]["input_scale"]["fc1"]
+    ends = [(row["highest"] - row["lowest"]) / 254 for row in rows if row["site"] == "fc1"]
+    np.testing.assert_allclose(scales, ends, rtol=1e-5)  # float32
+    status, _, err = regcache("quantize", model, "--out", tmp_path / "x")
+    assert status == 2 and "--dataset" in err
+    status, _, err = regcache("calibration", plan)
+    assert status == 1 and "not a calibration file" in err
 
 
 @pytest.mark.slow

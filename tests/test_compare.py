@@ -58,12 +58,23 @@ def test_the_grid_has_every_cell_and_resumes(tmp_path, monkeypatch):
     assert [(e.name, e.error) for e in again] == [(e.name, e.error) for e in entries]
     with pytest.raises(UserError, match="another comparison"):
         compare(encoder, IMAGES[:8], IMAGES[16:], tmp_path, plans={}, **GRID)
+    with pytest.raises(UserError, match="or costs differ"):
+        run(tmp_path, cost_unit="cycles")
 
 
 def test_an_entry_that_cannot_be_says_why(tmp_path):
     (plain, faulty) = run(tmp_path, recipes=("rotation",), bits=("w8a8",))
     assert plain.fault is None and "search for a plan on the rotated encoder" in faulty.fault
     assert faulty.error is None
+
+
+def test_a_cost_that_nobody_knows_is_noted_beside_the_error(tmp_path):
+    def compiler(encoder):
+        raise UserError("the compiler gave no answer")
+
+    (entry,) = run(tmp_path, recipes=("token",), bits=("w4a4",), cost_of=compiler)
+    assert entry.error is not None and (entry.cost, entry.note) == (None, "cost unknown: the compiler gave no answer")
+    assert pareto([entry]) == []
 
 
 def test_tables_are_written_in_clip_benchmarks_keys(tmp_path):
@@ -122,6 +133,11 @@ def test_auto_takes_the_least_error_that_the_limit_allows():
     assert choose(entries, None).recipe == "b"
     assert choose(entries, 1.1).recipe == "c"
     assert choose(entries, 1.0).recipe == "a"
+    unknown = [Entry("d", "w8a8", False, 0.01, note="cost unknown: no compiler")]
+    assert choose([*entries, *unknown], None).recipe == "d"
+    assert choose([*entries, *unknown], 1.1).recipe == "c"
+    with pytest.raises(UserError, match="cost is known, so none can be held to a limit: cost unknown: no compiler"):
+        choose(unknown, 1.1)
     with pytest.raises(UserError, match="nothing could be tried: broken"):
         choose([Entry("a", "w8a8", False, fault="broken")], None)
 

@@ -13,9 +13,10 @@ import transformers
 from flax import serialization
 from flax.traverse_util import flatten_dict
 from randomized import CLIP_TEXT, SIGLIP_TEXT, SMALL_IMAGE, clip, draw_parameters, save_random, siglip
+from regcache_jax.converters import sources
 from regcache_jax.converters.conversion import FORMATS, at_image_size, read_checkpoint
 from regcache_jax.converters.engine import StoredTensor, assemble
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from regcache_jax import checkpoints, converters
 from regcache_jax.encoders.encoder import encode
@@ -220,6 +221,68 @@ def test_a_hub_id_finds_the_local_cache_without_a_network(tmp_path, monkeypatch,
         read("openai/clip-vit-large-patch14")
 
 
+@pytest.mark.parametrize(
+    "files", [("tokenizer.json",), ("vocab.json", "merges.txt"), ("bpe_simple_vocab_16e6.txt.gz",)]
+)
+def test_the_tokenizer_s_files_come_along_from_the_folder_or_from_where_they_are_named(tmp_path, clip_pair, files):
+    _, _, state = clip_pair
+    save_file(state, tmp_path / "open_clip_model.safetensors")
+    (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"quick_gelu": true}}')
+    bare = checkpoints.load(converters.convert(tmp_path, tmp_path / "bare"))
+    with pytest.raises(UserError, match="convert it again with --tokenizer FILE_OR_FOLDER"):
+        _ = bare.tokenize
+    (tmp_path / "words").mkdir()
+    for name in files:
+        (tmp_path / "words" / name).write_text("{}")
+    named = converters.convert(tmp_path, tmp_path / "named", tokenizer=tmp_path / "words")
+    for name in files:
+        (tmp_path / "words" / name).rename(tmp_path / name)
+    beside = converters.convert(tmp_path, tmp_path / "beside")
+    assert checkpoints.tokenizer_files(named) == checkpoints.tokenizer_files(beside) == sorted(files)
+    if len(files) == 1:
+        alone = converters.convert(tmp_path, tmp_path / "alone", tokenizer=tmp_path / files[0])
+        assert checkpoints.tokenizer_files(alone) == list(files)
+
+
+def test_of_a_repository_in_two_layouts_the_one_whose_name_was_typed_is_read(tmp_path, monkeypatch, clip_pair):
+    _, state, open_clip_state = clip_pair
+    network = clip({**CLIP_TEXT, **WIDE}, IMAGE)
+    network.load_state_dict(state)
+    network.save_pretrained(tmp_path / "source")
+    save_file(open_clip_state, tmp_path / "source/open_clip_model.safetensors")
+    (tmp_path / "source/open_clip_config.json").write_text('{"model_cfg": {"quick_gelu": true}}')
+    lay_out_cache(tmp_path / "cache", "laion/CLIP-ViT-B-16-laion2B-s34B-b88K", tmp_path / "source")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    found = {
+        name: sources.resolve(name)
+        for name in ("laion/CLIP-ViT-B-16-laion2B-s34B-b88K", "open_clip:ViT-B-16,laion2b_s34b_b88k")
+    }
+    assert [source.weights.name for source in found.values()] == ["model.safetensors", "open_clip_model.safetensors"]
+    assert ["model_type" in source.config for source in found.values()] == [True, False]
+    ours, format, _ = read_checkpoint(str(tmp_path / "source/open_clip_model.safetensors"))
+    assert format.name == "open_clip CLIP" and ours.spec.image.blocks.activation == "quick_gelu"
+
+
+def test_without_a_network_one_message_says_where_was_looked(tmp_path, monkeypatch):
+    class NoNetwork(Exception):
+        """An error of the HTTP library beneath huggingface_hub, which is no OSError."""
+
+    def fail(*_, **__):
+        raise NoNetwork("Name or service not known\nand more lines")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.list_repo_files", fail)
+    with pytest.raises(
+        UserError, match=r"cannot be fetched \(googel/siglip-base-patch16-24: Name or service not known\)"
+    ) as e:
+        read("googel/siglip-base-patch16-24")
+    assert "known names near it: google/siglip-base-patch16-224, " in str(e.value)
+    with pytest.raises(
+        UserError, match=r"\(timm/vit_base_patch16_clip_224.openai: Name .*; openai/clip-vit-base-patch16: Name"
+    ):
+        read("timm/vit_base_patch16_clip_224.openai")
+
+
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("registers", [0, 4])
 def test_dinov2_from_hugging_face_meta_and_timm_is_one_encoder(tmp_path, registers, gated):
@@ -289,10 +352,24 @@ def test_big_vision_to_ours_and_back_is_bit_equal_names_included(tmp_path, sigli
     arrays = layouts.scanned(arrays) if "scanned" in layout else arrays
     np.savez(tmp_path / "siglip.npz", **arrays)
     model = checkpoints.load(converters.convert(tmp_path / "siglip.npz", tmp_path / "model"))
-    back = converters.export(model, layout)
-    assert set(back) == set(arrays)
-    for name, array in arrays.items():
-        np.testing.assert_array_equal(back[name], array, strict=True)
+    back = converters.write(model, layout, tmp_path / "back.npz")
+    with np.load(back) as written:
+        assert set(written) == set(arrays)
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(written[name], array, strict=True)
+    converters.write(model, "open_clip SigLIP", tmp_path / "back.safetensors")
+    wanted = layouts.open_clip_from_siglip(siglip_pair[1], 3, 2)
+    assert_same_tree(load_file(tmp_path / "back.safetensors"), wanted)
+    before = sorted(tmp_path.iterdir())
+    for out, to, message in (
+        ("back.npz", layout, "exists already"),
+        ("other.bin", layout, "should end in .npz"),
+        ("other.npz", "jimm", "no layout is called 'jimm'; there are Hugging Face CLIP, "),
+        ("other.npz", "Meta DINOv2", "have no name in the layout asked for"),
+    ):
+        with pytest.raises(UserError, match=message):
+            converters.write(model, to, tmp_path / out)
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_bfloat16_leaves_of_a_big_vision_file_are_recognised(tmp_path, siglip_pair):

@@ -6,6 +6,7 @@ import io
 import json
 import struct
 import tarfile
+import tempfile
 
 import numpy as np
 import pytest
@@ -251,6 +252,8 @@ def test_the_tfds_builder_gives_the_same_pictures_without_tensorflow(prepared):
     assert len(open_dataset("regcache_emoji", str(prepared), "test[100:250]")) == 150
     with pytest.raises(UserError, match=r"no split 'validation'.*train, test"):
         open_dataset("regcache_emoji", str(prepared), "validation")
+    name, *_, files = open_dataset("tfds/regcache_emoji", str(prepared), "test").identity()
+    assert name == "tfds/regcache_emoji" and ["test.array_record" in file for file, *_ in files] == [True]
 
 
 @pytest.mark.slow
@@ -270,6 +273,14 @@ def test_classic_tfrecord_data_is_read_without_tensorflow(prepared, tmp_path):
                 out.write(struct.pack("<QI", len(record), 0) + record + struct.pack("<I", 0))
         reader.close()
     check_prepared(tmp_path)
+    info = target / "dataset_info.json"
+    kept = info.read_text()
+    info.write_text(kept.replace("tfrecord", "riegeli"))
+    with pytest.raises(
+        UserError, match=r"stored as riegeli.*prepare it again with `tfds build regcache_emoji --file_format=arr"
+    ):
+        open_dataset("regcache_emoji", str(tmp_path), "test")
+    info.write_text(kept)
     stored = next(target.glob("*test.tfrecord*"))
     stored.write_bytes(stored.read_bytes()[:-7])
     with pytest.raises(UserError, match="is not a whole TFRecord file"):
@@ -294,3 +305,12 @@ def test_the_tfds_names_behind_clip_benchmarks_names_exist():
     from regcache_jax.data.sources import CLIP_BENCHMARK_NAMES
 
     assert set(CLIP_BENCHMARK_NAMES.values()) <= set(tfds.list_builders(with_community_datasets=False))
+
+
+def test_pictures_beyond_the_memory_limit_lie_in_a_mapped_file_without_a_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    dataset = open_dataset("emoji", split="test", limit=3)
+    kept, mapped = load_images(dataset, to_small), load_images(dataset, to_small, memory_limit=0)
+    assert isinstance(mapped, np.memmap) and not isinstance(kept, np.memmap)
+    np.testing.assert_array_equal(mapped, kept)
+    assert list(tmp_path.iterdir()) == []

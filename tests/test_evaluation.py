@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,12 @@ import pytest
 from sklearn.metrics import accuracy_score, recall_score, top_k_accuracy_score
 
 from regcache_jax.data.batches import Batch, pad_batch
+from regcache_jax.encoders import catalog
 from regcache_jax.encoders.encoder import Encoder, init_params
 from regcache_jax.encoders.spec import HALF, BlockSpec, EncoderSpec, ImageSpec, Preprocessing
 from regcache_jax.errors import UserError
 from regcache_jax.evaluation import loop, results, zero_shot
-from regcache_jax.evaluation.loop import Watch, extract_features, fitting_micro_batch, sum_batches
+from regcache_jax.evaluation.loop import Watch, extract_features, sum_batches
 from regcache_jax.evaluation.zero_shot import compare_features, count_hits, metrics_from_counts
 from regcache_jax.quantization.quantize import quantize
 from regcache_jax.quantization.scheme import Scheme
@@ -80,17 +82,32 @@ def test_counts_in_micro_batches_are_the_same_counts(parallel):
     }
 
 
-def test_a_micro_batch_is_the_largest_whose_temporaries_fit():
-    images, labels = examples(8)
-    (batch,) = in_batches(images, labels, 8)
-    matrix = jnp.zeros((12, 4096), jnp.float32)
+def test_a_micro_batch_is_the_slice_that_the_compiler_estimates_cheapest_a_row():
+    images, labels = examples(48)
+    (batch,) = in_batches(images, labels, 48)
+    cycles = {24: 2400, 48: 9999, 16: 1600 - 32, 12: 1300, 8: 840}  # a row: 100, 208, 98, 108, 105
+    asked = []
 
-    def step(matrix, batch):  # temporaries of 16 KiB a row
-        return jnp.sum(jnp.exp(project(matrix, batch.image)).reshape(len(batch.mask), -1) @ jnp.ones((4096, 1)), axis=1)
+    def compile(step, state, part):
+        asked.append(len(part.mask))
+        if asked[-1] == 48:
+            raise UserError("an estimate that cannot be")
+        return types.SimpleNamespace(as_text=lambda: f'"estimated_cycles":"{cycles[asked[-1]]}"')
 
-    assert fitting_micro_batch(step, matrix, batch, limit=1 << 40) == 8
-    assert fitting_micro_batch(step, matrix, batch, limit=1) == 1
-    assert fitting_micro_batch(step, matrix, batch) is None  # a CPU has no on-chip memory to keep to
+    assert loop.cheapest_micro_batch(count, jnp.zeros((12, CLASSES)), batch, compile) == 16
+    assert asked == [24, 48, 16, 12]
+    nothing = types.SimpleNamespace(as_text=lambda: "no estimate")
+    assert loop.cheapest_micro_batch(count, jnp.zeros((12, CLASSES)), batch, lambda *given: nothing) is None
+    assert (
+        loop.cheapest_micro_batch(count, jnp.zeros((12, CLASSES)), batch) is None
+    )  # a CPU's compiler estimates nothing
+
+
+def test_a_cpus_micro_batch_keeps_the_largest_array_of_a_block_in_its_cache():
+    b16 = catalog.get("openai/clip-vit-base-patch16").spec.image
+    assert [loop.cached_micro_batch(b16, rows) for rows in (16, 6, 3, 1)] == [4, 3, 3, 1]
+    assert loop.cached_micro_batch(catalog.get("openai/clip-vit-large-patch14-336").spec.image, 16) == 1
+    assert loop.cached_micro_batch(TINY.image, 512) == 512
 
 
 def test_waiting_is_the_time_in_which_devices_had_nothing_to_do():
@@ -146,7 +163,8 @@ def test_one_device_jit_and_pmap_agree_to_the_last_count(tiny, devices, activati
     """In float and in int8; the scales of `tensor` are measured over all devices, whose arrays together are one device's."""
     encoder, vectors, images, labels = tiny
     if activations is not None:
-        scheme = Scheme(activations=activations)
+        products = ("qk", "pv") if activations == "tensor" else ()  # attention's own products measure scales too
+        scheme = Scheme(activations=activations, products=products)
         encoder = quantize(encoder, images[:16] if scheme.calibrated else None, scheme)
     found = {}
     for number, parallel in ((1, "jit"), (2, "pmap"), (2, "jit"), (8, "pmap"), (8, "jit")):

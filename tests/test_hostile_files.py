@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import io
 import json
 import pickle
+import re
 import struct
 import zipfile
 from pathlib import Path
@@ -12,9 +14,11 @@ import numpy as np
 import pytest
 import torch
 from randomized import clip, save_random, siglip
+from regcache_jax.converters.pickles import load_tensors
 from safetensors.numpy import load_file, save_file
 
 from regcache_jax import converters
+from regcache_jax.cli.main import main
 from regcache_jax.errors import UserError
 
 
@@ -24,14 +28,18 @@ def folder(tmp_path):
     return save_random(clip(), tmp_path / "source")
 
 
-def refused(source, tmp_path, match: str | None) -> str:
-    """Converts; asserts one message in one line, and that no output is left. Returns the message."""
+def refused(source, tmp_path, match: str) -> str:
+    """Runs `regcache convert`; asserts exit status 1, one message in one line, and no output left. Returns the message."""
     before = set(tmp_path.iterdir())
-    with pytest.raises(UserError, match=match) as error:
-        converters.convert(source, tmp_path / "model")
+    printed = io.StringIO()
+    with pytest.raises(SystemExit) as stopped, contextlib.redirect_stderr(printed):
+        main(["convert", str(source), "--out", str(tmp_path / "model")])
+    assert stopped.value.code == 1
     assert set(tmp_path.iterdir()) == before
-    assert "\n" not in str(error.value)
-    return str(error.value)
+    started, message = printed.getvalue().splitlines()
+    assert started.startswith("converting ") and message.startswith("regcache: ")
+    assert re.search(match, message), message
+    return message
 
 
 def rewrite(folder: Path, change) -> None:
@@ -62,11 +70,15 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(folder, tmp_pa
 
 @pytest.mark.parametrize("name", ["os.system", "builtins.eval", "torch.load", "collections.Counter"])
 def test_no_function_but_those_that_make_tensors_is_found(name):
-    from regcache_jax.converters.pickles import load_tensors
-
     module, function = name.rsplit(".", 1)
     code = f"c{module}\n{function}\n(S'1'\ntR.".encode()
     with pytest.raises(UserError, match=f"asks for {name}"):
+        load_tensors(code, "file.bin")
+
+
+def test_a_pickle_that_would_fill_the_memory_is_refused():
+    code = b"}" + b"r" + struct.pack("<I", 2**31 - 1) + b"."  # notes an empty dict as number two billion
+    with pytest.raises(UserError, match="numbers an entry 2147483647; reading it would exhaust the memory"):
         load_tensors(code, "file.bin")
 
 
@@ -233,6 +245,24 @@ def test_another_kind_of_model_is_refused_with_the_kinds_that_are_known(folder, 
     refused(folder, tmp_path, "holds a 'bert'; encoders that can be converted: clip, ")
 
 
+@pytest.mark.parametrize("kind", ["NaFlex folder", "NaFlex npz", "DINOv3 folder", "DINOv3 pth"])
+def test_what_is_not_supported_yet_is_told_by_its_contents_and_refused_in_one_line(tmp_path, kind):
+    family, form = kind.split()
+    source = tmp_path / {"folder": "folder", "npz": "mine.npz", "pth": "mine.pth"}[form]
+    if form == "folder":
+        names = ["vision_model.embeddings.patch_embedding.bias", "vision_model.head.probe", "embeddings.cls_token"]
+        source.mkdir()
+        save_file({name: np.zeros((2, 2), np.float32) for name in names}, source / "model.safetensors")
+        (source / "config.json").write_text(f'{{"model_type": "{"siglip2" if family == "NaFlex" else "dinov3_vit"}"}}')
+    elif form == "npz":
+        names = ("params/img/embedding/kernel", "params/img/Transformer/encoderblock/LayerNorm_0/scale")
+        np.savez(source, **{name: np.zeros((2, 2), np.float32) for name in names})
+    else:
+        names = ("cls_token", "mask_token", "storage_tokens", "blocks.0.ls1.gamma")
+        torch.save({name: torch.zeros(2) for name in names}, source)
+    refused(source, tmp_path, f"is not supported yet: {family} ")
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -258,6 +288,19 @@ def test_an_existing_output_folder_is_refused_and_kept(folder, tmp_path):
 
 
 def test_a_tokenizer_that_is_not_there_is_refused_before_anything_is_read(folder, tmp_path):
-    with pytest.raises(UserError, match=r"--tokenizer should be a tokenizer\.json"):
+    with pytest.raises(UserError, match="--tokenizer should be a file or a folder"):
         converters.convert(folder, tmp_path / "model", tokenizer=tmp_path / "absent")
+    (tmp_path / "words.json").write_text("{}")
+    for wrong in (tmp_path / "words.json", tmp_path):
+        with pytest.raises(
+            UserError, match=r"--tokenizer should be tokenizer\.json or vocab\.json with merges\.txt or "
+        ):
+            converters.convert(folder, tmp_path / "model", tokenizer=wrong)
     assert not (tmp_path / "model").exists()
+
+
+def test_a_check_that_cannot_be_made_is_refused_before_anything_is_written(tmp_path, capsys):
+    save_file({"cls_token": np.zeros((1, 1, 4), np.float32)}, tmp_path / "dinov2.safetensors")
+    with pytest.raises(SystemExit):
+        main(["convert", str(tmp_path / "dinov2.safetensors"), "--check", "--out", str(tmp_path / "model")])
+    assert "reads Hugging Face folders" in capsys.readouterr().err and not (tmp_path / "model").exists()

@@ -1,11 +1,10 @@
 import dataclasses
-import gc
 import json
-import tracemalloc
 
 import jax
 import numpy as np
 import pytest
+from streaming import check_memory_does_not_grow
 
 import regcache_jax as rc
 from regcache_jax.encoders.encoder import Encoder, init_params
@@ -69,20 +68,7 @@ def test_a_profile_and_its_verdict_are_plain_json(profile):
 
 def test_an_inspection_keeps_no_more_of_a_long_set_than_of_a_short_one(encoder, images, monkeypatch):
     monkeypatch.setattr(inspection, "KEPT_IMAGES", 14)  # two batches
-    alive = []
-
-    def stream():
-        for _ in range(30):
-            gc.collect()
-            alive.append((sum(array.nbytes for array in jax.live_arrays()), tracemalloc.get_traced_memory()[0]))
-            yield images, np.ones(len(images), bool)
-
-    tracemalloc.start()
-    rc.inspect(encoder, stream())
-    tracemalloc.stop()
-    devices, host = np.array(alive[5:]).T
-    assert np.ptp(devices) == 0
-    assert np.ptp(host) < 25 * images.nbytes / 10  # what Python itself keeps; kept batches would be ten times that
+    check_memory_does_not_grow(lambda batches: rc.inspect(encoder, batches), images)
 
 
 def test_every_kind_of_outlier_has_its_advice():

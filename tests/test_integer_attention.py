@@ -12,8 +12,8 @@ import small_encoders as small
 
 from regcache_jax.encoders.attention import Rounding, attend, integer_logits, integer_mix
 from regcache_jax.encoders.encoder import encode, encode_image
-from regcache_jax.encoders.vision import image_features
 from regcache_jax.errors import UserError
+from regcache_jax.quantization.aqt import half_octaves
 from regcache_jax.quantization.calibration import observe
 from regcache_jax.quantization.methods.table import METHODS
 from regcache_jax.quantization.quantize import quantize
@@ -65,6 +65,47 @@ def test_logits_and_mixed_values_equal_numpys_integers(bits, measured):
     np.testing.assert_allclose(
         twice, np.einsum("bhts,bshk->bthk", p, v * steps[2]), atol=1e-4
     )  # float32 beside float64
+
+
+HALF_OCTAVES = {  # zkkli/RepQ-ViT @a160561, `LogSqrt2Quantizer.quantize` with delta 1: bits 4, bits 3
+    1.0: (1.0, 1.0),
+    0.9: (1.0, 1.0),
+    0.8: (0.7071067690849304, 0.7071067690849304),
+    0.5: (0.5, 0.5),
+    0.3: (0.3535533845424652, 0.3535533845424652),
+    0.1: (0.0883883461356163, 0.0883883461356163),
+    0.03: (0.03125, 0.0),
+    0.01: (0.011048543266952038, 0.0),
+    0.0051: (0.005524271633476019, 0.0),
+    0.002: (0.0, 0.0),
+}
+
+
+@pytest.mark.parametrize(("bits", "column"), [(4, 0), (3, 1), (8, 0)])
+def test_a_softmax_in_half_octaves_is_that_of_the_authors_code_in_two_integer_products(bits, column):
+    terms = jnp.asarray(list(HALF_OCTAVES), jnp.float32)
+    even, odd = half_octaves(terms, bits)  # of 8 bits, int8 holds the 16 levels that 4 bits have
+    assert even.dtype == odd.dtype == jnp.int8 and not (even * odd).any()
+    official = [each[column] for each in HALF_OCTAVES.values()]
+    simulated = -(np.asarray(even, np.float64) + np.asarray(odd, np.float64) * 2**-0.5) / 128
+    np.testing.assert_allclose(simulated, official, rtol=1e-6)  # float32
+    value, scale = drawn(1, 10, 1, 3), np.float32(0.02)
+    rounding = Rounding(("pv",), bits, {"value": jnp.full((1, 1, 1, 1), scale)}, False, None, half_octaves=True)
+    mixed = integer_mix(terms.reshape(1, 1, 1, 10), jnp.asarray(value), rounding)
+    expected = np.array(official) @ (integers(value[0, :, 0], scale, bits) * scale)
+    np.testing.assert_allclose(mixed[0, 0, 0], expected, rtol=1e-5, atol=1e-6)
+    slope = jax.grad(lambda value: jnp.sum(integer_mix(terms.reshape(1, 1, 1, 10), value, rounding)))(
+        jnp.asarray(value)
+    )
+    inside = np.abs(value[0, :, 0]) <= scale * 2 ** (bits - 1) - scale
+    np.testing.assert_allclose(slope[0, :, 0], np.array(official)[:, None] * inside, atol=1e-6)
+
+
+def test_half_octaves_need_an_integer_product():
+    with pytest.raises(UserError, match="add pv to the products"):
+        Scheme(softmax="log-sqrt2", products=("qk",))
+    with pytest.raises(UserError, match="uniform, log-sqrt2"):
+        Scheme(softmax="log2", products=("pv",))
 
 
 def test_a_term_of_nothing_adds_nothing():
@@ -126,9 +167,7 @@ def test_the_lowered_program_multiplies_integers_in_attention_too(activations, f
 def test_search_form_serving_form_and_padded_rows_agree():
     images = small.images(8)
     quantized = quantize(small.encoder("clip"), images, Scheme(products=BOTH), small.plan(2))
-    searched = image_features(
-        quantized.params["image"], images, quantized.spec.image, plan=quantized.plan, scheme=quantized.scheme
-    ).features
+    searched = small.search_form(quantized, images).features
     np.testing.assert_allclose(encode(quantized, images).features, searched, atol=1e-4)
     np.testing.assert_allclose(encode(quantized, images, tile=8).features, searched, atol=1e-4)
 

@@ -4,6 +4,7 @@ count, and a two-process evaluation survives being killed."""
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from killing import in_a_fresh_process
@@ -29,14 +30,17 @@ def metrics(processes, examples, *more):
 
 # a step takes 16 pictures whatever the number of processes: dynamic scales of a whole array are measured over a step
 # 37 and 36 pictures are no whole number of steps or shares; of one picture three processes have none
-for examples, scheme in ((37, "float"), (36, "tensor"), (1, "float")):
+CASES = {
+    (37, "float"): [(1, "jit", "--workers", "1"), (2, "jit"), (4, "pmap")],
+    (36, "tensor"): [(2, "pmap"), (4, "jit")],
+    (1, "float"): [(4, "pmap")],
+}
+for (examples, scheme), others in CASES.items():
     more = ("--scheme", "w8a8", "--activations", scheme) if scheme != "float" else ()
     alone = metrics(1, examples, "--batch-size", "16", *more)
-    if examples == 37:  # pictures decoded by another process
-        print(json.dumps([examples, scheme, 1, "workers", alone, metrics(1, 37, "--batch-size", "16", "--workers", "1", *more)]))
-    for processes, parallel in ((2, "jit"), (4, "pmap"), (2, "pmap"), (4, "jit"))[: 4 if examples > 1 else 2]:
-        batch = str(16 // processes)
-        found = metrics(processes, examples, "--batch-size", batch, "--parallel", parallel, *more)
+    for processes, parallel, *options in others:
+        spread = ("--batch-size", str(16 // processes), "--parallel", parallel, *options)
+        found = metrics(processes, examples, *spread, *more)
         print(json.dumps([examples, scheme, processes, parallel, alone, found]), flush=True)
 """
 
@@ -44,7 +48,7 @@ for examples, scheme in ((37, "float"), (36, "tensor"), (1, "float")):
 @pytest.mark.slow
 def test_every_number_of_processes_gives_the_counts_of_a_single_one(tmp_path):
     lines = in_a_fresh_process(SAME, tmp_path, str(bundled_model())).splitlines()
-    assert len(lines) == 11
+    assert len(lines) == 6
     for line in map(json.loads, lines):
         (seen, alone), (also, found) = line[4:]
         assert seen == also == line[0]
@@ -59,10 +63,10 @@ import json, pathlib, random, sys
 import regcache_jax.evaluation.tasks, regcache_jax.evaluation.rows, regcache_jax.cli.evaluate, grain
 from together import run_together
 
-folder, model = pathlib.Path(sys.argv[1]), sys.argv[2]
+folder, model, kills = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 
 def arguments(work):
-    options = ["--batch-size", "4", "--keep-every", "8", "--limit", "60", "--scheme", "w8a8", "--activations", "token"]
+    options = ["--batch-size", "4", "--keep-every", "8", "--limit", "60"]
     return ["evaluate", model, "--dataset", "emoji", *options, "--workdir", str(work / "kept"), "--json", str(work / "rows.json")]
 
 def outcome(work):
@@ -76,12 +80,12 @@ def start(name):
 undisturbed = start("undisturbed")
 _, events = run_together(arguments(undisturbed), 2, undisturbed / "log")
 expected, moments, killed, turn = outcome(undisturbed), random.Random(0), 0, 0
-assert len(expected[1]) == 17, sorted(expected[1])  # eight files of float rows, eight of int8 ones, the class vectors
-while killed < 20:
+assert len(expected[1]) == 9, sorted(expected[1])  # eight files of rows, and the class vectors
+while killed < kills:
     turn += 1
     work, ended = start(f"turn{turn}"), False
     while not ended:
-        kill_after = None if killed == 20 else moments.randint(1, events)
+        kill_after = None if killed == kills else moments.randint(1, events)
         ended, _ = run_together(arguments(work), 2, work / "log", kill_after, moments.uniform(0.0, 0.1))
         killed += not ended
     assert outcome(work) == expected, f"after {killed} kills {work} differs"
@@ -90,5 +94,9 @@ print(f"{killed} kills, {turn} evaluations, {events} events")
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_random_moments_two_processes_end_with_the_same_rows_and_files(tmp_path):
-    assert in_a_fresh_process(KILLED, tmp_path, str(bundled_model())).startswith("20 kills")
+def test_killed_at_random_moments_two_processes_end_with_the_same_rows_and_files(tmp_path):
+    """KILLS=20 in the environment for as many as docs/evaluation.md speaks of."""
+    kills = os.environ.get("KILLS", "4")
+    said = in_a_fresh_process(KILLED, tmp_path, str(bundled_model()), kills)
+    assert said.startswith(f"{kills} kills")
+    print(said)

@@ -12,7 +12,6 @@ import small_encoders as small
 
 from regcache_jax.encoders.blocks import NEGATIVE, SOFTMAX_LOW, dense
 from regcache_jax.encoders.encoder import encode_image
-from regcache_jax.encoders.vision import image_features
 from regcache_jax.errors import UserError
 from regcache_jax.quantization.aqt import fake_quantize
 from regcache_jax.quantization.compare import label_free_error
@@ -94,11 +93,8 @@ def test_moments_of_rounded_inputs_are_numpys(activations):
     encoder = small.encoder("dinov2").with_plan(small.plan(delete_count=2))
     scheme = Scheme(8, 4, activations)
     squares, products = erq.rounded_moments(encoder, batches(9), scheme)["fc1"][2]
-    inputs, present = image_features(
-        encoder.params["image"], small.images(), encoder.spec.image, plan=encoder.plan,
-        collect={"x": lambda trace: (trace.fc1, trace.present)},
-    ).collected["x"]  # fmt: skip
-    rows = np.asarray(inputs[2])[np.asarray(present[2])].astype(np.float64)
+    seen = small.search_form(encoder, small.images(), ("fc1", "present")).collected
+    rows = np.asarray(seen["fc1"][2])[np.asarray(seen["present"][2])].astype(np.float64)
     scale = np.abs(rows).max(axis=1, keepdims=True) / 7 if activations == "token" else np.abs(rows).max() / 7
     rounded = np.clip(np.round(rows / scale), -7, 7) * scale
     lost = rows - rounded

@@ -10,13 +10,12 @@ import small_encoders as small
 
 from regcache_jax.encoders.blocks import dense, run_blocks, segment_params
 from regcache_jax.encoders.encoder import encode_image
-from regcache_jax.encoders.vision import image_features
 from regcache_jax.errors import UserError
 from regcache_jax.quantization.kernels import quantize_kernels, round_to_nearest, site_matrix
-from regcache_jax.quantization.methods import by_block, clipping, noisyquant, rotation
+from regcache_jax.quantization.methods import by_block, clipping, folding, noisyquant, rotation
 from regcache_jax.quantization.methods.awq import importance_factors
 from regcache_jax.quantization.methods.repq_vit import reparameterization
-from regcache_jax.quantization.methods.statistics import channel_extremes, second_moments
+from regcache_jax.quantization.methods.statistics import channel_extremes, sampled_rows, second_moments
 from regcache_jax.quantization.methods.table import METHODS, methods_of
 from regcache_jax.quantization.quantize import in_batches, quantize
 from regcache_jax.quantization.scheme import SITES, Rule, Scheme
@@ -38,10 +37,7 @@ def test_a_preparing_method_leaves_the_float_encoder_and_its_registers_alone(nam
     prepared = METHODS[name].prepare(encoder, batches(), W4A6)
     before, after = encode(encoder, small.images(8)), encode(prepared, small.images(8))
     np.testing.assert_allclose(after, before, atol=1e-5)  # the same function in float32, features of unit length
-    tokens = [
-        image_features(e.params["image"], small.images(8), e.spec.image, plan=e.plan).tokens
-        for e in (encoder, prepared)
-    ]
+    tokens = [small.search_form(each, small.images(8)).tokens for each in (encoder, prepared)]
     np.testing.assert_allclose(*tokens, atol=5e-5)  # tokens are of size 5
     kernels = (e.params["image"]["blocks"]["attention"]["key"]["kernel"] for e in (encoder, prepared))
     assert not np.array_equal(*kernels)
@@ -129,6 +125,24 @@ def test_reparameterised_channels_share_one_range():
             np.testing.assert_allclose(ends.sum(axis=0), 0.0, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", [name for name in PREPARING if name != "rotation"])
+def test_a_channel_next_to_zero_is_not_enlarged_beyond_a_step(name):
+    encoder = small.encoder("siglip")
+    norm = encoder.params["image"]["blocks"]["norm1"]
+    norm |= {leaf: norm[leaf].at[:, 5].multiply(1e-6) for leaf in norm}
+    prepared = METHODS[name].prepare(encoder, batches(), Scheme(4, 4, "token"))
+    enlarged = np.asarray(prepared.params["image"]["blocks"]["norm1"]["scale"] / norm["scale"])
+    # a channel counts for a seventh of the median one at least; weights differ by less than 5. Unbounded: 1e4 and more
+    assert (enlarged[:, 5] < 7 * 5 * np.median(enlarged, axis=1)).all()
+    np.testing.assert_allclose(folding.at_least_a_step(jnp.array([0.0, 7.0, 14.0, 0.5, 70.0]), 4), [1, 7, 14, 1, 70])
+
+
+def test_sampled_tokens_stand_everywhere_in_an_image():
+    rows = sampled_rows(64 * 64)  # an even stride of 8 would see 8 of the 64 positions
+    assert len(np.unique(rows)) == 512 and len(np.unique(rows % 64)) > 60
+    np.testing.assert_array_equal(sampled_rows(100), np.arange(100))
+
+
 def test_rotations_are_orthogonal_and_keep_means():
     matrix = rotation.rotation_that_keeps_means(12, np.random.default_rng(0))
     np.testing.assert_allclose(matrix @ matrix.T, np.eye(12), atol=1e-12)
@@ -139,9 +153,7 @@ def test_rotations_are_orthogonal_and_keep_means():
 def test_channel_extremes_see_every_token_that_is_there():
     encoder = small.encoder("dinov2")
     found = channel_extremes(encoder, batches())
-    inputs = image_features(
-        encoder.params["image"], small.images(), encoder.spec.image, collect={"fc2": lambda trace: trace.fc2}
-    ).collected["fc2"]
+    inputs = small.search_form(encoder, small.images(), ("fc2",)).collected["fc2"]
     np.testing.assert_allclose(found["fc2"][:, 0], np.asarray(inputs).min(axis=(1, 2)), atol=1e-5)
     np.testing.assert_allclose(found["fc2"][:, 1], np.asarray(inputs).max(axis=(1, 2)), atol=1e-5)
 
@@ -154,10 +166,8 @@ def test_bias_correction_brings_the_mean_of_a_product_back(family):
     corrected = quantize(encoder, images, Scheme(4, 4, method="bias_correction"))
     block, means = 0, []
     for each in (encoder, plain, corrected):
-        trace = image_features(
-            each.params["image"], images, each.spec.image, scheme=each.scheme, collect={"key": lambda trace: trace.key}
-        ).collected["key"][block]
-        means.append(np.asarray(trace).mean(axis=(0, 1)))
+        keys = small.search_form(each, images, ("key",)).collected["key"][block]
+        means.append(np.asarray(keys).mean(axis=(0, 1)))
     # block 0 gets the same inputs in float and quantised, so its keys' means must agree to rounding
     np.testing.assert_allclose(means[2], means[0], atol=2e-5)
     assert np.abs(means[1] - means[0]).max() > 1e-3

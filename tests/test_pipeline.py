@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -97,18 +95,6 @@ def test_a_damaged_stage_record_is_redone_and_never_believed(finished, tmp_path)
     recorder = Recorder()
     assert pipeline.run(small_config(), tmp_path / "run", recorder) == finished[1]
     assert recorder.ran == ["evaluate_w8a8_plain"]
-
-
-@pytest.mark.slow
-def test_a_killed_run_goes_on_and_ends_with_the_same_rows(finished, tmp_path):
-    command = [sys.executable, "-m", "regcache_jax.cli", "run", "--config", "demo", "--workdir", str(tmp_path), *SMALL]
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    for seconds in (9, 16):
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(seconds)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert pipeline.run(small_config(), tmp_path) == finished[1]
 
 
 @pytest.mark.slow

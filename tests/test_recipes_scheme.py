@@ -124,9 +124,10 @@ SCHEMES = {
     "rotation": Scheme(method="rotation"),
     "ptq4vit": Scheme(method="ptq4vit", products=("qk", "pv")),
     "products": Scheme(6, 6, products=("qk", "pv"), symmetric=False),
+    "half octaves": Scheme(4, 4, products=("qk", "pv"), softmax="log-sqrt2"),
 }
-FLOATS = {"rotation": 6, "rules": 9, "ptq4vit": 2, "products": 2}
-INTEGERS = {"rules": 17, "ptq4vit": 6 + 1 + 1 + 2, "products": 6 + 2}
+FLOATS = {"rotation": 6, "rules": 9, "ptq4vit": 2, "products": 2, "half octaves": 2}
+INTEGERS = {"rules": 17, "ptq4vit": 6 + 1 + 1 + 2, "products": 6 + 2, "half octaves": 6 + 3}
 
 
 @pytest.mark.slow
@@ -206,6 +207,12 @@ def test_folded_biases_and_offsets_stay_float32_in_a_bfloat16_encoder():
     assert blocks["mlp"]["fc2"]["bias"].dtype == blocks["input_offset"]["fc2"].dtype == jnp.float32
     assert blocks["norm1"]["scale"].dtype == jnp.bfloat16
     assert np.isfinite(np.asarray(encode(quantized, small.images(2)), np.float32)).all()
+
+
+def test_schemes_that_run_alike_share_a_program():
+    found_differently = Scheme(4, 6, method="smoothquant+erq", symmetric=False, estimator="mse")
+    assert found_differently.running == Scheme(8, 6)
+    assert Scheme(8, 6).running != Scheme(8, 4).running != Scheme(8, 4, "token").running
 
 
 def test_a_method_name_is_part_of_the_scheme():

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from etils import epath
 from PIL import Image
-from small_encoders import encoder
+from small import SPECS
 
 from regcache_jax.data import open_dataset
+from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.errors import UserError
 from regcache_jax.evaluation.loop import Watch
 from regcache_jax.evaluation.rows import Setting, encode_dataset
@@ -23,7 +24,10 @@ def corner(encoder, images):
 
 @pytest.fixture(scope="module")
 def small():
-    return encoder("no biases")
+    """An encoder of which only some parameters are there: those that `corner` takes, and one that it does not."""
+    position = np.random.default_rng(0).normal(size=(16, 32)).astype(np.float32)
+    norm = {"scale": np.ones(32, np.float32), "bias": np.zeros(32, np.float32)}
+    return Encoder({"image": {"position_embedding": position, "final_norm": norm}}, spec=SPECS["mean"])
 
 
 def run(small, dataset, setting, **more):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import pathlib
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 from sklearn.metrics import accuracy_score, recall_score
 
@@ -152,6 +156,26 @@ def test_unreadable_pictures_end_an_evaluation_unless_they_may_be_missing(capsys
         assert row["quantization"]["examples"] == 6 and "99.png" in row["quantization"]["missing"][0]
     finally:
         torn.unlink()
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_an_evaluation_with_one_message_and_nothing_half_written(
+    capsys, folder, tmp_path, monkeypatch
+):
+    """The first file that it writes, of rows, finds the disk full in its middle."""
+    whole = pathlib.Path.write_bytes
+
+    def write(path, content):
+        whole(path, content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(pathlib.Path, "write_bytes", write)
+    monkeypatch.setattr(type(epath.Path(tmp_path)), "write_bytes", write)
+    status, err, row = evaluate(capsys, folder, "--split", "test", "--task", "zeroshot_retrieval", "--workdir", str(tmp_path / "work"),
+                                "--captions", str(folder / "captions.json"))  # fmt: skip
+    last = err.splitlines()[-1]
+    assert status == 1 and row is None and last.startswith("regcache: No space left on device: ") and "rows" in last
+    assert [path for path in (tmp_path / "work").rglob("*") if path.is_file()] == []
 
 
 def test_a_micro_batch_is_a_number_or_auto(capsys, folder):

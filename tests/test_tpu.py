@@ -6,12 +6,14 @@ import dataclasses
 
 import jax
 import pytest
+import small_encoders as small
 
 from regcache_jax import tpu
 from regcache_jax.encoders import catalog
 from regcache_jax.encoders.parameters import count_parameters, image_table
 from regcache_jax.encoders.spec import ImageSpec
 from regcache_jax.errors import UserError
+from regcache_jax.quantization.quantize import quantize
 from regcache_jax.quantization.scheme import Scheme
 from regcache_jax.registers.plan import Schedule
 
@@ -97,6 +99,20 @@ def test_default_plans_leave_whole_tiles_with_the_register_in_the_last():
     assert tpu.default_schedule(large, "int8+registers+deletion") == Schedule(6, 24, 6, 2)  # 257 - 2 + 1 = 256
     assert tpu.default_schedule(base, "int8") == Schedule(0, 0, 0, 0)
     assert isinstance(base, ImageSpec)
+
+
+@pytest.mark.slow
+def test_what_an_encoder_costs_is_asked_of_the_compiler_once_for_all_that_run_alike(monkeypatch):
+    asked, ask = [], tpu._ask
+    monkeypatch.setattr(tpu, "_ask", lambda topology, request: asked.append(request) or ask(topology, request))
+    encoder, images = small.encoder("clip"), small.images(8)
+    plain = tpu.encoder_cycles(quantize(encoder, images, Scheme()))
+    again = tpu.encoder_cycles(quantize(encoder, images, Scheme(estimator="mse")))
+    by_token = tpu.encoder_cycles(quantize(encoder, None, Scheme(activations="token"), small.plan(2)))
+    assert plain == again and len(asked) == 2
+    assert by_token > 1.05 * plain  # scales that are measured; registers
+    with pytest.raises(UserError, match="topology must be of v4"):
+        tpu.encoder_cycles(encoder, "h100")
 
 
 def test_unknown_topologies_programs_and_encoders_are_refused():

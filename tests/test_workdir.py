@@ -21,6 +21,8 @@ from regcache_jax.evaluation import results
 from regcache_jax.observer import Observer
 from regcache_jax.registers.plan import make_plan
 from regcache_jax.registers.plan_file import load_plan, save_plan
+from regcache_jax.registers.space import Numbers
+from regcache_jax.registers.table import TrialTable
 from regcache_jax.workdir import Workdir, digest_of, listing, read_array, write_array
 
 
@@ -137,6 +139,9 @@ class Bucket(MemoryFileSystem):
     def __init__(self, *arguments, finalize_on_close=None, **more):
         super().__init__(*arguments, **more)
 
+    def open(self, path, mode="rb", **more):
+        return super().open(path, mode.replace("a", "w"), **more)  # gcsfs overwrites where it is asked to append
+
     @classmethod
     def _strip_protocol(cls, path):
         bare = path.removeprefix("gs://").removeprefix("gcs://").strip("/")
@@ -181,6 +186,15 @@ def test_datasets_plans_results_and_lists_of_words_may_lie_on_gs(bucket):
     save_plan(root / "plan.safetensors", plan, {"scheme": "w8a8"})
     stored, metadata = load_plan(root / "plan.safetensors")
     assert metadata["scheme"] == "w8a8" and int(stored.start) == 1
+
+
+def test_a_search_whose_table_lies_on_gs_goes_on(bucket):
+    points = [Numbers(start, 4, 1.0, 2, 0, 1) for start in range(3)]
+    table = TrialTable(f"{bucket}/plans/trials.jsonl", "one search")
+    for number, point in enumerate(points):
+        table.add(point, 1, float(number), 10)
+    again = TrialTable(f"{bucket}/plans/trials.jsonl", "one search")
+    assert again.rows == table.rows and [again.find(point, 1) for point in points] == [0.0, 1.0, 2.0]
 
 
 def test_orbax_is_given_addresses_as_they_are_and_folders_as_absolute_paths(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from regcache_jax.cli.options import data_options, read_data, read_images, read_plan, recipes_of
+from regcache_jax.cli.options import cost_of, cost_option, data_options, read_data, read_images, read_plan, recipes_of
 from regcache_jax.cli.screen import digits, print_table, progress, say
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def accuracy_of(model: Model, data: Dataset) -> Callable[[np.ndarray], Mapping[s
     "--registers", type=click.Path(dir_okay=False), help="This plan for all bits, instead of searching for some."
 )
 @click.option("--no-registers", is_flag=True, help="Compare without registers only.")
+@cost_option
 @click.option(
     "--out", required=True, type=click.Path(file_okay=False), help="Folder; a comparison that was killed goes on in it."
 )
@@ -75,6 +76,7 @@ def compare(
     calibration: int,
     registers: str | None,
     no_registers: bool,
+    cost_name: str | None,
     out: str,
 ) -> None:
     """Compare recipes at 8, 6 and 4 bits, with and without registers.
@@ -92,6 +94,7 @@ def compare(
     for each in wanted:
         for recipe in recipes:
             scheme_of(recipe, each)
+    price, unit = cost_of(cost_name or "model")
     if not wanted or not recipes:
         raise UserError("--bits and --methods must each name something")
     if registers is not None and no_registers:
@@ -118,21 +121,23 @@ def compare(
 
         entries = grid.compare(
             loaded.encoder, drawn, pictures, out,
-            recipes=recipes, bits=wanted, plans=plans, evaluate=evaluate, progress=report,
+            recipes=recipes, bits=wanted, plans=plans, evaluate=evaluate, cost_of=price, cost_unit=unit, progress=report,
         )  # fmt: skip
     float_metrics = {} if evaluate is None else evaluate(reference)
-    written = grid.write_tables(entries, out, loaded.encoder, dataset=data.name, float_metrics=float_metrics)
+    written = grid.write_tables(
+        entries, out, loaded.encoder, dataset=data.name, float_metrics=float_metrics, cost_unit=unit
+    )
     columns = ("bits", "recipe", "registers", "error", "cost", "acc1", "note")
     front = {id(entry) for each in wanted for entry in grid.pareto([e for e in entries if e.bits == each])}
     rows = [
         (
             entry.bits, entry.recipe, "yes" if entry.registers else "no", digits(entry.error), digits(entry.cost),
-            entry.metrics.get("acc1"), entry.fault or ("*" if id(entry) in front else ""),
+            entry.metrics.get("acc1"), entry.fault or entry.note or ("*" if id(entry) in front else ""),
         )
         for entry in entries
     ]  # fmt: skip
     print_table(f"{loaded.encoder.spec.name} on {data.name} ({data.split}, n = {len(data)})", columns, rows)
-    say("* nothing is better in both error and cost")
+    say(f"* nothing is better in both error and cost ({unit})")
     if float_metrics:
         say(f"float: acc1 {float_metrics['acc1']:.3f}")
     say(f"{', '.join(Path(path).name for path in written)} -> {out}")

@@ -17,21 +17,40 @@ def models(json_file: str | None) -> None:
     """List the encoders that are known by name."""
     from regcache_jax.encoders.catalog import ROWS
 
-    columns = ("family", "name", "open_clip", "image M", "text M", "px", "tokens", "published", "note")
-    rows = []
+    columns = ("name", "open_clip", "parameters (M)", "px", "tokens", "published")
+    shown, told = [], []
     for row in ROWS:
-        image = None if row.spec is None else row.spec.image
-        sizes = (None, None) if image is None else (image.image_size, image.num_tokens)
         open_clip = None if row.open_clip is None else ",".join(row.open_clip)
-        parameters = (row.image_parameters, row.text_parameters)
-        rows.append((row.family, row.huggingface, open_clip, *parameters, *sizes, row.published, row.reason or None))
-    print_table("Encoders", columns, rows)
-    write_json(json_file, [dict(zip(columns, row, strict=True)) for row in rows])
+        counts = [f"{count:.1f}" for count in (row.image_parameters, row.text_parameters) if count is not None]
+        image = None if row.spec is None else row.spec.image
+        sizes = (None, "not yet") if image is None else (image.image_size, str(image.num_tokens))
+        published = None if row.published is None else f"{row.published:.1f}"
+        shown.append((row.huggingface, open_clip, " + ".join(counts) or None, *sizes, published))
+        told.append(
+            {
+                "family": row.family,
+                "name": row.huggingface,
+                "names": row.names,
+                "image_parameters": row.image_parameters,
+                "text_parameters": row.text_parameters,
+                "image_size": sizes[0],
+                "tokens": None if image is None else image.num_tokens,
+                "published": row.published,
+                "not_supported": row.reason or None,
+            }
+        )
+    print_table(
+        "Encoders: image + text parameters; published zero-shot (DINOv2: k-NN) top-1 on ImageNet", columns, shown
+    )
+    for reason in dict.fromkeys(row.reason for row in ROWS if row.reason):
+        click.echo(f"not yet: {reason}", err=True)
+    write_json(json_file, told)
 
 
 @click.command()
 @click.argument("source")
 @click.option("--out", required=True, type=click.Path(), help="Model folder to write; must not exist.")
+@click.option("--to", help="SOURCE is a model folder: write it as one file in another library's layout.")
 @click.option("--name", help="Name in the catalog, where the source does not say what it is.")
 @click.option(
     "--tokenizer", type=click.Path(path_type=Path), help="Tokenizer file or folder, where the source has none."
@@ -56,6 +75,7 @@ def models(json_file: str | None) -> None:
 def convert(
     source: str,
     out: str,
+    to: str | None,
     name: str | None,
     tokenizer: Path | None,
     dtype: str,
@@ -70,9 +90,15 @@ def convert(
 
     SOURCE is a Hugging Face id or folder, a .safetensors, .bin, .pt, .pth or .npz file (big_vision, also FILE:img), or
     open_clip:NAME,TAG. Nothing in a checkpoint is executed.
+
+    With --to LAYOUT the way back: SOURCE is a model folder, and a .npz ("big_vision", "big_vision scanned") or .safetensors
+    file is written.
     """
     from regcache_jax import checkpoints, converters
 
+    if to is not None:
+        say(f"{source} -> {converters.write(checkpoints.load(source), to, out)}")
+        return
     if check:
         converters.find_reference(source)  # fails before anything is written
     with progress(f"converting {source}"):

@@ -156,7 +156,8 @@ def evaluate(
     scheme, protocol = read_scheme(scheme_name, activations, weights), PROTOCOLS[protocol_name]
     prompts = protocol.prompts(data, classnames, templates) if task == "zeroshot_classification" else None
     dumped = {} if prompts is None else prompts.dump(dump_classnames, dump_templates)
-    setting = Setting(batch_size, parallel, micro_batch, workers, allow_missing, workdir, keep_every)
+    kept = max(1, keep_every // 64) if task == "dense" else keep_every  # a picture has a hundred patches and more
+    setting = Setting(batch_size, parallel, micro_batch, workers, allow_missing, workdir, kept)
     options, cache = Options(neighbours, temperature, features, recall_at), Cache(workdir)
     rows: list[Row] = []
     reference: Measured | None = None
@@ -193,7 +194,7 @@ def evaluate(
         found, made_of = measure(encoder, reference)
         missing = {}
         if made_of.missing:
-            tell(f"{len(made_of.missing)} pictures could not be read and are left out: {'; '.join(made_of.missing)}")
+            tell(f"unreadable and left out ({len(made_of.missing)}): {'; '.join(made_of.missing)}")
             missing = {"missing": made_of.missing}
         row = results.row(
             dataset=data.name,
@@ -287,7 +288,10 @@ def embed(
     data = read_data("folder", images, None, None, "test")
     text_features = None
     if texts is not None:
-        lines = [line for line in Path(texts).read_text().splitlines() if line.strip()]
+        try:
+            lines = [line for line in Path(texts).read_text(encoding="utf-8").splitlines() if line.strip()]
+        except UnicodeDecodeError as error:
+            raise UserError(f"{texts} is not text in UTF-8: {error}") from None
         text_features = embed_texts(loaded, lines)
     with progress(f"embedding {len(data)} pictures", len(data)) as update:
         found = embed_pictures(loaded, data, batch_size, strict=strict, parallel=parallel, progress=update)

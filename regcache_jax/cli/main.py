@@ -20,6 +20,8 @@ COMMANDS = {
     "convert": "convert",
     "inspect": "registers",
     "search": "registers",
+    "calibrate": "calibrate",
+    "calibration": "calibrate",
     "quantize": "quantize",
     "compare": "compare",
     "evaluate": "evaluate",

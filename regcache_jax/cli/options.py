@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -31,11 +32,15 @@ def stacked(*decorators: Callable[[Command], Command]) -> Callable[[Command], Co
     return decorate
 
 
-def data_options(split: str, limit: int | None) -> Callable[[Command], Command]:
+def data_options(split: str, limit: int | None, required: bool = True) -> Callable[[Command], Command]:
     """`--dataset` and its companions, with a command's own defaults."""
     return stacked(
-        click.option("--dataset", required=True, help="emoji (bundled), folder, dummy, a TFDS or CLIP_benchmark name."),
-        click.option("--data-dir", help="Folder of pictures (folder), or where TFDS keeps its data."),
+        click.option(
+            "--dataset",
+            required=required,
+            help="emoji (bundled), folder, wds/NAME (shards), dummy, a TFDS or CLIP_benchmark name.",
+        ),
+        click.option("--data-dir", help="Folder of pictures or shards, or where TFDS keeps its data."),
         click.option("--split", help=f"Split of the dataset; {split} by default."),
         click.option(
             "--limit",
@@ -124,7 +129,7 @@ def loop_options() -> Callable[[Command], Command]:
             type=MicroBatch(),
             default="auto",
             show_default=True,
-            help="Pictures a device works on at a time; auto: on a TPU as many as its on-chip memory holds, else its share.",
+            help="Pictures a device works on at a time; auto: what is cheapest by a TPU's compiler, what fits a CPU's cache.",
         ),
         click.option(
             "--workers",
@@ -218,6 +223,26 @@ def read_plan(path: str | None, model: Model) -> RegisterPlan | None:
     plan, metadata = load_plan(path)
     check_plan(path, metadata, model.encoder)
     return plan
+
+
+cost_option = click.option(
+    "--cost",
+    "cost_name",
+    help="What costs are: `model`, or a TPU (v5e:2x2, say), whose compiler is asked (extra `tpu`).",
+)
+
+
+def cost_of(name: str) -> tuple[Callable[[Any], float], str]:
+    """What gives an encoder's cost, and its unit. Raises UserError for what is neither `model` nor a TPU that can be asked about."""
+    if name == "model":
+        from regcache_jax.quantization.compare import COST_UNIT
+        from regcache_jax.quantization.cost import cost
+
+        return cost, COST_UNIT
+    from regcache_jax.tpu import check_topology, encoder_cycles
+
+    check_topology(name)
+    return functools.partial(encoder_cycles, topology=name), f"{name} cycles an image, by the TPU compiler"
 
 
 def recipes_of(text: str | None) -> tuple[str, ...]:

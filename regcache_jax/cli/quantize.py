@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
 
 from regcache_jax.cli.options import (
+    cost_of,
+    cost_option,
     data_options,
     json_option,
     read_data,
@@ -25,12 +29,12 @@ if TYPE_CHECKING:
     from regcache_jax.encoders.encoder import Encoder
     from regcache_jax.quantization.auto import AutoConfig
     from regcache_jax.quantization.compare import Entry
-    from regcache_jax.quantization.scheme import Estimator
+    from regcache_jax.quantization.scheme import Estimator, Softmax
 
 
 @click.command()
 @click.argument("model", type=click.Path())
-@data_options("train", 512)
+@data_options("train", 512, required=False)
 @scheme_options()
 @click.option("--registers", type=click.Path(dir_okay=False), help="Register plan from `regcache search`.")
 @click.option("--method", default="rtn", show_default=True, help="Methods joined by +, such as smoothquant+gptq.")
@@ -42,8 +46,15 @@ if TYPE_CHECKING:
     show_default=True,
     help="How a static range is taken from what calibration saw.",
 )
+@click.option(
+    "--calibration",
+    "calibration_file",
+    type=click.Path(dir_okay=False),
+    help="Take the scales from this file of `regcache calibrate`; no pictures are needed then.",
+)
 @click.option("--keep-float", type=click.IntRange(0), default=0, help="Leave so many most sensitive sites in float.")
 @click.option("--integer-attention", is_flag=True, help="Integer q k^T and p v too.")
+@click.option("--log-softmax", is_flag=True, help="Softmax in half octaves (RepQ-ViT); with --integer-attention.")
 @click.option("--integer-head", is_flag=True, help="Integer attention pooling too (SigLIP).")
 @click.option(
     "--texts", type=click.Path(dir_okay=False), help="Quantise the text tower too, calibrated on these lines."
@@ -52,6 +63,7 @@ if TYPE_CHECKING:
 @click.option("--recipes", help="auto: what to try, with commas, or all; by default what is quick.")
 @click.option("--no-registers", is_flag=True, help="auto: do not search for registers.")
 @click.option("--static-only", is_flag=True, help="auto: no scales that are measured while running.")
+@cost_option
 @click.option("--max-cost", type=click.FloatRange(1), help="auto: at most so many times the cheapest recipe's cost.")
 @click.option(
     "--work", type=click.Path(file_okay=False), help="auto: folder of its table; a run that was killed goes on in it."
@@ -60,7 +72,7 @@ if TYPE_CHECKING:
 @json_option
 def quantize(
     model: str,
-    dataset: str,
+    dataset: str | None,
     data_dir: str | None,
     split: str | None,
     limit: int | None,
@@ -72,14 +84,17 @@ def quantize(
     method: str,
     asymmetric: bool,
     estimator: Estimator,
+    calibration_file: str | None,
     keep_float: int,
     integer_attention: bool,
+    log_softmax: bool,
     integer_head: bool,
     texts: str | None,
     choose: bool,
     recipes: str | None,
     no_registers: bool,
     static_only: bool,
+    cost_name: str | None,
     max_cost: float | None,
     work: str | None,
     out: str,
@@ -95,52 +110,71 @@ def quantize(
     from regcache_jax import checkpoints
     from regcache_jax.errors import UserError
     from regcache_jax.quantization.auto import AutoConfig
+    from regcache_jax.quantization.calibration import Calibration
     from regcache_jax.quantization.methods.table import methods_of
     from regcache_jax.quantization.quantize import quantize as run_quantize
     from regcache_jax.quantization.scheme import most_sensitive
     from regcache_jax.registers.sensitivity import sensitivity
 
+    if dataset is None and calibration_file is None:
+        raise click.UsageError("Missing option '--dataset' (or '--calibration').")
+    if dataset is None and keep_float:
+        raise click.UsageError("--keep-float measures on pictures; give --dataset as well")
     scheme = read_scheme(scheme_name, activations, weights)
     if scheme is None:
         raise UserError("scheme float quantises nothing; give w8a8, w6a6, w4a4 or the like")
     if choose and work is None:
         raise click.UsageError("--auto needs --work DIR, where its table is kept")
-    if not choose and (no_registers or static_only or (recipes, max_cost, work) != (None, None, None)):
-        raise click.UsageError("--recipes, --no-registers, --static-only, --max-cost and --work go with --auto")
+    if not choose and (no_registers or static_only or (recipes, cost_name, max_cost, work) != (None,) * 4):
+        raise click.UsageError("--recipes, --no-registers, --static-only, --cost, --max-cost and --work go with --auto")
     also = (("head",) if integer_head else ()) + (("text",) if texts is not None else ())
     products = ("qk", "pv") if integer_attention else ()
+    if log_softmax and not integer_attention:
+        raise click.UsageError("--log-softmax goes with --integer-attention")
+    softmax: Softmax = "log-sqrt2" if log_softmax else "uniform"
     asked = dataclasses.replace(
-        scheme, method=method, symmetric=not asymmetric, estimator=estimator, products=products, also=also
+        scheme,
+        method=method,
+        symmetric=not asymmetric,
+        estimator=estimator,
+        products=products,
+        softmax=softmax,
+        also=also,
     )
-    if choose and (registers is not None or keep_float or asked != scheme):
+    if choose and (registers is not None or calibration_file is not None or keep_float or asked != scheme):
         raise click.UsageError("--auto chooses the recipe and registers by itself; --scheme gives the bits")
     scheme = asked
+    costs = cost_of(cost_name or ("v5e:2x2" if importlib.util.find_spec("libtpu") else "model"))
     methods_of(method)
     if epath.Path(out).exists():
         raise UserError(f"{out} exists already; choose another folder or remove it first")
     loaded = checkpoints.load(model)
     plan = read_plan(registers, loaded)
-    data = read_data(dataset, data_dir, split, limit, "train")
-    images = read_images(loaded, data)
+    kept = None if calibration_file is None else Calibration.load(calibration_file)
+    if kept is not None:
+        kept.check(loaded.encoder if plan is None else loaded.encoder.with_plan(plan))
+    data = None if dataset is None else read_data(dataset, data_dir, split, limit, "train")
+    images = None if data is None else read_images(loaded, data)
     chosen = None
     if choose:
-        assert work is not None
+        assert work is not None and images is not None
         config = AutoConfig(
             (scheme.name,), recipes_of(recipes), max_cost=max_cost, static_only=static_only, registers=not no_registers
         )
-        encoder, chosen = _auto(loaded.encoder, images, work, config)
+        encoder, chosen = _auto(loaded.encoder, images, work, config, costs)
         plan, scheme = encoder.plan, encoder.scheme
         assert scheme is not None
     else:
         with progress(f"quantising to {scheme.name}"):
-            if keep_float:
+            if keep_float and images is not None:
                 errors = sensitivity(loaded.encoder, images[:64], scheme)
                 scheme = scheme.keep_in_float(most_sensitive(errors, keep_float))
             ids = None if texts is None else loaded.tokenize(read_texts(texts))
-            encoder = run_quantize(loaded.encoder, images, scheme, plan, texts=ids)
+            encoder = run_quantize(loaded.encoder, images, scheme, plan, kept, texts=ids)
+    pictures = None if data is None else {"dataset": data.name, "split": data.split, "images": len(data)}
     made_from = {
         "source": str(model),
-        "calibration": {"dataset": data.name, "split": data.split, "images": len(data)},
+        "calibration": calibration_file or pictures,
         "registers": registers,
         "auto": chosen,
     }
@@ -152,7 +186,9 @@ def quantize(
     write_json(json_file, {**made_from, "scheme": scheme.to_json()})
 
 
-def _auto(encoder: Encoder, images: np.ndarray, work: str, config: AutoConfig) -> tuple[Encoder, str]:
+def _auto(
+    encoder: Encoder, images: np.ndarray, work: str, config: AutoConfig, costs: tuple[Callable[[Encoder], float], str]
+) -> tuple[Encoder, str]:
     """The encoder that `auto` chooses and the name of its entry; prints the table."""
     from regcache_jax.quantization.auto import auto
 
@@ -161,9 +197,9 @@ def _auto(encoder: Encoder, images: np.ndarray, work: str, config: AutoConfig) -
         def report(number: int, total: int, entry: Entry) -> None:
             update(1, total=total, note=entry.name)
 
-        result = auto(encoder, images, work, config, progress=report)
-    rows = [(entry.name, digits(entry.error), digits(entry.cost), entry.fault) for entry in result.entries]
-    print_table("Recipes, the best first", ("recipe", "error", "cost", "note"), rows)
+        result = auto(encoder, images, work, config, cost_of=costs[0], cost_unit=costs[1], progress=report)
+    rows = [(e.name, digits(e.error), digits(e.cost), e.fault or e.note) for e in result.entries]
+    print_table(f"Recipes, the best first; cost: {costs[1]}", ("recipe", "error", "cost", "note"), rows)
     say(f"chosen: {result.chosen.name}")
     return result.encoder, result.chosen.name
 

@@ -14,8 +14,9 @@ from typing import Any, Protocol
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from regcache_jax.distributed import is_first
 
@@ -60,10 +61,19 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
         numeric = all(isinstance(row[index], int | float) or row[index] is None for row in rows)
-        table.add_column(column, justify="right" if numeric else "left")
+        words = column.replace("_", " ")  # so that it may wrap; a cut name is no name
+        table.add_column(words, justify="right" if numeric else "left", overflow="fold")
     for row in texts:
         table.add_row(*row)
     Console().print(table)
+
+
+class Steps(MofNCompleteColumn):
+    """How many of how many; seconds so far where nobody knows how many there will be."""
+
+    def render(self, task: Task) -> Text:
+        """The column's text for one bar."""
+        return super().render(task) if task.total is not None else Text(f"{task.elapsed or 0:.0f} s")
 
 
 @contextlib.contextmanager
@@ -74,7 +84,7 @@ def progress(label: str, total: int | None = None) -> Iterator[Update]:
         return
     if sys.stderr.isatty():
         note = TextColumn("{task.fields[note]}")
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note)
+        columns = (TextColumn("{task.description}"), BarColumn(), Steps(), TimeRemainingColumn(), note)
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(label, total=total, note="")
 

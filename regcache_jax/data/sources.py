@@ -7,7 +7,6 @@ TensorFlow, whether it was prepared as ArrayRecord or as classic TFRecord files.
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from regcache_jax.data import emoji
 from regcache_jax.data.annotations import json_captions
 from regcache_jax.data.shards import TfrecordSource, read, tar_index
 from regcache_jax.errors import UserError
-from regcache_jax.paths import files_below
+from regcache_jax.paths import files_below, size_and_time
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 
@@ -77,7 +76,7 @@ class Dataset:
 
     def identity(self) -> list[Any]:
         """What tells this dataset from others, in JSON: name, split, length, and of its files name, size and time."""
-        return [self.name, self.split, len(self), [_identity(file) for file in self._files]]
+        return [self.name, self.split, len(self), [[str(file), *size_and_time(file)] for file in self._files]]
 
     def chosen(self, places: Sequence[int]) -> Dataset:
         """Only the examples at some places, in that order."""
@@ -92,14 +91,6 @@ class Dataset:
             self.name, self.split, len(self), lambda index: annotate(self[index]),
             self.classnames, self.templates, (*self._files, *files),
         )  # fmt: skip
-
-
-def _identity(file: epath.Path) -> list[Any]:
-    if "://" in str(file):
-        stat = file.stat()
-        return [str(file), stat.length, stat.mtime]
-    local = os.stat(file)  # which knows the time more exactly
-    return [str(file), local.st_size, local.st_mtime_ns]
 
 
 def open_dataset(name: str, data_dir: str | None = None, split: str | None = None, limit: int | None = None) -> Dataset:
@@ -254,7 +245,13 @@ def _tfds(name: str, data_dir: str | None, split: str | None) -> Dataset:
     if builder.info.file_format == tfds.core.FileFormat.TFRECORD:
         source = TfrecordSource(instructions, lambda record: features.deserialize_example_np(record, decoders=decoders))
     else:
-        source = builder.as_data_source(split=split, decoders=decoders)
+        try:
+            source = builder.as_data_source(split=split, decoders=decoders)
+        except NotImplementedError:
+            raise UserError(
+                f"{asked} in {builder.data_dir} is stored as {builder.info.file_format.value}, which has no random access; prepare it "
+                f"again with `tfds build {asked} --file_format=array_record`"
+            ) from None
     classnames = getattr(features["label"], "names", None) if "label" in features else None
 
     def get(index: int) -> Example:
@@ -264,4 +261,5 @@ def _tfds(name: str, data_dir: str | None, split: str | None) -> Dataset:
         texts = tuple(text.decode() if isinstance(text, bytes) else str(text) for text in captions)
         return Example(row["image"], label, f"{asked}/{split}/{index}", texts, row.get("segmentation_mask"))
 
-    return Dataset(name, split, len(source), get, classnames)
+    files = [epath.Path(part.filename) for part in instructions]
+    return Dataset(name, split, len(source), get, classnames, files=files)

@@ -13,14 +13,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from regcache_jax.quantization.aqt import fake_quantize, largest_integer, quantized_matmul, shared_scale
+from regcache_jax.quantization.aqt import (
+    fake_quantize,
+    largest_integer,
+    logarithmic_matmul,
+    quantized_matmul,
+    shared_scale,
+)
 from regcache_jax.registers.plan import BlockRegister
 
 
 class Rounding(NamedTuple):
     """How attention's own products are integer: which (`qk`, `pv`), of how many bits, the calibrated scale of query, key and
-    value (a name that is absent: measured as it passes), the scale of softmax's lower range where it has two, and the mapped
-    axis over whose devices a scale measured for a whole array is shared (None: none)."""
+    value (a name that is absent: measured as it passes), the scale of softmax's lower range where it has two, the mapped axis
+    over whose devices a scale measured for a whole array is shared (None: none), and whether softmax is rounded to half octaves."""
 
     products: tuple[str, ...]
     bits: int
@@ -28,6 +34,7 @@ class Rounding(NamedTuple):
     per_token: bool
     low: Float[Array, ""] | None
     shared_over: str | None = None
+    half_octaves: bool = False
 
     def scale(self, site: str, array: Float[Array, "B H P Q"]) -> Float[Array, "1 1 1 1"] | None:
         """The scale of `query`, `key` or `value`; None: measured where the array is rounded."""
@@ -115,14 +122,17 @@ def integer_mix(
     """Values weighted by `terms` between 0 and 1 (softmax before its division, so that the largest is 1), both as integers.
 
     One range: all integers for 0..1, by a zero point in the middle. Two (PTQ4ViT): terms below the end of the lower
-    range in small steps, the others in steps of the whole; each its own integer product."""
+    range in small steps, the others in steps of the whole; each its own integer product. Half octaves (RepQ-ViT): powers of
+    the square root of two, even and odd ones each their own integer product."""
     columns, largest = jnp.swapaxes(value, 1, 2), float(largest_integer(rounding.bits))
     scale = rounding.scale("value", columns)
 
     def product(rows: Float[Array, "B H T S"], step: Float[Array, ""]) -> Float[Array, "B H T K"]:
         return quantized_matmul(rows, columns, step.reshape(1, 1, 1, 1), scale, rounding.bits, rounding.per_token)
 
-    if rounding.low is None:
+    if rounding.half_octaves:
+        mixed = logarithmic_matmul(terms, columns, scale, rounding.bits, rounding.per_token)
+    elif rounding.low is None:
         axes = (2,) if rounding.per_token else (0, 1, 2, 3)
         rounded = fake_quantize(columns.astype(jnp.float32), rounding.bits, axes, scale)
         mixed = product(terms - 0.5, jnp.float32(0.5 / largest)) + 0.5 * jnp.sum(rounded, axis=2, keepdims=True)

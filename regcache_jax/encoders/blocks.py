@@ -117,7 +117,8 @@ def attention_rounding(block: Params, scheme: Scheme | None) -> Rounding | None:
     scales = {site: calibrated_scale(block, site, scheme).reshape(1, 1, 1, 1) for site in sites}
     low = block.get("input_scale", {}).get(SOFTMAX_LOW)
     shared_over = scheme.shared_over if scheme.activations == "tensor" else None
-    return Rounding(scheme.products, scheme.activation_bits, scales, scheme.activations == "token", low, shared_over)
+    per_token, logarithmic = scheme.activations == "token", scheme.softmax == "log-sqrt2"
+    return Rounding(scheme.products, scheme.activation_bits, scales, per_token, low, shared_over, logarithmic)
 
 
 def input_grid(

@@ -116,8 +116,9 @@ def siglip_tokenization(context_length: int, vocab_size: int) -> Tokenization:
     """SentencePiece, no start, end 1. SigLIP pads with the end and drops punctuation, SigLIP 2 pads with 0 and lower-cases:
     both as transformers does."""
     gemma = vocab_size == 256_000
-    cleaning = "lower" if gemma else "drop_punctuation"
-    return Tokenization("sentencepiece", context_length, vocab_size, cleaning, 0 if gemma else 1, None, 1)
+    if gemma:
+        return Tokenization("sentencepiece", context_length, vocab_size, "lower", pad_id=0, eos_id=1)
+    return Tokenization("sentencepiece", context_length, vocab_size, "drop_punctuation", pad_id=1, eos_id=1)
 
 
 def clip_spec(
@@ -249,7 +250,7 @@ def _dinov2(
     huggingface = f"facebook/dinov2-{'with-registers-' if registers else ''}{word}"
     suffix = "_reg" if registers else ""
     hub = (f"dinov2_vit{letter}14{suffix}", f"vit_{word}_patch14{'_reg4' if registers else ''}_dinov2.lvd142m")
-    others = (*hub, f"timm/{hub[1]}", f"{hub[0]}{'4' if registers else ''}_pretrain", f"{hub[0]}_lc")
+    others: tuple[str, ...] = (*hub, f"timm/{hub[1]}", f"{hub[0]}{'4' if registers else ''}_pretrain", f"{hub[0]}_lc")
     others += () if registers else (f"{huggingface}-imagenet1k-1-layer",)  # with linear heads, which are left out
     spec = dinov2_spec(huggingface.split("/")[-1], size, registers)
     return Row(huggingface, "DINOv2", spec, number, None, None, others, parameters, None, published)

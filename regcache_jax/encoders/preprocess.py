@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 from jaxtyping import Float, Shaped, UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from regcache_jax.encoders.spec import Preprocessing
 from regcache_jax.errors import UserError
@@ -40,6 +40,8 @@ def open_picture(source: Any, name: str | None = None) -> Image.Image:
         return to_rgb(ImageOps.exif_transpose(source))
     except UserError:
         raise
+    except UnidentifiedImageError:
+        raise UserError(f"{name} cannot be read as a picture: it is cut off, or in no format that is known") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{name} cannot be read as a picture: {error}") from None
 

@@ -192,7 +192,8 @@ def _two_files(files: list[epath.Path], spec: Tokenization) -> Callable[[str], l
     vocabulary, merges = files
     try:
         lines = [line for line in merges.read_text().splitlines() if line and not line.startswith("#version")]
-        return _byte_pairs(json.loads(vocabulary.read_text()), [tuple(line.split()) for line in lines])
+        pairs = [(first, second) for first, second in map(str.split, lines)]
+        return _byte_pairs(json.loads(vocabulary.read_text()), pairs)
     except Exception as error:  # the package raises bare Exception
         raise UserError(f"{vocabulary} and {merges.name} are not the files of one BPE tokenizer: {error}") from None
 
@@ -206,14 +207,15 @@ def _original_file(files: list[epath.Path], spec: Tokenization) -> Callable[[str
     try:
         with file.open("rb") as packed, gzip.open(packed) as opened:
             lines = opened.read(_LARGEST_VOCABULARY).decode().splitlines()
-        merges = [tuple(line.split()) for line in lines[1 : 1 + spec.vocab_size - 2 * len(alphabet) - 2]]
+        used = lines[1 : 1 + spec.vocab_size - 2 * len(alphabet) - 2]
+        merges = [(first, second) for first, second in map(str.split, used)]
         words = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *map("".join, merges), _START, _END]
         return _byte_pairs({word: number for number, word in enumerate(words)}, merges)
     except Exception as error:  # the package raises bare Exception, gzip and zlib their own
         raise UserError(f"{file} is not CLIP's list of merges: {error}") from None
 
 
-def _byte_pairs(vocabulary: dict[str, int], merges: list[tuple[str, ...]]) -> Callable[[str], list[int]]:
+def _byte_pairs(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Callable[[str], list[int]]:
     """CLIP's byte-level BPE, with the cleaning of Hugging Face's. Words end in `</w>`; digits stand alone."""
     import tokenizers
     from tokenizers import normalizers, pre_tokenizers

@@ -36,8 +36,19 @@ API = "jit"
 PredictFn = Callable[[Any, dict[str, Any]], tuple[Any, ...]]
 
 
+def state_of(encoder: Encoder, devices: Sequence[Any]) -> dict[str, Any]:
+    """A `train_state` for `predict`: the encoder, whole on each of the devices, as big_vision's evaluators want a state to be."""
+    everywhere = NamedSharding(Mesh(np.asarray(devices).reshape(-1), ("data",)), PartitionSpec())
+
+    def place(leaf: Array) -> Array:
+        own = np.asarray(leaf)
+        return jax.make_array_from_callback(own.shape, everywhere, own.__getitem__)
+
+    return {"params": jax.tree.map(place, encoder)}
+
+
 def predict(train_state: dict[str, Any], batch: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
-    """An encoder of ours, float or quantised, as a `predict_fn`: `train_state` is `{"params": encoder}`.
+    """An encoder of ours, float or quantised, as a `predict_fn`; `train_state` is that of `state_of`.
 
     `batch` holds `image [B, Y, X, 3]`, preprocessed, or `labels [B, T]`, padded ids. `out` has big_vision's names: the features
     again, and the temperature and offset of the scores where the encoder has them."""
@@ -96,7 +107,7 @@ class Evaluator:
         self._count = jax.jit(functools.partial(_count, predict_fn), out_shardings=everywhere)
 
     def run(self, train_state: Any) -> Iterator[tuple[str, float]]:
-        """Evaluates a state of training (or `{"params": encoder}`, for `predict`) and yields names and values."""
+        """Evaluates a state of training (or that of `state_of`, for `predict`) and yields names and values."""
         vectors = self.class_vectors(train_state)
         totals: dict[str, np.ndarray] = {}
         for batch in batches(self.data, self.preprocess, self.batch_size // jax.process_count()):

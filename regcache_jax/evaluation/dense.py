@@ -44,14 +44,14 @@ def load_maps(
     """The maps of classes of some pictures, each where `preprocess` puts its picture. Raises UserError for one that has none."""
 
     def load(place: int) -> UInt8[np.ndarray, "S S"]:
-        example = dataset[int(place)]
+        example = dataset[place]
         if example.segmentation is None:
             raise UserError(f"{example.name} has no map of classes; --masks FOLDER says where they are")
         classes = np.asarray(example.segmentation, np.uint8)
         return preprocess_map(classes[..., 0] if classes.ndim == 3 else classes, spec)
 
     with concurrent.futures.ThreadPoolExecutor(threads()) as pool:
-        return np.stack(list(pool.map(load, places)))
+        return np.stack(list(pool.map(load, map(int, places))))
 
 
 def patch_classes(

@@ -45,6 +45,7 @@ def embed_pictures(
         model.encoder,
         batches(dataset, model.preprocess, round_up(batch_size), missing=missing),
         parallel=parallel,
+        micro_batch="auto",
         progress=progress,
     )
     unreadable = [] if missing is None else missing.messages

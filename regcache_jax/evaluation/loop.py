@@ -25,18 +25,25 @@ from jaxtyping import Array, Float
 
 from regcache_jax.data.batches import Batch
 from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.encoders.spec import ImageSpec
 from regcache_jax.errors import UserError
+from regcache_jax.tpu import best_batch, estimates
 
 Parallel = Literal["jit", "pmap"]
 MicroBatch = int | Literal["auto"] | None
-"""Rows a device works on at a time: so many, as many as fit its on-chip memory, or all of its share."""
+"""Rows a device works on at a time: so many, as many as are cheapest there, or all of its share."""
 AXIS = "data"
 Step = Callable[[Any, Any], Any]
 """A pure function of (state, batch); a batch is a `Batch` or any named tuple of arrays with a `mask`. What it returns has the
 batch's axis in front (`map_batches`) or is a sum over the batch (`sum_batches`)."""
 
-ON_CHIP_BYTES = {"tpu": 128 << 20}
-"""Memory that a micro-batch's temporaries should fit, by platform; elsewhere nothing is gained by cutting."""
+Compile = Callable[..., Any]
+"""From a step and the shapes of its arguments to a compiled program."""
+
+FIRST_TRIED = 32
+"""Rows of the slice that is tried first: the best one of B/16 encoders on a v5e."""
+CACHE_BYTES = 10 << 20
+"""What a CPU's cache may be asked to hold: found with a B/16, see docs/evaluation.md."""
 
 
 class Watch:
@@ -109,23 +116,36 @@ def in_micro_batches(step: Step, micro_batch: int | None, shares: int = 1, summe
     return sliced
 
 
-def fitting_micro_batch(step: Step, state: Any, batch: Any, limit: int | None = None) -> int | None:
-    """The largest micro-batch that divides a device's rows and whose temporaries, by the compiler's account, fit into `limit`
-    bytes: of on-chip memory by default, and None (no cutting) where the platform has none to speak of.
+def cheapest_micro_batch(step: Step, state: Any, batch: Any, compile: Compile | None = None) -> int | None:
+    """The slice of one device's share that costs least a row by the compiler's estimate, as `regcache tpu` estimates it: where
+    temporaries leave on-chip memory, a row becomes dear. None (no cutting) where the compiler estimates nothing: elsewhere than on a
+    TPU.
 
-    `batch`: one device's share. Compiles the step once for every size tried, from the largest down."""
-    limit = ON_CHIP_BYTES.get(jax.default_backend()) if limit is None else limit
-    if limit is None:
-        return None
+    `batch`: one device's share. Slices divide it; from the one nearest to `FIRST_TRIED` on larger and smaller ones are compiled for
+    as long as it gets better. A loop's body counts once in every estimate, so they compare slices and mean nothing else.
+    `compile` makes a program of the step and the shapes of its arguments."""
+    if compile is None:
+        if jax.default_backend() != "tpu":
+            return None
+        compile = _compile_here
     rows = batch.mask.shape[0]
-    sizes = [size for size in range(rows, 0, -1) if rows % size == 0]
+    sizes = tuple(size for size in range(1, rows + 1) if rows % size == 0)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
-    for size in sizes:
+    tried: dict[int, float] = {}
+    size: int | None = max(size for size in sizes if size <= FIRST_TRIED)
+    while size is not None:
         part = jax.tree.map(lambda leaf, size=size: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), batch)
-        used = jax.jit(step).lower(shapes, part).compile().memory_analysis()
-        if used is None or used.temp_size_in_bytes <= limit:
-            return size
-    return 1
+        try:
+            tried[size] = estimates(compile(step, shapes, part).as_text())[0] / size or float("inf")
+        except (UserError, jax.errors.JaxRuntimeError):  # an absurd estimate, or more than the device's memory
+            tried[size] = float("inf")
+        size = best_batch(tried, sizes, size)
+    best = min(tried, key=lambda size: tried[size])
+    return best if tried[best] < float("inf") else None
+
+
+def _compile_here(step: Step, *shapes: Any) -> Any:
+    return jax.jit(step).lower(*shapes).compile()
 
 
 def round_up(batch_size: int) -> int:
@@ -233,8 +253,23 @@ def _run(
 
 
 def _own_micro_batch(step: Step, state: Any, batch: Any) -> int | None:
+    """What `auto` means here. Nothing is cut where a scale is measured over the whole of an array: it would be another scale."""
     rows = len(batch.mask) // jax.local_device_count()
-    return fitting_micro_batch(step, state, jax.tree.map(lambda leaf: leaf[:rows], batch))
+    leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Encoder))
+    encoders = [leaf for leaf in leaves if isinstance(leaf, Encoder)]
+    if any(encoder.scheme is not None and encoder.scheme.activations == "tensor" for encoder in encoders):
+        return None
+    if jax.default_backend() == "cpu":
+        return cached_micro_batch(encoders[0].spec.image, rows) if encoders else None
+    return cheapest_micro_batch(step, state, jax.tree.map(lambda leaf: leaf[:rows], batch))
+
+
+def cached_micro_batch(spec: ImageSpec, rows: int) -> int:
+    """For a CPU: the largest slice that divides a device's rows and whose largest array, a block's attention logits or the inside
+    of its MLP, takes `CACHE_BYTES` at most."""
+    tokens, blocks = spec.num_tokens, spec.blocks
+    largest = 4 * tokens * max(blocks.num_heads * tokens, blocks.mlp_width)
+    return max(size for size in range(1, rows + 1) if rows % size == 0 and (size == 1 or size * largest <= CACHE_BYTES))
 
 
 def in_order(rows: Any, place: np.ndarray) -> Any:

@@ -11,10 +11,11 @@ from ml_collections import ConfigDict
 from regcache_jax import checkpoints
 from regcache_jax.data import Dataset, load_images, open_dataset
 from regcache_jax.evaluation.protocol import PROTOCOLS, Prompts
+from regcache_jax.evaluation.stored import Cache
 from regcache_jax.evaluation.zero_shot import class_vectors
 from regcache_jax.observer import Observer
 from regcache_jax.registers.plan_file import encoder_hash
-from regcache_jax.workdir import Json, Workdir, listing
+from regcache_jax.workdir import Json, Workdir, fingerprint, listing
 
 
 class Material:
@@ -64,9 +65,9 @@ class Material:
 
     def _identify_data(self, which: str) -> Json:
         """What a stage that reads some data depends on."""
-        given, examples = self.config[which], len(self.dataset(which))
-        files = listing(epath.Path(given.data_dir) / given.split) if given.dataset == "folder" else []
-        return {**given.to_dict(), "examples": examples, "files": files, "image": self.protocol.image}
+        data = self.dataset(which)
+        files = fingerprint(data.identity())
+        return {**self.config[which].to_dict(), "examples": len(data), "files": files, "image": self.protocol.image}
 
     def source_of(self, which: str) -> Json:
         """What stands in a plan's or a model's metadata about the data that made it."""
@@ -78,6 +79,8 @@ class Material:
         return self.protocol.prompts(data, self.config.classnames or None, self.config.templates or None)
 
     def _make_class_vectors(self) -> np.ndarray:
-        """Class vectors of the evaluation's classes."""
+        """Class vectors of the evaluation's classes, which the work folder keeps."""
         prompts = self.prompts()
-        return class_vectors(self.encoder, self.model.tokenize, prompts.classnames, prompts.templates)
+        return class_vectors(
+            self.encoder, self.model.tokenize, prompts.classnames, prompts.templates, cache=Cache(self.workdir.path)
+        )

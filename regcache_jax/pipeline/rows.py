@@ -12,7 +12,7 @@ from regcache_jax import checkpoints
 from regcache_jax.distributed import from_first, is_first
 from regcache_jax.encoders.encoder import Encoder, encode_image
 from regcache_jax.evaluation import results
-from regcache_jax.evaluation.knn import knn_scores
+from regcache_jax.evaluation.knn import make_bank
 from regcache_jax.evaluation.measure import Labelled, Measured, describe, measure
 from regcache_jax.evaluation.rows import ROWS_FOLDER, Setting, encode_dataset
 from regcache_jax.evaluation.zero_shot import class_scores
@@ -98,11 +98,11 @@ class Rows:
             return measure(self._encode(encoder, "evaluation"), scores, reference)
         bank, found = self._encode(encoder, "bank"), self._encode(encoder, "evaluation")
         num_classes = 1 + max(int(bank.labels.max()), int(found.labels.max()))
-        votes = functools.partial(
-            knn_scores, bank=bank.features, labels=bank.labels, num_classes=num_classes,
+        voters = make_bank(
+            bank.features, bank.labels, num_classes,
             neighbours=self.config.neighbours, temperature=self.config.temperature,
         )  # fmt: skip
-        return measure(found, votes, reference)
+        return measure(found, voters.scores, reference)
 
     def _encode(self, encoder: Encoder, which: str) -> Labelled:
         data, config, done = self.material.dataset(which), self.config, 0

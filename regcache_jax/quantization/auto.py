@@ -7,6 +7,7 @@ error that the limit allows (of equals the cheapest), so on the scoring half it 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ from jaxtyping import Float
 
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.errors import UserError
-from regcache_jax.quantization.compare import Entry, compare, quantize_entry
+from regcache_jax.quantization.compare import COST_UNIT, Entry, compare, quantize_entry
 from regcache_jax.quantization.cost import cost
 from regcache_jax.quantization.plans import find_plans
 from regcache_jax.quantization.recipes import QUICK, scheme_of
@@ -61,14 +62,17 @@ def choose(entries: Sequence[Entry], max_cost: float | None) -> Entry:
     ran = [entry for entry in entries if entry.error is not None]
     if not ran:
         raise UserError(f"nothing could be tried: {'; '.join(sorted({entry.fault or '' for entry in entries}))}")
-    return min(_allowed(ran, max_cost), key=lambda entry: (entry.error, entry.cost, entry.name))
+    return min(_allowed(ran, max_cost), key=lambda entry: (entry.error, entry.cost or math.inf, entry.name))
 
 
 def _allowed(ran: Sequence[Entry], max_cost: float | None) -> list[Entry]:
-    cheapest = min(entry.cost for entry in ran if entry.cost is not None)
-    return [
-        entry for entry in ran if entry.cost is not None and (max_cost is None or entry.cost <= max_cost * cheapest)
-    ]
+    """Those within the limit. Raises UserError where there is a limit and no cost is known."""
+    costs = [entry.cost for entry in ran if entry.cost is not None]
+    if max_cost is None:
+        return list(ran)
+    if not costs:
+        raise UserError(f"no recipe's cost is known, so none can be held to a limit: {ran[0].note}")
+    return [entry for entry in ran if entry.cost is not None and entry.cost <= max_cost * min(costs)]
 
 
 def auto(
@@ -78,10 +82,12 @@ def auto(
     config: AutoConfig | None = None,
     *,
     cost_of: Callable[[Encoder], float] = cost,
+    cost_unit: str = COST_UNIT,
     progress: Callable[[int, int, Entry], None] | None = None,
 ) -> AutoResult:
     """Tries the recipes of `config` on reference images and returns the best encoder. `out` keeps the table and the searches'
-    trials; with it, a killed run goes on where it stopped and ends with the same choice."""
+    trials; with it, a killed run goes on where it stopped and ends with the same choice. `cost_of` gives costs in `cost_unit`:
+    the model of `cost`, or a TPU compiler's cycles (`regcache_jax.tpu.encoder_cycles`)."""
     config = config or AutoConfig()
     if config.max_cost is not None and config.max_cost < 1:
         raise UserError(f"max_cost is in units of the cheapest entry and must be at least 1, got {config.max_cost}")
@@ -94,7 +100,7 @@ def auto(
     ]
     entries = compare(
         encoder, calibration, scoring, out,
-        recipes=recipes, bits=config.bits, plans=plans, cost_of=cost_of, progress=progress,
+        recipes=recipes, bits=config.bits, plans=plans, cost_of=cost_of, cost_unit=cost_unit, progress=progress,
     )  # fmt: skip
     chosen = choose(entries, config.max_cost)
     allowed = set(map(id, _allowed([entry for entry in entries if entry.error is not None], config.max_cost)))

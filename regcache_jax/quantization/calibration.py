@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from etils import epath
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from regcache_jax.encoders.blocks import BlockTrace
 from regcache_jax.encoders.encoder import Encoder
@@ -29,7 +30,8 @@ from regcache_jax.quantization.histogram import (
     scale_and_zero_point,
 )
 from regcache_jax.quantization.kernels import Blocks, add_offset, quantized_cells
-from regcache_jax.quantization.scheme import PRODUCT_INPUTS, SITES, Scheme
+from regcache_jax.quantization.scheme import INPUTS, PRODUCT_INPUTS, SITES, Scheme
+from regcache_jax.registers.plan_file import encoder_hash
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,19 @@ class Calibration:
     sites: dict[str, Histogram]
     groups: bool
     num_images: int
+    made_for: str | None = None
+    """Hash of the encoder and the plan that were observed, where that was noted."""
+
+    def belonging_to(self, encoder: Encoder) -> Calibration:
+        """The same, noting whose it is."""
+        return dataclasses.replace(self, made_for=_identity(encoder))
+
+    def check(self, encoder: Encoder) -> None:
+        """Raises UserError for an encoder or a plan other than those observed."""
+        if self.made_for not in (None, _identity(encoder)):
+            raise UserError(
+                "the calibration is of another encoder, or was made with another register plan; calibrate again"
+            )
 
     def scales(self, scheme: Scheme) -> dict[str, dict[str, Float[np.ndarray, "L *G"]]]:
         """`input_scale` and, if not symmetric, `zero_point` of every site: `[L]`, or `[L, 3]` for token groups.
@@ -54,14 +69,11 @@ class Calibration:
         for site in scheme.inputs:
             if site not in self.sites:
                 raise UserError(f"the calibration did not count {site}, which {scheme.name} needs; calibrate again")
-            histogram, symmetric = self.sites[site], scheme.symmetric or site not in SITES
-            levels = largest_integers(
-                [scheme.at(site, block).activation_bits for block in range(len(histogram.counts))]
-            )
-            ends = bounds(histogram, scheme.estimator, scheme.percentile, levels, symmetric)
-            scale, zero_point = scale_and_zero_point(*ends, levels[:, None])
+            histogram = self.sites[site]
+            levels = _levels(scheme, site, len(histogram.counts))
+            scale, zero_point = scale_and_zero_point(*site_bounds(histogram, scheme, site), levels[:, None])
             scales[site] = scale if self.groups and site in SITES else scale[:, 0]
-            if not symmetric:
+            if not scheme.symmetric and site in SITES:
                 zero_points[site] = zero_point[:, 0]
         return {"input_scale": scales} if scheme.symmetric else {"input_scale": scales, "zero_point": zero_points}
 
@@ -77,6 +89,7 @@ class Calibration:
             "regcache_jax": "calibration",
             "groups": json.dumps(self.groups),
             "num_images": str(self.num_images),
+            **({} if self.made_for is None else {"made_for": self.made_for}),
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
@@ -86,7 +99,10 @@ class Calibration:
     @classmethod
     def load(cls, path: epath.PathLike) -> Calibration:
         """Reads what `save` wrote. Raises UserError for another file."""
-        data = epath.Path(path).read_bytes()
+        path = epath.Path(path)
+        if not path.exists():
+            raise UserError(f"there is no calibration file {path}; `regcache calibrate` makes one")
+        data = path.read_bytes()
         try:
             length = int.from_bytes(data[:8], "little")
             metadata = json.loads(data[8 : 8 + length])["__metadata__"]
@@ -95,10 +111,36 @@ class Calibration:
             counted = {name.split("/")[0] for name in tensors}
             if not set(SITES) <= counted:
                 raise KeyError(", ".join(sorted(set(SITES) - counted)))
-            sites = {site: Histogram(*(tensors[f"{site}/{name}"] for name in names)) for site in sorted(counted)}
-            return cls(sites, json.loads(metadata["groups"]), int(metadata["num_images"]))
+            sites = {
+                site: Histogram(*(tensors[f"{site}/{name}"] for name in names))
+                for site in sorted(counted, key=INPUTS.index)
+            }
+            made_for = metadata.get("made_for")
+            return cls(sites, json.loads(metadata["groups"]), int(metadata["num_images"]), made_for)
         except (KeyError, ValueError, TypeError, safetensors.SafetensorError) as error:
             raise UserError(f"{path} is not a calibration file: {error}") from None
+
+
+def _levels(scheme: Scheme, site: str, num_blocks: int) -> Int[np.ndarray, "L"]:
+    """The largest integer of a site, a block."""
+    return largest_integers([scheme.at(site, block).activation_bits for block in range(num_blocks)])
+
+
+def site_bounds(
+    histogram: Histogram, scheme: Scheme, site: str
+) -> tuple[Float[np.ndarray, "L G"], Float[np.ndarray, "L G"]]:
+    """Lower and upper end of the range that a scheme takes for a site, a block and token group."""
+    symmetric = scheme.symmetric or site not in SITES
+    levels = _levels(scheme, site, len(histogram.counts))
+    return bounds(histogram, scheme.estimator, scheme.percentile, levels, symmetric)
+
+
+def _identity(encoder: Encoder) -> str:
+    """A hash of the float image tower and its plan."""
+    digest = hashlib.sha256(encoder_hash(encoder).encode())
+    for leaf in jax.tree.leaves(encoder.plan):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def counters(inputs: Iterable[str], leading: tuple[int, int] | None) -> dict[str, Callable[[BlockTrace], Counted]]:

@@ -34,12 +34,15 @@ Images = Float[np.ndarray, "_ Y X 3"]
 Evaluate = Callable[[Float[np.ndarray, "_ E"]], Mapping[str, float]]
 """Metrics of the scored images' features, as fractions (acc1 and so on)."""
 
+COST_UNIT = "int8 multiply-adds an image"
+"""Of the model of `cost`."""
+
 _encode = jax.jit(encode_image)
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One cell of the grid and what came of it; `fault` says why there are no numbers."""
+    """One cell of the grid and what came of it; `fault` says why there are no numbers, `note` why one is missing."""
 
     recipe: str
     bits: str
@@ -49,6 +52,7 @@ class Entry:
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
     fault: str | None = None
+    note: str | None = None
 
     @property
     def name(self) -> str:
@@ -58,6 +62,7 @@ class Entry:
 
 def features_of(encoder: Encoder, images: Images, batch_size: int = 64) -> Float[np.ndarray, "n E"]:
     """Features of an array of images, in batches of one shape."""
+    encoder = encoder.replace(scheme=None if encoder.scheme is None else encoder.scheme.running)
     batches = [np.asarray(_encode(encoder, jnp.asarray(batch))) for batch in in_batches(images, batch_size)]
     return np.concatenate(batches)[: len(images)]
 
@@ -84,12 +89,14 @@ def compare(
     plans: Mapping[str, RegisterPlan],
     evaluate: Evaluate | None = None,
     cost_of: Callable[[Encoder], float] = cost,
+    cost_unit: str = COST_UNIT,
     progress: Callable[[int, int, Entry], None] | None = None,
 ) -> list[Entry]:
     """Tries every recipe at every number of bits, without registers and (where `plans` has one for the bits) with them.
 
-    `calibration` gives the scales, `scoring` (other images) the label-free error and, by `evaluate`, any metrics, `cost_of` the cost (the
-    model of `cost` unless a compiler is asked). Raises UserError for an `out` that holds another comparison's entries."""
+    `calibration` gives the scales, `scoring` (other images) the label-free error and, by `evaluate`, any metrics, `cost_of` the cost, in
+    `cost_unit` (the model of `cost` unless a compiler is asked, as `regcache_jax.tpu.encoder_cycles` does). Raises UserError for an
+    `out` that holds another comparison's entries."""
     folder = epath.Path(out) / "entries"
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [
@@ -100,23 +107,24 @@ def compare(
     ]
     for entry in wanted:
         scheme_of(entry.recipe, entry.bits)
-    fingerprint = _fingerprint(encoder, calibration, scoring, plans)
+    fingerprint = _fingerprint(encoder, calibration, scoring, cost_unit)
     reference: np.ndarray | None = None
     entries = []
     for number, entry in enumerate(wanted):
-        path = folder / f"{entry.name}.json"
+        path, plan = folder / f"{entry.name}.json", plans[entry.bits] if entry.registers else None
+        own = fingerprint if plan is None else _with_plan(fingerprint, plan)
         if path.exists():
             known = json.loads(path.read_text())
-            if known.pop("comparison") != fingerprint:
+            if known.pop("comparison") != own:
                 raise UserError(
-                    f"{path} belongs to another comparison (encoder, images or plans differ); choose another folder"
+                    f"{path} belongs to another comparison (encoder, images, plans or costs differ); choose another folder"
                 )
             entry = Entry(**known)
         else:
             if reference is None:
                 reference = features_of(encoder.with_plan(None), scoring)
-            entry = _try(encoder, entry, calibration, scoring, reference, plans.get(entry.bits), evaluate, cost_of)
-            results.write(path, {**dataclasses.asdict(entry), "comparison": fingerprint})
+            entry = _try(encoder, entry, calibration, scoring, reference, plan, evaluate, cost_of)
+            results.write(path, {**dataclasses.asdict(entry), "comparison": own})
         entries.append(entry)
         if progress is not None:
             progress(number + 1, len(wanted), entry)
@@ -142,16 +150,26 @@ def _try(
     error = label_free_error(features, reference)
     metrics = {name: float(value) for name, value in evaluate(features).items()} if evaluate else {}
     seconds = round(time.monotonic() - began, 1)
-    return dataclasses.replace(entry, error=error, cost=cost_of(quantized), metrics=metrics, seconds=seconds)
+    entry = dataclasses.replace(entry, error=error, metrics=metrics, seconds=seconds)
+    try:
+        return dataclasses.replace(entry, cost=cost_of(quantized))
+    except UserError as fault:
+        return dataclasses.replace(entry, note=f"cost unknown: {fault}")
 
 
-def _fingerprint(encoder: Encoder, calibration: Images, scoring: Images, plans: Mapping[str, RegisterPlan]) -> str:
-    """Changes with anything that an entry's numbers depend on, but for `evaluate` and `cost_of`."""
-    digest = hashlib.sha256(json.dumps(encoder.spec.to_json(), sort_keys=True).encode())
-    for leaf in jax.tree.leaves((encoder.params, sorted(plans.items()))):
-        digest.update(np.asarray(leaf).tobytes() if not isinstance(leaf, str) else leaf.encode())
-    for images in (calibration, scoring):
-        digest.update(np.ascontiguousarray(images).tobytes())
+def _fingerprint(encoder: Encoder, calibration: Images, scoring: Images, cost_unit: str) -> str:
+    """Changes with anything that the numbers of entries without registers depend on, but for `evaluate` and `cost_of`."""
+    digest = hashlib.sha256((json.dumps(encoder.spec.to_json(), sort_keys=True) + cost_unit).encode())
+    for leaf in [*jax.tree.leaves(encoder.params), calibration, scoring]:
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _with_plan(fingerprint: str, plan: RegisterPlan) -> str:
+    """The same for an entry with registers."""
+    digest = hashlib.sha256(fingerprint.encode())
+    for leaf in jax.tree.leaves(plan):
+        digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -159,7 +177,9 @@ def pareto(entries: Sequence[Entry]) -> list[Entry]:
     """Entries that no other one beats in both error and cost, the cheapest first."""
     front: list[Entry] = []
     least = np.inf
-    for entry in sorted((e for e in entries if e.error is not None), key=lambda e: (e.cost, e.error)):
+    for entry in sorted(
+        (e for e in entries if e.error is not None and e.cost is not None), key=lambda e: (e.cost, e.error)
+    ):
         if entry.error is not None and entry.error < least:
             front.append(entry)
             least = entry.error
@@ -167,13 +187,19 @@ def pareto(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def write_tables(
-    entries: Sequence[Entry], out: epath.PathLike, encoder: Encoder, *, dataset: str, float_metrics: Mapping[str, float]
+    entries: Sequence[Entry],
+    out: epath.PathLike,
+    encoder: Encoder,
+    *,
+    dataset: str,
+    float_metrics: Mapping[str, float],
+    cost_unit: str = COST_UNIT,
 ) -> list[epath.Path]:
     """Writes `compare.json` (CLIP_benchmark's keys), `compare.csv`, `compare.md` and, where matplotlib is, `compare.png`.
 
     Returns what was written."""
     out = epath.Path(out)
-    rows = [_row(entry, encoder, dataset, float_metrics) for entry in entries]
+    rows = [_row(entry, encoder, dataset, float_metrics, cost_unit) for entry in entries]
     results.write(out / "compare.json", rows)
     names = sorted({name for entry in entries for name in entry.metrics})
     header = ["bits", "recipe", "registers", "error", "cost", *names, "fault"]
@@ -182,17 +208,21 @@ def write_tables(
     writer.writerow(header)
     for entry in entries:
         numbers = [entry.metrics.get(name) for name in names]
-        writer.writerow([entry.bits, entry.recipe, entry.registers, entry.error, entry.cost, *numbers, entry.fault])
+        writer.writerow(
+            [entry.bits, entry.recipe, entry.registers, entry.error, entry.cost, *numbers, entry.fault or entry.note]
+        )
     _replace(out / "compare.csv", buffer.getvalue().encode())
     _replace(out / "compare.md", markdown(entries).encode())
     written = [out / "compare.json", out / "compare.csv", out / "compare.md"]
     if importlib.util.find_spec("matplotlib") is not None:
-        _replace(out / "compare.png", _plot(entries))
+        _replace(out / "compare.png", _plot(entries, cost_unit))
         written.append(out / "compare.png")
     return written
 
 
-def _row(entry: Entry, encoder: Encoder, dataset: str, float_metrics: Mapping[str, float]) -> results.Row:
+def _row(
+    entry: Entry, encoder: Encoder, dataset: str, float_metrics: Mapping[str, float], cost_unit: str
+) -> results.Row:
     scheme = scheme_of(entry.recipe, entry.bits)
     return results.row(
         dataset=dataset,
@@ -210,8 +240,9 @@ def _row(entry: Entry, encoder: Encoder, dataset: str, float_metrics: Mapping[st
             "options": scheme.to_json(),
             "label_free_error": entry.error,
             "cost": entry.cost,
+            "cost_unit": cost_unit,
             "seconds": entry.seconds,
-            "fault": entry.fault,
+            "fault": entry.fault or entry.note,
             "float_reference": dict(float_metrics),
         },
     )
@@ -246,7 +277,7 @@ def markdown(entries: Sequence[Entry], metric: str = "acc1") -> str:
     return "\n".join(lines) + "\n"
 
 
-def _plot(entries: Sequence[Entry]) -> bytes:
+def _plot(entries: Sequence[Entry], cost_unit: str) -> bytes:
     """Error over cost, a panel a number of bits, the Pareto front as a line."""
     from matplotlib.figure import Figure
 
@@ -254,15 +285,15 @@ def _plot(entries: Sequence[Entry]) -> bytes:
     figure = Figure(figsize=(5 * len(all_bits), 4.5), layout="constrained")
     for column, bits in enumerate(all_bits):
         axes = figure.add_subplot(1, len(all_bits), column + 1)
-        shown = [entry for entry in entries if entry.bits == bits and entry.error is not None]
+        shown = [e for e in entries if e.bits == bits and e.error is not None and e.cost is not None]
         for registers, marker in ((False, "o"), (True, "^")):
             points = _points([entry for entry in shown if entry.registers == registers])
             axes.scatter(*points, marker=marker, label="registers" if registers else "no registers")
         front = pareto(shown)
         axes.plot(*_points(front), linewidth=1, color="0.5", label="Pareto front")
         for entry, x, y in zip(front, *_points(front), strict=True):
-            axes.annotate(entry.recipe, (x, y), fontsize=8)
-        axes.set(title=bits, xlabel="cost (int8 multiply-adds an image)", ylabel="label-free error", yscale="log")
+            axes.annotate(entry.recipe, (x, y), (4, 4), textcoords="offset points", fontsize=8)
+        axes.set(title=bits, xlabel=f"cost ({cost_unit})", ylabel="label-free error", yscale="log")
         axes.legend(fontsize=8)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)

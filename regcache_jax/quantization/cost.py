@@ -30,7 +30,8 @@ def cost(encoder: Encoder) -> float:
             seen = schedule.start <= block < schedule.stop and encoder.plan is not None
             registers = encoder.plan.key.shape[1] if seen and encoder.plan is not None else 0
         for product, inputs in PRODUCT_INPUTS.items():
-            times = 2.0 if product == "pv" and SOFTMAX_LOW in scales else 1.0
+            twice = SOFTMAX_LOW in scales or scheme.softmax == "log-sqrt2"
+            times = 2.0 if product == "pv" and twice else 1.0
             total += (times if product in scheme.products else FLOAT_COST) * tokens**2 * width
             total += FLOAT_COST * tokens * registers * width
             if product in scheme.products and not scheme.calibrated:

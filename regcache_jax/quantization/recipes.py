@@ -31,9 +31,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     "strong-token": {"method": "smoothquant+erq", "activations": "token"},
     "learned": {"method": "smoothquant+fima_q"},
     "all-integer": {"method": "smoothquant+erq", "symmetric": False, "products": ("qk", "pv")},
+    "log-softmax": {"method": "smoothquant+erq", "symmetric": False, "products": ("qk", "pv"), "softmax": "log-sqrt2"},
 }
 """`rtn` is the paper's setting; `strong` and `strong-token` combine what helps most with static and with measured scales,
-`learned` what helps most at 4 bits (minutes, not seconds); `all-integer` is `strong` with attention's products as integers."""
+`learned` what helps most at 4 bits (minutes, not seconds); `all-integer` is `strong` with attention's products as integers, and
+`log-softmax` the same with RepQ-ViT's softmax."""
 
 
 QUICK = tuple(name for name in RECIPES if name not in ("fima_q", "learned"))

@@ -35,6 +35,7 @@ PARTS = ("head", "text")
 Activations = Literal["static", "tensor", "token", "group", "float"]
 Weights = Literal["channel", "tensor"]
 Estimator = Literal["absmax", "percentile", "mse", "entropy"]
+Softmax = Literal["uniform", "log-sqrt2"]
 
 
 class SiteBits(NamedTuple):
@@ -81,9 +82,11 @@ class Scheme:
 
     Sites in `float_sites` are not quantised; for the rest the first of the `rules` that matches decides. `method` names what is
     done beyond round-to-nearest, joined by + (see `quantization.methods`). `products`: which of q k^T and p v are integer
-    products too (of `activation_bits`; symmetric; never grouped). `also`: the parts beside the image tower's blocks that are
-    quantised, to the nearest, by the same scheme. `shared_over`: the mapped axis (of pmap) over whose devices a scale that is
-    measured for a whole array is shared; None: each device measures its own. Raises UserError for values outside those."""
+    products too (of `activation_bits`; symmetric; never grouped). `softmax`: the steps of its weights in p v, even ones or powers of
+    the square root of two (`aqt.half_octaves`: 16 of them at most, whatever the bits). `also`: the parts beside the image
+    tower's blocks that are quantised, to the nearest, by the same scheme. `shared_over`: the mapped axis (of pmap) over
+    whose devices a scale that is measured for a whole array is shared; None: each device measures its own. Raises UserError
+    for values outside those."""
 
     weight_bits: int = 8
     activation_bits: int = 8
@@ -96,6 +99,7 @@ class Scheme:
     percentile: float = 99.99
     rules: tuple[Rule, ...] = ()
     products: tuple[str, ...] = ()
+    softmax: Softmax = "uniform"
     also: tuple[str, ...] = ()
     shared_over: str | None = None
 
@@ -106,12 +110,15 @@ class Scheme:
             ("activations", self.activations, ("static", "tensor", "token", "group", "float")),
             ("weights", self.weights, ("channel", "tensor")),
             ("estimator", self.estimator, ("absmax", "percentile", "mse", "entropy")),
+            ("softmax", self.softmax, ("uniform", "log-sqrt2")),
         ):
             if value not in allowed:
                 raise UserError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
         _check_names("float_sites", self.float_sites, SITES)
         _check_names("products", self.products, PRODUCT_INPUTS)
         _check_names("also", self.also, PARTS)
+        if self.softmax == "log-sqrt2" and "pv" not in self.products:
+            raise UserError("softmax log-sqrt2 rounds the weights of an integer p v; add pv to the products")
         if self.products and self.activations == "float":
             raise UserError("integer products of attention need quantised activations, not float ones")
         if not self.symmetric and self.activations != "static":
@@ -158,7 +165,8 @@ class Scheme:
         if part not in self.also:
             return None
         activations: Activations = "static" if self.activations == "group" else self.activations
-        return dataclasses.replace(self, activations=activations, method="rtn", rules=(), products=(), also=())
+        plain: dict[str, Any] = {"method": "rtn", "rules": (), "products": (), "softmax": "uniform", "also": ()}
+        return dataclasses.replace(self, activations=activations, **plain)
 
     def at(self, site: str, block: int = 0) -> SiteBits:
         """How one site of one block is quantised."""
@@ -167,6 +175,15 @@ class Scheme:
             rule.weight_bits or self.weight_bits,
             rule.activation_bits or self.activation_bits,
             rule.quantized and site not in self.float_sites,
+        )
+
+    @property
+    def running(self) -> Scheme:
+        """What a program of the quantised encoder depends on: the same scheme without how its integers and scales were found, so that
+        encoders that run alike share one compilation."""
+        rules = tuple(dataclasses.replace(rule, weight_bits=None) for rule in self.rules)
+        return dataclasses.replace(
+            self, weight_bits=8, method="rtn", symmetric=True, estimator="absmax", percentile=99.99, rules=rules
         )
 
     def segments(self, first: int, last: int) -> list[tuple[int, int, Scheme]]:

@@ -22,6 +22,7 @@ class TrialTable:
         self.rows: list[dict[str, Any]] = []
         self._known: dict[str, float] = {}
         header = json.dumps({"search": fingerprint}) + "\n"
+        self._text = header
         if self.path is None:
             return
         if not self.path.exists():
@@ -43,10 +44,10 @@ class TrialTable:
                 break
             whole.append(line)
             self._remember(row)
-        text = header + "".join(whole)
-        if text != "".join(lines):
+        self._text += "".join(whole)
+        if self._text != "".join(lines):
             partial = self.path.with_name(self.path.name + ".partial")
-            partial.write_text(text)
+            partial.write_text(self._text)
             partial.replace(self.path)
 
     @staticmethod
@@ -70,6 +71,14 @@ class TrialTable:
             "block_flops": block_flops,
         }
         self._remember(row)
-        if self.path is not None:
+        line = json.dumps(row) + "\n"
+        self._text += line
+        if self.path is None:
+            return
+        if "://" in str(self.path):
+            self.path.write_text(
+                self._text
+            )  # a store of objects cannot append, but writes an object whole or not at all
+        else:
             with self.path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(line)

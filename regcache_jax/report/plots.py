@@ -115,7 +115,7 @@ def sheet(pictures: Sequence[tuple[str, str]], title: str) -> str:
         width, height = (float(number) for number in head.split('viewBox="0 0 ')[1].split('"')[0].split())
         parts.append(_text(8, top + 20, caption, "start"))
         parts.append(f'<g transform="translate(8 {top + 30:g})">{inside}</g>')
-        top, widest = top + height + 54, max(widest, width + 16, 8.0 * len(caption))
+        top, widest = top + height + 54, max(widest, width + 16, 9.0 * len(caption))
     return "".join([_open(widest, top, title), '<rect width="100%" height="100%" fill="#fff"/>', *parts, "</svg>"])
 
 
@@ -144,19 +144,19 @@ def scatter(groups: Mapping[str, Sequence[tuple[float, float]]], x_label: str, t
 
 def bars(rows: Sequence[tuple[str, float, str]], line: tuple[str, float], title: str) -> str:
     """Horizontal bars of shares 0..1, (label, share, colour), with one line across for comparison."""
-    left, right, height = 210, 60, 26
-    across = WIDTH - left - right
-    parts = [_open(WIDTH, height * len(rows) + 26, title)]
+    width, left, right, height = 560, 230, 70, 28
+    across = width - left - right
+    place, bottom = left + line[1] * across, height * len(rows)
+    parts = [_open(width, bottom + 28, title)]
+    parts.append(f'<line x1="{place:.1f}" x2="{place:.1f}" y1="0" y2="{bottom + 6}" class="across"/>')
     for number, (label, share, colour) in enumerate(rows):
         top = number * height
-        parts.append(_text(left - 8, top + 17, label, "end"))
+        parts.append(_text(left - 8, top + 19, label, "end"))
         parts.append(
             f'<rect x="{left}" y="{top + 4}" width="{max(share, 0) * across:.1f}" height="{height - 8}" fill="{colour}"/>'
         )
-        parts.append(_text(left + share * across + 6, top + 17, f"{100 * share:.1f} %", "start"))
-    place, bottom = left + line[1] * across, height * len(rows)
-    parts.append(f'<line x1="{place:.1f}" x2="{place:.1f}" y1="0" y2="{bottom + 6}" class="across"/>')
-    parts.append(_text(place, bottom + 20, f"{line[0]} {100 * line[1]:.1f} %", "middle"))
+        parts.append(_text(width - 8, top + 19, f"{100 * share:.1f} %", "end"))
+    parts.append(_text(place, bottom + 21, f"{line[0]} {100 * line[1]:.1f} %", "middle"))
     return "".join([*parts, "</svg>"])
 
 
@@ -212,7 +212,7 @@ def cells(rows: Sequence[Sequence[float]], columns: Sequence[str], corner: str, 
 def _open(width: float, height: float, title: str) -> str:
     return (
         f'<svg viewBox="0 0 {width:g} {height:g}" xmlns="http://www.w3.org/2000/svg" role="img" '
-        f'font-family="system-ui, sans-serif" font-size="12" style="max-width:{width:g}px;width:100%">'
+        f'font-family="system-ui, sans-serif" font-size="14" style="max-width:{width:g}px;width:100%">'
         f"<title>{html.escape(title)}</title>"
         "<style>.grid{stroke:currentColor;stroke-opacity:.15}.across{stroke:currentColor;stroke-dasharray:3 3}"
         "text{fill:currentColor}</style>"

@@ -66,7 +66,7 @@ def bias_correction(encoder: Encoder, quantized: Encoder, batches: Batches) -> E
     for block in range(spec.blocks.num_blocks):
         own = scheme.segments(block, block + 1)[0][2]
         run = functools.partial(
-            _run_block, plan=plan_of_block(encoder.plan, block), spec=alone, scheme=own, leading=spec.leading
+            _run_block, plan=plan_of_block(encoder.plan, block), spec=alone, scheme=own.running, leading=spec.leading
         )
         _, means = _over_batches(run, segment_params(blocks, block, block + 1, scheme), states)
         for site in means:

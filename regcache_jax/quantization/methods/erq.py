@@ -81,7 +81,8 @@ def rounded_moments(encoder: Encoder, batches: Batches, scheme: Scheme) -> dict[
         inputs, present = _inputs(encoder.params["image"], images, encoder.plan, spec=spec)
         for site in SITES:
             for number in range(spec.blocks.num_blocks):
-                own = scheme.segments(number, number + 1)[0][2]
+                bits = scheme.at(site, number).activation_bits
+                own = Scheme(activation_bits=bits, activations=scheme.activations)  # few of them, so few compilations
                 block = jax.tree.map(lambda leaf, n=number: leaf[n], {"input_scale": scales, "input_offset": offsets})
                 there = None if present is None else present[number]
                 sums = _sums(inputs[site][number], there, block, site=site, scheme=own, leading=leading)

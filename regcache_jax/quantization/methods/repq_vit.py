@@ -3,7 +3,8 @@
 Every channel of the inputs of `qkv` and `fc1` is brought to one common range by a factor and a shift that go into the norm, and
 their inverse into kernels and biases; then one scale serves all channels as well as one each would. What differs: a channel's
 range is that of its extremes, not the best of three percentiles; with symmetric activations the common range is centred on
-zero; the softmax stays in float, so there is no log-sqrt2 quantiser (section 3.3).
+zero. The log-sqrt2 quantiser of softmax (section 3.3) is an option of every scheme with an integer p v, `softmax="log-sqrt2"`:
+rows are in units of their largest weight, not of a percentile of all, and int8 holds 16 of its levels.
 """
 
 from __future__ import annotations

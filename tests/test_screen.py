@@ -1,0 +1,49 @@
+"""What a person sees: bars and drawn tables on a terminal, quiet lines and tab-separated tables in a pipe."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import sys
+
+JOB = """
+from regcache_jax.cli.screen import print_table, progress
+with progress("stirring", 3) as update:
+    for _ in range(3):
+        update(1, note="slowly")
+with progress("waiting") as update:
+    update(note="longer")
+print_table("Soups", ("soup", "salt"), [("leek", 0.5), ("pea", None)])
+"""
+
+
+def on_a_terminal(code: str) -> str:
+    """What a program writes to a terminal of 80 columns, without the codes that move the cursor."""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "COLUMNS": "80", "TERM": "xterm"}
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    written = b""
+    try:
+        while part := os.read(ours, 4096):
+            written += part
+    except OSError:  # Linux: the other side is closed
+        pass
+    os.close(ours)
+    assert child.wait() == 0
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", written.decode())
+
+
+def test_on_a_terminal_bars_count_steps_or_seconds_and_tables_are_drawn():
+    seen = on_a_terminal(JOB)
+    assert "stirring" in seen and "3/3" in seen and "slowly" in seen and "━" in seen
+    assert re.search(r"waiting.*\b\d+ s", seen) and "0/?" not in seen
+    assert "│ leek │ 0.500 │" in seen and "stirring:" not in seen
+
+
+def test_in_a_pipe_a_line_says_what_begins_and_one_how_long_it_took():
+    done = subprocess.run([sys.executable, "-c", JOB], capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"stirring \.\.\.\nstirring: 0\.\d s\nwaiting \.\.\.\nwaiting: 0\.\d s\n", done.stderr)
+    assert done.stdout == "soup\tsalt\nleek\t0.500\npea\t\n"
