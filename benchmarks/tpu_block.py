@@ -22,7 +22,10 @@ SHAPES = {"b16": (32, 200, 768, 12, 64, 3072), "so400m": (2, 736, 1152, 16, 72, 
 WORDS = [word for word in sys.argv[1:] if word not in SHAPES]
 BATCH, ROWS, WIDTH, HEADS, HEAD_DIM, HIDDEN = SHAPES[next((word for word in sys.argv[1:] if word in SHAPES), "b16")]
 VARIANTS = {
-    "as it is": {"barrier"},
+    "as it is": {"wide", "first"},
+    "softmax divided behind p v": {"wide"},
+    "integers packed when they are written": {"barrier", "first"},
+    "both, as it was": {"barrier"},
     "logits masked at three padding rows": {"barrier", "mask"},
     "rows counted after the exponential": {"barrier", "count"},
     "no barrier: the compiler nests the two MLP products": set(),
@@ -51,7 +54,11 @@ def product(formula, inputs, layer, kind=jnp.int32):
 
 
 def block(x, params, variant):
-    hold = jax.lax.optimization_barrier if "barrier" in variant else lambda value: value
+    def hold(values):
+        if "wide" in variant:
+            return jax.lax.optimization_barrier(values.astype(jnp.float32)).astype(jnp.int8)
+        return jax.lax.optimization_barrier(values) if "barrier" in variant else values
+
     inverse = params["inverse"]
     x = x.reshape(BATCH, ROWS, WIDTH)
     normed = hold(integers(norm(x, params["norm1"]), inverse))
@@ -77,8 +84,9 @@ def block(x, params, variant):
         terms, value = integers(terms, 127.0), integers(value, inverse)
         mixed = jnp.einsum("bhts,bhsk->bhtk", terms, value, preferred_element_type=jnp.int32).astype(jnp.float32)
     else:
-        mixed = jnp.einsum("bhts,bhsk->bhtk", terms.astype(jnp.bfloat16), value, preferred_element_type=jnp.float32)
-    mixed = hold(integers(mixed * (1 / total)[..., None], inverse))
+        shares = terms * (1 / total)[..., None] if "first" in variant else terms
+        mixed = jnp.einsum("bhts,bhsk->bhtk", shares.astype(jnp.bfloat16), value, preferred_element_type=jnp.float32)
+    mixed = hold(integers(mixed if "first" in variant else mixed * (1 / total)[..., None], inverse))
     kind = jnp.float32 if "float32" in variant else jnp.bfloat16
     out, fc1, fc2 = params["out"], params["fc1"], params["fc2"]
     x = (x.astype(jnp.float32) + product("bhtk,hkd->btd", mixed, out) * out["scale"] + out["bias"]).astype(kind)
