@@ -117,6 +117,7 @@ def test_a_wrong_config_is_refused_before_training_begins(wrong, message):
         big_vision.Evaluator(toy_predict, **{**right, **wrong})
 
 
+@pytest.mark.slow
 def test_an_int8_encoder_is_a_predict_fn_for_big_visions_evaluators():
     encoder = quantize(small_encoder("map"), None, Scheme(activations="token"))
     state, images, ids = big_vision.state_of(encoder, jax.devices()), pictures(3), np.full((3, 6), 7, np.int32)

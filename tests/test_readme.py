@@ -25,6 +25,7 @@ def test_the_ten_lines_of_python_run(capsys):
     assert (exact * features).sum(axis=1).mean() > 0.95
 
 
+@pytest.mark.slow
 def test_the_python_beside_big_vision_runs(capsys):
     """Its third piece is the example; the first two are lines for big_vision's own files."""
     pieces = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "big_vision.md").read_text(), flags=re.DOTALL)
