@@ -378,6 +378,15 @@ def shallow(spec: EncoderSpec, num_blocks: int) -> EncoderSpec:
     return dataclasses.replace(spec, image=dataclasses.replace(spec.image, blocks=blocks))
 
 
+@functools.lru_cache(maxsize=64)  # a plain program is asked for by itself and as the part in front of a plan
+def _first_two(
+    spec: EncoderSpec, program: str, topology: str, batch: int, scheme: Scheme | None
+) -> tuple[dict[str, Any], ...]:
+    """Rows of `report` for the first block alone and for the first two."""
+    depths = (shallow(spec, depth) for depth in (1, 2))
+    return tuple(report(each, topology, batch, scheme, programs=(program,))["programs"][0] for each in depths)
+
+
 def added_up(
     name_or_spec: str | EncoderSpec,
     program: str,
@@ -393,15 +402,11 @@ def added_up(
     num_blocks = spec.image.blocks.num_blocks
     before = default_schedule(spec.image, program).start
 
-    def rows(program: str) -> list[dict[str, Any]]:
-        depths = (shallow(spec, depth) for depth in (1, 2))
-        return [report(each, topology, batch, scheme, programs=(program,))["programs"][0] for each in depths]
-
-    one, two = rows(program)
+    one, two = _first_two(spec, program, topology, batch, scheme)
     added = {key: two[key] - one[key] for key in ("cycles_per_image", "argument_bytes")}
     row = {**two, **{key: one[key] + (num_blocks - 1) * step for key, step in added.items()}}
     if before:
-        first, second = rows("int8")
+        first, second = _first_two(spec, "int8", topology, batch, scheme)
         plain = second["cycles_per_image"] - first["cycles_per_image"]
         row["cycles_per_image"] += before * (plain - added["cycles_per_image"])
     rate = CHIPS[topology.split(":")[0]][1] / row["cycles_per_image"]

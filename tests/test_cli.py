@@ -219,3 +219,23 @@ def test_a_plan_of_another_encoder_is_refused(regcache, tmp_path):
     save_plan(small, empty_plan(3, 4, 32))
     status, _, err = regcache("quantize", MODEL, *DATA, "--registers", small, "--out", tmp_path / "x")
     assert status == 1 and "3 blocks of 4 heads" in err and not (tmp_path / "x").exists()
+
+
+def test_an_interrupt_that_falls_into_a_callback_of_c_code_is_not_lost():
+    """Where Python would print "Exception ignored in" and go on to the end."""
+    program = """
+import gc, sys, time
+from regcache_jax.cli.main import interrupt_again
+def collected(phase, info):
+    gc.callbacks.remove(collected)
+    raise KeyboardInterrupt
+sys.unraisablehook = interrupt_again
+gc.callbacks.append(collected)
+gc.collect()
+try:
+    time.sleep(30)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130 and done.stderr == ""

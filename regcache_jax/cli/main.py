@@ -6,7 +6,9 @@ Exit status: 0 done, 1 failed (one line says why), 2 wrong use, 130 interrupted.
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
+import threading
 from typing import Any
 
 import click
@@ -72,6 +74,7 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line and exits with its status."""
+    sys.unraisablehook = interrupt_again
     try:
         status = cli.main(arguments, prog_name="regcache", standalone_mode=False)
     except click.exceptions.Abort:
@@ -96,6 +99,15 @@ def main(arguments: list[str] | None = None) -> None:
     if status:
         distributed.leave(status)
     sys.exit(status)
+
+
+def interrupt_again(lost: Any) -> None:
+    """Python drops what is raised in a callback of C code (JAX has one that runs at garbage collection), Ctrl-C included: then it
+    is raised once more, when the callback is over."""
+    if lost.exc_type is KeyboardInterrupt:
+        threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def interrupted() -> int:
