@@ -22,6 +22,7 @@ from regcache_jax.data import prompts
 from regcache_jax.data.batches import load_images
 from regcache_jax.data.sources import open_dataset
 from regcache_jax.evaluation.zero_shot import class_vectors
+from regcache_jax.paths import write_whole
 from regcache_jax.quantization.calibration import observe
 from regcache_jax.quantization.quantize import in_batches
 from regcache_jax.registers.rivals import features_of
@@ -138,9 +139,7 @@ def main() -> None:
             f"{name:40s} rank correlation with top-1: all {correlations[0]:.2f}, with registers {correlations[1]:.2f}"
         )
     if given.json is not None:
-        partial = given.json.with_name(given.json.name + ".partial")
-        partial.write_text(json.dumps(rows, indent=2))
-        partial.replace(given.json)
+        write_whole(given.json, json.dumps(rows, indent=2).encode())
 
 
 if __name__ == "__main__":

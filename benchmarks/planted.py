@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from regcache_jax import Scheme, SearchConfig, inspect, judge
+from regcache_jax.paths import write_whole
 from regcache_jax.registers.planted import KINDS, plant, planted_spec
 from regcache_jax.registers.recovery import find_planted, restore_planted
 
@@ -56,9 +57,7 @@ def main() -> None:
             "errors": errors,
             "verdicts": verdicts,
         }
-        partial = given.json.with_name(given.json.name + ".partial")
-        partial.write_text(json.dumps(tree, indent=2))
-        partial.replace(given.json)
+        write_whole(given.json, json.dumps(tree, indent=2).encode())
 
 
 if __name__ == "__main__":

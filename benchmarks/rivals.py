@@ -16,6 +16,7 @@ from regcache_jax.data import prompts
 from regcache_jax.data.batches import load_images
 from regcache_jax.data.sources import open_dataset
 from regcache_jax.evaluation.zero_shot import class_vectors
+from regcache_jax.paths import write_whole
 from regcache_jax.registers.rivals import features_of, rivals
 from regcache_jax.registers.trial import feature_errors
 
@@ -68,9 +69,7 @@ def main() -> None:
             gap = right[ours] - right[other]
             print(f"{name:6s} {ours} - {other}: {gap.mean():+.1%}, standard error {gap.std() / len(gap) ** 0.5:.1%}")
     if arguments.json is not None:
-        partial = arguments.json.with_name(arguments.json.name + ".partial")
-        partial.write_text(json.dumps(rows, indent=2))
-        partial.replace(arguments.json)
+        write_whole(arguments.json, json.dumps(rows, indent=2).encode())
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import numpy as np
 from regcache_jax import Scheme, SearchConfig, bundled_model, load, search
 from regcache_jax.data.batches import load_images
 from regcache_jax.data.sources import open_dataset
+from regcache_jax.paths import write_whole
 from regcache_jax.registers.search import DIGITS, Search, SearchResult
 from regcache_jax.registers.space import Numbers
 from regcache_jax.registers.trial import block_flops, compilations
@@ -106,9 +107,7 @@ def main() -> None:
         + ", ".join(f"{name} {cost['v5e_minutes']:.0f} min" for name, cost in found.items())
     )
     if arguments.json is not None:
-        partial = arguments.json.with_name(arguments.json.name + ".partial")
-        partial.write_text(json.dumps(found, indent=2))
-        partial.replace(arguments.json)
+        write_whole(arguments.json, json.dumps(found, indent=2).encode())
 
 
 if __name__ == "__main__":

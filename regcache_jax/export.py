@@ -23,6 +23,7 @@ from regcache_jax.encoders.encoder import Encoder, normalize
 from regcache_jax.encoders.serving import TILE, join_blocks, split_blocks
 from regcache_jax.encoders.vision import serve_image
 from regcache_jax.errors import UserError
+from regcache_jax.paths import write_whole
 from regcache_jax.registers.plan import Schedule
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -96,10 +97,10 @@ def export(
     (batch,) = stablehlo.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
     exported = stablehlo.export(jax.jit(serving_function(encoder)), platforms=platforms)(images)
-    _write(
+    write_whole(
         path.with_name(path.name + ".json"), json.dumps(metadata(encoder, platforms, micro_batch), indent=2).encode()
     )
-    _write(path, bytes(exported.serialize()))
+    write_whole(path, bytes(exported.serialize()))
     return path
 
 
@@ -112,11 +113,3 @@ def load(path: epath.PathLike) -> Callable[[Float[Array, "B Y X 3"]], Float[Arra
         reason = (str(error).splitlines() or [""])[0][:200]
         raise UserError(f"{path} is not an exported encoder ({type(error).__name__}: {reason})") from error
     return jax.jit(exported.call)
-
-
-def _write(path: epath.Path, content: bytes) -> None:
-    """Writes beside the final name and renames, so that nothing half-written is ever found."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    partial.rename(path)

@@ -1,8 +1,9 @@
-"""Folders that may lie on a disk or on gs://, where walking them differs."""
+"""Files and folders that may lie on a disk or on gs://: walking them, and writing a file whole or not at all."""
 
 from __future__ import annotations
 
 import os
+import uuid
 
 from etils import epath
 
@@ -28,3 +29,21 @@ def size_and_time(file: epath.Path) -> tuple[int, float]:
         return stat.length, stat.mtime
     local = os.stat(file)
     return local.st_size, local.st_mtime_ns
+
+
+def write_whole(path: epath.PathLike, content: bytes) -> None:
+    """Writes a file beside its final name and renames it, so that nothing half-written is ever found; makes the folders it lies in.
+
+    Raises OSError that names the file."""
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import uuid
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from etils import epath
 from regcache_jax import distributed
 from regcache_jax.evaluation import results
 from regcache_jax.observer import Observer
-from regcache_jax.paths import files_below, size_and_time
+from regcache_jax.paths import files_below, size_and_time, write_whole
 
 Json = dict[str, Any]
 
@@ -145,21 +144,6 @@ def remove(path: epath.Path) -> None:
         path.rmtree()
     else:
         path.unlink(missing_ok=True)
-
-
-def write_whole(path: epath.Path, content: bytes) -> None:
-    """Writes a file whole or not at all, and the folders that it lies in. Raises OSError that names the file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def write_array(path: epath.Path, array: np.ndarray) -> None:

@@ -30,6 +30,20 @@ def _programs_of_one_file():
     jax.clear_caches()
 
 
+@pytest.fixture
+def regcache(capsys):
+    """Runs a command in this process; gives its status, standard output and standard error."""
+    from regcache_jax.cli.main import main
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stopped:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return stopped.value.code or 0, captured.out, captured.err
+
+    return run
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests come first, so that no worker is left alone with one at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}

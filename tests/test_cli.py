@@ -12,24 +12,11 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from regcache_jax.cli.main import COMMANDS, cli, main
+from regcache_jax.cli.main import COMMANDS, cli
 from regcache_jax.demo.bundled import bundled_model
 
 MODEL = str(bundled_model())
 DATA = ["--dataset", "emoji", "--limit", "32"]
-
-
-@pytest.fixture
-def regcache(capsys):
-    """Runs a command in this process; gives its status, standard output and standard error."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stopped:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 @pytest.mark.parametrize("command", COMMANDS)

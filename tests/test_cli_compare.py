@@ -11,25 +11,11 @@ import pytest
 import small_encoders as small
 
 from regcache_jax.checkpoints import load, save
-from regcache_jax.cli.main import main
 from regcache_jax.demo.bundled import bundled_model
 from regcache_jax.encoders.encoder import encode_image
 from regcache_jax.registers.plan_file import encoder_hash, save_plan
 
 DUMMY = ["--dataset", "dummy", "--limit", "24"]
-
-
-@pytest.fixture
-def regcache(capsys):
-    """Runs a command in this process; gives its status, standard output and standard error."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as stopped:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

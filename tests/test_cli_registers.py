@@ -12,23 +12,9 @@ import pytest
 from PIL import Image
 
 import regcache_jax as rc
-from regcache_jax.cli.main import main
 from regcache_jax.registers.planted import plant, planted_spec
 
 SEARCH = ("--registers", "1", "--batch-size", "3", "--max-trials", "30")
-
-
-@pytest.fixture
-def regcache(capsys):
-    """Runs a command in this process; gives its status, standard output and standard error."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as stopped:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import click
@@ -108,9 +107,7 @@ def write_json(path: str | None, tree: Any) -> None:
 
 
 def write_text(path: str, text: str) -> None:
-    """Writes a text file beside its final name, then renames it."""
-    final = Path(path)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    partial = final.with_name(f".{final.name}.partial")
-    partial.write_text(text)
-    partial.replace(final)
+    """Writes a text file, whole or not at all."""
+    from regcache_jax.paths import write_whole
+
+    write_whole(path, text.encode())

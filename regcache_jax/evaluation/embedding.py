@@ -18,7 +18,7 @@ from regcache_jax.errors import UserError
 from regcache_jax.evaluation.loop import Parallel, extract_labelled, round_up
 from regcache_jax.evaluation.stored import Cache, content_hash
 from regcache_jax.evaluation.zero_shot import encode_ids, text_identity
-from regcache_jax.workdir import write_whole
+from regcache_jax.paths import write_whole
 
 
 class Embedded(NamedTuple):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import uuid
 from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
 from etils import epath
+
+from regcache_jax.paths import write_whole
 
 Row = dict[str, Any]
 
@@ -46,15 +47,7 @@ def row(
 
 def write(path: epath.PathLike, rows: list[Row] | Row) -> None:
     """Writes one row as an object, several as a list; beside the final name first, then renamed."""
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        partial.write_text(json.dumps(rows, indent=2, allow_nan=False) + "\n")
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    write_whole(path, (json.dumps(rows, indent=2, allow_nan=False) + "\n").encode())
 
 
 def write_each(folder: epath.PathLike, rows: list[Row]) -> list[epath.Path]:

@@ -18,7 +18,8 @@ from etils import epath
 
 from regcache_jax.distributed import is_first
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.workdir import fingerprint, leftovers, remove, write_whole
+from regcache_jax.paths import write_whole
+from regcache_jax.workdir import fingerprint, leftovers, remove
 
 Arrays = dict[str, np.ndarray]
 

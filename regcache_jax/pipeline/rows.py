@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from regcache_jax import checkpoints
+from regcache_jax.data import Dataset
 from regcache_jax.distributed import from_first, is_first
-from regcache_jax.encoders.encoder import Encoder, encode_image
-from regcache_jax.evaluation import results
-from regcache_jax.evaluation.knn import make_bank
-from regcache_jax.evaluation.measure import Labelled, Measured, describe, measure
-from regcache_jax.evaluation.rows import ROWS_FOLDER, Setting, encode_dataset
-from regcache_jax.evaluation.zero_shot import class_scores
+from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.evaluation import results, rows
+from regcache_jax.evaluation.measure import Measured, describe
+from regcache_jax.evaluation.tasks import classification, nearest_neighbours
 from regcache_jax.pipeline.stages import Stages, model_folder
 from regcache_jax.pipeline.table import KINDS, TableRow, note, table_rows
 from regcache_jax.workdir import Json, read_array, remove, write_array
@@ -84,7 +84,7 @@ class Rows:
 
         files = [FEATURES, PREDICTIONS] if row.is_reference else []
         found = self.material.workdir.stage(row.stage, self._made_from(row), make, files, together=True).result
-        from_first(lambda: remove(folder / ROWS_FOLDER))  # chunks of a row that is done
+        from_first(lambda: remove(folder / rows.ROWS_FOLDER))  # chunks of a row that is done
         return found
 
     def _read_reference(self) -> Measured:
@@ -93,36 +93,35 @@ class Rows:
         return Measured({}, read_array(folder / FEATURES), read_array(folder / PREDICTIONS).astype(np.int32))
 
     def _measure(self, encoder: Encoder, reference: Measured | None) -> Measured:
+        own, encode = self.material, functools.partial(self._encode, encoder)
+        data = own.dataset("evaluation")
         if self.config.task == "zeroshot_classification":
-            scores = functools.partial(class_scores, vectors=self.material.class_vectors())
-            return measure(self._encode(encoder, "evaluation"), scores, reference)
-        bank, found = self._encode(encoder, "bank"), self._encode(encoder, "evaluation")
-        num_classes = 1 + max(int(bank.labels.max()), int(found.labels.max()))
-        voters = make_bank(
-            bank.features, bank.labels, num_classes,
-            neighbours=self.config.neighbours, temperature=self.config.temperature,
-        )  # fmt: skip
-        return measure(found, voters.scores, reference)
+            return classification(encode, data, own.class_vectors(), reference)[0]
+        return nearest_neighbours(
+            encode, data, own.dataset("bank"),
+            neighbours=self.config.neighbours, temperature=self.config.temperature, reference=reference,
+        )[0]  # fmt: skip
 
-    def _encode(self, encoder: Encoder, which: str) -> Labelled:
-        data, config, done = self.material.dataset(which), self.config, 0
+    def _encode(self, encoder: Encoder, encode: Callable[[Encoder, Any], Any], data: Dataset) -> rows.Rows:
+        config, done = self.config, 0
+        which = "evaluation" if data is self.material.dataset("evaluation") else "bank"
 
         def tell(count: int) -> None:
             nonlocal done
             done += count
             self.material.observer.moved(done, len(data), which)
 
-        setting = Setting(
+        setting = rows.Setting(
             config.batch_size, config.parallel, config.micro_batch or "auto", config.workers, config.allow_missing,
             self.material.workdir.path,
         )  # fmt: skip
         preparation = self.material.protocol.preprocessing(self.material.encoder.spec.preprocessing)
-        found = encode_dataset(
-            encode_image, encoder, data, preparation, setting, progress=tell, tell=self.material.observer.said
+        found = rows.encode_dataset(
+            encode, encoder, data, preparation, setting, progress=tell, tell=self.material.observer.said
         )
         for message in found.missing:
             self.material.observer.said(f"left out: {message}")
-        return Labelled(found.features, found.labels)
+        return found
 
     def _description(self, row: TableRow, encoder: Encoder, examples: int) -> Json:
         """The `quantization` part of a row. Only the full plan counts as registers; its halves are methods of their own."""

@@ -20,6 +20,7 @@ from regcache_jax.encoders.blocks import BlockTrace
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.vision import image_features
 from regcache_jax.errors import UserError
+from regcache_jax.paths import write_whole
 from regcache_jax.quantization.calibrate import calibrate, check_finite, scales_from_ranges
 from regcache_jax.quantization.histogram import (
     Counted,
@@ -91,10 +92,7 @@ class Calibration:
             "num_images": str(self.num_images),
             **({} if self.made_for is None else {"made_for": self.made_for}),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_bytes(safetensors.numpy.save(tensors, metadata))
-        partial.replace(path)
+        write_whole(path, safetensors.numpy.save(tensors, metadata))
 
     @classmethod
     def load(cls, path: epath.PathLike) -> Calibration:

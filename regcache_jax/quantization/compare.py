@@ -24,6 +24,7 @@ from jaxtyping import Float
 from regcache_jax.encoders.encoder import Encoder, encode_image
 from regcache_jax.errors import UserError
 from regcache_jax.evaluation import results
+from regcache_jax.paths import write_whole
 from regcache_jax.quantization.cost import cost
 from regcache_jax.quantization.quantize import in_batches, quantize
 from regcache_jax.quantization.recipes import scheme_of
@@ -211,11 +212,11 @@ def write_tables(
         writer.writerow(
             [entry.bits, entry.recipe, entry.registers, entry.error, entry.cost, *numbers, entry.fault or entry.note]
         )
-    _replace(out / "compare.csv", buffer.getvalue().encode())
-    _replace(out / "compare.md", markdown(entries).encode())
+    write_whole(out / "compare.csv", buffer.getvalue().encode())
+    write_whole(out / "compare.md", markdown(entries).encode())
     written = [out / "compare.json", out / "compare.csv", out / "compare.md"]
     if importlib.util.find_spec("matplotlib") is not None:
-        _replace(out / "compare.png", _plot(entries, cost_unit))
+        write_whole(out / "compare.png", _plot(entries, cost_unit))
         written.append(out / "compare.png")
     return written
 
@@ -303,10 +304,3 @@ def _plot(entries: Sequence[Entry], cost_unit: str) -> bytes:
 def _points(entries: Sequence[Entry]) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
     """Cost and error of entries that have both."""
     return np.array([entry.cost for entry in entries], float), np.array([entry.error for entry in entries], float)
-
-
-def _replace(path: epath.Path, content: bytes) -> None:
-    """Writes beside the final name and renames."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(path)

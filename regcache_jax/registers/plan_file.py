@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import uuid
 from collections.abc import Mapping
 from importlib import metadata as package_metadata
 from typing import Any
@@ -22,6 +21,7 @@ from etils import epath
 
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.errors import UserError
+from regcache_jax.paths import write_whole
 from regcache_jax.registers.plan import RegisterPlan, make_plan
 
 NUMBERS = ("start", "stop", "delete_block", "delete_count")
@@ -47,14 +47,7 @@ def save_plan(path: epath.PathLike, plan: RegisterPlan, metadata: Mapping[str, A
     arrays = {name: np.asarray(array, np.float32) for name, array in tensors.items()}
     arrays |= {name: np.asarray(getattr(plan, name), np.int32) for name in NUMBERS}
     header = {"regcache_jax": package_metadata.version("regcache-jax"), **(metadata or {})}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        partial.write_bytes(safetensors.numpy.save(arrays, {"regcache": json.dumps(header, sort_keys=True)}))
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    write_whole(path, safetensors.numpy.save(arrays, {"regcache": json.dumps(header, sort_keys=True)}))
 
 
 def load_plan(path: epath.PathLike) -> tuple[RegisterPlan, dict[str, Any]]:

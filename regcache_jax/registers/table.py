@@ -9,6 +9,7 @@ from typing import Any
 from etils import epath
 
 from regcache_jax.errors import UserError
+from regcache_jax.paths import write_whole
 
 
 class TrialTable:
@@ -46,9 +47,7 @@ class TrialTable:
             self._remember(row)
         self._text += "".join(whole)
         if self._text != "".join(lines):
-            partial = self.path.with_name(self.path.name + ".partial")
-            partial.write_text(self._text)
-            partial.replace(self.path)
+            write_whole(self.path, self._text.encode())
 
     @staticmethod
     def _key(numbers: dict[str, Any], chunks: int) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import html
 import json
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
 
 from regcache_jax.errors import UserError
+from regcache_jax.paths import write_whole
 from regcache_jax.report.plots import COLOURS, bars, cells, heat_map, heat_scale, norms_by_block, scatter
 from regcache_jax.report.tables import (
     ROW_LABELS,
@@ -56,14 +56,7 @@ BAR_COLOURS = {"plain": COLOURS[0], "registers": COLOURS[1]}
 
 def write_page(path: epath.PathLike, rows: Sequence[Json], story: Json) -> None:
     """Writes the page, beside its final name first."""
-    path = epath.Path(path)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        partial.write_text(page(rows, story))
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    write_whole(path, page(rows, story).encode())
 
 
 def read_story(workdir: epath.PathLike) -> tuple[list[Json], Json]:
