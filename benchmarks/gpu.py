@@ -46,22 +46,21 @@ def run(models: list[str], batches: list[int]) -> None:
         for batch in batches:
             images = jnp.ones((batch, spec.image.image_size, spec.image.image_size, 3), jnp.bfloat16)
             for program in PROGRAMS:
-                function, shapes = tpu.program(spec, program, Scheme(), None)
-                params, plan = filled(shapes[0]), filled(shapes[1])
-                rate = batch / seconds(jax.jit(function), params, plan, images)
+                function, weights = tpu.program(spec, program, Scheme(), None)
+                rate = batch / seconds(jax.jit(function), filled(weights), images)
                 print(f"{model:34} batch {batch:4} {program:24} {rate:9.1f} images/s", flush=True)
 
 
 def hlo(models: list[str]) -> None:
     for model in models:
         spec = catalog.get(model).spec
-        function, shapes = tpu.program(spec, "int8+registers", Scheme(), None)
+        function, weights = tpu.program(spec, "int8+registers", Scheme(), None)
         images = jax.ShapeDtypeStruct((8, spec.image.image_size, spec.image.image_size, 3), jnp.bfloat16)
         # plain lists of arrays: jax.export does not know the project's own pytrees
-        leaves, tree = jax.tree.flatten(shapes)
+        leaves, tree = jax.tree.flatten(weights)
 
         def flat(leaves, images, function=function, tree=tree):
-            return function(*jax.tree.unflatten(tree, leaves), images)
+            return function(jax.tree.unflatten(tree, leaves), images)
 
         text = stablehlo.export(jax.jit(flat), platforms=["cuda"])(leaves, images).mlir_module()
         products = re.findall(

@@ -10,6 +10,7 @@ label-free error on yet other pictures. Resumable; a draw is one `compare`. docs
 from __future__ import annotations
 
 import argparse
+import collections
 import json
 import sys
 from collections.abc import Callable
@@ -34,6 +35,8 @@ PLANTED = {
 }
 Accuracy = Callable[[np.ndarray], float]
 """From the tested pictures' features."""
+CHOICE = 128
+"""Pictures by which `auto` chooses, seen by nothing else."""
 
 
 def bundled(num_tested: int) -> tuple[Encoder, np.ndarray, np.ndarray, Accuracy]:
@@ -52,9 +55,9 @@ def bundled(num_tested: int) -> tuple[Encoder, np.ndarray, np.ndarray, Accuracy]
 
 def planted(name: str, num_tested: int) -> tuple[Encoder, np.ndarray, np.ndarray, None]:
     """A planted encoder and its pictures."""
-    found = plant(PLANTED[name], num_images=320 + num_tested)
+    found = plant(PLANTED[name], num_images=384 + num_tested)
     images = np.asarray(found.images)
-    return found.encoder, images[:320], images[320:], None
+    return found.encoder, images[:384], images[384:], None
 
 
 def report(number: int, total: int, entry: Entry) -> None:
@@ -64,13 +67,12 @@ def report(number: int, total: int, entry: Entry) -> None:
 
 
 def chosen_by_auto(entries: list[Entry]) -> list[Entry]:
-    """For each number of bits the entry with the least error on the pictures of the choice, under the name `auto`."""
+    """For each number of bits the entry with the least error on the pictures of the choice, under the name `auto` (its own as note)."""
     found = []
     for bits in dict.fromkeys(entry.bits for entry in entries):
         ran = [entry for entry in entries if entry.bits == bits and entry.fault is None]
         best = min(ran, key=lambda entry: (entry.metrics["choice"], entry.cost))
-        print(f"auto at {bits}: {best.name}", file=sys.stderr)
-        found += [Entry("auto", bits, registers, metrics=best.metrics) for registers in (False, True)]
+        found += [Entry("auto", bits, registers, metrics=best.metrics, note=best.name) for registers in (False, True)]
     return found
 
 
@@ -104,7 +106,7 @@ def measure(name: str, options: argparse.Namespace) -> None:
     """One encoder's table, written again after every draw."""
     size, out = options.calibration, options.out / name
     encoder, images, tested, accuracy = bundled(options.tested) if name == "emoji" else planted(name, 64)
-    choice, rest = images[:64], images[64:]
+    choice, rest = images[:CHOICE], images[CHOICE:]
     plans: dict[str, RegisterPlan] = find_plans(encoder, rest[: max(size, 128)], options.bits, out)
     scored = np.concatenate([choice, tested])
     reference = features_of(encoder, scored)
@@ -112,10 +114,10 @@ def measure(name: str, options: argparse.Namespace) -> None:
 
     def evaluate(features: np.ndarray) -> dict[str, float]:
         own = {
-            "choice": label_free_error(features[:64], reference[:64]),
-            "error": label_free_error(features[64:], reference[64:]),
+            "choice": label_free_error(features[:CHOICE], reference[:CHOICE]),
+            "error": label_free_error(features[CHOICE:], reference[CHOICE:]),
         }
-        return own if accuracy is None else {**own, "acc1": accuracy(features[64:])}
+        return own if accuracy is None else {**own, "acc1": accuracy(features[CHOICE:])}
 
     for draw in range(options.draws):
         chosen = np.sort(np.random.default_rng(draw).choice(len(rest), size, replace=False))
@@ -125,10 +127,12 @@ def measure(name: str, options: argparse.Namespace) -> None:
         )  # fmt: skip
         draws.append(entries)
         write_tables(entries, out / f"draw-{draw}", encoder, dataset=name, float_metrics=evaluate(reference))
+        taken = collections.Counter(entry.note for entries in draws for entry in chosen_by_auto(entries)[::2])
         tables = [summary(draws, "error", percent=False)]
         if accuracy is not None:
             tables.insert(0, summary(draws, "acc1", percent=True))
-        text = f"{name}: {draw + 1} draws; float {json.dumps(evaluate(reference))}\n\n" + "\n".join(tables)
+        heading = f"{name}: {draw + 1} draws; float {json.dumps(evaluate(reference))}; auto took {dict(taken)}"
+        text = f"{heading}\n\n" + "\n".join(tables)
         (out / "summary.md").write_text(text)
     print(text)
 

@@ -17,8 +17,7 @@ import jax.numpy as jnp
 
 from regcache_jax import tpu
 from regcache_jax.encoders import catalog
-from regcache_jax.encoders.serving import TILE, join_blocks
-from regcache_jax.encoders.vision import serve_image
+from regcache_jax.encoders.serving_program import serve
 from regcache_jax.quantization.scheme import Scheme
 from regcache_jax.registers.plan import Schedule
 
@@ -62,18 +61,15 @@ def table(topology: str, models: list[str], sweep: bool, by_blocks: bool) -> dic
 def forms(model: str, batch: int) -> None:
     """On the CPU's compiler: seconds and instructions for one program, its blocks in a scan and written out."""
     spec = catalog.get(model).spec
-    params = tpu.quantized_shapes(spec, Scheme())
+    weights = tpu.serving_shapes(spec, Scheme())
     images = jax.ShapeDtypeStruct((batch, spec.image.image_size, spec.image.image_size, 3), jnp.bfloat16)
     for unroll in (False, True):
 
-        def serve(params, images, unroll=unroll):
-            params = {**params, "blocks": join_blocks(params["blocks"])}
-            return serve_image(
-                params, images, spec.image, Schedule(0, 0, 0, 0), scheme=Scheme(), tile=TILE, unroll=unroll
-            ).features
+        def features(weights, images, unroll=unroll):
+            return serve(weights, images, spec.image, Schedule(0, 0, 0, 0), Scheme(), unroll=unroll).features
 
         started = time.perf_counter()
-        compiled = jax.jit(serve).lower(params, images).compile()
+        compiled = jax.jit(features).lower(weights, images).compile()
         seconds, lines = time.perf_counter() - started, len(compiled.as_text().splitlines())
         print(f"{model}: {'written out' if unroll else 'scan'}: {seconds:.0f} s, {lines:,} lines of HLO", flush=True)
 

@@ -20,8 +20,7 @@ from jax import export as stablehlo
 from jaxtyping import Array, Float
 
 from regcache_jax.encoders.encoder import Encoder, normalize
-from regcache_jax.encoders.serving import TILE, join_blocks, split_blocks
-from regcache_jax.encoders.vision import serve_image
+from regcache_jax.encoders.serving_program import prepare, serve
 from regcache_jax.errors import UserError
 from regcache_jax.paths import write_whole
 from regcache_jax.registers.plan import Schedule
@@ -32,24 +31,11 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 def serving_function(encoder: Encoder) -> Callable[[Float[Array, "B Y X 3"]], Float[Array, "B E"]]:
     """The image tower as a function of preprocessed float32 images, its weights closed over, one array a block and parameter."""
     spec, schedule = encoder.spec.image, encoder.schedule or Schedule(0, 0, 0, 0)
-    image = encoder.params["image"]
-    weights = {**image, "blocks": split_blocks(image["blocks"])}, encoder.plan
+    weights = prepare(encoder.params["image"], encoder.scheme, encoder.plan)
 
     def features(images: Float[Array, "B Y X 3"]) -> Float[Array, "B E"]:
-        params, plan = jax.lax.optimization_barrier(
-            weights
-        )  # or the compiler would fold int8 constants into wider ones
-        params = {**params, "blocks": join_blocks(params["blocks"])}
-        pooled = serve_image(
-            params,
-            images.astype(encoder.dtype),
-            spec,
-            schedule,
-            plan=plan,
-            scheme=encoder.scheme,
-            tile=TILE,
-            unroll=True,
-        ).features
+        held = jax.lax.optimization_barrier(weights)  # or the compiler would fold int8 constants into wider ones
+        pooled = serve(held, images.astype(encoder.dtype), spec, schedule, encoder.scheme).features
         return normalize(pooled) if encoder.spec.normalize else pooled.astype(jnp.float32)
 
     return features

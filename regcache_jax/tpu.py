@@ -13,6 +13,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,9 +28,9 @@ from regcache_jax.encoders import catalog
 from regcache_jax.encoders.blocks import ACTIVATIONS
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.parameters import parameter_shapes
-from regcache_jax.encoders.serving import TILE, join_blocks, num_rows, split_blocks
+from regcache_jax.encoders.serving import TILE, num_rows
+from regcache_jax.encoders.serving_program import ServingWeights, prepare, serve
 from regcache_jax.encoders.spec import EncoderSpec, ImageSpec
-from regcache_jax.encoders.vision import serve_image
 from regcache_jax.errors import UserError
 from regcache_jax.quantization.aqt import QuantizedTensor
 from regcache_jax.quantization.parts import head_stack, with_rounded_stack
@@ -102,9 +103,9 @@ class Peer(nn.Module):
         return nn.Dense(blocks.width, **options)(features)
 
 
-def quantized_shapes(spec: EncoderSpec, scheme: Scheme | None) -> Shapes:
-    """The image tower's parameters as a serving program takes them: bf16, integer kernels and float32 scales where quantised,
-    one tree a block."""
+def serving_shapes(spec: EncoderSpec, scheme: Scheme | None, registers: int = 0) -> ServingWeights:
+    """What a serving program takes: the image tower in bf16, integer kernels and float32 scales where quantised, one tree a
+    block, and so many registers a block."""
     params = parameter_shapes(spec, jnp.bfloat16)["image"]
     num_blocks = spec.image.blocks.num_blocks
 
@@ -117,8 +118,9 @@ def quantized_shapes(spec: EncoderSpec, scheme: Scheme | None) -> Shapes:
             params = {**params, "head": with_rounded_stack(head, _rounded_stack(head_stack(head), own, 1))}
         return {**params, "blocks": _rounded_stack(params["blocks"], scheme, num_blocks)}
 
-    params = jax.eval_shape(rounded, params)
-    return {**params, "blocks": jax.eval_shape(split_blocks, params["blocks"])}
+    blocks = spec.image.blocks
+    plan = empty_plan(num_blocks, blocks.num_heads, blocks.head_dim, registers) if registers else None
+    return jax.eval_shape(lambda params, plan: prepare(rounded(params), scheme, plan), params, plan)
 
 
 def _rounded_stack(blocks: Any, scheme: Scheme, num_blocks: int) -> Any:
@@ -141,33 +143,25 @@ def default_schedule(spec: ImageSpec, program: str) -> Schedule:
     return Schedule(blocks // 4, blocks, blocks // 4, count)
 
 
-def program(
-    spec: EncoderSpec, name: str, scheme: Scheme | None, schedule: Schedule | None
-) -> tuple[Any, tuple[Shapes, ...]]:
-    """A function of (parameters, register plan, images) for one of `PROGRAMS`, and the shapes of the first two."""
+def program(spec: EncoderSpec, name: str, scheme: Scheme | None, schedule: Schedule | None) -> tuple[Any, Shapes]:
+    """A function of (weights, images) for one of `PROGRAMS`, and the weights' shapes."""
     image = spec.image
     if name == "flax-bf16":
         peer = Peer(image)
         example = jax.ShapeDtypeStruct((1, image.image_size, image.image_size, 3), jnp.bfloat16)
-        return lambda params, _, images: peer.apply(params, images), (
-            jax.eval_shape(peer.init, jax.random.key(0), example),
-            None,
-        )
+        return peer.apply, jax.eval_shape(peer.init, jax.random.key(0), example)
     scheme = None if name == "bf16" else scheme
     schedule = schedule if schedule is not None and name in PROGRAMS[3:] else default_schedule(image, name)
     if name == "int8+registers":
         schedule = dataclasses.replace(schedule, delete_count=0)
-    blocks = image.blocks
-    plan = None
-    if name in PROGRAMS[3:]:
-        nothing = empty_plan(blocks.num_blocks, blocks.num_heads, blocks.head_dim)
-        plan = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), nothing)
+    return _features(image, schedule, scheme), serving_shapes(spec, scheme, int(name in PROGRAMS[3:]))
 
-    def serve(params: Any, plan: RegisterPlan | None, images: Float[Array, "B Y X 3"]) -> Float[Array, "B E"]:
-        params = {**params, "blocks": join_blocks(params["blocks"])}
-        return serve_image(params, images, image, schedule, plan=plan, scheme=scheme, tile=TILE, unroll=True).features
 
-    return serve, (quantized_shapes(spec, scheme), plan)
+def _features(
+    spec: ImageSpec, schedule: Schedule, scheme: Scheme | None
+) -> Callable[[ServingWeights, Float[Array, "B Y X 3"]], Float[Array, "B E"]]:
+    """Pooled features in the serving form."""
+    return lambda weights, images: serve(weights, images, spec, schedule, scheme).features
 
 
 def compile_for(topology: str, function: Any, *shapes: Shapes) -> Any:
@@ -202,10 +196,10 @@ def measure(
     topology: str, spec: EncoderSpec, name: str, batch: int, scheme: Scheme | None, schedule: Schedule | None
 ) -> dict:
     """One program at one batch, as a row of the report."""
-    function, shapes = program(spec, name, scheme, schedule)
+    function, weights = program(spec, name, scheme, schedule)
     pixels = spec.image.image_size
     images = jax.ShapeDtypeStruct((batch, pixels, pixels, 3), jnp.bfloat16)
-    compiled = compile_for(topology, function, *shapes, images)
+    compiled = compile_for(topology, function, weights, images)
     cycles, unestimated = estimates(compiled.as_text())
     memory = compiled.memory_analysis()
     pixel_bytes = images.size * images.dtype.itemsize
@@ -341,18 +335,10 @@ def _answer_encoder(request: dict[str, Any]) -> list[dict[str, Any]]:
     schedule = Schedule(0, 0, 0, 0) if request["schedule"] is None else Schedule(**request["schedule"])
     shapes, plan = _from_json(request["shapes"]), None
     if request["registers"] is not None:
-        nothing = empty_plan(blocks.num_blocks, blocks.num_heads, blocks.head_dim, request["registers"])
-        plan = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), nothing)
-    written_out = scheme is None or not scheme.rules  # rules leave some blocks' kernels in float, which are not stacked
-    if written_out:
-        shapes = {**shapes, "blocks": jax.eval_shape(split_blocks, shapes["blocks"])}
-
-    def serve(params: Any, plan: RegisterPlan | None, images: Float[Array, "B Y X 3"]) -> Float[Array, "B E"]:
-        params = {**params, "blocks": join_blocks(params["blocks"])} if written_out else params
-        return serve_image(params, images, image, schedule, plan=plan, scheme=scheme, tile=TILE, unroll=True).features
-
+        plan = empty_plan(blocks.num_blocks, blocks.num_heads, blocks.head_dim, request["registers"])
+    weights = jax.eval_shape(lambda shapes, plan: prepare(shapes, scheme, plan), shapes, plan)
     images = jax.ShapeDtypeStruct((request["batch"], image.image_size, image.image_size, 3), jnp.bfloat16)
-    compiled = compile_for(request["topology"], serve, shapes, plan, images)
+    compiled = compile_for(request["topology"], _features(image, schedule, scheme), weights, images)
     return [{"cycles_per_image": estimates(compiled.as_text())[0] / request["batch"]}]
 
 

@@ -121,7 +121,7 @@ def test_the_token_form_equals_the_kv_form(kind, start, stop, count):
     def both(blocks, hidden, plan):
         key, value = token_rows(blocks, token, spec.blocks, schedule)
         plan = plan.replace(key=key, value=value)
-        as_rows = serve_blocks(blocks, hidden, spec.blocks, schedule, plan, leading=spec.leading)
+        as_rows = serve_blocks(blocks, hidden, spec.blocks, schedule, plan.rows(), leading=spec.leading)
         as_tokens = serve_tokens(blocks, hidden, spec.blocks, schedule, token, leading=spec.leading)
         return as_tokens.hidden, as_rows.hidden
 
@@ -135,7 +135,7 @@ def search_features(params, images, spec, plan, scheme=None):
 
 @functools.partial(jax.jit, static_argnames=("spec", "schedule", "scheme", "tile", "unroll"))
 def serve(params, images, spec, schedule, plan, scheme=None, tile=None, unroll=False):
-    output = serve_image(params, images, spec, schedule, plan=plan, scheme=scheme, tile=tile, unroll=unroll)
+    output = serve_image(params, images, spec, schedule, registers=plan.rows(), scheme=scheme, tile=tile, unroll=unroll)
     return output.features, output.tokens
 
 

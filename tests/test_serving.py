@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regcache_jax.encoders.encoder import Encoder, init_params
-from regcache_jax.encoders.serving import join_blocks, num_rows, repeat_last, serve_blocks, split_blocks
+from regcache_jax.encoders.serving import num_rows, repeat_last, serve_blocks
 from regcache_jax.encoders.spec import HALF, BlockSpec, EncoderSpec, ImageSpec, Preprocessing
 from regcache_jax.encoders.vision import embed_patches, image_features, serve_image
 from regcache_jax.quantization.quantize import quantize
@@ -58,7 +58,7 @@ def search_form(params, images, spec, plan=None, scheme=None):
 
 @functools.partial(jax.jit, static_argnames=("spec", "schedule", "scheme", "tile"))
 def serving_form(params, images, spec, schedule, plan, scheme=None, tile=None):
-    return serve_image(params, images, spec, schedule, plan=plan, scheme=scheme, tile=tile)
+    return serve_image(params, images, spec, schedule, registers=plan.rows(), scheme=scheme, tile=tile)
 
 
 @st.composite
@@ -125,12 +125,6 @@ def test_registers_and_deletion_in_the_middle_blocks_agree_between_the_two_forms
     np.testing.assert_allclose(served, searched, rtol=1e-5, atol=1e-5)  # sums in another order
 
 
-def test_split_blocks_join_again():
-    blocks = small_encoder(False, "mean").params["image"]["blocks"]
-    joined = join_blocks(split_blocks(blocks))
-    jax.tree.map(np.testing.assert_array_equal, joined, blocks)
-
-
 def test_rows_hold_tokens_and_registers_and_end_on_a_tile():
     assert [num_rows(196, 0, 8), num_rows(196, 1, 8), num_rows(200, 1, 8), num_rows(197, 3, None)] == [
         200,
@@ -145,7 +139,9 @@ def test_padding_rows_leave_the_blocks_as_copies_of_the_last_token():
     params, spec = encoder.params["image"], encoder.spec.image
     hidden = embed_patches(params, images(2), spec)
     plan = make_plan(*rows(0), start=1)
-    served = serve_blocks(params["blocks"], hidden, spec.blocks, plan.schedule(), plan, scheme=encoder.scheme, tile=8)
+    served = serve_blocks(
+        params["blocks"], hidden, spec.blocks, plan.schedule(), plan.rows(), scheme=encoder.scheme, tile=8
+    )
     assert served.rows.shape[1] == 16 and served.num_tokens == PATCHES
     np.testing.assert_array_equal(served.rows, repeat_last(served.hidden, 16))
 

@@ -49,7 +49,7 @@ def test_deletion_to_a_lane_boundary_makes_l14_cheaper_by_a_tenth_and_more():
 def test_arguments_of_an_integer_program_are_at_most_27_hundredths_of_float32_ones():
     spec = catalog.get("google/siglip-base-patch16-224").spec
     scheme = dataclasses.replace(Scheme(), also=("head",))
-    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tpu.quantized_shapes(spec, scheme)))
+    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tpu.serving_shapes(spec, scheme)))
     assert held <= 0.27 * 4 * count_parameters(image_table(spec.image))
 
 

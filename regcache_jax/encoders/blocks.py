@@ -176,7 +176,8 @@ def dense(
         scale, offset = input_grid(inputs, block, site, scheme, leading)
         shifted = inputs if offset is None else inputs.astype(jnp.float32) + offset  # the biases have it folded in
         run = functools.partial(
-            quantized_dense, weights=kernels, bits=scheme.at(site).activation_bits, num_contracted=num_contracted,
+            quantized_dense, weights=kernels, product_scales=tuple(layer.get("product_scale") for layer in layers),
+            bits=scheme.at(site).activation_bits, num_contracted=num_contracted,
             per_token=scheme.activations == "token",
         )  # fmt: skip
         if site == "fc2" and NEGATIVE in block.get("input_scale", {}):
@@ -289,6 +290,7 @@ def run_blocks(
     start: int | Int[Array, ""] = 0,
     stop: int | None = None,
     plan: RegisterPlan | None = None,
+    registers: BlockRegister | None = None,
     scheme: Scheme | None = None,
     present: Bool[Array, "B N"] | None = None,
     bias: Float[Array, "#B #H #N N"] | None = None,
@@ -300,13 +302,14 @@ def run_blocks(
     """Runs blocks start..stop-1 on the hidden state that enters block `start`.
 
     `start` may be traced: then earlier blocks are stepped over and what they would collect is zero. `present` marks tokens
-    that are still there (a plan's deletion takes more). `bias` is added to all attention logits (a causal mask). `slot`: serving
-    form, see `attend_slot`. `leading`: class tokens and trained registers in front, which are never deleted. `unroll` writes
-    the blocks out one by one (longer compilation, and a compiler's cost estimate that counts every block)."""
+    that are still there (a plan's deletion takes more). `registers`: rows that every block sees, in place of a plan. `bias` is
+    added to all attention logits (a causal mask). `slot`: serving form, see `attend_slot`. `leading`: class tokens and trained
+    registers in front, which are never deleted. `unroll` writes the blocks out one by one (longer compilation, and a
+    compiler's cost estimate that counts every block)."""
     stop = spec.num_blocks if stop is None else stop
     first = start if isinstance(start, int) else 0
     collectors = dict(collect or {})
-    if plan is not None and slot is None and present is None:
+    if plan is not None and present is None:
         present = jnp.ones(hidden.shape[:2], bool)
 
     Layer = tuple[Params, BlockRegister | None, Int[Array, ""]]
@@ -314,7 +317,7 @@ def run_blocks(
 
     def run(state: State, layer: Layer, scheme: Scheme | None) -> tuple[State, dict[str, Any]]:
         (hidden, present), (params, register, index) = state, layer
-        if plan is not None and slot is None:
+        if plan is not None:
             assert present is not None
             there = present
             present = jax.lax.cond(
@@ -336,7 +339,7 @@ def run_blocks(
         nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(own, state, layer)[1])
         return jax.lax.cond(layer[2] >= start, own, lambda state, _: (state, nothing), state, layer)
 
-    others = (None if plan is None else plan.per_block(), jnp.arange(spec.num_blocks, dtype=jnp.int32))
+    others = (registers if plan is None else plan.per_block(), jnp.arange(spec.num_blocks, dtype=jnp.int32))
     state: State = (hidden, present)
     pieces = []
     for begin, end, own in [(first, stop, None)] if scheme is None else scheme.segments(first, stop):

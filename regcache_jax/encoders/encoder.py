@@ -98,7 +98,7 @@ def encode(encoder: Encoder, images: Float[Array | np.ndarray, "B Y X 3"], *, ti
     schedule = encoder.schedule or Schedule(0, 0, 0, 0)
     return serve_image(
         encoder.params["image"], images, encoder.spec.image, schedule,
-        plan=encoder.plan, scheme=encoder.scheme, tile=tile,
+        registers=None if encoder.plan is None else encoder.plan.rows(), scheme=encoder.scheme, tile=tile,
     )  # fmt: skip
 
 

@@ -12,7 +12,6 @@ import itertools
 import typing
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
@@ -21,7 +20,7 @@ from regcache_jax.encoders.blocks import Params, run_blocks
 from regcache_jax.encoders.spec import BlockSpec
 from regcache_jax.quantization.scheme import Scheme
 from regcache_jax.registers.delete import delete_largest
-from regcache_jax.registers.plan import RegisterPlan, Schedule
+from regcache_jax.registers.plan import BlockRegister, Schedule
 
 TILE = 8
 """Rows of a TPU's registers: the multiple to which a serving program pads its tokens."""
@@ -61,18 +60,6 @@ def segments(schedule: Schedule, num_blocks: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(bounds))
 
 
-def split_blocks(blocks: Params) -> tuple[Params, ...]:
-    """The stacked parameters as one tree a block: what a serving program should be given, see `join_blocks`."""
-    num_blocks = jax.tree.leaves(blocks)[0].shape[0]
-    return tuple(jax.tree.map(lambda leaf, number=number: leaf[number], blocks) for number in range(num_blocks))
-
-
-def join_blocks(blocks: tuple[Params, ...]) -> Params:
-    """The inverse of `split_blocks`, inside a program that writes its blocks out: the compiler cancels joining against
-    slicing, and places, prefetches and tiles each block's weights by themselves."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
-
-
 def num_rows(num_tokens: int, spare: int, tile: int | None) -> int:
     """Rows that hold the tokens and `spare` more, a multiple of `tile`."""
     return num_tokens if tile is None else -(-(num_tokens + spare) // tile) * tile
@@ -89,7 +76,7 @@ def serve_blocks(
     hidden: Float[Array, "B P D"],
     spec: BlockSpec,
     schedule: Schedule,
-    plan: RegisterPlan | None,
+    registers: BlockRegister | None,
     *,
     scheme: Scheme | None = None,
     leading: tuple[int, int] = (0, 0),
@@ -97,27 +84,23 @@ def serve_blocks(
     num_tokens: int | None = None,
     unroll: bool = False,
 ) -> Served:
-    """Runs all blocks with the registers of `plan` at the fixed numbers of `schedule` (`plan`'s own numbers are not read).
+    """Runs all blocks, those between `start` and `stop` of `schedule` with `registers` (a plan's `rows()`).
 
     `tile=None`: as many rows as tokens, registers beside keys and values. `tile=8`: padded rows, registers in the padding.
     `num_tokens`, where given, says that later rows of `hidden` are padding already (repetitions of the last token)."""
     tokens, kept = num_tokens or hidden.shape[1], None
     for first, last in segments(schedule, spec.num_blocks):
-        seen = plan is not None and schedule.start <= first < schedule.stop
+        seen = registers if schedule.start <= first < schedule.stop else None
         deletes = schedule.delete_count if first == schedule.delete_block else 0
-        rows = num_rows(tokens - deletes, plan.key.shape[1] if plan is not None and seen else 0, tile)
+        rows = num_rows(tokens - deletes, 0 if seen is None else seen.key.shape[1], tile)
         if deletes:
             hidden, kept = delete_largest(hidden, deletes, sum(leading), num_tokens=tokens, rows=rows)
             tokens -= deletes
         elif rows != hidden.shape[1]:
             hidden = hidden[:, :rows] if rows < hidden.shape[1] else repeat_last(hidden, rows)
-        register = None
-        if plan is not None and seen:
-            bounds = jnp.asarray(first, jnp.int32), jnp.asarray(last, jnp.int32)
-            register = plan.replace(start=bounds[0], stop=bounds[1], delete_count=jnp.zeros_like(plan.delete_count))
         hidden = run_blocks(
             blocks, hidden, spec,
-            start=first, stop=last, plan=register, slot=None if rows == tokens else tokens,
+            start=first, stop=last, registers=seen, slot=None if rows == tokens else tokens,
             scheme=scheme, leading=leading, unroll=unroll,
         ).hidden  # fmt: skip
     return Served(hidden, kept, tokens)

@@ -14,7 +14,7 @@ from regcache_jax.encoders.position import resize_positions
 from regcache_jax.encoders.serving import num_rows, serve_blocks
 from regcache_jax.encoders.spec import ImageSpec
 from regcache_jax.quantization.scheme import Scheme
-from regcache_jax.registers.plan import RegisterPlan, Schedule
+from regcache_jax.registers.plan import BlockRegister, RegisterPlan, Schedule
 
 
 class ImageOutput(NamedTuple):
@@ -147,16 +147,16 @@ def serve_image(
     spec: ImageSpec,
     schedule: Schedule,
     *,
-    plan: RegisterPlan | None = None,
+    registers: BlockRegister | None = None,
     scheme: Scheme | None = None,
     tile: int | None = None,
     unroll: bool = False,
 ) -> ImageOutput:
-    """The whole image tower in the serving form: fixed block numbers, tokens really deleted."""
-    registers = plan is not None and schedule.start == 0 < schedule.stop
-    rows = num_rows(spec.num_tokens, plan.key.shape[1] if plan is not None and registers else 0, tile)
+    """The whole image tower in the serving form: fixed block numbers, a plan's `rows()`, tokens really deleted."""
+    spare = registers.key.shape[1] if registers is not None and schedule.start == 0 < schedule.stop else 0
+    rows = num_rows(spec.num_tokens, spare, tile)
     served = serve_blocks(
-        params["blocks"], embed_patches(params, images, spec, rows), spec.blocks, schedule, plan,
+        params["blocks"], embed_patches(params, images, spec, rows), spec.blocks, schedule, registers,
         scheme=scheme, leading=spec.leading, tile=tile, num_tokens=spec.num_tokens, unroll=unroll,
     )  # fmt: skip
     present = None

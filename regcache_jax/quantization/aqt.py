@@ -265,12 +265,14 @@ def quantized_dense(
     bits: int,
     num_contracted: int,
     per_token: bool,
+    product_scales: tuple[Float[Array, "..."] | None, ...] | None = None,
 ) -> tuple[Float[Array, "..."], ...]:
     """Multiplies one input by several kernels, the input quantised once. Returns float32 products, one a kernel.
 
-    `scale`: the calibrated scale, broadcast to `inputs`; None measures one, a token or for the whole array. Gradients pass
+    `scale`: the calibrated scale, broadcast to `inputs`; None measures one, a token or for the whole array. `product_scales`:
+    `scale` times each kernel's own, where that was worked out before (None: it is here). Gradients pass
     straight through to `inputs`; integers and scales get none."""
-    return _quantized_dense_forward(inputs, weights, scale, bits, num_contracted, per_token)[0]
+    return _quantized_dense_forward(inputs, weights, scale, bits, num_contracted, per_token, product_scales)[0]
 
 
 def _quantized_dense_forward(
@@ -280,6 +282,7 @@ def _quantized_dense_forward(
     bits: int,
     num_contracted: int,
     per_token: bool,
+    product_scales: tuple[Float[Array, "..."] | None, ...] | None,
 ) -> tuple[tuple[Float[Array, "..."], ...], Any]:
     contracted = tuple(range(inputs.ndim - num_contracted, inputs.ndim))
     axes = contracted if per_token else tuple(range(inputs.ndim))
@@ -289,17 +292,20 @@ def _quantized_dense_forward(
     )
     row_scale = jnp.squeeze(quantized.scale, contracted)
     products = []
-    for weight, (values, kernel) in zip(weights, readers, strict=True):
+    for weight, (values, kernel), product_scale in zip(
+        weights, readers, product_scales or (None,) * len(weights), strict=True
+    ):
         sums = integer_product(values, kernel, num_contracted)
-        column_scale = jnp.squeeze(weight.scale, tuple(range(num_contracted)))
-        expanded = row_scale.reshape(row_scale.shape + (1,) * column_scale.ndim)
-        products.append(sums.astype(jnp.float32) * (expanded * column_scale))
+        if product_scale is None:
+            column_scale = jnp.squeeze(weight.scale, tuple(range(num_contracted)))
+            product_scale = row_scale.reshape(row_scale.shape + (1,) * column_scale.ndim) * column_scale
+        products.append(sums.astype(jnp.float32) * product_scale)
     return tuple(products), (gradient, weights, jnp.zeros((), inputs.dtype))
 
 
 def _quantized_dense_backward(
     bits: int, num_contracted: int, per_token: bool, residuals: Any, cotangents: tuple[Float[Array, "..."], ...]
-) -> tuple[Float[Array, "..."], None, None]:
+) -> tuple[Float[Array, "..."], None, None, None]:
     gradient, weights, like = residuals
     total: Any = 0.0
     for weight, cotangent in zip(weights, cotangents, strict=True):
@@ -310,7 +316,7 @@ def _quantized_dense_backward(
         )
         total = total + jax.lax.dot_general(cotangent, weight.dequantize(), (axes, ((), ())))
     with jax.numpy_dtype_promotion("standard"):  # AQT multiplies the gradient by a bool mask
-        return gradient(total)[0].astype(like.dtype), None, None
+        return gradient(total)[0].astype(like.dtype), None, None, None
 
 
 quantized_dense.defvjp(_quantized_dense_forward, _quantized_dense_backward)

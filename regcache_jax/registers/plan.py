@@ -22,7 +22,7 @@ class BlockRegister:
 
     key: Float[Array, "*L R H K"]
     value: Float[Array, "*L R H K"]
-    logit_bias: Float[Array, "*L R H"]
+    logit_bias: Float[Array, "*L R #H"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,15 +58,20 @@ class RegisterPlan:
         """L."""
         return self.key.shape[0]
 
-    def per_block(self) -> BlockRegister:
-        """The rows with axis L and their logit offsets: tau equal rows weigh as much as one row whose logit gains log(tau)."""
+    def rows(self) -> BlockRegister:
+        """The rows with axis L and their logit offsets, in every block: tau equal rows weigh as much as one row whose logit gains
+        log(tau). Offsets that all heads share stand once."""
         num_blocks, num_registers, num_heads, _ = self.key.shape
-        block = jnp.arange(num_blocks, dtype=jnp.int32)
-        seen = (self.start <= block) & (block < self.stop)
         copies = self.copies.reshape(self.copies.shape + (1,) * (3 - self.copies.ndim))  # [], [L], [L, H] or [L, H, R]
-        offset = jnp.where(seen[:, None, None], jnp.log(copies), -jnp.inf)
-        offset = jnp.broadcast_to(jnp.swapaxes(offset, 1, 2), (num_blocks, num_registers, num_heads))
-        return BlockRegister(self.key, self.value, offset.astype(jnp.float32))
+        offset = jnp.swapaxes(jnp.log(copies).astype(jnp.float32), 1, 2)
+        heads = 1 if self.copies.ndim < 2 else num_heads
+        return BlockRegister(self.key, self.value, jnp.broadcast_to(offset, (num_blocks, num_registers, heads)))
+
+    def per_block(self) -> BlockRegister:
+        """The same, hidden (an offset of -inf) in blocks outside start..stop-1."""
+        rows, block = self.rows(), jnp.arange(self.num_blocks, dtype=jnp.int32)
+        seen = (self.start <= block) & (block < self.stop)
+        return rows.replace(logit_bias=jnp.where(seen[:, None, None], rows.logit_bias, -jnp.inf))
 
     def schedule(self) -> Schedule:
         """The block numbers as integers. Raises if the plan is traced: a serving program needs to know them."""
