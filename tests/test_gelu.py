@@ -60,8 +60,9 @@ def test_every_hundred_and_first_float32_input_up_to_eight_gives_the_exact_value
             np.testing.assert_allclose(np.asarray(apply(x), np.float64), exact, atol=1e-6, rtol=2.4e-7)
 
 
-def test_gradients_are_those_of_the_exact_gelu():
-    x = jnp.linspace(-4.5, 4.5, 101)  # inside the bound; beyond it the slope is that of 0 and x
+@pytest.mark.parametrize("largest", [4.5, 30.0, 3000.0])
+def test_gradients_are_those_of_the_exact_gelu(largest):
+    x = jnp.linspace(-largest, largest, 101)
     ours = jax.vmap(jax.grad(gelu_for_integers))(x)
     exact = jax.vmap(jax.grad(lambda value: jax.nn.gelu(value, approximate=False)))(x)
-    np.testing.assert_allclose(ours, exact, atol=1e-5)  # the derivative of a fit that is good to 6e-7
+    np.testing.assert_allclose(ours, exact, atol=1e-5)  # the distribution function is good to 3e-7, erf's to as much
