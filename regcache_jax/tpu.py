@@ -364,41 +364,6 @@ def shallow(spec: EncoderSpec, num_blocks: int) -> EncoderSpec:
     return dataclasses.replace(spec, image=dataclasses.replace(spec.image, blocks=blocks))
 
 
-@functools.lru_cache(maxsize=64)  # a plain program is asked for by itself and as the part in front of a plan
-def _first_two(
-    spec: EncoderSpec, program: str, topology: str, batch: int, scheme: Scheme | None
-) -> tuple[dict[str, Any], ...]:
-    """Rows of `report` for the first block alone and for the first two."""
-    depths = (shallow(spec, depth) for depth in (1, 2))
-    return tuple(report(each, topology, batch, scheme, programs=(program,))["programs"][0] for each in depths)
-
-
-def added_up(
-    name_or_spec: str | EncoderSpec,
-    program: str,
-    topology: str = "v5e:2x2",
-    batch: int = 32,
-    scheme: Scheme | None = None,
-) -> dict[str, Any]:
-    """A row of `report` at full depth, with the default plan, from programs of one and two blocks: what the second adds, as often
-    as blocks are left out. Blocks in front of the plan's start cost what plain ones do. Seconds where the whole takes many
-    minutes; docs/performance.md holds the two against each other. Raises UserError as `report` does."""
-    spec = name_or_spec if isinstance(name_or_spec, EncoderSpec) else catalog.get(name_or_spec).spec
-    assert spec is not None
-    num_blocks = spec.image.blocks.num_blocks
-    before = default_schedule(spec.image, program).start
-
-    one, two = _first_two(spec, program, topology, batch, scheme)
-    added = {key: two[key] - one[key] for key in ("cycles_per_image", "argument_bytes")}
-    row = {**two, **{key: one[key] + (num_blocks - 1) * step for key, step in added.items()}}
-    if before:
-        first, second = _first_two(spec, "int8", topology, batch, scheme)
-        plain = second["cycles_per_image"] - first["cycles_per_image"]
-        row["cycles_per_image"] += before * (plain - added["cycles_per_image"])
-    rate = CHIPS[topology.split(":")[0]][1] / row["cycles_per_image"]
-    return {**row, "images_per_second": rate, "cycles_per_block": added["cycles_per_image"]}
-
-
 def best_micro_batch(
     name_or_spec: str | EncoderSpec,
     topology: str = "v5e:2x2",

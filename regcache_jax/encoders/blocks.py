@@ -33,7 +33,10 @@ ACTIVATIONS: dict[Activation, Callable[[Float[Array, "..."]], Float[Array, "..."
     "silu": jax.nn.silu,
 }
 
-INTEGER_ACTIVATIONS = {**ACTIVATIONS, "gelu": gelu_for_integers}
+INTEGER_ACTIVATIONS: dict[Activation, Callable[[Float[Array, "..."]], Float[Array, "..."]]] = {
+    **ACTIVATIONS,
+    "gelu": gelu_for_integers,
+}
 """What runs in front of an integer second MLP layer."""
 
 
