@@ -79,7 +79,10 @@ def chosen_by_auto(entries: list[Entry]) -> list[Entry]:
 def cell(numbers: list[float] | None, percent: bool) -> str:
     """Mean and standard deviation over draws."""
     style = ".1f" if percent else ".2g"
-    return f"{np.mean(numbers):{style}}±{np.std(numbers):{style}}" if numbers else "-"
+    if not numbers:
+        return "-"
+    mean, spread = np.mean(numbers), np.std(numbers)
+    return f"{mean:{style}}±{spread if spread > 1e-9 * mean else 0:{style}}"  # equal numbers have a spread of rounding
 
 
 def summary(draws: list[list[Entry]], metric: str, percent: bool) -> str:

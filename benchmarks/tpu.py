@@ -24,8 +24,8 @@ from regcache_jax.registers.plan import RegisterPlan, Schedule, empty_plan
 
 # model: best batch of the peer, of bf16, of int8, with registers, with deletion
 BATCHES = {
-    "google/siglip-base-patch16-224": (48, 48, 24, 24, 24),
-    "openai/clip-vit-base-patch16": (48, 48, 24, 24, 24),
+    "google/siglip-base-patch16-224": (48, 24, 24, 24, 24),
+    "openai/clip-vit-base-patch16": (40, 24, 24, 24, 24),
     "openai/clip-vit-large-patch14": (16, 16, 8, 8, 12),
     "google/siglip-so400m-patch14-384": (2, 2, 2, 2, 2),
 }

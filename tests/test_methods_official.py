@@ -4,7 +4,10 @@ Made by running on the arrays of `layer()`: mit-han-lab/smoothquant @c61476d (`s
 @a160561 (the re-parameterisation of `test_quant.py`, ranges from the extremes); IST-DASLab/gptq @2d65066 (`fasterquant` with
 a symmetric grid of -3..3 whose scale is absmax / 3); hahnyuan/PTQ4ViT @b42c790 (`PTQSLQuantLinear`, `PostGeluPTQSLQuantLinear`:
 one round, 50 candidates, their ranges; where their further integer, -128 or -8, plays no part); ShiheWang/FIMA-Q @64c4b00
-(`LossFunction` under `fisher_dplr`, `AdaRoundQuantizer`); zysxmu/ERQ @2f5b4ce (`replace_W` without biases, a penalty of 2).
+(`LossFunction` under `fisher_dplr`, `AdaRoundQuantizer`); zysxmu/ERQ @2f5b4ce (`replace_W` without biases, a penalty of 2);
+kriskrisliu/NoisyQuant @ba544d1 (`quant_activation` and the criterion of its search, on our seven amplitudes).
+
+Not held: megvii-research/FQ-ViT. Nothing here is a method of that paper (softmax in whole powers of two, LayerNorms in integers).
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from regcache_jax.quantization.aqt import fake_quantize
 from regcache_jax.quantization.methods import fima_q
 from regcache_jax.quantization.methods.erq import reduce_activation_error
 from regcache_jax.quantization.methods.gptq import compensate
+from regcache_jax.quantization.methods.noisyquant import AMPLITUDES, noise_errors
 from regcache_jax.quantization.methods.ptq4vit import activation_scale, weight_scales
 from regcache_jax.quantization.methods.repq_vit import reparameterization
 from regcache_jax.quantization.methods.smoothquant import smoothing_factors
@@ -136,3 +140,21 @@ def test_the_kernel_that_makes_up_for_rounded_inputs_is_that_of_the_authors_code
         [-0.6849765182, 0.6459071040, -0.0120032579, 0.5300286412],
     ]
     np.testing.assert_allclose(found, official, rtol=2e-4, atol=2e-4)  # their inverse is explicit, of condition 1e3
+
+
+NOISYQUANT = {  # bits: the products' squared error with no noise and with a growing share of a step
+    8: [0.0093836188, 0.0088846087, 0.0095150378, 0.0093442164, 0.009446824, 0.0116340276, 0.0075358134],
+    4: [3.3707213402, 2.7968585491, 3.3371579647, 3.0995635986, 2.8640127182, 3.5577087402, 2.9218797684],
+}
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_what_noise_costs_is_what_the_authors_code_finds(bits):
+    inputs, kernel, *_ = layer()
+    scale = np.abs(inputs).max(keepdims=True)[0] / (2 ** (bits - 1) - 1)
+    noise = scale * np.random.default_rng(1).uniform(-1, 1, 6).astype(np.float32)
+    errors = [
+        noise_errors(inputs[None], kernel[None], scale, np.zeros((1, 1), np.float32), np.float32(a) * noise[None], bits)
+        for a in AMPLITUDES
+    ]
+    np.testing.assert_allclose(np.concatenate(errors), NOISYQUANT[bits], rtol=1e-4)  # float32 sums in another order
