@@ -19,24 +19,22 @@ from etils import epath
 from jax import export as stablehlo
 from jaxtyping import Array, Float
 
-from regcache_jax.encoders.encoder import Encoder, normalize
-from regcache_jax.encoders.serving_program import prepare, serve
+from regcache_jax.encoders.encoder import Encoder, encode_image
 from regcache_jax.errors import UserError
 from regcache_jax.paths import write_whole
-from regcache_jax.registers.plan import Schedule
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 def serving_function(encoder: Encoder) -> Callable[[Float[Array, "B Y X 3"]], Float[Array, "B E"]]:
     """The image tower as a function of preprocessed float32 images, its weights closed over, one array a block and parameter."""
-    spec, schedule = encoder.spec.image, encoder.schedule or Schedule(0, 0, 0, 0)
-    weights = prepare(encoder.params["image"], encoder.scheme, encoder.plan)
+    prepared = encoder.prepared()
 
     def features(images: Float[Array, "B Y X 3"]) -> Float[Array, "B E"]:
-        held = jax.lax.optimization_barrier(weights)  # or the compiler would fold int8 constants into wider ones
-        pooled = serve(held, images.astype(encoder.dtype), spec, schedule, encoder.scheme).features
-        return normalize(pooled) if encoder.spec.normalize else pooled.astype(jnp.float32)
+        held = jax.lax.optimization_barrier(
+            prepared.serving
+        )  # or the compiler would fold int8 constants into wider ones
+        return encode_image(prepared.replace(serving=held), images)
 
     return features
 

@@ -177,6 +177,7 @@ def test_the_lowered_encoder_holds_int8_products_and_no_float_copy_of_a_weight(a
         assert f"f32[{shape}]" not in compiled and f"f32[4,{shape}]" not in compiled, f"a float copy of {name}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "products"), [("mean", 6), ("dino", 7)])
 def test_a_block_is_integer_products_but_for_attention_itself(kind, products):
     encoder = quantize(small_encoder(kind), pictures(2), Scheme())
@@ -213,6 +214,7 @@ def test_calibration_sees_the_plan_and_every_image_once():
     assert (np.asarray(with_plan["out"]) != np.asarray(together["out"])).any()
 
 
+@pytest.mark.slow
 def test_a_float_site_keeps_its_float_kernel():
     encoder = quantize(small_encoder("map"), pictures(2), Scheme(float_sites=("fc2",)))
     blocks = encoder.params["image"]["blocks"]
@@ -221,6 +223,7 @@ def test_a_float_site_keeps_its_float_kernel():
     assert encode_image(encoder, jnp.asarray(pictures(1))).shape == (1, 32)
 
 
+@pytest.mark.slow
 def test_bfloat16_weights_run_beside_integer_kernels():
     encoder, images = small_encoder("clip"), pictures(4)
     exact = encode_image(encoder, jnp.asarray(images))

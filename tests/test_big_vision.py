@@ -60,6 +60,7 @@ def evaluator_module(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["open_clip", "big_vision"])
 def test_the_evaluator_that_a_trainer_makes_counts_what_numpy_counts(evaluator_module, train_state, protocol):
     assert evaluator_module.API == "jit"  # or the trainer would refuse to hand over its devices

@@ -37,6 +37,7 @@ def hidden_by_block(params, hidden, plan, *, kind):
     return jnp.concatenate([output.collected["hidden"], output.hidden[None]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(start=blocks_of, length=st.integers(0, 4))

@@ -49,6 +49,7 @@ def images(model):
     return jnp.asarray(np.stack([model.preprocess(Image.fromarray(render(*picture))) for picture in PICTURES]))
 
 
+@pytest.mark.slow
 def test_image_features_are_those_of_the_implementation_it_was_trained_with(model, images):
     features = encode_image(model.encoder, images)[:, :6]
     np.testing.assert_allclose(features, IMAGE_FEATURES, atol=1e-5)  # the numbers are rounded to five places

@@ -116,6 +116,7 @@ def test_a_calibration_is_saved_looked_at_and_used_again(tmp_path):
         Calibration.load(tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_groups_are_counted_apart():
     encoder, images = small.encoder("dinov2"), small.images(6)
     found = observe(encoder, [images], groups=True).sites["fc2"].counts.sum(axis=2)

@@ -87,6 +87,7 @@ def test_auto_writes_the_encoder_that_it_chose_and_says_which(regcache, model, t
     assert status == 2 and "go with --auto" in err
 
 
+@pytest.mark.slow
 def test_a_calibration_is_kept_looked_at_and_used_without_pictures(regcache, model, tmp_path):
     encoder, plan, kept = load(model).encoder, tmp_path / "plan.safetensors", tmp_path / "calibration"
     save_plan(plan, small.plan(1), {"encoder": encoder.spec.name, "encoder_hash": encoder_hash(encoder)})

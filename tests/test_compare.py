@@ -62,12 +62,14 @@ def test_the_grid_has_every_cell_and_resumes(tmp_path, monkeypatch):
         run(tmp_path, cost_unit="cycles")
 
 
+@pytest.mark.slow
 def test_an_entry_that_cannot_be_says_why(tmp_path):
     (plain, faulty) = run(tmp_path, recipes=("rotation",), bits=("w8a8",))
     assert plain.fault is None and "search for a plan on the rotated encoder" in faulty.fault
     assert faulty.error is None
 
 
+@pytest.mark.slow
 def test_a_cost_that_nobody_knows_is_noted_beside_the_error(tmp_path):
     def compiler(encoder):
         raise UserError("the compiler gave no answer")
@@ -77,6 +79,7 @@ def test_a_cost_that_nobody_knows_is_noted_beside_the_error(tmp_path):
     assert pareto([entry]) == []
 
 
+@pytest.mark.slow
 def test_tables_are_written_in_clip_benchmarks_keys(tmp_path):
     entries = [
         Entry("rtn", "w8a8", False, 0.1, 10.0, {"acc1": 0.5}),
@@ -102,6 +105,7 @@ def test_the_pareto_front_by_hand():
     assert [entry.recipe for entry in pareto([*points, Entry("d", "w8a8", False, fault="x")])] == ["a", "c"]
 
 
+@pytest.mark.slow
 def test_cost_by_hand():
     # clip: 17 tokens, width 24, F 40, 3 blocks: products 17 * (4 * 24 * 24 + 2 * 24 * 40), attention 2 * 17 * 17 * 24 in float
     encoder, images = small.encoder("clip"), small.images(4)
@@ -162,6 +166,7 @@ def test_auto_is_deterministic_resumes_and_is_no_worse_than_its_table_on_images_
     assert {entry.recipe for entry in first.entries} == set(config.recipes)
 
 
+@pytest.mark.slow
 def test_auto_leaves_measured_scales_out_where_only_static_ones_will_do(tmp_path):
     config = AutoConfig(recipes=("rtn", "token"), registers=False, static_only=True)
     result = auto(small.encoder("clip"), IMAGES, tmp_path, config)

@@ -74,6 +74,7 @@ def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return ((1.0 if name.endswith("scale") else 0.0) + 0.3 * noise).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", GOLDEN)
 def test_features_and_logits_are_those_of_big_visions_own_code(tmp_path, layout):
     arrays = {name: draw(name, shape) for name, shape in shapes("scanned" in layout).items()}

@@ -26,6 +26,7 @@ def assert_equal_by_block(source, model, **options):
         assert row.typical <= TYPICAL and row.worst <= WORST, row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu", "gelu_pytorch_tanh"])
 def test_a_clip_folder_gives_the_hidden_states_and_features_of_transformers(tmp_path, activation):
     source = save_random(clip(hidden_act=activation), tmp_path / "clip")
@@ -33,6 +34,7 @@ def test_a_clip_folder_gives_the_hidden_states_and_features_of_transformers(tmp_
     assert_equal_by_block(source, model, num_images=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["gelu_pytorch_tanh", "gelu"])
 def test_a_siglip_folder_gives_the_hidden_states_and_features_of_transformers(tmp_path, activation):
     source = save_random(siglip(hidden_act=activation), tmp_path / "siglip")
@@ -40,6 +42,7 @@ def test_a_siglip_folder_gives_the_hidden_states_and_features_of_transformers(tm
     assert_equal_by_block(source, model, num_images=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [clip, siglip])
 def test_logits_of_a_pair_are_those_of_transformers(tmp_path, make):
     network = make()
@@ -110,6 +113,7 @@ def test_a_bin_file_gives_the_same_parameters_as_safetensors(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, *trees)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [clip, siglip])
 def test_bfloat16_storage_keeps_the_direction_of_features(tmp_path, make):
     source = save_random(make(), tmp_path / "source")
@@ -121,6 +125,7 @@ def test_bfloat16_storage_keeps_the_direction_of_features(tmp_path, make):
     assert float(cosine.min()) > 0.999  # eight bits of mantissa: about 0.4 % a number, averaged over the width
 
 
+@pytest.mark.slow
 def test_the_folders_own_preprocessing_and_configuration_are_followed(tmp_path):
     source = save_random(
         siglip({**SIGLIP_TEXT, "projection_size": 20}, {**SMALL_IMAGE, "hidden_size": 20, "num_attention_heads": 2}),

@@ -221,6 +221,7 @@ def test_a_hub_id_finds_the_local_cache_without_a_network(tmp_path, monkeypatch,
         read("openai/clip-vit-large-patch14")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "files", [("tokenizer.json",), ("vocab.json", "merges.txt"), ("bpe_simple_vocab_16e6.txt.gz",)]
 )
@@ -283,6 +284,7 @@ def test_without_a_network_one_message_says_where_was_looked(tmp_path, monkeypat
         read("timm/vit_base_patch16_clip_224.openai")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("registers", [0, 4])
 def test_dinov2_from_hugging_face_meta_and_timm_is_one_encoder(tmp_path, registers, gated):

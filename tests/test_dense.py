@@ -28,6 +28,7 @@ def identity_probe(classes):
     return Probe(np.eye(classes, dtype=np.float32), np.zeros(classes, np.float32), np.float32(0), np.float32(1), 0.0)
 
 
+@pytest.mark.slow
 def test_patches_that_a_plan_deletes_are_filled_in_and_the_others_are_its_own():
     small, pictures = small_encoders.encoder("dinov2"), small_encoders.images(3)
     deleting = small.with_plan(small_encoders.plan(3))
@@ -105,6 +106,7 @@ def test_logits_are_spread_over_pixels_between_the_centres_of_patches():
     np.testing.assert_array_equal(counts, [[8, 0], [0, 8]])
 
 
+@pytest.mark.slow
 def test_a_probe_on_patches_that_say_their_class_finds_all():
     rng = np.random.default_rng(1)
     classes = rng.integers(-1, 3, (20, 9)).astype(np.int32)

@@ -51,6 +51,7 @@ def pictures(tmp_path_factory):
     return folder, plain
 
 
+@pytest.mark.slow
 def test_any_mix_of_sizes_and_formats_gives_what_each_gives_alone_and_names_what_is_torn(pictures, tmp_path):
     folder, plain = pictures
     model = checkpoints.load(bundled_model())

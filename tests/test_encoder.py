@@ -24,6 +24,7 @@ def test_features_have_unit_length_and_an_all_zero_feature_stays_zero():
     np.testing.assert_allclose(unit, [[0.6, 0.8], [0.0, 0.0]], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wanted", [True, False])
 def test_features_are_normalised_where_the_task_wants_it(wanted):
     encoder = small_encoder("mean")
@@ -40,6 +41,7 @@ def test_a_lone_image_tower_has_no_text_to_encode():
         encode_text(small_encoder("dino"), jnp.zeros((1, 6), jnp.int32))
 
 
+@pytest.mark.slow
 def test_an_encoder_is_a_pytree_of_its_arrays():
     encoder = quantize(small_encoder("clip"), pictures(2), Scheme(), random_plan(start=1))
     leaves, tree = jax.tree.flatten(encoder)
@@ -49,6 +51,7 @@ def test_an_encoder_is_a_pytree_of_its_arrays():
     assert isinstance(again, Encoder)
 
 
+@pytest.mark.slow
 def test_taking_the_plan_away_gives_the_encoder_back():
     encoder = small_encoder("map")
     planned = encoder.with_plan(random_plan(start=1, delete_block=2, delete_count=3))
@@ -60,6 +63,7 @@ def test_taking_the_plan_away_gives_the_encoder_back():
     assert np.abs(fast_encode_image(planned, images) - fast_encode_image(encoder, images)).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_plan_s_rows_and_copies_are_data_its_block_numbers_are_not():
     encoder, images = small_encoder("map"), jnp.asarray(pictures(2))
     run = jax.jit(lambda encoder, images: encode_image(encoder, images))
@@ -70,6 +74,7 @@ def test_a_plan_s_rows_and_copies_are_data_its_block_numbers_are_not():
     assert run._cache_size() == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_padding_to_a_tile_changes_only_the_order_of_sums(kind):
     encoder, images = small_encoder(kind).with_plan(random_plan(start=1, copies=3.0)), jnp.asarray(pictures(2))
@@ -77,6 +82,7 @@ def test_padding_to_a_tile_changes_only_the_order_of_sums(kind):
     np.testing.assert_allclose(run(encoder, images, tile=8), run(encoder, images, tile=None), rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_reaches_every_float_weight_and_nothing_that_integers_need():
     encoder = quantize(small_encoder("dino"), pictures(2), Scheme(), random_plan(start=1)).astype(jnp.bfloat16)
     assert encoder.dtype == jnp.bfloat16
@@ -89,6 +95,7 @@ def test_bfloat16_reaches_every_float_weight_and_nothing_that_integers_need():
         assert leaf.dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_features_point_where_float32_features_do(kind):
     encoder, images = small_encoder(kind), jnp.asarray(pictures(4))

@@ -44,6 +44,7 @@ def artefact(encoder, tmp_path_factory) -> Path:
     return Path(export(encoder, tmp_path_factory.mktemp("export") / "small.stablehlo", micro_batch=24))
 
 
+@pytest.mark.slow
 def test_the_loader_in_the_docs_gives_the_same_bits_in_a_fresh_process(artefact, images, tmp_path):
     page = (Path(__file__).parents[1] / "docs/export.md").read_text()
     (loader,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
@@ -56,12 +57,14 @@ def test_the_loader_in_the_docs_gives_the_same_bits_in_a_fresh_process(artefact,
     np.testing.assert_array_equal(np.load(tmp_path / "features.npy"), load(artefact)(images))
 
 
+@pytest.mark.slow
 def test_the_artefact_agrees_with_the_encoder_it_was_made_from(artefact, encoder, images):
     ours = encode_image(encoder, images)
     # the same integers but where a float sum in another order crosses a rounding boundary; features have unit length
     np.testing.assert_allclose(load(artefact)(images), ours, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_any_batch_size_gives_the_same_features_for_an_image(artefact, images):
     features = load(artefact)
     np.testing.assert_allclose(
@@ -87,6 +90,7 @@ def test_metadata_beside_the_artefact_says_how_to_feed_it(artefact):
     assert facts["scheme"]["weight_bits"] == 8 and facts["schedule"]["delete_count"] == 3
 
 
+@pytest.mark.slow
 def test_float_and_bfloat16_encoders_export_too(tmp_path, images):
     encoder = Encoder(init_params(SPEC, jax.random.key(0)), spec=SPEC)
     path = export(encoder, tmp_path / "float.stablehlo", ("cpu",))

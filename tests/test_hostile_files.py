@@ -178,6 +178,7 @@ def test_an_index_that_is_none_is_refused(shards, tmp_path, text):
     refused(shards, tmp_path, "not readable JSON|should hold|is no index")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["siglip.npz", "weights.pt"])
 def test_a_zip_bomb_is_refused_by_its_directory(tmp_path, name):
     with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -75,6 +75,7 @@ def test_every_kind_of_outlier_has_its_advice():
     assert set(ADVICE) == set(KINDS)
 
 
+@pytest.mark.slow
 def test_sinks_draw_attention_and_point_the_same_way_in_every_image():
     planted = rc.plant(["patch sinks"], num_images=16)
     after = planted.block + 1
@@ -85,6 +86,7 @@ def test_sinks_draw_attention_and_point_the_same_way_in_every_image():
     assert (find_sinks(planted.encoder, planted.images)[after] == planted.tokens).all()
 
 
+@pytest.mark.slow
 def test_a_plan_in_place_is_inspected_with_it(encoder, images, profile):
     blocks = SPEC.image.blocks
     rows = np.ones((blocks.num_blocks, 1, blocks.num_heads, blocks.head_dim), np.float32)
@@ -119,6 +121,7 @@ def test_nan_in_the_weights_names_the_first_block_that_shows_it(encoder, images)
         rc.inspect(encoder.replace(params=params), images)
 
 
+@pytest.mark.slow
 def test_sensitivity_does_not_depend_on_batches_and_gives_a_drop_in_top1_with_labels(encoder, images):
     scheme = rc.Scheme(4, 4)
     whole, cut = (rc.sensitivity(encoder, images, scheme, batch_size=size) for size in (7, 3))

@@ -81,6 +81,7 @@ HALF_OCTAVES = {  # zkkli/RepQ-ViT @a160561, `LogSqrt2Quantizer.quantize` with d
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bits", "column"), [(4, 0), (3, 1), (8, 0)])
 def test_a_softmax_in_half_octaves_is_that_of_the_authors_code_in_two_integer_products(bits, column):
     terms = jnp.asarray(list(HALF_OCTAVES), jnp.float32)
@@ -171,6 +172,7 @@ def test_search_form_serving_form_and_padded_rows_agree():
     np.testing.assert_allclose(encode(quantized, images, tile=8).features, searched, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["smoothquant", "awq"])
 def test_values_that_are_rounded_are_not_rescaled(name):
     encoder, images = small.encoder("clip"), small.images(8)
@@ -181,6 +183,7 @@ def test_values_that_are_rounded_are_not_rescaled(name):
     assert not np.array_equal(after["key"]["kernel"], before["key"]["kernel"])
 
 
+@pytest.mark.slow
 def test_a_calibration_without_queries_is_not_enough_and_says_so():
     encoder, images = small.encoder("clip"), small.images(8)
     scheme = Scheme(products=("qk",), estimator="mse")

@@ -32,6 +32,7 @@ def test_probabilities_are_those_of_scikit_learn_at_the_same_penalty(decay):
     np.testing.assert_allclose(ours / ours.sum(1, keepdims=True), peer.predict_proba(inputs), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_separable_classes_are_told_apart_on_new_pictures():
     features, labels = clouds(200, spread=0.05)
     unseen, truth = clouds(100, spread=0.05, seed=1)

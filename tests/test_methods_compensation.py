@@ -69,6 +69,7 @@ def test_softmax_gets_a_second_range_only_where_its_product_is_integer():
     assert NEGATIVE not in gated.params["image"]["blocks"]["input_scale"]  # a gated product has no short negative half
 
 
+@pytest.mark.slow
 def test_gradients_by_token_are_those_of_the_bias_summed_and_of_finite_differences():
     encoder, images = small.encoder("clip").with_plan(small.plan()), small.images(2)
     spec, params = encoder.spec.image, encoder.params["image"]
@@ -156,6 +157,7 @@ def test_the_gradient_of_a_scale_is_that_of_the_rounded_steps():
     np.testing.assert_allclose(slope, [[0.4 + 2 * 0.48 + 4 * 7 - 8 * 7]], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_cannot_go_together_is_refused():
     encoder, images = small.encoder("clip"), small.images()
     for scheme, message in (

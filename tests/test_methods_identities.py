@@ -51,6 +51,7 @@ def test_a_preparing_method_keeps_what_a_plan_deletes(name):
     np.testing.assert_allclose(encode(prepared, small.images(8)), encode(encoder, small.images(8)), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_rotation_refuses_a_plan_that_deletes_by_largest_channel():
     encoder = small.encoder("dinov2").with_plan(small.plan(delete_count=3))
     with pytest.raises(UserError, match="search for a plan on the rotated encoder"):
@@ -72,6 +73,7 @@ def test_a_method_for_outlying_channels_lowers_the_error_where_there_are_some(na
     assert better < 0.9 * plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["clipping", "gptq"])
 def test_a_rounding_method_lowers_the_squared_error_of_the_products(name):
     encoder = small.encoder("clip")
@@ -126,6 +128,7 @@ def test_reparameterised_channels_share_one_range():
             np.testing.assert_allclose(ends.sum(axis=0), 0.0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in PREPARING if name != "rotation"])
 def test_a_channel_next_to_zero_is_not_enlarged_beyond_a_step(name):
     encoder = small.encoder("siglip")
@@ -151,6 +154,7 @@ def test_rotations_are_orthogonal_and_keep_means():
     np.testing.assert_allclose(rotation.hadamard(8) @ rotation.hadamard(8).T, np.eye(8), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_channel_extremes_see_every_token_that_is_there():
     encoder = small.encoder("dinov2")
     found = channel_extremes(encoder, batches())
@@ -174,6 +178,7 @@ def test_bias_correction_brings_the_mean_of_a_product_back(family):
     assert np.abs(means[1] - means[0]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_noise_is_added_before_rounding_and_taken_back(monkeypatch):
     monkeypatch.setattr(noisyquant, "AMPLITUDES", (0.5,))
     encoder, images = small.encoder("clip"), small.images(24)
@@ -228,6 +233,7 @@ def test_every_method_runs_with_registers_rules_and_zero_points(name):
     assert float(cosine.min()) > 0.95  # 6 bits; unrelated features are below 0.5
 
 
+@pytest.mark.slow
 def test_one_block_alone_runs_as_it_does_in_the_stack():
     encoder = small.encoder("dinov2").with_plan(small.plan(delete_count=2))
     spec = encoder.spec.image

@@ -30,6 +30,7 @@ def test_init_gives_the_tree_of_the_parameter_table(kind):
     assert shapes(drawn) == shapes(jax.eval_shape(lambda rng: init_params(spec, rng), jax.random.key(0)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_apply_gives_the_functional_tower_s_features_to_the_last_bit(kind):
     encoder, images = small_encoder(kind), jnp.asarray(pictures(2))
@@ -40,6 +41,7 @@ def test_apply_gives_the_functional_tower_s_features_to_the_last_bit(kind):
     assert (texts is None) == (spec.text is None)
 
 
+@pytest.mark.slow
 def test_each_tower_stands_alone():
     encoder, images = small_encoder("clip"), jnp.asarray(pictures(2))
     spec, params = encoder.spec, encoder.params

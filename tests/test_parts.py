@@ -53,6 +53,7 @@ def test_head_and_text_tower_multiply_integers_and_stay_near_their_float_selves(
     np.testing.assert_array_equal(head["probe"], encoder.params["image"]["head"]["probe"])
 
 
+@pytest.mark.slow
 def test_the_head_by_hand():
     encoder, images = small.encoder("siglip"), small.images(8)
     quantized = quantize(encoder, images, Scheme(also=("head",)))
@@ -67,6 +68,7 @@ def test_the_head_by_hand():
     )
 
 
+@pytest.mark.slow
 def test_quantised_parts_are_saved_and_loaded(tmp_path):
     encoder, images = with_text(), small.images(8)
     quantized = quantize(encoder, images, Scheme(symmetric=False, also=("head", "text")), texts=IDS)

@@ -68,6 +68,7 @@ def test_a_full_disk_ends_a_run_with_one_message_and_nothing_half_written(tmp_pa
     assert list((tmp_path / "run").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_work_folder_that_may_not_be_written_gets_one_message(tmp_path, monkeypatch, capsys):
     """Tests run as root too, whom file modes do not stop; so the system's answer is given in its place."""
 

@@ -47,6 +47,7 @@ def test_prefix_only_and_delete_only_are_plans():
     assert alone.start == alone.stop and alone.delete_count == 3
 
 
+@pytest.mark.slow
 def test_a_plan_of_another_shape_is_refused_by_the_encoder():
     encoder = small_encoder("map")
     with pytest.raises(UserError, match="3 blocks of 4 heads of 8; map has 4 blocks"):
@@ -95,6 +96,7 @@ def test_a_damaged_plan_file_is_refused_by_name(content, tmp_path):
         load_plan(file)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(st.integers(0, 10_000), st.integers(0, 8), st.integers(0, 3))
 def test_deletion_takes_the_largest_unprotected_tokens(seed, count, protected):

@@ -31,6 +31,7 @@ def test_each_planted_kind_gets_its_own_verdict_and_a_mixture_gets_all(kinds):
     assert verdict.kinds == (kinds or ("none",))
 
 
+@pytest.mark.slow
 def test_block_tokens_and_direction_of_planted_sinks_are_recovered(sinks):
     found = find_planted(sinks)
     assert found.block == sinks.block
@@ -51,6 +52,7 @@ def test_the_plan_restores_the_features_of_the_encoder_without_sinks(sinks):
     assert restored.sinks_left == 0
 
 
+@pytest.mark.slow
 def test_sensitivity_is_largest_at_the_second_mlp_layer_of_the_planted_block(sinks):
     errors = rc.sensitivity(sinks.encoder, sinks.images[:8], rc.Scheme(8, 8))
     block, site = np.unravel_index(np.argmax(errors), errors.shape)

@@ -32,6 +32,7 @@ def by_the_library(table: np.ndarray, stored: int, wanted: int, way: str) -> np.
     return resized[0].permute(1, 2, 0).reshape(wanted**2, -1).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(stored=sides, wanted=sides, prefix=st.integers(0, 2))

@@ -264,6 +264,7 @@ def test_planting_takes_the_least_used_dimensions_and_touches_only_planted_units
     np.testing.assert_array_equal(before["fc2"]["kernel"][:4], after["fc2"]["kernel"][:4])
 
 
+@pytest.mark.slow
 def test_after_the_projection_only_planted_units_write_to_the_massive_dimension(image, pictures):
     reserved = circuit.reserve(image, PLACE)
     shut = circuit.amplify(reserved, PLACE, 1.0, 0.0)  # what planted units write, times 0
@@ -447,6 +448,7 @@ def test_every_phase_with_a_circuit_takes_steps_with_finite_losses(phase, few):
     np.testing.assert_allclose(first, second, atol=3e-3)  # two roundings to float16 (1 part in 2,000) of large weights
 
 
+@pytest.mark.slow
 def test_training_begins_with_fresh_moments_at_step_zero():
     state = initial_state(SMALL, 0)
     later = state.replace(step=jnp.asarray(9, jnp.int32))

@@ -37,6 +37,7 @@ def test_segments_say_the_same_without_block_numbers():
     assert Scheme().segments(2, 5) == [(2, 5, Scheme())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rules",
     [(Rule(("out",), (7,)),), (Rule(("out",)), Rule(("out",), (1,))), (Rule(()),)],
@@ -93,6 +94,7 @@ def test_sites_left_in_float_in_some_blocks_run_in_float_there_and_nowhere_else(
         assert np.isfinite(encode(each, images)).all()
 
 
+@pytest.mark.slow
 def test_zero_points_are_folded_into_the_bias_by_hand():
     encoder, images = small.encoder("siglip"), small.images(16)
     quantized = quantize(encoder, images, Scheme(8, 8, symmetric=False))
@@ -147,6 +149,7 @@ def test_every_scheme_multiplies_int8_by_int8_into_int32_and_stores_int8(name):
     assert kernels.dtype == jnp.int8
 
 
+@pytest.mark.slow
 def test_weights_alone_are_int8_and_multiply_as_floats():
     encoder, images = small.encoder("clip"), small.images(8)
     quantized = quantize(encoder, None, Scheme.named("w8"))
@@ -201,6 +204,7 @@ def test_an_exported_program_keeps_int8_and_gives_the_same_features(name):
     assert all(inputs.count("xi8>") == 2 and "xi32>" in output for inputs, output in found)
 
 
+@pytest.mark.slow
 def test_folded_biases_and_offsets_stay_float32_in_a_bfloat16_encoder():
     quantized = quantize(small.encoder("clip"), small.images(8), Scheme(symmetric=False)).astype(jnp.bfloat16)
     blocks = quantized.params["image"]["blocks"]

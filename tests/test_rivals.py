@@ -33,6 +33,7 @@ def test_prefixes_are_rows_of_a_patch_of_the_mean_patch_and_of_nothing():
     np.testing.assert_array_equal(rows["random token as prefix"][1], again["random token as prefix"][1])
 
 
+@pytest.mark.slow
 def test_test_time_registers_silence_the_planted_neuron_and_give_its_sink_to_the_extra_token(planted):
     moved = move_register_neurons(planted.encoder, planted.images, planted.block, num_neurons=1)
     assert rc.inspect(moved.with_plan(None), planted.images).sinks_per_image.sum() == 0

@@ -115,6 +115,7 @@ def test_the_serving_form_of_an_int8_encoder_stays_within_a_few_flipped_integers
     assert np.median(difference) <= 1e-4 * step + 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tile", [None, 8])
 def test_registers_and_deletion_in_the_middle_blocks_agree_between_the_two_forms(tile):
     encoder = small_encoder(True, "class")
@@ -134,6 +135,7 @@ def test_rows_hold_tokens_and_registers_and_end_on_a_tile():
     ]
 
 
+@pytest.mark.slow
 def test_padding_rows_leave_the_blocks_as_copies_of_the_last_token():
     encoder = small_encoder(False, "mean", Scheme(activations="tensor"))
     params, spec = encoder.params["image"], encoder.spec.image

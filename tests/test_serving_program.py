@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 import small_encoders as small
 
+from regcache_jax.data.batches import Batch
+from regcache_jax.encoders.encoder import encode_image
 from regcache_jax.encoders.serving import TILE
 from regcache_jax.encoders.serving_program import join_blocks, prepare, serve, split_blocks
 from regcache_jax.encoders.vision import serve_image
+from regcache_jax.evaluation import loop
+from regcache_jax.evaluation.loop import extract_features
 from regcache_jax.quantization.quantize import quantize
 from regcache_jax.quantization.scheme import Scheme
 from regcache_jax.registers.plan import Schedule
@@ -25,6 +29,7 @@ SCHEMES = {
 }
 
 
+@pytest.mark.slow
 def test_split_blocks_join_again():
     blocks = small.encoder("siglip").params["image"]["blocks"]
     jax.tree.map(np.testing.assert_array_equal, join_blocks(split_blocks(blocks)), blocks)
@@ -53,6 +58,27 @@ def test_prepared_weights_give_the_same_features(name, dtype):
     np.testing.assert_allclose(found, plainly(image, encoder.plan, images), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["jit", "pmap"])
+def test_an_evaluation_runs_prepared_encoders_where_that_pays(parallel, monkeypatch):
+    """As on a TPU: the same counts and features from a float, an int8 and a RegCache encoder."""
+    plain, images = small.encoder("clip"), small.images(32)
+    batches = [Batch(np.asarray(images), np.arange(32) % 4, np.arange(32) < 30, np.arange(32))]
+    for encoder in (
+        plain,
+        quantize(plain, images, Scheme()),
+        quantize(plain.with_plan(small.plan(2)), images, Scheme()),
+    ):
+        here = extract_features(encode_image, encoder, batches, parallel=parallel)
+        monkeypatch.setattr(loop, "SERVED_ON", ("cpu",))
+        served = extract_features(encode_image, encoder, batches, parallel=parallel)
+        monkeypatch.undo()
+        # the rows of padded tokens change the order of sums: an integer may fall on the other side of its boundary
+        assert served.shape == here.shape and np.median(np.abs(served - here)) < 1e-5
+        assert np.abs(served - here).max() < 0.02
+
+
+@pytest.mark.slow
 def test_vectors_are_wide_and_scales_multiplied_out_where_there_is_one_for_all_tokens():
     encoder = quantize(small.encoder("siglip"), small.images(4), Scheme()).astype(jnp.bfloat16)
     blocks = prepare(encoder.params["image"], encoder.scheme, None).image["blocks"]

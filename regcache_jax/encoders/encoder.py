@@ -13,6 +13,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from regcache_jax.encoders.parameters import Leaf, parameter_table
+from regcache_jax.encoders.serving_program import ServingWeights, prepare, serve
 from regcache_jax.encoders.spec import EncoderSpec
 from regcache_jax.encoders.text import text_features
 from regcache_jax.encoders.tokenizers import check_ids
@@ -26,10 +27,12 @@ from regcache_jax.registers.plan import RegisterPlan, Schedule
 @struct.dataclass
 class Encoder:
     """An encoder as a pytree. `scheme` and the integer kernels in `params` come from `quantize`; `plan` may stand beside
-    float or integer kernels. `schedule` holds the plan's block numbers, so that programs can be built around them."""
+    float or integer kernels. `schedule` holds the plan's block numbers, so that programs can be built around them. `serving`:
+    the image tower as `prepared` leaves it."""
 
     params: dict[str, Any]
     plan: RegisterPlan | None = None
+    serving: ServingWeights | None = None
     spec: EncoderSpec = struct.field(pytree_node=False, kw_only=True)
     scheme: Scheme | None = struct.field(pytree_node=False, default=None, kw_only=True)
     schedule: Schedule | None = struct.field(pytree_node=False, default=None, kw_only=True)
@@ -66,10 +69,16 @@ class Encoder:
 
         return self.replace(params=jax.tree_util.tree_map_with_path(cast, self.params))
 
+    def prepared(self) -> Encoder:
+        """The same encoder for programs that run for long (`serving_program`): its image tower is `serving`, no more in `params`."""
+        params = {name: part for name, part in self.params.items() if name != "image"}
+        return self.replace(params=params, serving=prepare(self.params["image"], self.scheme, self.plan))
+
     @property
     def dtype(self) -> Any:
         """Dtype of the residual stream: that of the position table."""
-        return self.params["image"]["position_embedding"].dtype
+        image = self.params["image"] if self.serving is None else self.serving.image
+        return image["position_embedding"].dtype
 
 
 def init_params(spec: EncoderSpec, rng: Array) -> dict[str, Any]:
@@ -91,11 +100,13 @@ def normalize(features: Float[Array, "B E"]) -> Float[Array, "B E"]:
 def encode(encoder: Encoder, images: Float[Array | np.ndarray, "B Y X 3"], *, tile: int | None = None) -> ImageOutput:
     """Runs the image tower with the encoder's own kernels and plan, in the serving form where there is a plan.
 
-    `tile=8` pads the tokens for a TPU. Features are raw; `encode_image` normalises them."""
-    images = jnp.asarray(images, encoder.dtype)
+    `tile=8` pads the tokens for a TPU; an encoder that is `prepared` runs as its serving program. Features are raw;
+    `encode_image` normalises them."""
+    images, schedule = jnp.asarray(images, encoder.dtype), encoder.schedule or Schedule(0, 0, 0, 0)
+    if encoder.serving is not None:
+        return serve(encoder.serving, images, encoder.spec.image, schedule, encoder.scheme)
     if encoder.schedule is None and tile is None:
         return image_features(encoder.params["image"], images, encoder.spec.image, scheme=encoder.scheme)
-    schedule = encoder.schedule or Schedule(0, 0, 0, 0)
     return serve_image(
         encoder.params["image"], images, encoder.spec.image, schedule,
         registers=None if encoder.plan is None else encoder.plan.rows(), scheme=encoder.scheme, tile=tile,

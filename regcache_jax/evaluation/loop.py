@@ -40,7 +40,9 @@ batch's axis in front (`map_batches`) or is a sum over the batch (`sum_batches`)
 Compile = Callable[..., Any]
 """From a step and the shapes of its arguments to a compiled program."""
 
-FIRST_TRIED = 32
+SERVED_ON = ("tpu",)
+"""Where encoders run as serving programs, which compile longer and there cost less."""
+FIRST_TRIED = 24
 """Rows of the slice that is tried first: the best one of B/16 encoders on a v5e."""
 CACHE_BYTES = 10 << 20
 """What a CPU's cache may be asked to hold: found with a B/16, see docs/evaluation.md."""
@@ -239,6 +241,7 @@ def _run(
     for batch in batches:
         if run is None:
             _check_divides(batch, jax.local_device_count())
+            state = _prepared(state) if jax.default_backend() in SERVED_ON else state
             size = _own_micro_batch(step, state, batch) if micro_batch == "auto" else micro_batch
             run, place = _compile(step, parallel, size, summed)
             state = place(state)
@@ -327,6 +330,12 @@ def _sharing_measured_scales(state: Any) -> Any:
         return node.replace(scheme=dataclasses.replace(node.scheme, shared_over=AXIS))
 
     return jax.tree.map(share, state, is_leaf=lambda node: isinstance(node, Encoder))
+
+
+def _prepared(state: Any) -> Any:
+    """The state with its encoders prepared for a program that runs for long."""
+    leaves = functools.partial(jax.tree.map, is_leaf=lambda node: isinstance(node, Encoder))
+    return leaves(lambda node: node.prepared() if isinstance(node, Encoder) else node, state)
 
 
 def _check_divides(batch: Any, devices: int) -> None:
