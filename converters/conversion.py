@@ -36,6 +36,7 @@ from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.parameters import parameter_shapes
 from regcache_jax.encoders.spec import Activation, EncoderSpec, Filter
 from regcache_jax.errors import UserError
+from regcache_jax.paths import refuse_existing
 
 CONVERTER_VERSION = 1
 LARGEST_DEPTH = 1000
@@ -95,8 +96,7 @@ def convert(
     `image_size` resamples the positions to pictures of another side.
     Raises UserError with every fault found; then nothing is left behind."""
     out = epath.Path(out)
-    if out.exists():
-        raise UserError(f"{out} exists already; choose another folder or remove it first")
+    refuse_existing(out)
     found = sources.resolve(str(source))
     choices = {"activation": activation, "interpolation": interpolation, "filter": filter, "image_size": image_size}
     if tokenizer is not None and not tokenizer.exists():
@@ -257,8 +257,7 @@ def write(model: checkpoints.Model | Encoder, layout: str, out: epath.PathLike) 
 
     Raises UserError for a file that exists, another ending, or an encoder that the layout cannot hold."""
     out = epath.Path(out)
-    if out.exists():
-        raise UserError(f"{out} exists already; choose another name or remove it first")
+    refuse_existing(out)
     if out.suffix not in (".npz", ".safetensors"):
         raise UserError(f"{out} should end in .npz (big_vision) or .safetensors")
     arrays = export(model, layout)

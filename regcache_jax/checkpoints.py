@@ -35,6 +35,7 @@ from regcache_jax.encoders.preprocess import preprocess
 from regcache_jax.encoders.spec import EncoderSpec
 from regcache_jax.encoders.tokenizers import load_tokenizer
 from regcache_jax.errors import UserError
+from regcache_jax.paths import refuse_existing
 from regcache_jax.quantization.aqt import QuantizedTensor
 from regcache_jax.quantization.scheme import Scheme
 from regcache_jax.registers.plan_file import load_plan, save_plan
@@ -82,8 +83,7 @@ def save(
     """Writes a model folder and returns its path. `metadata` is kept in encoder.json beside what stands there anyway;
     `dtype` casts float weights on the way. Raises UserError if the folder exists."""
     folder = epath.Path(folder)
-    if folder.exists():
-        raise UserError(f"{folder} exists already; choose another folder or remove it first")
+    refuse_existing(folder)
     encoder = encoder if dtype is None else encoder.astype(dtype)
     flat = _to_arrays(encoder.params)
     description = {

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from regcache_jax.encoders.encoder import Encoder, encode_image
 from regcache_jax.errors import UserError
-from regcache_jax.paths import write_whole
+from regcache_jax.paths import refuse_existing, write_whole
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -75,8 +75,7 @@ def export(
     unknown = sorted(set(platforms) - set(PLATFORMS))
     if unknown or not platforms:
         raise UserError(f"platforms are {', '.join(PLATFORMS)}; got {', '.join(unknown) or 'none'}")
-    if path.exists():
-        raise UserError(f"{path} exists; give another name or remove it")
+    refuse_existing(path)
     size = encoder.spec.preprocessing.image_size
     (batch,) = stablehlo.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)

@@ -7,6 +7,14 @@ import uuid
 
 from etils import epath
 
+from regcache_jax.errors import UserError
+
+
+def refuse_existing(path: epath.PathLike) -> None:
+    """Raises UserError where something lies already: what was made is never written over."""
+    if epath.Path(path).exists():
+        raise UserError(f"{path} exists already; choose another name or remove it first")
+
 
 def files_below(root: epath.Path) -> list[epath.Path]:
     """All files in a folder and its folders, sorted.

@@ -37,16 +37,14 @@ def calibrate(
 
     `regcache quantize --calibration FILE` then needs no pictures, `regcache calibration FILE` shows what is in it.
     """
-    from etils import epath
 
     from regcache_jax import checkpoints
-    from regcache_jax.errors import UserError
+    from regcache_jax.paths import refuse_existing
     from regcache_jax.quantization.calibration import observe
     from regcache_jax.quantization.quantize import in_batches
     from regcache_jax.quantization.scheme import INPUTS, SITES
 
-    if epath.Path(out).exists():
-        raise UserError(f"{out} exists already; choose another name or remove it first")
+    refuse_existing(out)
     loaded = checkpoints.load(model)
     plan = read_plan(registers, loaded)
     encoder = loaded.encoder if plan is None else loaded.encoder.with_plan(plan)

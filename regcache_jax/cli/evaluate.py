@@ -281,9 +281,9 @@ def embed(
     from regcache_jax import checkpoints
     from regcache_jax.errors import UserError
     from regcache_jax.evaluation.embedding import embed_pictures, embed_texts, write_embeddings
+    from regcache_jax.paths import refuse_existing
 
-    if Path(out).exists():
-        raise UserError(f"{out} exists already; choose another name or remove it first")
+    refuse_existing(out)
     loaded = checkpoints.load(model)
     data = read_data("folder", images, None, None, "test")
     text_features = None

@@ -105,10 +105,10 @@ def quantize(
     Weights become integers; static scales are calibrated on pictures, with the registers in place. With --auto, recipes and
     registers are tried on one half of the pictures and scored on the other, without labels; --scheme gives the bits.
     """
-    from etils import epath
 
     from regcache_jax import checkpoints
     from regcache_jax.errors import UserError
+    from regcache_jax.paths import refuse_existing
     from regcache_jax.quantization.auto import AutoConfig
     from regcache_jax.quantization.calibration import Calibration
     from regcache_jax.quantization.methods.table import methods_of
@@ -146,8 +146,7 @@ def quantize(
     scheme = asked
     costs = cost_of(cost_name or ("v5e:2x2" if importlib.util.find_spec("libtpu") else "model"))
     methods_of(method)
-    if epath.Path(out).exists():
-        raise UserError(f"{out} exists already; choose another folder or remove it first")
+    refuse_existing(out)
     loaded = checkpoints.load(model)
     plan = read_plan(registers, loaded)
     kept = None if calibration_file is None else Calibration.load(calibration_file)

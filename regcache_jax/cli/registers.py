@@ -230,10 +230,10 @@ def search(
 
     The error between float and quantised features on reference pictures decides; the answer may be that no plan helps.
     """
-    from etils import epath
 
     from regcache_jax import checkpoints
     from regcache_jax.errors import UserError
+    from regcache_jax.paths import refuse_existing
     from regcache_jax.registers.plan_file import save_plan
     from regcache_jax.registers.refine import RefineConfig
     from regcache_jax.registers.refine import refine as run_refine
@@ -244,8 +244,7 @@ def search(
     scheme = read_scheme(scheme_name, activations, weights)
     if scheme is None:
         raise UserError("a float encoder needs no registers; give a quantised scheme, such as w8a8")
-    if epath.Path(out).exists():
-        raise UserError(f"{out} exists already; choose another name or remove it first")
+    refuse_existing(out)
     loaded = checkpoints.load(model)
     data = read_data(dataset, data_dir, split, limit, "train")
     labels = vectors = None

@@ -21,7 +21,7 @@ from etils import epath
 
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.errors import UserError
-from regcache_jax.paths import write_whole
+from regcache_jax.paths import refuse_existing, write_whole
 from regcache_jax.registers.plan import RegisterPlan, make_plan
 
 NUMBERS = ("start", "stop", "delete_block", "delete_count")
@@ -41,8 +41,7 @@ def save_plan(path: epath.PathLike, plan: RegisterPlan, metadata: Mapping[str, A
     """Writes a plan, beside its final name first. `metadata`: JSON values; callers put the encoder's hash and name,
     reference set, scheme, objective and the search's figures there. Raises UserError if the file exists."""
     path = epath.Path(path)
-    if path.exists():
-        raise UserError(f"{path} exists already; choose another name or remove it first")
+    refuse_existing(path)
     tensors = {"key": plan.key, "value": plan.value, "copies": plan.copies}
     arrays = {name: np.asarray(array, np.float32) for name, array in tensors.items()}
     arrays |= {name: np.asarray(getattr(plan, name), np.int32) for name in NUMBERS}

@@ -23,6 +23,7 @@ from regcache_jax.demo.recipe.phases import ALIKE, PHASES, Phase
 from regcache_jax.demo.recipe.train import State, confusion, folded, initial_state, name_ids, prepare, run_phase
 from regcache_jax.encoders.spec import EncoderSpec
 from regcache_jax.errors import UserError
+from regcache_jax.paths import refuse_existing
 
 SETTINGS_FILE, CONCEPTS_FILE, STATES_FOLDER, MODEL_FOLDER = "recipe.json", "concepts.json", "states", "model"
 
@@ -46,8 +47,7 @@ def cook(
 
     Raises UserError if `out` holds a run with other settings, or a finished model."""
     out = epath.Path(out)
-    if (out / MODEL_FOLDER).exists():
-        raise UserError(f"{out / MODEL_FOLDER} exists already; choose another folder or remove it first")
+    refuse_existing(out / MODEL_FOLDER)
     _settle(out, recipe, drawings)
     if recipe.choose_concepts:
         drawings = drawings.keep(most_alike(drawings, ALIKE))
