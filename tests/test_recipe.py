@@ -40,6 +40,14 @@ PLACE = circuit.Circuit(block=4, marker=3, massive=17, echo=30)
 BUNDLED = circuit.Circuit(block=4, marker=0, massive=123, echo=0)  # its norms' gains are largest in dimension 123
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_fast_rather_than_well():
+    """A few steps of training are compiled in two thirds of the time that way; what they compute is the same."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="module")
 def drawings() -> DrawingSet:
     return bundled_drawings()
