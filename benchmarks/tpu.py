@@ -26,7 +26,7 @@ from regcache_jax.registers.plan import RegisterPlan, Schedule, empty_plan
 BATCHES = {
     "google/siglip-base-patch16-224": (48, 24, 24, 24, 24),
     "openai/clip-vit-base-patch16": (40, 24, 24, 24, 24),
-    "openai/clip-vit-large-patch14": (16, 16, 8, 8, 12),
+    "openai/clip-vit-large-patch14": (16, 8, 8, 8, 8),
     "google/siglip-so400m-patch14-384": (2, 2, 2, 2, 2),
 }
 

@@ -42,7 +42,7 @@ def test_b16_with_registers_costs_as_much_as_plain_int8_with_deletion_less_and_s
 
 @pytest.mark.slow
 def test_l14_with_deletion_to_a_lane_boundary_is_cheaper_than_plain_int8_by_a_tenth_and_more():
-    rows = programs("openai/clip-vit-large-patch14", {PLAIN: 8, DELETION: 12})
+    rows = programs("openai/clip-vit-large-patch14", {PLAIN: 8, DELETION: 8})
     assert ratio(rows, DELETION, PLAIN) <= 0.90
     assert rows[DELETION]["cycles_per_image"] <= 0.60 * 2_032_457  # the peer at its best batch, 16
 
