@@ -53,6 +53,8 @@ SWEEP = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 64)
 """Batches that a sweep tries, from `batch` up and down until it gets worse on both sides."""
 
 PROGRAMS = ("flax-bf16", "bf16", "int8", "int8+registers", "int8+registers+deletion")
+INTEGER_TILE = 32
+"""Rows of a TPU's registers that hold int8."""
 ABSURD = 1e12
 """More cycles than any image costs: an estimate above it is a fault of the compiler's (2.5e20 has been seen)."""
 
@@ -133,13 +135,14 @@ def _rounded_stack(blocks: Any, scheme: Scheme, num_blocks: int) -> Any:
 
 def default_schedule(spec: ImageSpec, program: str) -> Schedule:
     """Registers from a quarter of the depth on; the deletion, where asked for, at that block, of as few tokens as leave whole
-    tiles with the register's row in the last."""
+    tiles of integers (of floats, where tokens are few) with the register's row in the last."""
     blocks = spec.blocks.num_blocks
     if program not in PROGRAMS[3:]:
         return Schedule(0, 0, 0, 0)
     count = 0
     if program == PROGRAMS[4]:
-        count = spec.num_tokens + 1 - (num_rows(spec.num_tokens, 1, TILE) - TILE)
+        tile = INTEGER_TILE if spec.num_tokens >= 2 * INTEGER_TILE else TILE
+        count = spec.num_tokens + 1 - (num_rows(spec.num_tokens, 1, tile) - tile)
     return Schedule(blocks // 4, blocks, blocks // 4, count)
 
 

@@ -25,7 +25,8 @@ from regcache_jax.registers.plan import BlockRegister, RegisterPlan, Schedule
 
 
 class ServingWeights(NamedTuple):
-    """An image tower's parameters, `blocks` a tuple of one tree a block, and what each block sees of a plan (None: nothing)."""
+    """An image tower's parameters, and what each block sees of a plan (None: nothing). `blocks` is a tuple of one tree a block, or
+    as it was where rules leave kernels of some blocks in float, which stand packed."""
 
     image: Params
     registers: tuple[BlockRegister, ...] | None
@@ -39,8 +40,8 @@ def prepare(image: Params, scheme: Scheme | None, plan: RegisterPlan | None) -> 
     registers = None if plan is None else plan.rows()
     if registers is not None and not (scheme and scheme.products):  # beside integer products registers stay in float32
         registers = registers.replace(key=registers.key.astype(dtype), value=registers.value.astype(dtype))
-    in_pieces = split_blocks(blocks) if scheme is None or not scheme.rules else (blocks,)
-    return ServingWeights({**image, "blocks": in_pieces}, None if registers is None else split_blocks(registers))
+    blocks = split_blocks(blocks) if scheme is None or not scheme.rules else blocks
+    return ServingWeights({**image, "blocks": blocks}, None if registers is None else split_blocks(registers))
 
 
 def serve(
@@ -54,7 +55,7 @@ def serve(
 ) -> ImageOutput:
     """Runs the image tower on prepared weights, at the fixed block numbers of `schedule`."""
     blocks = weights.image["blocks"]
-    params = {**weights.image, "blocks": join_blocks(blocks) if len(blocks) == spec.blocks.num_blocks else blocks[0]}
+    params = {**weights.image, "blocks": join_blocks(blocks) if isinstance(blocks, tuple) else blocks}
     registers = None if weights.registers is None else join_blocks(weights.registers)
     return serve_image(params, images, spec, schedule, registers=registers, scheme=scheme, tile=TILE, unroll=unroll)
 
