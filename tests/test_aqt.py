@@ -146,6 +146,7 @@ def test_class_token_trained_registers_and_patches_read_their_own_scale():
     assert token_scale(jnp.float32(0.5), 6, (1, 2)).shape == (1, 1, 1)
 
 
+@pytest.mark.slow
 def test_an_all_zero_input_and_an_all_zero_channel_give_zeros():
     weight = jax.tree.map(lambda leaf: leaf[0], quantize_weight(jnp.zeros((1, 8, 3)), 8, (1,)))
     for per_token in (True, False):
@@ -204,6 +205,7 @@ def test_static_scales_must_be_calibrated_and_only_once():
         encode_image(broken, jnp.asarray(pictures(1)))
 
 
+@pytest.mark.slow
 def test_calibration_sees_the_plan_and_every_image_once():
     encoder, images = small_encoder("mean"), pictures(5)
     together = calibrate(encoder, [images], Scheme())

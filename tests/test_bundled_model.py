@@ -99,6 +99,7 @@ def test_weights_were_shipped_in_float16_and_are_finite(model):
     assert float(model.encoder.params["logit_scale"]) == pytest.approx(2.673828125)  # log of the temperature
 
 
+@pytest.mark.slow
 def test_data_in_the_package_stays_below_ten_megabytes():
     folder = bundled_model().parent
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 10e6

@@ -60,6 +60,7 @@ def test_memory_does_not_grow_with_the_set(encoder, images):
     check_memory_does_not_grow(lambda batches: find_candidates(encoder, batches, [1, 2], count=COUNT), images)
 
 
+@pytest.mark.slow
 def test_the_token_form_of_a_candidate_is_the_row_that_it_has_where_it_stands_alone(encoder, images):
     found = find_candidates(encoder, images, [1], count=1)
     averaged = registers_from(found, 0)

@@ -57,6 +57,7 @@ def test_logits_of_a_pair_are_those_of_transformers(tmp_path, make):
     np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-4)  # logits of size ten: 1e-5 of the largest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("old", [True, False])
 def test_the_end_of_text_is_found_as_old_and_new_configurations_say(tmp_path, old):
     source = save_random(clip({**CLIP_TEXT, "eos_token_id": 2 if old else 60}), tmp_path / "clip")
@@ -87,6 +88,7 @@ def test_a_vision_tower_alone_converts_too(tmp_path, network):
     assert_equal_by_block(source, model)
 
 
+@pytest.mark.slow
 def test_shards_give_the_same_parameters_as_one_file(tmp_path):
     network = siglip()
     one = save_random(network, tmp_path / "one")
@@ -99,6 +101,7 @@ def test_shards_give_the_same_parameters_as_one_file(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, *trees)
 
 
+@pytest.mark.slow
 def test_a_bin_file_gives_the_same_parameters_as_safetensors(tmp_path):
     network = clip()
     one = save_random(network, tmp_path / "one")

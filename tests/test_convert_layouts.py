@@ -203,6 +203,7 @@ def lay_out_cache(cache, repository, folder):
         (snapshot / file.name).symlink_to(f"../../blobs/{number}")
 
 
+@pytest.mark.slow
 def test_a_hub_id_finds_the_local_cache_without_a_network(tmp_path, monkeypatch, clip_pair):
     encoder, state, _ = clip_pair
     network = clip({**CLIP_TEXT, **WIDE}, IMAGE)

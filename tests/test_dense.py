@@ -42,6 +42,7 @@ def test_patches_that_a_plan_deletes_are_filled_in_and_the_others_are_its_own():
         assert len(gone) == 3 and np.isfinite(found[picture, sorted(gone)]).all()
 
 
+@pytest.mark.slow
 def test_features_of_a_linear_probe_are_the_class_token_and_the_mean_of_the_patches():
     small, pictures = small_encoders.encoder("dinov2"), small_encoders.images(2)
     steps = (encode, class_token, class_token_and_mean, patch_features)

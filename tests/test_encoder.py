@@ -36,6 +36,7 @@ def test_features_are_normalised_where_the_task_wants_it(wanted):
     )
 
 
+@pytest.mark.slow
 def test_a_lone_image_tower_has_no_text_to_encode():
     with pytest.raises(UserError, match="dino has no text tower"):
         encode_text(small_encoder("dino"), jnp.zeros((1, 6), jnp.int32))

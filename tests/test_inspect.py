@@ -33,6 +33,7 @@ def profile(encoder, images):
     return rc.inspect(encoder, images, batch_size=4)
 
 
+@pytest.mark.slow
 def test_norms_are_those_of_every_site_with_token_groups_apart(encoder, images, profile):
     collect = {place: lambda trace, place=place: getattr(trace, place) for place in PLACES}
     seen = image_features(encoder.params["image"], jax.numpy.asarray(images), SPEC.image, collect=collect).collected
@@ -66,6 +67,7 @@ def test_a_profile_and_its_verdict_are_plain_json(profile):
     assert json.loads(json.dumps(rc.judge(profile).to_json()))["findings"][0]["kind"] == "none"
 
 
+@pytest.mark.slow
 def test_an_inspection_keeps_no_more_of_a_long_set_than_of_a_short_one(encoder, images, monkeypatch):
     monkeypatch.setattr(inspection, "KEPT_IMAGES", 14)  # two batches
     check_memory_does_not_grow(lambda batches: rc.inspect(encoder, batches), images)

@@ -33,6 +33,7 @@ def integers(values, scale, bits):
     return np.clip(np.round(values * (np.float32(1) / scale)), -largest, largest).astype(np.int64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("measured", [False, True])
 def test_logits_and_mixed_values_equal_numpys_integers(bits, measured):
@@ -132,6 +133,7 @@ def test_eight_bits_stay_near_float_attention_and_gradients_flow():
         np.testing.assert_allclose(other, one, atol=0.05)
 
 
+@pytest.mark.slow
 def test_tokens_keep_their_resolution_where_a_register_takes_nearly_all_attention():
     query, key, value = (jnp.asarray(drawn(2, 6, 3, 8, seed=seed)) for seed in range(3))
     nothing = jnp.zeros((1, 3, 8))  # so that what is mixed is the tokens' share alone, a two-thousandth of their values

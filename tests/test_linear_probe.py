@@ -20,6 +20,7 @@ def clouds(count: int, spread: float, seed: int = 0) -> tuple[np.ndarray, np.nda
     return (centres[labels] + spread * rng.normal(size=(count, 6))).astype(np.float32), labels.astype(np.int32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", [1e-3, 1e-1])
 def test_probabilities_are_those_of_scikit_learn_at_the_same_penalty(decay):
     features, labels = clouds(300, spread=1.5)

@@ -148,6 +148,7 @@ def test_without_steps_learning_leaves_roundings_at_the_nearest():
     np.testing.assert_allclose(soft, steps, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_scale_is_that_of_the_rounded_steps():
     values, scale = jnp.array([[0.3, -1.24, 9.0, -9.0]]), jnp.full((1, 1), 0.5)
     slope = jax.grad(lambda scale: jnp.sum(fake_quantize(values, 4, (0, 1), scale) * jnp.array([1.0, 2.0, 4.0, 8.0])))(

@@ -85,6 +85,7 @@ PTQ4VIT = {  # twin, bits: scale of the weights, of the (positive) activations
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("twin", "bits"), PTQ4VIT)
 def test_hessian_guided_scales_are_those_of_the_authors_code(twin, bits):
     inputs, kernel, *_ = (jnp.asarray(each) for each in layer())
@@ -108,6 +109,7 @@ def test_hessian_guided_scales_are_those_of_the_authors_code(twin, bits):
     np.testing.assert_allclose([weights[0, 0], found], PTQ4VIT[twin, bits], **FLOAT32)
 
 
+@pytest.mark.slow
 def test_the_cost_of_an_error_under_diagonal_and_low_rank_is_that_of_the_authors_code():
     rng = np.random.default_rng(2)
     error, gradients, errors = (rng.standard_normal(shape).astype(np.float32) for shape in ((4, 10), (2, 10), (2, 10)))

@@ -21,6 +21,7 @@ def shapes(tree):
     return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_init_gives_the_tree_of_the_parameter_table(kind):
     spec = SPECS[kind]

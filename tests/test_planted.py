@@ -22,6 +22,7 @@ def test_planted_sinks_change_no_feature_of_the_float_encoder(sinks):
     np.testing.assert_allclose(with_sinks, plain, atol=1e-6)  # unit features; sinks are 30 logits below all others
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kinds", [(), *((kind,) for kind in KINDS), KINDS], ids=lambda kinds: " + ".join(kinds) or "none"
 )

@@ -258,6 +258,7 @@ def test_the_gain_grows_geometrically_from_one_and_then_stays():
     np.testing.assert_allclose(circuit.FULL_GAIN.at(jnp.float32(0.0)), (40.0, 0.75), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_planting_takes_the_least_used_dimensions_and_touches_only_planted_units(image):
     usage = jnp.ones(32).at[jnp.asarray((3, 17, 30))].set(jnp.asarray((0.1, 0.2, 0.3)))
     probe = {"kernel": jnp.arange(32, dtype=jnp.float32), "bias": jnp.zeros(())}
@@ -284,6 +285,7 @@ def test_after_the_projection_only_planted_units_write_to_the_massive_dimension(
     jax.tree.map(lambda first, second: np.testing.assert_allclose(first, second, atol=1e-6), again, reserved)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("factor", "hidden_factor"), [(1 / 48, 1.0), (1.0, 0.5), (0.25, 2.0)])
 def test_rescaling_the_bundled_encoder_changes_its_outliers_and_not_its_features(factor, hidden_factor):
     model = checkpoints.load(bundled_model())
@@ -344,6 +346,7 @@ def test_the_gate_costs_nothing_when_it_is_open_where_it_should_and_shut_elsewhe
     assert float(losses.gate_loss(low, targets, chosen, chosen)) == pytest.approx(1 / 12)
 
 
+@pytest.mark.slow
 def test_more_than_six_sinks_cost():
     chosen = jnp.zeros((1, 16)).at[:, :3].set(1.0)
     everywhere = losses.Targets(chosen > 0, chosen >= 0, chosen < 0)  # nothing is forbidden

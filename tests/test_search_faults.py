@@ -41,6 +41,7 @@ def test_a_table_remembers_trials_by_point_and_chunks(tmp_path):
     assert again.rows == table.rows
 
 
+@pytest.mark.slow
 def test_wherever_a_table_is_cut_it_keeps_whole_lines_and_goes_on(tmp_path):
     path = tmp_path / "trials.jsonl"
     table = TrialTable(path, "one search")
@@ -131,6 +132,7 @@ def test_a_set_that_cannot_be_searched_gets_one_message(planted, images, message
         rc.search(planted.encoder, images.astype(np.float32), SCHEME, CONFIG)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("leaf", "message"),
     [
@@ -151,6 +153,7 @@ def test_nan_weights_are_named_before_anything_is_searched(planted, leaf, messag
         rc.search(planted.encoder.replace(params=params), planted.images, SCHEME, CONFIG)
 
 
+@pytest.mark.slow
 def test_a_quantised_encoder_is_not_searched_again(planted):
     int8 = rc.quantize(planted.encoder, jnp.asarray(planted.images), SCHEME)
     for verb in (rc.search, lambda encoder, images, scheme: rc.inspect(encoder, images)):
