@@ -72,7 +72,7 @@ def chosen_by_auto(entries: list[Entry]) -> list[Entry]:
     for bits in dict.fromkeys(entry.bits for entry in entries):
         ran = [entry for entry in entries if entry.bits == bits and entry.fault is None]
         best = min(ran, key=lambda entry: (entry.metrics["choice"], entry.cost))
-        found += [Entry("auto", bits, registers, metrics=best.metrics, note=best.name) for registers in (False, True)]
+        found.append(Entry("auto", bits, False, metrics=best.metrics, note=best.name))
     return found
 
 
@@ -130,7 +130,7 @@ def measure(name: str, options: argparse.Namespace) -> None:
         )  # fmt: skip
         draws.append(entries)
         write_tables(entries, out / f"draw-{draw}", encoder, dataset=name, float_metrics=evaluate(reference))
-        taken = collections.Counter(entry.note for entries in draws for entry in chosen_by_auto(entries)[::2])
+        taken = collections.Counter(entry.note for entries in draws for entry in chosen_by_auto(entries))
         tables = [summary(draws, "error", percent=False)]
         if accuracy is not None:
             tables.insert(0, summary(draws, "acc1", percent=True))

@@ -30,6 +30,20 @@ def _programs_of_one_file():
     jax.clear_caches()
 
 
+@pytest.fixture(scope="module")
+def drawings():
+    """All bundled drawings, as the recipe of the bundled encoder trains on them."""
+    from regcache_jax.demo.recipe.drawings import bundled_drawings
+
+    return bundled_drawings()
+
+
+@pytest.fixture(scope="module")
+def few(drawings):
+    """Twelve of its concepts."""
+    return drawings.keep(range(0, 204, 17))
+
+
 @pytest.fixture
 def regcache(capsys):
     """Runs a command in this process; gives its status, standard output and standard error."""

@@ -37,7 +37,6 @@ def calibrate(
 
     `regcache quantize --calibration FILE` then needs no pictures, `regcache calibration FILE` shows what is in it.
     """
-
     from regcache_jax import checkpoints
     from regcache_jax.paths import refuse_existing
     from regcache_jax.quantization.calibration import observe

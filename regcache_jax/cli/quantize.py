@@ -105,7 +105,6 @@ def quantize(
     Weights become integers; static scales are calibrated on pictures, with the registers in place. With --auto, recipes and
     registers are tried on one half of the pictures and scored on the other, without labels; --scheme gives the bits.
     """
-
     from regcache_jax import checkpoints
     from regcache_jax.errors import UserError
     from regcache_jax.paths import refuse_existing

@@ -230,7 +230,6 @@ def search(
 
     The error between float and quantised features on reference pictures decides; the answer may be that no plan helps.
     """
-
     from regcache_jax import checkpoints
     from regcache_jax.errors import UserError
     from regcache_jax.paths import refuse_existing

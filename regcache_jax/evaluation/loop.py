@@ -241,7 +241,7 @@ def _run(
     for batch in batches:
         if run is None:
             _check_divides(batch, jax.local_device_count())
-            state = _prepared(state) if jax.default_backend() in SERVED_ON else state
+            state = _each_encoder(Encoder.prepared, state) if jax.default_backend() in SERVED_ON else state
             size = _own_micro_batch(step, state, batch) if micro_batch == "auto" else micro_batch
             run, place = _compile(step, parallel, size, summed)
             state = place(state)
@@ -324,18 +324,21 @@ def _sharing_measured_scales(state: Any) -> Any:
     """The state of a pmapped step: encoders in it measure a scale of a whole array over the arrays of all devices, as they do
     under jit, whose arrays span them."""
 
-    def share(node: Any) -> Any:
-        if not isinstance(node, Encoder) or node.scheme is None:
-            return node
-        return node.replace(scheme=dataclasses.replace(node.scheme, shared_over=AXIS))
+    def share(encoder: Encoder) -> Encoder:
+        if encoder.scheme is None:
+            return encoder
+        return encoder.replace(scheme=dataclasses.replace(encoder.scheme, shared_over=AXIS))
 
-    return jax.tree.map(share, state, is_leaf=lambda node: isinstance(node, Encoder))
+    return _each_encoder(share, state)
 
 
-def _prepared(state: Any) -> Any:
-    """The state with its encoders prepared for a program that runs for long."""
-    leaves = functools.partial(jax.tree.map, is_leaf=lambda node: isinstance(node, Encoder))
-    return leaves(lambda node: node.prepared() if isinstance(node, Encoder) else node, state)
+def _each_encoder(change: Callable[[Encoder], Encoder], state: Any) -> Any:
+    """The state with every encoder in it changed."""
+
+    def changed(node: Any) -> Any:
+        return change(node) if isinstance(node, Encoder) else node
+
+    return jax.tree.map(changed, state, is_leaf=lambda node: isinstance(node, Encoder))
 
 
 def _check_divides(batch: Any, devices: int) -> None:
