@@ -20,10 +20,12 @@ test: $(VENV)/dev browser  ## all tests; coverage of regcache_jax and converters
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov --cov-report= --durations=40 tests
 	$(BIN)/python -m coverage report --skip-covered --fail-under=90
 
-check: $(VENV)/dev  ## format, lint, types and the fast tests: about a minute
+check: $(VENV)/dev  ## format, lint, types, the floors of the house and the fast tests: about a minute
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	rm -rf build/floors && mkdir -p build/floors && cp -r regcache_jax pyproject.toml build/floors
+	cp -r configs converters build/floors/regcache_jax && cd build/floors && PYTHONPATH=. $(CURDIR)/$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --quiet -m "not slow" tests
 
 format: $(VENV)/dev  ## puts the code in order

@@ -1,4 +1,4 @@
-"""Finds the coefficients of `encoders/gelu.py`: a minimax fit by Lawson's reweighted least squares, and its largest error.
+"""Finds the coefficients of `ops/gelu.py`: a minimax fit by Lawson's reweighted least squares, and its largest error.
 
     python benchmarks/gelu.py        # a second; prints the coefficients and 5e-7
 

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import export as stablehlo
 
-from regcache_jax import tpu
+from regcache_jax.core.scheme import Scheme
 from regcache_jax.encoders import catalog
-from regcache_jax.quantization.scheme import Scheme
+from regcache_jax.tpu import ask as tpu
 
 MODELS = ("google/siglip-base-patch16-224", "openai/clip-vit-large-patch14", "google/siglip-so400m-patch14-384")
 PROGRAMS = ("bf16", "int8", "int8+registers", "int8+registers+deletion")

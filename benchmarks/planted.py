@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 from regcache_jax import Scheme, SearchConfig, inspect, judge
-from regcache_jax.paths import write_whole
-from regcache_jax.registers.planted import KINDS, plant, planted_spec
-from regcache_jax.registers.recovery import find_planted, restore_planted
+from regcache_jax.files.paths import write_whole
+from regcache_jax.studies.planted import KINDS, plant, planted_spec
+from regcache_jax.studies.recovery import find_planted, restore_planted
 
 
 def main() -> None:

@@ -23,9 +23,9 @@ from regcache_jax.data import emoji
 from regcache_jax.data.batches import load_images
 from regcache_jax.data.sources import open_dataset
 from regcache_jax.evaluation.zero_shot import class_vectors
-from regcache_jax.quantization.compare import Entry, compare, features_of, label_free_error, write_tables
-from regcache_jax.quantization.plans import find_plans
-from regcache_jax.quantization.recipes import QUICK
+from regcache_jax.studies.grid import Entry, compare, features_of, label_free_error, write_tables
+from regcache_jax.studies.plans import find_plans
+from regcache_jax.studies.recipes import QUICK
 
 PLANTED = {
     "sinks": ("patch sinks",),

@@ -16,9 +16,9 @@ from regcache_jax.data import prompts
 from regcache_jax.data.batches import load_images
 from regcache_jax.data.sources import open_dataset
 from regcache_jax.evaluation.zero_shot import class_vectors
-from regcache_jax.paths import write_whole
-from regcache_jax.registers.rivals import features_of, rivals
-from regcache_jax.registers.trial import feature_errors
+from regcache_jax.files.paths import write_whole
+from regcache_jax.registers.search.trial import feature_errors
+from regcache_jax.studies.rivals import features_of, rivals
 
 PAIRS = (
     ("RegCache", "percentile clipping"),

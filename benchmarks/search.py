@@ -22,10 +22,10 @@ import numpy as np
 from regcache_jax import Scheme, SearchConfig, bundled_model, load, search
 from regcache_jax.data.batches import load_images
 from regcache_jax.data.sources import open_dataset
-from regcache_jax.paths import write_whole
-from regcache_jax.registers.search import DIGITS, Search, SearchResult
-from regcache_jax.registers.space import Numbers
-from regcache_jax.registers.trial import block_flops, compilations
+from regcache_jax.files.paths import write_whole
+from regcache_jax.registers.search.search import DIGITS, Search, SearchResult
+from regcache_jax.registers.search.space import Numbers
+from regcache_jax.registers.search.trial import block_flops, compilations
 
 COPIES = range(1, 16)
 DELETE_COUNTS = range(11)

@@ -16,11 +16,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from regcache_jax import tpu
+from regcache_jax.core.plan import RegisterPlan, Schedule, empty_plan
+from regcache_jax.core.scheme import Scheme
 from regcache_jax.encoders import catalog
 from regcache_jax.encoders.serving_program import serve
-from regcache_jax.quantization.scheme import Scheme
-from regcache_jax.registers.plan import RegisterPlan, Schedule, empty_plan
+from regcache_jax.tpu import ask as tpu
 
 # model: best batch of the peer, of bf16, of int8, with registers, with deletion
 BATCHES = {

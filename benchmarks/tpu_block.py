@@ -16,7 +16,7 @@ import sys
 import jax
 import jax.numpy as jnp
 
-from regcache_jax import tpu
+from regcache_jax.tpu import ask as tpu
 
 SHAPES = {"b16": (32, 200, 768, 12, 64, 3072), "so400m": (2, 736, 1152, 16, 72, 4304)}
 WORDS = [word for word in sys.argv[1:] if word not in SHAPES]

@@ -16,9 +16,9 @@ import sys
 import jax
 import jax.numpy as jnp
 
-from regcache_jax import tpu
+from regcache_jax.core.scheme import Scheme
 from regcache_jax.encoders import catalog
-from regcache_jax.quantization.scheme import Scheme
+from regcache_jax.tpu import ask as tpu
 
 
 def compiled_text(name: str, batch: int, program: str, num_blocks: int) -> str:

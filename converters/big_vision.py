@@ -8,9 +8,9 @@ import numpy as np
 from regcache_jax.converters.engine import Rule, StoredTensor, one_in_front, two_in_front
 from regcache_jax.converters.formats import Format, Given
 
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.spec import BlockSpec, EncoderSpec, ImageSpec, TextSpec
 from regcache_jax.encoders import catalog
-from regcache_jax.encoders.spec import BlockSpec, EncoderSpec, ImageSpec, TextSpec
-from regcache_jax.errors import UserError
 
 
 def blocks(theirs: str, ours: str) -> tuple[Rule, ...]:

@@ -13,11 +13,11 @@ import numpy as np
 from regcache_jax.converters import sources
 from regcache_jax.converters.readers import read_json
 
-from regcache_jax.checkpoints import Model
+from regcache_jax.core.errors import UserError
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.text import text_features
 from regcache_jax.encoders.vision import image_features
-from regcache_jax.errors import UserError
+from regcache_jax.models.folder import Model
 
 # The classes of transformers that run a kind of checkpoint: the one its config.json names if it is here, else the first. A
 # checkpoint never chooses what is run.

@@ -30,13 +30,13 @@ from regcache_jax.converters.engine import assemble, disassemble
 from regcache_jax.converters.formats import Format, Given
 from regcache_jax.converters.readers import Tensors
 
-from regcache_jax import checkpoints
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.spec import Activation, EncoderSpec, Filter
 from regcache_jax.encoders import catalog, tokenizers
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.parameters import parameter_shapes
-from regcache_jax.encoders.spec import Activation, EncoderSpec, Filter
-from regcache_jax.errors import UserError
-from regcache_jax.paths import refuse_existing
+from regcache_jax.files.paths import refuse_existing
+from regcache_jax.models import folder as checkpoints
 
 CONVERTER_VERSION = 1
 LARGEST_DEPTH = 1000

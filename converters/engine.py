@@ -1,6 +1,6 @@
 """The one engine behind every converter: a table of names in, a parameter tree out, and back again.
 
-A table is a tuple of `Rule`s: their name, our path (see `regcache_jax.encoders.spec`), and how the axes are arranged. Their
+A table is a tuple of `Rule`s: their name, our path (see `regcache_jax.core.spec`), and how the axes are arranged. Their
 name may hold one `*`, the number of the block; our block parameters are stacked on a leading axis. Where `ours` is a tuple,
 their tensor holds several of ours, one after the other along its first axis (a packed query-key-value).
 
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from regcache_jax.errors import UserError
+from regcache_jax.core.errors import UserError
 
 Shape = tuple[int, ...]
 Tree = dict[str, Any]

@@ -11,9 +11,9 @@ from typing import Any
 
 from regcache_jax.converters.engine import Rule, StoredTensor
 
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.spec import Activation, EncoderSpec, Filter, Preprocessing, Resize
 from regcache_jax.encoders import catalog
-from regcache_jax.encoders.spec import Activation, EncoderSpec, Filter, Preprocessing, Resize
-from regcache_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,9 +15,9 @@ from regcache_jax.converters.engine import (
 )
 from regcache_jax.converters.formats import Format, Given, activation, preprocessing, setting
 
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.spec import BlockSpec, EncoderSpec, ImageSpec, TextSpec
 from regcache_jax.encoders import catalog
-from regcache_jax.encoders.spec import BlockSpec, EncoderSpec, ImageSpec, TextSpec
-from regcache_jax.errors import UserError
 
 
 def tower(theirs: str, ours: str) -> tuple[Rule, ...]:

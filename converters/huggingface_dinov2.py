@@ -15,8 +15,8 @@ from regcache_jax.converters.engine import (
 )
 from regcache_jax.converters.formats import Format, Given, activation, preprocessing, setting
 
+from regcache_jax.core.spec import BlockSpec, EncoderSpec, ImageSpec
 from regcache_jax.encoders import catalog
-from regcache_jax.encoders.spec import BlockSpec, EncoderSpec, ImageSpec
 
 _BLOCK, _OURS = "encoder.layer.*", "image/blocks"
 

@@ -15,8 +15,8 @@ from regcache_jax.converters.engine import (
 from regcache_jax.converters.formats import Format, Given, preprocessing, setting
 from regcache_jax.converters.huggingface_clip import VISION_ALONE, block_spec, sub_config, tower
 
+from regcache_jax.core.spec import EncoderSpec, ImageSpec, TextSpec
 from regcache_jax.encoders import catalog
-from regcache_jax.encoders.spec import EncoderSpec, ImageSpec, TextSpec
 
 _HEAD, _ATTENTION = "vision_model.head", "image/head/attention"
 

@@ -14,8 +14,8 @@ from regcache_jax.converters.engine import (
 from regcache_jax.converters.formats import Format, Given
 from regcache_jax.converters.huggingface_dinov2 import evaluated_pixels
 
+from regcache_jax.core.spec import BlockSpec, EncoderSpec, ImageSpec
 from regcache_jax.encoders import catalog
-from regcache_jax.encoders.spec import BlockSpec, EncoderSpec, ImageSpec
 
 _OURS = "image/blocks"
 _QKV = tuple(f"{_OURS}/attention/{name}" for name in ("query", "key", "value"))

@@ -10,9 +10,9 @@ from regcache_jax.converters import openai, timm
 from regcache_jax.converters.engine import Rule, out_in_to_in_out
 from regcache_jax.converters.formats import FILTERS, Format, Given, num_heads, setting, three_numbers
 
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.spec import BlockSpec, EncoderSpec, Preprocessing, TextSpec
 from regcache_jax.encoders import catalog
-from regcache_jax.encoders.spec import BlockSpec, EncoderSpec, Preprocessing, TextSpec
-from regcache_jax.errors import UserError
 
 SIGLIP_RULES = (
     *(dataclasses.replace(rule, theirs=f"visual.trunk.{rule.theirs}") for rule in timm.SIGLIP_RULES),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from regcache_jax.converters.engine import Rule, flat, oihw_to_hwio, out_heads_to_heads_out, out_in_to_in_out
 from regcache_jax.converters.formats import Format, Given
 
+from regcache_jax.core.spec import Activation, BlockSpec, EncoderSpec, ImageSpec, TextSpec
 from regcache_jax.encoders import catalog
-from regcache_jax.encoders.spec import Activation, BlockSpec, EncoderSpec, ImageSpec, TextSpec
 
 
 def transformer(theirs: str, ours: str) -> tuple[Rule, ...]:

@@ -17,7 +17,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from regcache_jax.errors import UserError
+from regcache_jax.core.errors import UserError
 
 _STORAGES = {
     "DoubleStorage": np.dtype(np.float64),

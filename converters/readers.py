@@ -23,7 +23,7 @@ from flax.traverse_util import flatten_dict
 from regcache_jax.converters import pickles
 from regcache_jax.converters.engine import StoredTensor
 
-from regcache_jax.errors import UserError
+from regcache_jax.core.errors import UserError
 
 Tensors = dict[str, StoredTensor]
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from regcache_jax.converters.readers import READERS, Tensors, read_json, read_tensors
 
+from regcache_jax.core.errors import UserError
 from regcache_jax.encoders import catalog, tokenizers
-from regcache_jax.errors import UserError
 
 # In the order in which they are preferred: files that cannot hold code first.
 WEIGHT_FILES = (

@@ -16,9 +16,9 @@ from regcache_jax.converters.engine import (
 from regcache_jax.converters.formats import Format, Given, num_heads
 from regcache_jax.converters.meta_dinov2 import BLOCKS, MLP, dinov2_spec
 
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.spec import Activation, BlockSpec, EncoderSpec, ImageSpec
 from regcache_jax.encoders import catalog
-from regcache_jax.encoders.spec import Activation, BlockSpec, EncoderSpec, ImageSpec
-from regcache_jax.errors import UserError
 
 _OURS, _HEAD, _ATTENTION = "image/blocks", "image/head", "image/head/attention"
 _DINOV2 = (

@@ -9,34 +9,39 @@ Names are imported when they are first used, so that `import regcache_jax` is qu
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any
+
+if not (Path(__file__).parent / "converters").is_dir():
+    # Inside a clone `configs/` and `converters/`, which users edit, stand beside this folder; in a wheel they lie in it.
+    __path__.append(str(Path(__file__).parents[1]))
 
 _HOMES = {
     "Encoder": "encoders.encoder",
-    "EncoderSpec": "encoders.spec",
-    "Model": "checkpoints",
+    "EncoderSpec": "core.spec",
+    "Model": "models.folder",
     "Profile": "registers.inspect",
-    "RegisterPlan": "registers.plan",
-    "Scheme": "quantization.scheme",
-    "SearchConfig": "registers.space",
-    "SearchResult": "registers.search",
-    "UserError": "errors",
+    "RegisterPlan": "core.plan",
+    "Scheme": "core.scheme",
+    "SearchConfig": "registers.search.space",
+    "SearchResult": "registers.search.search",
+    "UserError": "core.errors",
     "bundled_model": "demo.bundled",
     "convert": "converters",
     "encode_image": "encoders.encoder",
     "encode_text": "encoders.encoder",
     "inspect": "registers.inspect",
     "judge": "registers.verdict",
-    "load": "checkpoints",
-    "load_plan": "registers.plan_file",
-    "make_plan": "registers.plan",
-    "plant": "registers.planted",
+    "load": "models.folder",
+    "load_plan": "models.plan_file",
+    "make_plan": "core.plan",
+    "plant": "studies.planted",
     "quantize": "quantization.quantize",
     "refine": "registers.refine",
-    "rivals": "registers.rivals",
-    "save": "checkpoints",
-    "save_plan": "registers.plan_file",
-    "search": "registers.search",
+    "rivals": "studies.rivals",
+    "save": "models.folder",
+    "save_plan": "models.plan_file",
+    "search": "registers.search.search",
     "sensitivity": "registers.sensitivity",
 }
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from regcache_jax.core.plan import RegisterPlan, make_plan
+from regcache_jax.core.spec import HALF, BlockSpec, EncoderSpec, ImageSpec, Preprocessing, TextSpec
 from regcache_jax.encoders.encoder import Encoder, init_params
-from regcache_jax.encoders.spec import HALF, BlockSpec, EncoderSpec, ImageSpec, Preprocessing, TextSpec
-from regcache_jax.registers.plan import RegisterPlan, make_plan
 
 BLOCKS = BlockSpec(width=32, num_blocks=4, num_heads=4, mlp_width=64, activation="gelu_tanh", norm_eps=1e-6)
 PICTURE = Preprocessing(32, "squash", "bilinear", 32, HALF, HALF)

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from regcache_jax.core.plan import RegisterPlan, make_plan
+from regcache_jax.core.spec import HALF, BlockSpec, EncoderSpec, ImageSpec, Preprocessing
 from regcache_jax.encoders.encoder import Encoder, init_params
-from regcache_jax.encoders.spec import HALF, BlockSpec, EncoderSpec, ImageSpec, Preprocessing
 from regcache_jax.encoders.vision import ImageOutput, image_features
-from regcache_jax.registers.plan import RegisterPlan, make_plan
 
 BLOCKS = BlockSpec(width=24, num_blocks=3, num_heads=3, mlp_width=40, activation="gelu", norm_eps=1e-6)
 FAMILIES = {

@@ -10,8 +10,8 @@ from regcache_jax.cli.options import data_options, json_option, read_data, read_
 from regcache_jax.cli.screen import digits, print_table, progress, say, write_json
 
 if TYPE_CHECKING:
+    from regcache_jax.core.scheme import Estimator
     from regcache_jax.quantization.calibration import Calibration
-    from regcache_jax.quantization.scheme import Estimator
 
 
 @click.command()
@@ -37,11 +37,11 @@ def calibrate(
 
     `regcache quantize --calibration FILE` then needs no pictures, `regcache calibration FILE` shows what is in it.
     """
-    from regcache_jax import checkpoints
-    from regcache_jax.paths import refuse_existing
+    from regcache_jax.core.scheme import INPUTS, SITES
+    from regcache_jax.files.paths import refuse_existing
+    from regcache_jax.models import folder as checkpoints
     from regcache_jax.quantization.calibration import observe
     from regcache_jax.quantization.quantize import in_batches
-    from regcache_jax.quantization.scheme import INPUTS, SITES
 
     refuse_existing(out)
     loaded = checkpoints.load(model)
@@ -75,8 +75,8 @@ def ranges_of(found: Calibration, bits: int) -> tuple[tuple[str, ...], list[tupl
     """Columns and rows: extremes, and the largest magnitude that each estimator keeps, a block, site and token group."""
     import numpy as np
 
+    from regcache_jax.core.scheme import Scheme
     from regcache_jax.quantization.calibration import site_bounds
-    from regcache_jax.quantization.scheme import Scheme
 
     estimators: tuple[Estimator, ...] = ("absmax", "percentile", "mse", "entropy")
     schemes = [Scheme(activation_bits=bits, estimator=each) for each in estimators]

@@ -14,9 +14,9 @@ from regcache_jax.cli.screen import digits, print_table, progress, say
 if TYPE_CHECKING:
     import numpy as np
 
-    from regcache_jax.checkpoints import Model
     from regcache_jax.data import Dataset
-    from regcache_jax.quantization.compare import Entry
+    from regcache_jax.models.folder import Model
+    from regcache_jax.studies.grid import Entry
 
 
 def bits_of(text: str) -> tuple[str, ...]:
@@ -84,11 +84,11 @@ def compare(
     Scales and registers come from the calibration split; error (against the float features), accuracy and cost are those on
     DATA. Writes compare.json, .csv, .md and .png.
     """
-    from regcache_jax import checkpoints
-    from regcache_jax.errors import UserError
-    from regcache_jax.quantization import compare as grid
-    from regcache_jax.quantization.plans import find_plans
-    from regcache_jax.quantization.recipes import scheme_of
+    from regcache_jax.core.errors import UserError
+    from regcache_jax.models import folder as checkpoints
+    from regcache_jax.studies import grid
+    from regcache_jax.studies.plans import find_plans
+    from regcache_jax.studies.recipes import scheme_of
 
     wanted, recipes = bits_of(bits), recipes_of(methods)
     for each in wanted:

@@ -94,7 +94,8 @@ def convert(
     With --to LAYOUT the way back: SOURCE is a model folder, and a .npz ("big_vision", "big_vision scanned") or .safetensors
     file is written.
     """
-    from regcache_jax import checkpoints, converters
+    from regcache_jax import converters
+    from regcache_jax.models import folder as checkpoints
 
     if to is not None:
         say(f"{source} -> {converters.write(checkpoints.load(source), to, out)}")

@@ -22,17 +22,17 @@ from regcache_jax.cli.options import (
     scheme_options,
 )
 from regcache_jax.cli.screen import print_table, progress, say, tell, write_json
-from regcache_jax.distributed import is_first
+from regcache_jax.files.distributed import is_first
 
 if TYPE_CHECKING:
-    from regcache_jax.checkpoints import Model
+    from regcache_jax.core.spec import Preprocessing
     from regcache_jax.data import Dataset
     from regcache_jax.encoders.encoder import Encoder
-    from regcache_jax.encoders.spec import Preprocessing
     from regcache_jax.evaluation.measure import Measured
-    from regcache_jax.evaluation.results import Row
     from regcache_jax.evaluation.rows import Rows, Setting
     from regcache_jax.evaluation.tasks import Found
+    from regcache_jax.files.results import Row
+    from regcache_jax.models.folder import Model
 
 TASKS = ("zeroshot_classification", "zeroshot_retrieval", "knn", "linear_probe", "dense")
 
@@ -137,13 +137,13 @@ def evaluate(
     every accuracy. With --scheme, float models are quantised on the way, calibrated on 512 pictures of the train split, and each is
     its own reference.
     """
-    from regcache_jax import checkpoints
-    from regcache_jax.evaluation import results
     from regcache_jax.evaluation.measure import describe
     from regcache_jax.evaluation.protocol import PROTOCOLS
     from regcache_jax.evaluation.rows import Setting
-    from regcache_jax.evaluation.stored import Cache
     from regcache_jax.evaluation.tasks import TRAINED, Options, measure_task
+    from regcache_jax.files import results
+    from regcache_jax.files.store import Cache
+    from regcache_jax.models import folder as checkpoints
     from regcache_jax.quantization.quantize import quantize
 
     trained = task in TRAINED
@@ -278,10 +278,10 @@ def embed(
     The file holds `features` [n, D] float32, `paths` and, with --texts, `text_features`. A picture that cannot be read is
     reported and left out; the exit status is then 1.
     """
-    from regcache_jax import checkpoints
-    from regcache_jax.errors import UserError
+    from regcache_jax.core.errors import UserError
     from regcache_jax.evaluation.embedding import embed_pictures, embed_texts, write_embeddings
-    from regcache_jax.paths import refuse_existing
+    from regcache_jax.files.paths import refuse_existing
+    from regcache_jax.models import folder as checkpoints
 
     refuse_existing(out)
     loaded = checkpoints.load(model)

@@ -13,8 +13,8 @@ from typing import Any
 
 import click
 
-from regcache_jax import distributed
-from regcache_jax.errors import UserError
+from regcache_jax.core.errors import UserError
+from regcache_jax.files import distributed
 
 COMMANDS = {
     "demo": "run",

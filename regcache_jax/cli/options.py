@@ -13,10 +13,10 @@ import click
 if TYPE_CHECKING:
     import numpy as np
 
-    from regcache_jax.checkpoints import Model
+    from regcache_jax.core.plan import RegisterPlan
+    from regcache_jax.core.scheme import Scheme
     from regcache_jax.data import Dataset
-    from regcache_jax.quantization.scheme import Scheme
-    from regcache_jax.registers.plan import RegisterPlan
+    from regcache_jax.models.folder import Model
 
 Command = Callable[..., Any]
 
@@ -84,9 +84,8 @@ def scheme_options(default: str = "w8a8") -> Callable[[Command], Command]:
 def _join(context: click.Context, parameter: click.Parameter, asked: bool) -> None:
     if not asked:
         return
-    from regcache_jax import distributed
+    from regcache_jax.files import distributed
 
-    # What the libraries below Python write to standard output (Gloo does, when processes meet) goes to standard error, ours stays.
     own = os.dup(1)
     os.dup2(2, 1)
     sys.stdout = os.fdopen(own, "w", buffering=1)
@@ -193,7 +192,7 @@ def prompt_options() -> Callable[[Command], Command]:
 
 def read_scheme(name: str, activations: str, weights: str) -> Scheme | None:
     """The scheme of a command; None for `float`."""
-    from regcache_jax.quantization.scheme import Scheme
+    from regcache_jax.core.scheme import Scheme
 
     return Scheme.named(name, activations=activations, weights=weights)
 
@@ -218,7 +217,7 @@ def read_plan(path: str | None, model: Model) -> RegisterPlan | None:
     """A plan from its file, checked to belong to the model; None without a file."""
     if path is None:
         return None
-    from regcache_jax.registers.plan_file import check_plan, load_plan
+    from regcache_jax.models.plan_file import check_plan, load_plan
 
     plan, metadata = load_plan(path)
     check_plan(path, metadata, model.encoder)
@@ -235,11 +234,11 @@ cost_option = click.option(
 def cost_of(name: str) -> tuple[Callable[[Any], float], str]:
     """What gives an encoder's cost, and its unit. Raises UserError for what is neither `model` nor a TPU that can be asked about."""
     if name == "model":
-        from regcache_jax.quantization.compare import COST_UNIT
-        from regcache_jax.quantization.cost import cost
+        from regcache_jax.studies.cost import cost
+        from regcache_jax.studies.grid import COST_UNIT
 
         return cost, COST_UNIT
-    from regcache_jax.tpu import check_topology, encoder_cycles
+    from regcache_jax.tpu.ask import check_topology, encoder_cycles
 
     check_topology(name)
     return functools.partial(encoder_cycles, topology=name), f"{name} cycles an image, by the TPU compiler"
@@ -247,7 +246,7 @@ def cost_of(name: str) -> tuple[Callable[[Any], float], str]:
 
 def recipes_of(text: str | None) -> tuple[str, ...]:
     """The recipes that were named, `all` of them, or (None) those that are quick."""
-    from regcache_jax.quantization.recipes import QUICK, RECIPES
+    from regcache_jax.studies.recipes import QUICK, RECIPES
 
     if text is None:
         return QUICK

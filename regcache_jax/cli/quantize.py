@@ -26,10 +26,10 @@ from regcache_jax.cli.screen import digits, print_table, progress, say, write_js
 if TYPE_CHECKING:
     import numpy as np
 
+    from regcache_jax.core.scheme import Estimator, Softmax
     from regcache_jax.encoders.encoder import Encoder
-    from regcache_jax.quantization.auto import AutoConfig
-    from regcache_jax.quantization.compare import Entry
-    from regcache_jax.quantization.scheme import Estimator, Softmax
+    from regcache_jax.studies.auto import AutoConfig
+    from regcache_jax.studies.grid import Entry
 
 
 @click.command()
@@ -105,15 +105,15 @@ def quantize(
     Weights become integers; static scales are calibrated on pictures, with the registers in place. With --auto, recipes and
     registers are tried on one half of the pictures and scored on the other, without labels; --scheme gives the bits.
     """
-    from regcache_jax import checkpoints
-    from regcache_jax.errors import UserError
-    from regcache_jax.paths import refuse_existing
-    from regcache_jax.quantization.auto import AutoConfig
+    from regcache_jax.core.errors import UserError
+    from regcache_jax.core.scheme import most_sensitive
+    from regcache_jax.files.paths import refuse_existing
+    from regcache_jax.models import folder as checkpoints
     from regcache_jax.quantization.calibration import Calibration
     from regcache_jax.quantization.methods.table import methods_of
     from regcache_jax.quantization.quantize import quantize as run_quantize
-    from regcache_jax.quantization.scheme import most_sensitive
     from regcache_jax.registers.sensitivity import sensitivity
+    from regcache_jax.studies.auto import AutoConfig
 
     if dataset is None and calibration_file is None:
         raise click.UsageError("Missing option '--dataset' (or '--calibration').")
@@ -188,7 +188,7 @@ def _auto(
     encoder: Encoder, images: np.ndarray, work: str, config: AutoConfig, costs: tuple[Callable[[Encoder], float], str]
 ) -> tuple[Encoder, str]:
     """The encoder that `auto` chooses and the name of its entry; prints the table."""
-    from regcache_jax.quantization.auto import auto
+    from regcache_jax.studies.auto import auto
 
     with progress("trying recipes") as update:
 
@@ -204,7 +204,7 @@ def _auto(
 
 def read_texts(path: str) -> list[str]:
     """The lines of a file that hold something. Raises UserError where none does."""
-    from regcache_jax.errors import UserError
+    from regcache_jax.core.errors import UserError
 
     with open(path) as file:
         lines = [line.strip() for line in file if line.strip()]

@@ -21,8 +21,8 @@ from regcache_jax.cli.screen import digits, print_table, progress, say, write_js
 if TYPE_CHECKING:
     import numpy as np
 
-    from regcache_jax.checkpoints import Model
     from regcache_jax.data import Dataset
+    from regcache_jax.models.folder import Model
     from regcache_jax.registers.inspect import Profile
 
 MEASURED = 64
@@ -43,7 +43,7 @@ def _labels(data: Dataset, indices: Any) -> np.ndarray:
     """The classes of some examples. Raises UserError where one has none."""
     import numpy as np
 
-    from regcache_jax.errors import UserError
+    from regcache_jax.core.errors import UserError
 
     labels = [data[int(index)].label for index in indices]
     if any(label is None for label in labels):
@@ -108,10 +108,10 @@ def inspect(
     """
     import numpy as np
 
-    from regcache_jax import checkpoints
+    from regcache_jax.core.errors import UserError
+    from regcache_jax.core.scheme import SITES
     from regcache_jax.data import batches
-    from regcache_jax.errors import UserError
-    from regcache_jax.quantization.scheme import SITES
+    from regcache_jax.models import folder as checkpoints
     from regcache_jax.registers import inspect as inspection
     from regcache_jax.registers.sensitivity import sensitivity
     from regcache_jax.registers.verdict import judge
@@ -230,15 +230,15 @@ def search(
 
     The error between float and quantised features on reference pictures decides; the answer may be that no plan helps.
     """
-    from regcache_jax import checkpoints
-    from regcache_jax.errors import UserError
-    from regcache_jax.paths import refuse_existing
-    from regcache_jax.registers.plan_file import save_plan
+    from regcache_jax.core.errors import UserError
+    from regcache_jax.files.paths import refuse_existing
+    from regcache_jax.models import folder as checkpoints
+    from regcache_jax.models.plan_file import save_plan
     from regcache_jax.registers.refine import RefineConfig
     from regcache_jax.registers.refine import refine as run_refine
-    from regcache_jax.registers.search import describe_plan
-    from regcache_jax.registers.search import search as run_search
-    from regcache_jax.registers.space import SearchConfig
+    from regcache_jax.registers.search.search import describe_plan
+    from regcache_jax.registers.search.search import search as run_search
+    from regcache_jax.registers.search.space import SearchConfig
 
     scheme = read_scheme(scheme_name, activations, weights)
     if scheme is None:

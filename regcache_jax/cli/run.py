@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 
 from regcache_jax.cli.options import distributed_option
 from regcache_jax.cli.screen import print_table, progress, say, tell
-from regcache_jax.errors import UserError
-from regcache_jax.observer import Observer
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.observer import Observer
 
 
 class Bars(Observer):

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextCol
 from rich.table import Table
 from rich.text import Text
 
-from regcache_jax.distributed import is_first
+from regcache_jax.files.distributed import is_first
 
 
 class Update(Protocol):
@@ -101,13 +101,13 @@ def progress(label: str, total: int | None = None) -> Iterator[Update]:
 def write_json(path: str | None, tree: Any) -> None:
     """Writes `--json FILE` (whole or not at all); nothing without it."""
     if path is not None and is_first():
-        from regcache_jax.evaluation import results
+        from regcache_jax.files import results
 
         results.write(path, json.loads(json.dumps(tree)))
 
 
 def write_text(path: str, text: str) -> None:
     """Writes a text file, whole or not at all."""
-    from regcache_jax.paths import write_whole
+    from regcache_jax.files.paths import write_whole
 
     write_whole(path, text.encode())

@@ -36,8 +36,8 @@ def tpu(
     NAME is one of the catalog; the extra `tpu` must be installed. Cycles are the compiler's own estimate; instructions
     without one are counted beside them.
     """
-    from regcache_jax import tpu as compiler
-    from regcache_jax.registers.plan_file import load_plan
+    from regcache_jax.models.plan_file import load_plan
+    from regcache_jax.tpu import ask as compiler
 
     plan = None if registers is None else load_plan(registers)[0]
     scheme = read_scheme(scheme_name, "static", "channel")
@@ -64,9 +64,9 @@ def export(model: str, out: str, platforms: str, topology: str | None) -> None:
 
     It has int8 inside and runs with jax alone.
     """
-    from regcache_jax import checkpoints
-    from regcache_jax import export as artefacts
-    from regcache_jax import tpu as compiler
+    from regcache_jax.models import export as artefacts
+    from regcache_jax.models import folder as checkpoints
+    from regcache_jax.tpu import ask as compiler
 
     loaded = checkpoints.load(model)
     encoder, micro_batch = loaded.encoder, None

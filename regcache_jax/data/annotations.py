@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import io
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
-from regcache_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from regcache_jax.data.sources import Dataset, Example
+from regcache_jax.core.errors import UserError
+from regcache_jax.data.dataset import Dataset, Example
 
 IGNORED = 255
 """The class of pixels that do not count, in every map."""

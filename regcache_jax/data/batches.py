@@ -17,8 +17,8 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from regcache_jax.data.sources import Dataset, Example
-from regcache_jax.errors import UserError
+from regcache_jax.core.errors import UserError
+from regcache_jax.data.dataset import Dataset, Example
 
 MEMORY_LIMIT = 4 << 30
 """Bytes of pictures that `load_images` keeps in memory."""

@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 from etils import epath
 
-from regcache_jax.data.sources import CLIP_BENCHMARK_NAMES, Dataset, without_prefix
-from regcache_jax.errors import UserError
+from regcache_jax.core.errors import UserError
+from regcache_jax.data.dataset import Dataset
+from regcache_jax.data.sources import CLIP_BENCHMARK_NAMES, without_prefix
 
 IMAGENET = ("imagenet1k", "imagenet2012", "imagenetv2", "imagenet_v2", "imagenet_sketch")
 """Datasets with ImageNet's 1,000 classes in ImageNet's order; TFDS knows them by WordNet numbers only."""

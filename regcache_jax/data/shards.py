@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from regcache_jax.errors import UserError
+from regcache_jax.core.errors import UserError
 
 
 class Place(NamedTuple):

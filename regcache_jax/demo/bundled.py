@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from regcache_jax.encoders.spec import (
+from regcache_jax.core.spec import (
     HALF,
     BlockSpec,
     EncoderSpec,

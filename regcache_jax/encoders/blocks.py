@@ -15,14 +15,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from regcache_jax.encoders.attention import Rounding, attend, attend_slot
-from regcache_jax.encoders.gelu import gelu_for_integers
-from regcache_jax.encoders.spec import Activation, BlockSpec
-from regcache_jax.errors import UserError
-from regcache_jax.quantization.aqt import QuantizedTensor, fake_quantize, quantized_dense, shared_scale
-from regcache_jax.quantization.scheme import PRODUCT_INPUTS, SITE_LAYERS, Scheme
-from regcache_jax.registers.delete import mark_largest
-from regcache_jax.registers.plan import BlockRegister, RegisterPlan
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.plan import BlockRegister, RegisterPlan
+from regcache_jax.core.scheme import PRODUCT_INPUTS, SITE_LAYERS, Scheme
+from regcache_jax.core.spec import Activation, BlockSpec
+from regcache_jax.ops.aqt import QuantizedTensor, fake_quantize, quantized_dense, shared_scale
+from regcache_jax.ops.attention import Rounding, attend, attend_slot
+from regcache_jax.ops.delete import mark_largest
+from regcache_jax.ops.gelu import gelu_for_integers
 
 Params = dict[str, Any]
 

@@ -12,7 +12,8 @@ import dataclasses
 import difflib
 from collections.abc import Iterator
 
-from regcache_jax.encoders.spec import (
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.spec import (
     CLIP_MEAN,
     CLIP_STD,
     HALF,
@@ -27,7 +28,6 @@ from regcache_jax.encoders.spec import (
     TextSpec,
     Tokenization,
 )
-from regcache_jax.errors import UserError
 
 CLIP_START, CLIP_END = 49406, 49407
 EXACT_GELU: Activation = "gelu"

@@ -12,15 +12,15 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.plan import RegisterPlan, Schedule
+from regcache_jax.core.scheme import Scheme
+from regcache_jax.core.spec import EncoderSpec
 from regcache_jax.encoders.parameters import Leaf, parameter_table
 from regcache_jax.encoders.serving_program import ServingWeights, prepare, serve
-from regcache_jax.encoders.spec import EncoderSpec
 from regcache_jax.encoders.text import text_features
 from regcache_jax.encoders.tokenizers import check_ids
 from regcache_jax.encoders.vision import ImageOutput, image_features, serve_image
-from regcache_jax.errors import UserError
-from regcache_jax.quantization.scheme import Scheme
-from regcache_jax.registers.plan import RegisterPlan, Schedule
 
 
 @typing.no_type_check  # JAX rebuilds pytrees with whatever leaves a transformation has

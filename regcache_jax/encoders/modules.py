@@ -7,8 +7,8 @@ from typing import Any
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from regcache_jax.core.spec import EncoderSpec, ImageSpec, TextSpec
 from regcache_jax.encoders.parameters import Leaf, Table, image_table, parameter_table, text_table
-from regcache_jax.encoders.spec import EncoderSpec, ImageSpec, TextSpec
 from regcache_jax.encoders.text import text_features
 from regcache_jax.encoders.vision import image_features
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from regcache_jax.encoders.spec import BlockSpec, EncoderSpec, ImageSpec, TextSpec
+from regcache_jax.core.spec import BlockSpec, EncoderSpec, ImageSpec, TextSpec
 
 
 class Leaf(NamedTuple):

@@ -14,8 +14,8 @@ from etils import epath
 from jaxtyping import Float, Shaped, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from regcache_jax.encoders.spec import Preprocessing
-from regcache_jax.errors import UserError
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.spec import Preprocessing
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 LARGEST_PICTURE = 1 << 28

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from regcache_jax.core.plan import BlockRegister, Schedule
+from regcache_jax.core.scheme import Scheme
+from regcache_jax.core.spec import BlockSpec
 from regcache_jax.encoders.blocks import Params, run_blocks
-from regcache_jax.encoders.spec import BlockSpec
-from regcache_jax.quantization.scheme import Scheme
-from regcache_jax.registers.delete import delete_largest
-from regcache_jax.registers.plan import BlockRegister, Schedule
+from regcache_jax.ops.delete import delete_largest
 
 TILE = 8
 """Rows of a TPU's registers: the multiple to which a serving program pads its tokens."""

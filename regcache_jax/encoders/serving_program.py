@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from regcache_jax.core.plan import BlockRegister, RegisterPlan, Schedule
+from regcache_jax.core.scheme import SITES, Scheme
+from regcache_jax.core.spec import ImageSpec
 from regcache_jax.encoders.blocks import NEGATIVE, Params
+from regcache_jax.encoders.kernels import INPUT_AXES, copy_blocks, layers_of
 from regcache_jax.encoders.serving import TILE
-from regcache_jax.encoders.spec import ImageSpec
 from regcache_jax.encoders.vision import ImageOutput, serve_image
-from regcache_jax.quantization.aqt import QuantizedTensor
-from regcache_jax.quantization.kernels import INPUT_AXES, copy_blocks, layers_of
-from regcache_jax.quantization.scheme import SITES, Scheme
-from regcache_jax.registers.plan import BlockRegister, RegisterPlan, Schedule
+from regcache_jax.ops.aqt import QuantizedTensor
 
 
 class ServingWeights(NamedTuple):

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from regcache_jax.core.scheme import Scheme
+from regcache_jax.core.spec import TextSpec
 from regcache_jax.encoders.blocks import Collectors, Params, layer_norm, run_blocks
-from regcache_jax.encoders.spec import TextSpec
 from regcache_jax.encoders.vision import linear
-from regcache_jax.quantization.scheme import Scheme
 
 
 def causal_bias(num_tokens: int) -> Float[Array, "1 1 T T"]:

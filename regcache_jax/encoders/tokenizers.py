@@ -24,8 +24,8 @@ import numpy as np
 from etils import epath
 from jaxtyping import Array, Int
 
-from regcache_jax.encoders.spec import Tokenization
-from regcache_jax.errors import UserError
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.spec import Tokenization
 
 TOKENIZER_FILE, VOCABULARY_FILE, MERGES_FILE = "tokenizer.json", "vocab.json", "merges.txt"
 ORIGINAL_FILE = "bpe_simple_vocab_16e6.txt.gz"

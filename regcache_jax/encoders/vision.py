@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from regcache_jax.encoders.attention import attend
+from regcache_jax.core.plan import BlockRegister, RegisterPlan, Schedule
+from regcache_jax.core.scheme import Scheme
+from regcache_jax.core.spec import ImageSpec
 from regcache_jax.encoders.blocks import ACTIVATIONS, BlockTrace, Collectors, Params, dense, layer_norm, run_blocks
-from regcache_jax.encoders.position import resize_positions
 from regcache_jax.encoders.serving import num_rows, serve_blocks
-from regcache_jax.encoders.spec import ImageSpec
-from regcache_jax.quantization.scheme import Scheme
-from regcache_jax.registers.plan import BlockRegister, RegisterPlan, Schedule
+from regcache_jax.ops.attention import attend
+from regcache_jax.ops.positions import resize_positions
 
 
 class ImageOutput(NamedTuple):

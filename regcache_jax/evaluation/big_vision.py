@@ -21,14 +21,14 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from regcache_jax.checkpoints import read_description
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.spec import EncoderSpec
 from regcache_jax.data import batches, open_dataset
 from regcache_jax.encoders.encoder import Encoder, encode_image, encode_text
-from regcache_jax.encoders.spec import EncoderSpec
 from regcache_jax.encoders.tokenizers import load_tokenizer
-from regcache_jax.errors import UserError
 from regcache_jax.evaluation.protocol import PROTOCOLS
 from regcache_jax.evaluation.zero_shot import average_prompts, count_hits, metrics_from_counts
+from regcache_jax.models.folder import read_description
 
 API = "jit"
 """What big_vision's trainer asks of a module before it makes its `Evaluator`: that it takes `devices`."""

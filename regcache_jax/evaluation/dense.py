@@ -15,15 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.spec import Preprocessing
 from regcache_jax.data.annotations import IGNORED
 from regcache_jax.data.batches import threads
-from regcache_jax.data.sources import Dataset
+from regcache_jax.data.dataset import Dataset
 from regcache_jax.encoders.encoder import Encoder, encode
 from regcache_jax.encoders.preprocess import preprocess_map
-from regcache_jax.encoders.spec import Preprocessing
-from regcache_jax.errors import UserError
 from regcache_jax.evaluation.linear_probe import HELD_OUT, Probe, fit_probe
-from regcache_jax.registers.delete import fill_deleted
+from regcache_jax.ops.delete import fill_deleted
 
 MOST_PATCHES = 40_000
 """Training patches that a probe is fitted to at most: those of every picture alike, drawn with a fixed seed."""

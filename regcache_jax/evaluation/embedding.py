@@ -10,15 +10,16 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float
 
-from regcache_jax.checkpoints import Model
+from regcache_jax.core.errors import UserError
 from regcache_jax.data.batches import Missing, batches
-from regcache_jax.data.sources import Dataset
+from regcache_jax.data.dataset import Dataset
 from regcache_jax.encoders.encoder import encode_image
-from regcache_jax.errors import UserError
 from regcache_jax.evaluation.loop import Parallel, extract_labelled, round_up
-from regcache_jax.evaluation.stored import Cache, content_hash
 from regcache_jax.evaluation.zero_shot import encode_ids, text_identity
-from regcache_jax.paths import write_whole
+from regcache_jax.files.identity import content_hash
+from regcache_jax.files.paths import write_whole
+from regcache_jax.files.store import Cache
+from regcache_jax.models.folder import Model
 
 
 class Embedded(NamedTuple):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from regcache_jax.errors import UserError
+from regcache_jax.core.errors import UserError
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07
 

@@ -16,8 +16,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from regcache_jax.core.errors import UserError
 from regcache_jax.encoders.encoder import Encoder, encode, encode_image
-from regcache_jax.errors import UserError
 
 WEIGHT_DECAYS = tuple(10.0**power for power in range(-6, 1))
 HELD_OUT = 5

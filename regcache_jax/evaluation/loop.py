@@ -23,11 +23,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.spec import ImageSpec
 from regcache_jax.data.batches import Batch
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.encoders.spec import ImageSpec
-from regcache_jax.errors import UserError
-from regcache_jax.tpu import best_batch, estimates
+from regcache_jax.tpu.ask import best_batch, estimates
 
 Parallel = Literal["jit", "pmap"]
 MicroBatch = int | Literal["auto"] | None

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from regcache_jax.core.errors import UserError
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.errors import UserError
 from regcache_jax.evaluation.zero_shot import compare_features, count_hits, metrics_from_counts
 
 Scorer = Callable[[Float[np.ndarray, "n E"]], Float[np.ndarray, "n C"]]

@@ -16,10 +16,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from regcache_jax.core.spec import Preprocessing
+from regcache_jax.data.dataset import Dataset
 from regcache_jax.data.prompts import Words, class_names, templates
-from regcache_jax.data.sources import Dataset
 from regcache_jax.encoders.preprocess import preprocess
-from regcache_jax.encoders.spec import Preprocessing
 
 
 class Prompts(NamedTuple):

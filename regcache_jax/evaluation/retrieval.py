@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from regcache_jax.errors import UserError
+from regcache_jax.core.errors import UserError
 
 
 def retrieval_metrics(

@@ -17,13 +17,13 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int
 
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.spec import Preprocessing
 from regcache_jax.data.batches import Missing, batches
-from regcache_jax.data.sources import Dataset
-from regcache_jax.distributed import everyone
+from regcache_jax.data.dataset import Dataset
 from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.encoders.identity import image_identity
 from regcache_jax.encoders.preprocess import preprocess
-from regcache_jax.encoders.spec import Preprocessing
-from regcache_jax.errors import UserError
 from regcache_jax.evaluation.loop import (
     MicroBatch,
     Parallel,
@@ -35,8 +35,9 @@ from regcache_jax.evaluation.loop import (
     in_order,
     round_up,
 )
-from regcache_jax.evaluation.results import versions
-from regcache_jax.evaluation.stored import Arrays, Store, image_identity
+from regcache_jax.files.distributed import everyone
+from regcache_jax.files.results import versions
+from regcache_jax.files.store import Arrays, Store
 
 ROWS_FOLDER = "rows"
 """Where the chunks lie in a work folder."""

@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from regcache_jax.checkpoints import Model
+from regcache_jax.core.errors import UserError
 from regcache_jax.data.annotations import IGNORED
-from regcache_jax.data.sources import Dataset
+from regcache_jax.data.dataset import Dataset
 from regcache_jax.encoders.encoder import Encoder, encode_image
-from regcache_jax.errors import UserError
 from regcache_jax.evaluation.dense import (
     confusion,
     fit_segmentation,
@@ -33,8 +32,9 @@ from regcache_jax.evaluation.measure import Labelled, Measured, Scorer, compared
 from regcache_jax.evaluation.protocol import Prompts
 from regcache_jax.evaluation.retrieval import nearest_texts, retrieval_metrics
 from regcache_jax.evaluation.rows import Rows
-from regcache_jax.evaluation.stored import Cache
 from regcache_jax.evaluation.zero_shot import class_scores, class_vectors
+from regcache_jax.files.store import Cache
+from regcache_jax.models.folder import Model
 
 Encode = Callable[[Callable[[Encoder, Any], Any], Dataset], Rows]
 """Runs a dataset through one encoder: `rows.encode_dataset` with all but these two given."""

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from regcache_jax.core.errors import UserError
 from regcache_jax.data.batches import Batch
 from regcache_jax.encoders.encoder import Encoder, encode_image, encode_text
-from regcache_jax.errors import UserError
 from regcache_jax.evaluation.loop import MicroBatch, Parallel, sum_batches
-from regcache_jax.evaluation.stored import Cache, content_hash
+from regcache_jax.files.identity import content_hash
+from regcache_jax.files.store import Cache
 
 
 def class_vectors(

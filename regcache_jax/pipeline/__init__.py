@@ -14,15 +14,15 @@ import json
 from etils import epath
 from ml_collections import ConfigDict
 
-from regcache_jax.distributed import from_first
-from regcache_jax.evaluation import results
-from regcache_jax.observer import Observer
+from regcache_jax.core.observer import Observer
+from regcache_jax.files import results
+from regcache_jax.files.distributed import from_first
+from regcache_jax.files.workdir import Json, remove
 from regcache_jax.pipeline.checks import check_config, check_float_accuracy
 from regcache_jax.pipeline.material import Material
 from regcache_jax.pipeline.rows import Rows
 from regcache_jax.pipeline.stages import Stages
 from regcache_jax.pipeline.table import KINDS
-from regcache_jax.workdir import Json, remove
 
 __all__ = ["KINDS", "check_config", "check_float_accuracy", "run"]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from regcache_jax.errors import UserError
-from regcache_jax.evaluation import results
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.observer import Observer
+from regcache_jax.core.scheme import Scheme
 from regcache_jax.evaluation.protocol import PROTOCOLS
-from regcache_jax.observer import Observer
+from regcache_jax.files import results
 from regcache_jax.pipeline.table import KINDS
-from regcache_jax.quantization.scheme import Scheme
 
 ACCURACY_TOLERANCE = 0.003
 """How far the float accuracy may lie from the published one before quantised numbers are called invalid."""

@@ -8,14 +8,15 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from regcache_jax import checkpoints
+from regcache_jax.core.observer import Observer
 from regcache_jax.data import Dataset, load_images, open_dataset
+from regcache_jax.encoders.identity import encoder_hash
 from regcache_jax.evaluation.protocol import PROTOCOLS, Prompts
-from regcache_jax.evaluation.stored import Cache
 from regcache_jax.evaluation.zero_shot import class_vectors
-from regcache_jax.observer import Observer
-from regcache_jax.registers.plan_file import encoder_hash
-from regcache_jax.workdir import Json, Workdir, fingerprint, listing
+from regcache_jax.files.identity import fingerprint
+from regcache_jax.files.store import Cache
+from regcache_jax.files.workdir import Json, Workdir, listing
+from regcache_jax.models import folder as checkpoints
 
 
 class Material:

@@ -9,16 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from regcache_jax import checkpoints
 from regcache_jax.data import Dataset
-from regcache_jax.distributed import from_first, is_first
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.evaluation import results, rows
+from regcache_jax.evaluation import rows
 from regcache_jax.evaluation.measure import Measured, describe
 from regcache_jax.evaluation.tasks import classification, nearest_neighbours
+from regcache_jax.files import results
+from regcache_jax.files.distributed import from_first, is_first
+from regcache_jax.files.workdir import Json, read_array, remove, write_array
+from regcache_jax.models import folder as checkpoints
 from regcache_jax.pipeline.stages import Stages, model_folder
 from regcache_jax.pipeline.table import KINDS, TableRow, note, table_rows
-from regcache_jax.workdir import Json, read_array, remove, write_array
 
 FEATURES, PREDICTIONS = "features/float.npy", "features/float_predictions.npy"
 

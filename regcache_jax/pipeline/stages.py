@@ -7,21 +7,21 @@ import functools
 
 from ml_collections import ConfigDict
 
-from regcache_jax import checkpoints
+from regcache_jax.core.plan import RegisterPlan
+from regcache_jax.core.scheme import SITES, Scheme
 from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.files.workdir import Json, Stage
+from regcache_jax.models import folder as checkpoints
+from regcache_jax.models.plan_file import load_plan, save_plan
 from regcache_jax.pipeline.material import Material
 from regcache_jax.pipeline.table import PLANS, TableRow, alternatives, plan_file
 from regcache_jax.quantization.quantize import quantize
-from regcache_jax.quantization.scheme import SITES, Scheme
 from regcache_jax.registers.inspect import inspect
-from regcache_jax.registers.plan import RegisterPlan
-from regcache_jax.registers.plan_file import load_plan, save_plan
-from regcache_jax.registers.search import describe_plan, search
+from regcache_jax.registers.search.search import describe_plan, search
+from regcache_jax.registers.search.space import SearchConfig
 from regcache_jax.registers.sensitivity import sensitivity
-from regcache_jax.registers.space import SearchConfig
 from regcache_jax.registers.verdict import judge
 from regcache_jax.report.sinks import sink_maps
-from regcache_jax.workdir import Json, Stage
 
 
 class Stages:

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from regcache_jax.quantization.recipes import RECIPES
-from regcache_jax.quantization.scheme import Scheme
-from regcache_jax.registers.plan import RegisterPlan
-from regcache_jax.registers.search import SearchResult
-from regcache_jax.workdir import Json
+from regcache_jax.core.plan import RegisterPlan
+from regcache_jax.core.scheme import Scheme
+from regcache_jax.files.workdir import Json
+from regcache_jax.registers.search.search import SearchResult
+from regcache_jax.studies.recipes import RECIPES
 
 
 class Kind(NamedTuple):

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.scheme import INPUTS, SITES, Scheme
 from regcache_jax.encoders.blocks import BlockTrace
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.vision import image_features
-from regcache_jax.errors import UserError
-from regcache_jax.quantization.aqt import largest_integer
-from regcache_jax.quantization.scheme import INPUTS, SITES, Scheme
+from regcache_jax.ops.aqt import largest_integer
 
 Ranges = dict[str, Float[Array, "..."]]
 """Largest magnitude a site: float32 `[L]`, or `[L, 3]` for class token, trained registers and patches apart."""

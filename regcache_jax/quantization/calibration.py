@@ -16,11 +16,14 @@ import safetensors.numpy
 from etils import epath
 from jaxtyping import Array, Float, Int
 
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.scheme import INPUTS, PRODUCT_INPUTS, SITES, Scheme
 from regcache_jax.encoders.blocks import BlockTrace
 from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.encoders.identity import encoder_hash
+from regcache_jax.encoders.kernels import Blocks, add_offset, quantized_cells
 from regcache_jax.encoders.vision import image_features
-from regcache_jax.errors import UserError
-from regcache_jax.paths import write_whole
+from regcache_jax.files.paths import write_whole
 from regcache_jax.quantization.calibrate import calibrate, check_finite, scales_from_ranges
 from regcache_jax.quantization.histogram import (
     Counted,
@@ -30,9 +33,6 @@ from regcache_jax.quantization.histogram import (
     largest_integers,
     scale_and_zero_point,
 )
-from regcache_jax.quantization.kernels import Blocks, add_offset, quantized_cells
-from regcache_jax.quantization.scheme import INPUTS, PRODUCT_INPUTS, SITES, Scheme
-from regcache_jax.registers.plan_file import encoder_hash
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,15 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.scheme import SITES, Scheme
 from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.encoders.kernels import Blocks, quantize_kernels
 from regcache_jax.encoders.text import text_features
 from regcache_jax.encoders.vision import head_trace, image_features
-from regcache_jax.errors import UserError
 from regcache_jax.quantization.calibration import Calibration, add_counts, add_scales, counters
 from regcache_jax.quantization.histogram import Counted, Histogram
-from regcache_jax.quantization.kernels import Blocks, quantize_kernels
 from regcache_jax.quantization.methods.method import Batches
-from regcache_jax.quantization.scheme import SITES, Scheme
 
 BATCH = 64
 """Texts a step of calibration."""

@@ -9,15 +9,15 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.plan import RegisterPlan
+from regcache_jax.core.scheme import Scheme
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.errors import UserError
+from regcache_jax.encoders.kernels import quantize_kernels
 from regcache_jax.quantization.calibration import Calibration, add_scales, find_scales
-from regcache_jax.quantization.kernels import quantize_kernels
 from regcache_jax.quantization.methods.method import Batches
 from regcache_jax.quantization.methods.table import methods_of
 from regcache_jax.quantization.parts import quantize_head, quantize_text
-from regcache_jax.quantization.scheme import Scheme
-from regcache_jax.registers.plan import RegisterPlan
 
 
 def in_batches(

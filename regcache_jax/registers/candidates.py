@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from regcache_jax.core.plan import Schedule
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.serving import TokenRegister, token_rows
 from regcache_jax.encoders.vision import image_features
-from regcache_jax.registers.delete import linf_norm
-from regcache_jax.registers.plan import Schedule
+from regcache_jax.ops.delete import linf_norm
 from regcache_jax.registers.reference import Images, as_batches
 
 CANDIDATES = 100

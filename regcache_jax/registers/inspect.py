@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.scheme import SITES
 from regcache_jax.encoders.blocks import BlockTrace, Collectors
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.vision import image_features
-from regcache_jax.errors import UserError
-from regcache_jax.quantization.scheme import SITES
-from regcache_jax.registers.delete import linf_norm
+from regcache_jax.ops.delete import linf_norm
 from regcache_jax.registers.reference import Images, as_batches
 
 PLACES = ("hidden", *SITES)

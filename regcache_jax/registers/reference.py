@@ -8,8 +8,8 @@ from typing import TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float
 
-from regcache_jax.encoders.spec import EncoderSpec
-from regcache_jax.errors import UserError
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.spec import EncoderSpec
 
 Batches: TypeAlias = Iterable[tuple[Float[np.ndarray, "B Y X 3"], Bool[np.ndarray, "B"]]]
 """Batches of images with a mask: rows with mask False only fill a batch up."""

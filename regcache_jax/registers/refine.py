@@ -19,16 +19,16 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.plan import RegisterPlan
+from regcache_jax.core.scheme import Scheme
 from regcache_jax.encoders.blocks import run_blocks
 from regcache_jax.encoders.encoder import Encoder, normalize
 from regcache_jax.encoders.vision import pool
-from regcache_jax.errors import UserError
-from regcache_jax.quantization.aqt import QuantizedTensor
+from regcache_jax.ops.aqt import QuantizedTensor
 from regcache_jax.quantization.quantize import quantize_kernels
-from regcache_jax.quantization.scheme import Scheme
-from regcache_jax.registers.plan import RegisterPlan
 from regcache_jax.registers.reference import check_images, check_varied
-from regcache_jax.registers.trial import Trials
+from regcache_jax.registers.search.trial import Trials
 
 
 @dataclasses.dataclass(frozen=True)

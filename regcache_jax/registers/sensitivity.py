@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from regcache_jax.core.scheme import SITE_LAYERS, SITES, Scheme
 from regcache_jax.encoders.blocks import run_blocks
 from regcache_jax.encoders.encoder import Encoder, normalize
+from regcache_jax.encoders.kernels import quantize_kernels
 from regcache_jax.encoders.vision import image_features, pool
 from regcache_jax.quantization.calibrate import calibrate, scales_from_ranges
-from regcache_jax.quantization.kernels import quantize_kernels
-from regcache_jax.quantization.scheme import SITE_LAYERS, SITES, Scheme
 from regcache_jax.registers.reference import check_images, reference_batches
-from regcache_jax.registers.trial import feature_errors
+from regcache_jax.registers.search.trial import feature_errors
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "unit"))

@@ -9,8 +9,8 @@ from typing import Any
 
 from etils import epath
 
-from regcache_jax.errors import UserError
-from regcache_jax.paths import write_whole
+from regcache_jax.core.errors import UserError
+from regcache_jax.files.paths import write_whole
 from regcache_jax.report.plots import COLOURS, bars, cells, heat_map, heat_scale, norms_by_block, scatter
 from regcache_jax.report.tables import (
     ROW_LABELS,

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from regcache_jax.checkpoints import Model
 from regcache_jax.data import Dataset
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.preprocess import open_picture
 from regcache_jax.encoders.vision import image_features
-from regcache_jax.registers.delete import linf_norm
+from regcache_jax.models.folder import Model
+from regcache_jax.ops.delete import linf_norm
 
 PICTURES = 6
 THUMBNAIL = 128

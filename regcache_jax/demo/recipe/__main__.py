@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
+from regcache_jax.core.errors import UserError
 from regcache_jax.data import emoji
 from regcache_jax.demo.recipe.drawings import DrawingSet, bundled_drawings, hold_out, read_drawings
 from regcache_jax.demo.recipe.export import FACTOR
 from regcache_jax.demo.recipe.phases import BATCH, PHASES, shortened
 from regcache_jax.demo.recipe.run import Recipe, cook
-from regcache_jax.errors import UserError
 
 
 @click.command(help="Train an encoder like the bundled one and write its model folder. A run that was stopped goes on.")

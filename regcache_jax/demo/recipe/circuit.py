@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
+from regcache_jax.core.spec import ImageSpec
 from regcache_jax.encoders.blocks import Params
-from regcache_jax.encoders.spec import ImageSpec
 
 NUM_UNITS = 2  # planted hidden units in each of the two blocks, in front of the others
 

@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
+from regcache_jax.core.errors import UserError
 from regcache_jax.data import emoji
-from regcache_jax.errors import UserError
 
 SIDE = emoji.SIDE
 CATEGORIES = ("Animals & Nature", "Food & Drink", "Travel & Places", "Activities", "Objects")

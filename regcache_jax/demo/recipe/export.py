@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from regcache_jax import checkpoints
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.spec import EncoderSpec
 from regcache_jax.demo.recipe.circuit import rescale
 from regcache_jax.demo.recipe.train import State, folded
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.encoders.spec import EncoderSpec
-from regcache_jax.errors import UserError
+from regcache_jax.models import folder as checkpoints
 
 FACTOR = 48.0  # c: the size of the outliers at the inputs of the blocks after the circuit (docs/bundled_encoder.md)
 

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from regcache_jax.core.plan import RegisterPlan
+from regcache_jax.core.spec import ImageSpec
 from regcache_jax.demo.recipe.circuit import NUM_UNITS
 from regcache_jax.encoders.blocks import BlockTrace, Params
 from regcache_jax.encoders.encoder import normalize
-from regcache_jax.encoders.spec import ImageSpec
 from regcache_jax.encoders.vision import image_features
-from regcache_jax.registers.plan import RegisterPlan
 
 RESTING_HEADS = 2  # heads in each later block that must rest on sinks or registers
 

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from regcache_jax.core.spec import EncoderSpec
 from regcache_jax.demo.recipe.circuit import NUM_UNITS, Circuit, Gain, amplify, low_information
 from regcache_jax.demo.recipe.forward import Prefix, Seen, observe
 from regcache_jax.encoders.blocks import Params
 from regcache_jax.encoders.encoder import normalize
-from regcache_jax.encoders.spec import EncoderSpec
 from regcache_jax.encoders.text import text_features
 
 NUM_SINKS, MOST_SINKS = 3, 6  # patches of a picture that must become sinks, and that may

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.spec import EncoderSpec
 from regcache_jax.demo.bundled import SPEC
 from regcache_jax.demo.recipe.augment import batches
 from regcache_jax.demo.recipe.concepts import least_confused, most_alike
@@ -21,9 +23,7 @@ from regcache_jax.demo.recipe.drawings import DrawingSet
 from regcache_jax.demo.recipe.export import export
 from regcache_jax.demo.recipe.phases import ALIKE, PHASES, Phase
 from regcache_jax.demo.recipe.train import State, confusion, folded, initial_state, name_ids, prepare, run_phase
-from regcache_jax.encoders.spec import EncoderSpec
-from regcache_jax.errors import UserError
-from regcache_jax.paths import refuse_existing
+from regcache_jax.files.paths import refuse_existing
 
 SETTINGS_FILE, CONCEPTS_FILE, STATES_FOLDER, MODEL_FOLDER = "recipe.json", "concepts.json", "states", "model"
 

@@ -14,6 +14,7 @@ from flax import struct
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int
 
+from regcache_jax.core.spec import EncoderSpec
 from regcache_jax.data.emoji import RENDERINGS, TEMPLATES
 from regcache_jax.demo.recipe.augment import Batch, make_batch, over
 from regcache_jax.demo.recipe.circuit import FULL_GAIN, Circuit, amplify, plant, reserve
@@ -23,7 +24,6 @@ from regcache_jax.demo.recipe.losses import Metrics, base_loss, circuit_loss, cl
 from regcache_jax.demo.recipe.phases import BLOCK, Phase
 from regcache_jax.encoders.blocks import Params
 from regcache_jax.encoders.encoder import init_params, normalize
-from regcache_jax.encoders.spec import EncoderSpec
 from regcache_jax.encoders.tokenizers import load_tokenizer
 from regcache_jax.encoders.vision import image_features
 

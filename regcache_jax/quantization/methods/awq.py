@@ -11,13 +11,13 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from regcache_jax.core.scheme import Scheme
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.quantization.kernels import quantized_cells, site_matrix
+from regcache_jax.encoders.kernels import quantized_cells, site_matrix
 from regcache_jax.quantization.methods.folding import at_least_a_step, divide_inputs, divisible_sites
 from regcache_jax.quantization.methods.method import Batches, Method
 from regcache_jax.quantization.methods.smoothquant import best_factors
 from regcache_jax.quantization.methods.statistics import channel_mean_magnitude, sampled_tokens
-from regcache_jax.quantization.scheme import Scheme
 
 BETAS = tuple(number / 20 for number in range(20))
 

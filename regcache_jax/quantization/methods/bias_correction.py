@@ -17,16 +17,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from regcache_jax.core.scheme import SITES, Scheme
+from regcache_jax.core.spec import BlockSpec
 from regcache_jax.encoders.blocks import BlockTrace, round_input, run_blocks, segment_params
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.encoders.spec import BlockSpec
-from regcache_jax.quantization.aqt import QuantizedTensor
-from regcache_jax.quantization.kernels import INPUT_AXES, Blocks, copy_blocks, layers_of
+from regcache_jax.encoders.kernels import INPUT_AXES, Blocks, copy_blocks, layers_of
+from regcache_jax.ops.aqt import QuantizedTensor
 from regcache_jax.quantization.methods.by_block import State, entering, plan_of_block
 from regcache_jax.quantization.methods.folding import with_blocks
 from regcache_jax.quantization.methods.method import Batches, Method
 from regcache_jax.quantization.methods.statistics import site_tokens
-from regcache_jax.quantization.scheme import SITES, Scheme
 
 Means = dict[str, tuple[Float[Array, "C"], Float[Array, "C"]]]
 """A site's mean input, before and after rounding."""

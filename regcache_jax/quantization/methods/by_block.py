@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.vision import embed_patches
-from regcache_jax.registers.plan import RegisterPlan
 
 State = tuple[Float[Array, "B N D"], Bool[Array, "B N"] | None]
 """The residual stream between two blocks, and which tokens are still there."""

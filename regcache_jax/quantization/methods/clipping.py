@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from regcache_jax.core.scheme import Scheme
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.quantization.aqt import QuantizedTensor, fake_quantize, largest_integer, quantize_weight
-from regcache_jax.quantization.kernels import INPUT_AXES, Rounder
+from regcache_jax.encoders.kernels import INPUT_AXES, Rounder
+from regcache_jax.ops.aqt import QuantizedTensor, fake_quantize, largest_integer, quantize_weight
 from regcache_jax.quantization.methods.method import Batches, Method
-from regcache_jax.quantization.scheme import Scheme
 
 SHARES = tuple(1 - number / 100 for number in range(80))
 

@@ -18,18 +18,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.scheme import SITES, Scheme
 from regcache_jax.encoders.blocks import round_input
 from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.encoders.kernels import INPUT_AXES, Rounder, matrix
 from regcache_jax.encoders.vision import image_features
-from regcache_jax.errors import UserError
-from regcache_jax.quantization.aqt import QuantizedTensor, quantize_weight
+from regcache_jax.ops.aqt import QuantizedTensor, quantize_weight
 from regcache_jax.quantization.calibration import find_scales
-from regcache_jax.quantization.kernels import INPUT_AXES, Rounder, matrix
 from regcache_jax.quantization.methods.bias_correction import bias_correction
 from regcache_jax.quantization.methods.fisher import input_of
 from regcache_jax.quantization.methods.gptq import round_with_moments
 from regcache_jax.quantization.methods.method import Batches, Method
-from regcache_jax.quantization.scheme import SITES, Scheme
 
 PENALTY = 0.01
 """What is added to the diagonal of the moments, as a share of its mean."""

@@ -24,17 +24,17 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.scheme import SITES, Scheme
+from regcache_jax.core.spec import BlockSpec, ImageSpec
 from regcache_jax.encoders.blocks import run_blocks, segment_params
 from regcache_jax.encoders.encoder import Encoder, normalize
-from regcache_jax.encoders.spec import BlockSpec, ImageSpec
+from regcache_jax.encoders.kernels import Blocks, copy_blocks, layers_of
 from regcache_jax.encoders.vision import pool
-from regcache_jax.errors import UserError
-from regcache_jax.quantization.aqt import QuantizedTensor, largest_integer
-from regcache_jax.quantization.kernels import Blocks, copy_blocks, layers_of
+from regcache_jax.ops.aqt import QuantizedTensor, largest_integer
 from regcache_jax.quantization.methods.by_block import State, entering, plan_of_block
 from regcache_jax.quantization.methods.folding import with_blocks
 from regcache_jax.quantization.methods.method import Batches, Method
-from regcache_jax.quantization.scheme import SITES, Scheme
 
 STEPS = 200
 IMAGES = 16

@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from regcache_jax.core.scheme import SITES
 from regcache_jax.encoders.blocks import BlockTrace
 from regcache_jax.encoders.encoder import Encoder, normalize
+from regcache_jax.encoders.kernels import Blocks, copy_blocks, layers_of
 from regcache_jax.encoders.vision import image_features
-from regcache_jax.quantization.kernels import Blocks, copy_blocks, layers_of
 from regcache_jax.quantization.methods.method import Batches
 from regcache_jax.quantization.methods.statistics import sampled_rows, site_tokens
-from regcache_jax.quantization.scheme import SITES
 
 SEED = 0
 IMAGES = 16

@@ -5,10 +5,10 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from regcache_jax.core.scheme import SITES, Scheme
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.quantization.aqt import largest_integer
-from regcache_jax.quantization.kernels import INPUT_AXES, Blocks, copy_blocks, layers_of
-from regcache_jax.quantization.scheme import SITES, Scheme
+from regcache_jax.encoders.kernels import INPUT_AXES, Blocks, copy_blocks, layers_of
+from regcache_jax.ops.aqt import largest_integer
 
 NORMS = {"qkv": "norm1", "fc1": "norm2"}
 """The norm whose output is a site's input."""

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8
 
+from regcache_jax.core.scheme import Scheme
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.quantization.aqt import QuantizedTensor, largest_integer, quantize_weight
-from regcache_jax.quantization.kernels import INPUT_AXES, Rounder, matrix
+from regcache_jax.encoders.kernels import INPUT_AXES, Rounder, matrix
+from regcache_jax.ops.aqt import QuantizedTensor, largest_integer, quantize_weight
 from regcache_jax.quantization.methods.method import Batches, Method
 from regcache_jax.quantization.methods.statistics import second_moments
-from regcache_jax.quantization.scheme import Scheme
 
 DAMPING = 0.01
 """What is added to the diagonal, as a share of its mean."""

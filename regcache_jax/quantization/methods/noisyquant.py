@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.scheme import SITES
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.errors import UserError
-from regcache_jax.quantization.aqt import fake_quantize
-from regcache_jax.quantization.kernels import add_offset, quantized_cells, site_matrix
+from regcache_jax.encoders.kernels import add_offset, quantized_cells, site_matrix
+from regcache_jax.ops.aqt import fake_quantize
 from regcache_jax.quantization.methods.folding import with_blocks
 from regcache_jax.quantization.methods.method import Batches, Method
 from regcache_jax.quantization.methods.statistics import sampled_tokens
-from regcache_jax.quantization.scheme import SITES
 
 SEED = 0
 AMPLITUDES = (0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)

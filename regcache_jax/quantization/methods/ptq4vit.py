@@ -19,18 +19,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from regcache_jax.encoders.attention import Rounding, integer_mix
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.scheme import SITES, Scheme
 from regcache_jax.encoders.blocks import NEGATIVE, SOFTMAX_LOW, BlockTrace
 from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.encoders.kernels import INPUT_AXES, Rounder, copy_blocks, layers_of, matrix, quantized_cells
 from regcache_jax.encoders.vision import image_features
-from regcache_jax.errors import UserError
-from regcache_jax.quantization.aqt import QuantizedTensor, fake_quantize, largest_integer, quantize_weight
-from regcache_jax.quantization.kernels import INPUT_AXES, Rounder, copy_blocks, layers_of, matrix, quantized_cells
+from regcache_jax.ops.aqt import QuantizedTensor, fake_quantize, largest_integer, quantize_weight
+from regcache_jax.ops.attention import Rounding, integer_mix
 from regcache_jax.quantization.methods.fisher import felt_tokens
 from regcache_jax.quantization.methods.folding import with_blocks
 from regcache_jax.quantization.methods.method import Batches, Method
 from regcache_jax.quantization.methods.statistics import channel_extremes
-from regcache_jax.quantization.scheme import SITES, Scheme
 
 SHARES = tuple(0.01 + number * 1.19 / 50 for number in range(50))
 """Of the largest magnitude, as in the authors' code, half as many."""

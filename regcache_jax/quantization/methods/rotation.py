@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.scheme import Scheme
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.errors import UserError
-from regcache_jax.quantization.kernels import Blocks, copy_blocks, layers_of
+from regcache_jax.encoders.kernels import Blocks, copy_blocks, layers_of
 from regcache_jax.quantization.methods.folding import NORMS, with_blocks
 from regcache_jax.quantization.methods.method import Batches, Method
-from regcache_jax.quantization.scheme import Scheme
 
 SEED = 0
 

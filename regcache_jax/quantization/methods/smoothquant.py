@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from regcache_jax.core.scheme import Scheme
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.quantization.aqt import fake_quantize, largest_integer
-from regcache_jax.quantization.kernels import quantized_cells, site_matrix
+from regcache_jax.encoders.kernels import quantized_cells, site_matrix
+from regcache_jax.ops.aqt import fake_quantize, largest_integer
 from regcache_jax.quantization.methods.folding import at_least_a_step, divide_inputs, divisible_sites
 from regcache_jax.quantization.methods.method import Batches, Method
 from regcache_jax.quantization.methods.statistics import channel_absmax, sampled_tokens
-from regcache_jax.quantization.scheme import Scheme
 
 ALPHAS = tuple(number / 20 for number in range(21))
 SMALLEST = 1e-5

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from regcache_jax.core.scheme import SITES
 from regcache_jax.encoders.blocks import BlockTrace
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.vision import image_features
 from regcache_jax.quantization.methods.method import Batches
-from regcache_jax.quantization.scheme import SITES
 
 Statistic = Callable[[Float[Array, "T C"], Bool[Array, "T"]], Any]
 """From the tokens of one site of one block of one batch, and which of them are there, to arrays."""

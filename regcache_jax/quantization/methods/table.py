@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from regcache_jax.errors import UserError
+from regcache_jax.core.errors import UserError
 from regcache_jax.quantization.methods import (
     awq,
     bias_correction,

@@ -1,0 +1,33 @@
+"""What an encoder is recognised by: hashes of its weights and of what its features depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import jax
+import numpy as np
+
+from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.files.identity import content_hash
+
+
+def encoder_hash(encoder: Encoder) -> str:
+    """SHA-256 of a float encoder's image tower: what a plan belongs to."""
+    digest = hashlib.sha256(json.dumps(encoder.spec.to_json()["image"], sort_keys=True).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(encoder.params["image"]):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def image_identity(encoder: Encoder) -> list[Any]:
+    """What the image features of an encoder depend on: spec, scheme, plan and weights."""
+    scheme = encoder.scheme
+    return [
+        encoder.spec.to_json()["image"],
+        encoder.spec.normalize,
+        None if scheme is None else scheme.to_json(),
+        content_hash((encoder.params["image"], encoder.plan)),
+    ]

@@ -1,0 +1,98 @@
+"""A quantised (or float) image tower as one StableHLO file, through `jax.export`: nothing of this project is needed to run it.
+
+The file holds one program for every platform asked for, with a symbolic batch size and the weights inside (int8 kernels stay
+int8). Beside it lies `NAME.json`, what a user must know: preprocessing constants, input, output, and how it was quantised.
+docs/export.md has the few lines that load it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax import export as stablehlo
+from jaxtyping import Array, Float
+
+from regcache_jax.core.errors import UserError
+from regcache_jax.encoders.encoder import Encoder, encode_image
+from regcache_jax.files.paths import refuse_existing, write_whole
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def serving_function(encoder: Encoder) -> Callable[[Float[Array, "B Y X 3"]], Float[Array, "B E"]]:
+    """The image tower as a function of preprocessed float32 images, its weights closed over, one array a block and parameter."""
+    prepared = encoder.prepared()
+
+    def features(images: Float[Array, "B Y X 3"]) -> Float[Array, "B E"]:
+        held = jax.lax.optimization_barrier(
+            prepared.serving
+        )  # or the compiler would fold int8 constants into wider ones
+        return encode_image(prepared.replace(serving=held), images)
+
+    return features
+
+
+def metadata(encoder: Encoder, platforms: tuple[str, ...], micro_batch: int | None = None) -> dict[str, Any]:
+    """What stands beside an artefact: preprocessing, shapes, scheme and schedule, and the batch to cut larger ones into."""
+    size = encoder.spec.preprocessing.image_size
+    return {
+        "model": encoder.spec.name,
+        "input": {"shape": ["batch", size, size, 3], "dtype": "float32"},
+        "output": {
+            "shape": ["batch", encoder.spec.image.feature_dim],
+            "dtype": "float32",
+            "unit_length": encoder.spec.normalize,
+        },
+        "preprocessing": dataclasses.asdict(encoder.spec.preprocessing),
+        "dtype": str(encoder.dtype),
+        "scheme": None if encoder.scheme is None else encoder.scheme.to_json(),
+        "schedule": None if encoder.schedule is None else dataclasses.asdict(encoder.schedule),
+        "platforms": list(platforms),
+        "micro_batch": micro_batch,
+        "versions": {"jax": jax.__version__, "regcache_jax": importlib.metadata.version("regcache-jax")},
+    }
+
+
+def export(
+    encoder: Encoder,
+    path: epath.PathLike,
+    platforms: tuple[str, ...] = ("cpu", "cuda", "tpu"),
+    micro_batch: int | None = None,
+) -> epath.Path:
+    """Writes `path` (StableHLO), and its metadata beside it with `.json` added to the name. Returns `path`.
+
+    `micro_batch` is noted there: the batch that suits the device best (`tpu.best_micro_batch` finds it).
+
+    Raises UserError for an unknown platform, or where `path` exists."""
+    path = epath.Path(path)
+    unknown = sorted(set(platforms) - set(PLATFORMS))
+    if unknown or not platforms:
+        raise UserError(f"platforms are {', '.join(PLATFORMS)}; got {', '.join(unknown) or 'none'}")
+    refuse_existing(path)
+    size = encoder.spec.preprocessing.image_size
+    (batch,) = stablehlo.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
+    exported = stablehlo.export(jax.jit(serving_function(encoder)), platforms=platforms)(images)
+    write_whole(
+        path.with_name(path.name + ".json"), json.dumps(metadata(encoder, platforms, micro_batch), indent=2).encode()
+    )
+    write_whole(path, bytes(exported.serialize()))
+    return path
+
+
+def load(path: epath.PathLike) -> Callable[[Float[Array, "B Y X 3"]], Float[Array, "B E"]]:
+    """An exported tower as a function from preprocessed float32 images to features. Raises UserError for other files."""
+    path = epath.Path(path)
+    try:
+        exported = stablehlo.deserialize(bytearray(path.read_bytes()))
+    except Exception as error:  # another kind of file fails in flatbuffers or MLIR, each with its own exceptions
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise UserError(f"{path} is not an exported encoder ({type(error).__name__}: {reason})") from error
+    return jax.jit(exported.call)

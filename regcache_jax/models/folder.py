@@ -1,0 +1,331 @@
+"""Model folders: an encoder on disk, float or quantised, with all that is needed to use it.
+
+    encoder.json            spec, scheme, source and its SHA-256, versions, names and shapes of the parameters
+    params/                 the parameters (Orbax), one array a leaf
+    registers.safetensors   the register plan, if the encoder has one
+    tokenizer.json ...      the tokenizer's own files, if the encoder reads text
+
+A folder appears under its name only when it is complete. Everything in it is data; nothing is executed. Folders may be on
+gs:// or wherever else `etils.epath` reaches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from importlib import metadata as package_metadata
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.scheme import Scheme
+from regcache_jax.core.spec import EncoderSpec
+from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.encoders.parameters import parameter_shapes
+from regcache_jax.encoders.preprocess import preprocess
+from regcache_jax.encoders.tokenizers import load_tokenizer
+from regcache_jax.files.paths import refuse_existing
+from regcache_jax.models.plan_file import load_plan, save_plan
+from regcache_jax.ops.aqt import QuantizedTensor
+
+FORMAT_VERSION = 1
+ENCODER_FILE, PARAMS_FOLDER, PLAN_FILE = "encoder.json", "params", "registers.safetensors"
+CHUNK_BYTES = 2**25
+"""Pieces in which an array is compressed and written. With one file a piece (and not Orbax's database, which keeps what it
+has compressed until all is there) and without a copy of every array, writing takes little more memory than the arrays."""
+_WITHOUT_COPIES = ocp.type_handlers.create_type_handler_registry(
+    (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
+    (jax.Array, ocp.type_handlers.ArrayHandler()),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """An encoder with its folder, its description (`encoder.json`), and the way from pictures and words to its arrays."""
+
+    encoder: Encoder
+    metadata: Mapping[str, Any]
+    folder: epath.Path
+
+    def preprocess(self, image: Any) -> np.ndarray:
+        """A picture (PIL, path or bytes) as the float32 array `[S, S, 3]` that the image tower takes."""
+        return preprocess(image, self.encoder.spec.preprocessing)
+
+    @property
+    def tokenize(self) -> Callable[[list[str]], np.ndarray]:
+        """From texts to int32 ids `[n, T]`. Raises UserError for an encoder without text or without tokenizer files."""
+        spec = self.encoder.spec
+        if spec.tokenization is None:
+            raise UserError(f"{spec.name} reads no text")
+        return load_tokenizer(spec.tokenization, self.folder)
+
+
+def save(
+    folder: epath.PathLike,
+    encoder: Encoder,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    tokenizer_files: Iterable[epath.PathLike] = (),
+    dtype: Any = None,
+) -> epath.Path:
+    """Writes a model folder and returns its path. `metadata` is kept in encoder.json beside what stands there anyway;
+    `dtype` casts float weights on the way. Raises UserError if the folder exists."""
+    folder = epath.Path(folder)
+    refuse_existing(folder)
+    encoder = encoder if dtype is None else encoder.astype(dtype)
+    flat = _to_arrays(encoder.params)
+    description = {
+        "format_version": FORMAT_VERSION,
+        "regcache_jax": package_metadata.version("regcache-jax"),
+        "spec": encoder.spec.to_json(),
+        "scheme": None if encoder.scheme is None else encoder.scheme.to_json(),
+        "parameters": {path: [str(leaf.dtype), list(leaf.shape)] for path, leaf in sorted(flat.items())},
+        **(metadata or {}),
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _check_space(folder, sum(leaf.nbytes for leaf in flat.values()))
+    beside = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp"
+    beside.mkdir()
+    try:
+        _save_parameters(beside, unflatten_dict(flat, sep="/"))
+        if encoder.plan is not None:
+            save_plan(beside / PLAN_FILE, encoder.plan)
+        for file in map(epath.Path, tokenizer_files):
+            file.copy(beside / file.name)
+        description["parameter_files"] = _file_sizes(beside / PARAMS_FOLDER)
+        (beside / ENCODER_FILE).write_text(json.dumps(description, indent=2) + "\n")
+        beside.rename(folder)
+    except BaseException:
+        beside.rmtree(missing_ok=True)
+        raise
+    return folder
+
+
+def _check_space(folder: epath.Path, size: int) -> None:
+    """Raises OSError, before anything is written, where a local disk has less than `size` bytes left."""
+    if "://" in str(folder):
+        return
+    free = shutil.disk_usage(folder.parent).free
+    if free < size:
+        needs = f"{os.strerror(errno.ENOSPC)} ({size / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free)"
+        raise OSError(errno.ENOSPC, needs, str(folder))
+
+
+def _params(folder: epath.Path) -> epath.Path:
+    """Where the parameters lie, as Orbax wants it: an absolute path, or one with its scheme (which `resolve` would take for a
+    relative path)."""
+    return (folder if "://" in str(folder) else folder.resolve()) / PARAMS_FOLDER
+
+
+def _checkpointer(**how: Any) -> ocp.Checkpointer:
+    """Orbax for this process alone: of several, each reads for itself, and nobody waits for the others."""
+    options = ocp.options.MultiprocessingOptions()
+    if jax.process_count() > 1:
+        process = jax.process_index()
+        options = ocp.options.MultiprocessingOptions(process, {process}, f"process{process}")
+    return ocp.Checkpointer(
+        ocp.PyTreeCheckpointHandler(multiprocessing_options=options, **how), multiprocessing_options=options
+    )
+
+
+def _save_parameters(folder: epath.Path, params: Any) -> None:
+    """Raises OSError where Orbax, which has no error of its own for that, cannot write."""
+    log = logging.getLogger("absl")
+    logged, log.disabled = log.disabled, True  # Orbax logs the traceback of what it raises
+    # as NumPy arrays: with several processes Orbax refuses device arrays that only one of them holds
+    arrays = jax.tree.map(np.asarray, params)
+    chunks = jax.tree.map(lambda leaf: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), arrays)
+    try:
+        with _checkpointer(use_ocdbt=False, type_handler_registry=_WITHOUT_COPIES) as checkpointer:
+            checkpointer.save(_params(folder), args=ocp.args.PyTreeSave(arrays, save_args=chunks))
+    except ValueError as error:  # TensorStore's: the path, then what the system said
+        message = str(error).rpartition(" [")[0] or str(error)
+        raise OSError(f"{folder}: {message.rpartition(': ')[2]}") from error
+    finally:
+        log.disabled = logged
+
+
+Placing = Callable[[str, jax.ShapeDtypeStruct], jax.sharding.Sharding]
+
+
+def load(folder: epath.PathLike, *, sharding: jax.sharding.Sharding | Placing | None = None) -> Model:
+    """Reads a model folder, its parameters straight onto `sharding` (None: this process's first device): one for all of them, or a
+    function of a parameter's path (`image/blocks/mlp/fc1/kernel`) and shape, so that a mesh can hold a share of each.
+
+    Raises UserError that names the folder and everything that is missing or does not fit its spec."""
+    folder = epath.Path(folder)
+    description = read_description(folder)
+    spec, scheme = _read_spec(folder, description)
+    template = _read_shapes(folder, description, spec, scheme)
+    _check_files(folder, description)
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    placed = {path: sharding(path, leaf) if callable(sharding) else sharding for path, leaf in template.items()}
+    try:
+        with _checkpointer() as checkpointer:
+            _check_stored(folder, checkpointer.metadata(_params(folder)), template)
+            flat = checkpointer.restore(
+                _params(folder),
+                args=ocp.args.PyTreeRestore(
+                    item=unflatten_dict(template, sep="/"),
+                    restore_args=jax.tree.map(
+                        lambda leaf, place: ocp.ArrayRestoreArgs(
+                            sharding=place, dtype=leaf.dtype, global_shape=leaf.shape
+                        ),
+                        unflatten_dict(template, sep="/"),
+                        unflatten_dict(placed, sep="/"),
+                    ),
+                ),
+            )
+    except UserError:
+        raise
+    except Exception as error:  # Orbax and TensorStore raise many kinds of error for damaged folders
+        reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{folder / PARAMS_FOLDER} is damaged or incomplete: {reason[:300]}") from None
+    encoder = Encoder(_from_arrays(flatten_dict(flat, sep="/")), spec=spec, scheme=scheme)
+    if (folder / PLAN_FILE).exists():
+        encoder = encoder.with_plan(load_plan(folder / PLAN_FILE)[0])
+    return Model(encoder, description, folder)
+
+
+def tokenizer_files(folder: epath.PathLike) -> list[str]:
+    """Names of the tokenizer's files in a model folder: all that is neither description, parameters nor plan."""
+    own = {ENCODER_FILE, PARAMS_FOLDER, PLAN_FILE}
+    return sorted(entry.name for entry in epath.Path(folder).iterdir() if entry.name not in own)
+
+
+def read_description(folder: epath.PathLike) -> dict[str, Any]:
+    """`encoder.json` of a model folder. Raises UserError that says what the folder is not."""
+    folder = epath.Path(folder)
+    file = folder / ENCODER_FILE
+    if not folder.exists():
+        raise UserError(f"there is no model folder {folder}; `regcache convert SOURCE --out {folder}` makes one")
+    if not file.exists():
+        raise UserError(
+            f"{folder} is not a model folder: it has no {ENCODER_FILE}; `regcache convert` makes one of a checkpoint"
+        )
+    try:
+        description = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} is not readable JSON ({error})") from None
+    version = description.get("format_version") if isinstance(description, dict) else None
+    if version != FORMAT_VERSION:
+        raise UserError(f"{file} has format version {version}; this regcache_jax reads version {FORMAT_VERSION}")
+    return description
+
+
+def _read_spec(folder: epath.Path, description: Mapping[str, Any]) -> tuple[EncoderSpec, Scheme | None]:
+    try:
+        scheme = description.get("scheme")
+        return EncoderSpec.from_json(description["spec"]), None if scheme is None else Scheme.from_json(scheme)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{folder / ENCODER_FILE} does not describe an encoder: {reason}") from None
+
+
+def _read_shapes(
+    folder: epath.Path, description: Mapping[str, Any], spec: EncoderSpec, scheme: Scheme | None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The leaves that encoder.json lists, checked against the spec: a float leaf has the spec's shape; an integer kernel
+    is a pair of values and scale; what a method keeps beside the kernels (calibrated scales) are leaves more."""
+    listed: Any = description.get("parameters")
+    try:
+        leaves = {path: jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype)) for path, (dtype, shape) in listed.items()}
+    except (TypeError, ValueError, AttributeError):
+        raise UserError(f"{folder / ENCODER_FILE} does not list its parameters as name: [type, shape]") from None
+    try:
+        wanted = {path: leaf.shape for path, leaf in flatten_dict(parameter_shapes(spec), sep="/").items()}
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise UserError(
+            f"{folder / ENCODER_FILE} has a spec of impossible sizes: {str(error).splitlines()[0]}"
+        ) from None
+    faults = []
+    for path, shape in wanted.items():
+        stored = leaves.get(path, leaves.get(f"{path}/values"))
+        if stored is None:
+            faults.append(f"{path} is missing")
+        elif stored.shape != shape:
+            faults.append(f"{path} is {list(stored.shape)}, expected {list(shape)}")
+    known = {*wanted, *(f"{path}/{part}" for path in wanted for part in ("values", "scale"))}
+    beside = ("image/blocks/", "image/rotation", "image/head/input_", "text/blocks/input_")
+    extra = beside if scheme is not None else ()
+    faults += [f"{path} is not known" for path in leaves if path not in known and not path.startswith(extra)]
+    if faults:
+        raise UserError(f"{folder / ENCODER_FILE} does not fit its spec: {'; '.join(faults[:12])}")
+    return leaves
+
+
+def _file_sizes(folder: epath.Path) -> dict[str, int]:
+    """Bytes of every file in a folder and those inside it, by relative path; none for a folder that is not there."""
+    sizes: dict[str, int] = {}
+    for entry in sorted(folder.iterdir()) if folder.exists() else ():
+        if entry.is_dir():
+            sizes |= {f"{entry.name}/{name}": size for name, size in _file_sizes(entry).items()}
+        else:
+            sizes[entry.name] = entry.stat().length
+    return sizes
+
+
+def _check_files(folder: epath.Path, description: Mapping[str, Any]) -> None:
+    """Raises UserError where a file of the parameters is missing or cut: a copy that was interrupted, most likely.
+
+    Folders written before encoder.json listed the files are left to Orbax."""
+    listed = description.get("parameter_files", {})
+    there = _file_sizes(folder / PARAMS_FOLDER) if listed else {}
+    faults = [
+        f"{name} has {there[name]} of {size} bytes" if name in there else f"{name} is missing"
+        for name, size in listed.items()
+        if there.get(name) != size
+    ]
+    if faults:
+        more = f" and {len(faults) - 3} files more" if len(faults) > 3 else ""
+        raise UserError(f"{folder / PARAMS_FOLDER} is damaged or incomplete: {'; '.join(faults[:3])}{more}")
+
+
+def _check_stored(folder: epath.Path, stored: Any, template: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+    """Raises UserError where the arrays on disk are not those that encoder.json lists (Orbax would pad or cut them)."""
+    tree = getattr(stored, "item_metadata", stored)
+    held = {path: tuple(leaf.shape) for path, leaf in flatten_dict(getattr(tree, "tree", tree), sep="/").items()}
+    faults = [f"{path} is missing" for path in template if path not in held]
+    faults += [f"{path} is not in {ENCODER_FILE}" for path in held if path not in template]
+    faults += [
+        f"{path} is {list(held[path])}, expected {list(leaf.shape)}"
+        for path, leaf in template.items()
+        if path in held and held[path] != leaf.shape
+    ]
+    if faults:
+        raise UserError(f"{folder / PARAMS_FOLDER} does not hold what {ENCODER_FILE} lists: {'; '.join(faults[:12])}")
+
+
+def _to_arrays(params: Mapping[str, Any]) -> dict[str, Any]:
+    """`path -> array`; an integer kernel becomes two leaves, `values` and `scale`."""
+    flat: dict[str, Any] = {}
+    for path, leaf in flatten_dict(params, sep="/").items():
+        if isinstance(leaf, QuantizedTensor):
+            flat |= {f"{path}/values": leaf.values, f"{path}/scale": leaf.scale}
+        else:
+            flat[path] = leaf
+    return flat
+
+
+def _from_arrays(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `_to_arrays`."""
+    params: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        kernel, _, part = path.rpartition("/")
+        if part == "values":
+            params[kernel] = QuantizedTensor(leaf, flat[f"{kernel}/scale"])
+        elif f"{kernel}/values" not in flat:
+            params[path] = leaf
+    return unflatten_dict(params, sep="/")

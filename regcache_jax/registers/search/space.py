@@ -1,0 +1,152 @@
+"""What is searched: one point is six numbers; a coarse grid covers the space, and moves change one number of a point."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any, Literal
+
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.spec import ImageSpec
+from regcache_jax.registers.candidates import CANDIDATES
+from regcache_jax.registers.search.states import MEMORY_LIMIT
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    """One point of the search. `start == stop` sees no register; `delete_count == 0` deletes nothing."""
+
+    start: int
+    stop: int
+    copies: float
+    delete_block: int
+    delete_count: int
+    num_registers: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchConfig:
+    """What is searched, and how long. The paper's ranges are start in max(0, l_q - 3)..l_q, copies 1..15, count 0..10.
+
+    Space: `copies` and `delete_counts` of the coarse grid (moves go between and beyond), starts reach `back` blocks
+    before l_q (`sensitive_block`, where it is known), numbers of `registers`. `align`: delete so many tokens that the rest and
+    the registers fill whole tiles of so many rows (None: any count).
+    Candidates: how many (one an image at most, or ordinary tokens would be among them), and whether the `class_token` may be one.
+    `form`: `kv` averages their keys and values, `token` their hidden states.
+    Objective: `features` needs no labels; `accuracy` needs labels and class vectors.
+    Effort: images a `chunk`, the share of the set that scores the whole grid, the part of the points that each rung keeps and how
+    many times more images it sees, rounds of moves, redraws of the calibration images, bytes of hidden states in memory.
+    Budgets (`max_...`) end the search early with the best plan that the whole set has scored."""
+
+    copies: tuple[float, ...] = (1.0, 2.5, 6.0, 15.0)
+    delete_counts: tuple[int, ...] = (0, 3, 8)
+    back: int = 3
+    sensitive_block: int | None = None
+    registers: tuple[int, ...] = (1, 2)
+    align: int | None = None
+    candidates: int = CANDIDATES
+    class_token: bool = False
+    form: Literal["kv", "token"] = "kv"
+    objective: Literal["features", "accuracy"] = "features"
+    chunk: int = 32
+    first_share: float = 0.0625
+    keep: float = 0.2
+    growth: int = 4
+    rounds: int = 2
+    redraws: int = 8
+    seed: int = 0
+    memory_limit: int = MEMORY_LIMIT
+    max_trials: int | None = None
+    max_minutes: float | None = None
+    max_block_flops: float | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """What a trial's error and the search's way depend on: all but budgets and memory."""
+        named = dataclasses.asdict(self)
+        return {name: value for name, value in named.items() if not name.startswith(("max_", "memory"))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """The points of one search, for an image tower whose sensitive block is known."""
+
+    config: SearchConfig
+    spec: ImageSpec
+    sensitive_block: int
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a sensitive block or a delete count that the encoder does not have."""
+        patches, largest = self.spec.grid**2, max(self.config.delete_counts)
+        if not 0 <= self.sensitive_block < self.num_blocks:
+            raise UserError(
+                f"sensitive_block must be 0..{self.num_blocks - 1}, got {self.sensitive_block}; `regcache inspect` suggests one"
+            )
+        if largest >= patches:
+            raise UserError(
+                f"delete_counts must be 0..{patches - 1} (the encoder has {patches} patches), got {largest}"
+            )
+
+    @property
+    def num_blocks(self) -> int:
+        """L."""
+        return self.spec.blocks.num_blocks
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """Blocks where registers may enter (paper, step 2)."""
+        return tuple(range(max(0, self.sensitive_block - self.config.back), self.sensitive_block + 1))
+
+    @property
+    def entries(self) -> tuple[int, ...]:
+        """Blocks where a plan may begin: the starts, and one more for deletion after l_q."""
+        return (*self.starts, min(self.sensitive_block + 1, self.num_blocks - 1))
+
+    @property
+    def delete_counts(self) -> tuple[int, ...]:
+        """All counts that may be deleted: any, or none and those that leave whole tiles (with a row for a register)."""
+        tile, tokens = self.config.align or 1, self.spec.num_tokens
+        counts = range(1, self.spec.grid**2)
+        return (0, *(count for count in counts if (tokens - count + 1) % tile == 0))
+
+    @property
+    def nothing(self) -> Numbers:
+        """The point without registers and deletion."""
+        return Numbers(self.sensitive_block, self.sensitive_block, 1.0, self.sensitive_block, 0)
+
+    def grid(self) -> list[Numbers]:
+        """The coarse grid: registers from every start with every number of copies and every delete count, and deletion alone."""
+        wanted = (min(self.delete_counts, key=lambda have: abs(have - count)) for count in self.config.delete_counts)
+        counts = tuple(dict.fromkeys([0, *wanted]))
+        points = [
+            dataclasses.replace(self.nothing, start=start, stop=self.num_blocks, copies=copies, delete_count=count)
+            for start, copies, count in itertools.product(self.starts, self.config.copies, counts)
+        ]
+        return points + [dataclasses.replace(self.nothing, delete_count=count) for count in counts]
+
+    def moves(self, best: Numbers) -> list[Numbers]:
+        """Points that differ from the best one in one number."""
+        changes: list[dict[str, Any]] = []
+        if best.stop > best.start:
+            changes += [{"copies": float(f"{best.copies * factor:.3g}")} for factor in (0.6, 0.8, 1.25, 1.6)]
+            stops = (best.start + 1, self.sensitive_block + 1, self.num_blocks - 1, self.num_blocks)
+            changes += [{"stop": stop} for stop in stops if stop > best.start]
+            changes += [{"start": start} for start in (best.start - 1, best.start + 1) if start in self.starts]
+            changes += [{"num_registers": count} for count in self.config.registers]
+        place = self.delete_counts.index(best.delete_count)
+        changes += [{"delete_count": count} for count in self.delete_counts[max(0, place - 1) : place + 2]]
+        if best.delete_count:
+            blocks = (best.delete_block - 1, best.delete_block + 1)
+            changes += [{"delete_block": block} for block in blocks if block in self.entries]
+        points = [dataclasses.replace(best, **change) for change in changes]
+        return [point for point in dict.fromkeys(points) if point != best and point.start <= point.stop]
+
+    def rungs(self, num_chunks: int) -> list[int]:
+        """Chunks that each rung of the successive halving sees: from a share of the set to all of it."""
+        rungs = [max(1, round(num_chunks * self.config.first_share))]
+        while rungs[-1] < num_chunks:
+            rungs.append(min(num_chunks, rungs[-1] * self.config.growth))
+        return rungs
+
+    def kept(self, num_points: int) -> int:
+        """How many of a rung's points go on to the next."""
+        return min(num_points, max(2, round(num_points * self.config.keep)))

@@ -1,0 +1,278 @@
+"""Trials: what a register plan costs or gains, without labels, re-running only the blocks that it changes.
+
+Float and quantised hidden states of the reference set are computed once, at the input of every block where a plan may
+begin. A trial calibrates from there with its plan in place, then runs the integer blocks from there. Block numbers, copies
+and counts are traced, and images come in chunks of one shape, so the whole search runs two programs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.plan import RegisterPlan
+from regcache_jax.core.scheme import Scheme
+from regcache_jax.core.spec import BlockSpec
+from regcache_jax.encoders.blocks import run_blocks
+from regcache_jax.encoders.encoder import Encoder, normalize
+from regcache_jax.encoders.kernels import quantize_kernels
+from regcache_jax.encoders.vision import image_features, pool
+from regcache_jax.quantization.calibrate import Ranges
+from regcache_jax.registers.search.ranges import Counts, Extremes, collectors, joined
+from regcache_jax.registers.search.states import MEMORY_LIMIT, States
+
+
+def block_flops(spec: BlockSpec, num_tokens: int) -> int:
+    """Floating point (or integer) operations of one block on one image: two for each multiplication that is added."""
+    mlp = (3 if spec.gated_mlp else 2) * spec.width * spec.mlp_width
+    return 2 * num_tokens * (4 * spec.width**2 + mlp + 2 * num_tokens * spec.width)
+
+
+def feature_errors(
+    features: Float[np.ndarray, "n E"],
+    reference: Float[np.ndarray, "n E"],
+    labels: Int[np.ndarray, "n"] | None = None,
+    class_vectors: Float[np.ndarray, "C E"] | None = None,
+) -> Float[np.ndarray, "n"]:
+    """The error of each image, in float64: the squared distance of its features, as the task uses them, over the squared
+    length of the float one (for unit features 2 - 2 cosine). With labels, 1 for a wrong top-1 and 0 for a right one."""
+    features, reference = features.astype(np.float64), reference.astype(np.float64)
+    if labels is not None and class_vectors is not None:
+        return (np.argmax(features @ class_vectors.T, axis=1) != labels).astype(np.float64)
+    return np.square(features - reference).sum(axis=1) / np.square(reference).sum(axis=1)
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "scheme", "entries"))
+def _float_states(params: Any, images: Any, real: Any, *, spec: Any, scheme: Scheme, entries: tuple[int, ...]) -> Any:
+    collect = {**collectors(scheme, spec.leading, real), "hidden": lambda trace: trace.hidden}
+    output = image_features(params, images, spec, collect=collect)
+    hidden = output.collected.pop("hidden")
+    return output.features, {block: hidden[block] for block in entries}, output.collected
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "scheme", "entries"))
+def _quantized_states(params: Any, images: Any, *, spec: Any, scheme: Scheme, entries: tuple[int, ...]) -> Any:
+    output = image_features(params, images, spec, scheme=scheme, collect={"hidden": lambda trace: trace.hidden})
+    return {block: output.collected["hidden"][block] for block in entries}
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "scheme"))
+def _trial_ranges(
+    params: Any, hidden: Any, plan: RegisterPlan, first: Any, real: Any, *, spec: Any, scheme: Scheme
+) -> Any:
+    return run_blocks(
+        params["blocks"], hidden, spec.blocks,
+        start=first, plan=plan, leading=spec.leading, collect=collectors(scheme, spec.leading, real),
+    ).collected  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "scheme", "unit"))
+def _trial_features(
+    params: Any, scales: Any, hidden: Any, plan: RegisterPlan, first: Any, *, spec: Any, scheme: Scheme, unit: bool
+) -> Any:
+    blocks = {**params["blocks"], **({"input_scale": scales} if scheme.calibrated else {})}
+    output = run_blocks(blocks, hidden, spec.blocks, start=first, plan=plan, scheme=scheme, leading=spec.leading)
+    features, _ = pool(params, output.hidden, spec, output.present)
+    return normalize(features) if unit else features.astype(jnp.float32)
+
+
+PROGRAMS: tuple[Any, ...] = (_float_states, _quantized_states, _trial_ranges, _trial_features)
+
+
+def compilations() -> int:
+    """How many programs the trials have compiled in this process."""
+    return sum(program._cache_size() for program in PROGRAMS)
+
+
+@dataclasses.dataclass(eq=False)
+class Trials:
+    """Scores plans on a reference set of preprocessed images `[n, S, S, 3]` for one scheme.
+
+    Errors are `feature_errors`, of top-1 where `labels [n]` and `class_vectors [C, E]` are given. `entries`: the blocks
+    where a plan may begin. `block_flops` counts the operations of all blocks run so far. Images are spread over this
+    process's devices; a chunk holds the same images on any number of them."""
+
+    encoder: Encoder
+    images: dataclasses.InitVar[Float[np.ndarray, "n Y X 3"]]
+    scheme: Scheme
+    entries: tuple[int, ...]
+    chunk: int = 32
+    labels: np.ndarray | None = None
+    class_vectors: np.ndarray | None = None
+    memory_limit: int = MEMORY_LIMIT
+    block_flops: int = dataclasses.field(default=0, init=False)
+
+    def __post_init__(self, images: np.ndarray) -> None:
+        """Runs the set once in float and once quantised, without a plan, and keeps the states at the entries."""
+        self.spec, self.num_images = self.encoder.spec.image, len(images)
+        self.entries = tuple(sorted(set(self.entries)))
+        smallest = (
+            1 if self.scheme.estimator == "absmax" else 4
+        )  # chunks, of which redraws draw where they are the units
+        self.chunk = min(self.chunk, -(-self.num_images // smallest))
+        self.num_chunks = -(-self.num_images // self.chunk)
+        devices = jax.local_devices()
+        self._rows = -(-self.chunk // len(devices)) * len(devices)
+        mesh = Mesh(np.array(devices), ("data",))
+        self._sharding = NamedSharding(mesh, PartitionSpec("data"))
+        image = jax.device_put(self.encoder.params["image"], NamedSharding(mesh, PartitionSpec()))
+        self.encoder = self.encoder.replace(params={"image": image})  # a loaded encoder lies on one device
+        shape = (self._rows, self.spec.num_tokens, self.spec.blocks.width)
+        self.float_states, self.quantized_states = (
+            States(self.entries, self.num_chunks, shape, self.encoder.dtype, self.memory_limit // 2) for _ in range(2)
+        )
+        params = self.encoder.params["image"]
+        features, ranges = [], []
+        for index in range(self.num_chunks):
+            feature, hidden, batch = _float_states(
+                params, self._images(images, index), self._real(index),
+                spec=self.spec, scheme=self.scheme, entries=self.entries,
+            )  # fmt: skip
+            self.float_states.put(index, hidden)
+            features.append(normalize(feature) if self.encoder.spec.normalize else feature)
+            ranges.append(batch)
+        self.float_features = self._join(features)
+        self.base_ranges = joined(ranges, self._lengths(self.num_chunks), self.scheme)
+        self.base_ranges.check()
+        if not np.isfinite(self.float_features).all():
+            raise UserError("the float encoder gives features that are not finite; check its weights and the pictures")
+        self._quantized = {**params, "blocks": quantize_kernels(params["blocks"], self.scheme)}
+        scales = {"input_scale": self.base_ranges.scales(self.scheme)} if self.scheme.calibrated else {}
+        scaled = {**params, "blocks": {**self._quantized["blocks"], **scales}}
+        for index in range(self.num_chunks):
+            self.quantized_states.put(
+                index,
+                _quantized_states(
+                    scaled, self._images(images, index), spec=self.spec, scheme=self.scheme, entries=self.entries
+                ),
+            )
+        self.count(passes=2)
+
+    def _images(self, images: np.ndarray, index: int) -> Array:
+        """One chunk, filled up with its last image to a row count that the devices share evenly."""
+        part = np.asarray(images[index * self.chunk : (index + 1) * self.chunk], self.encoder.dtype)
+        filled = np.concatenate([part, np.repeat(part[-1:], self._rows - len(part), axis=0)])
+        return jax.device_put(filled, self._sharding)
+
+    def quantized_chunk(self, index: int, block: int) -> tuple[Array, Array, Array]:
+        """One chunk's quantised states at an entry block, its float features, and a mask that leaves the fillers out."""
+        rows = np.arange(index * self.chunk, index * self.chunk + self._rows)
+        reference = self.float_features[np.minimum(rows, self.num_images - 1)]
+        hidden, features = (
+            jax.device_put(array, self._sharding) for array in (self.quantized_states.get(index, block), reference)
+        )
+        return hidden, features, self._real(index)
+
+    def _real(self, index: int) -> Array:
+        """Which rows of a chunk are images, and not there to fill it up."""
+        (length,) = self._lengths(index + 1)[-1:]
+        return jax.device_put(np.arange(self._rows) < length, self._sharding)
+
+    def _lengths(self, num_chunks: int) -> list[int]:
+        """Images in each of the first chunks."""
+        return [min(self.chunk, self.num_images - index * self.chunk) for index in range(num_chunks)]
+
+    def _join(self, chunks: list[Any]) -> np.ndarray:
+        """Rows of consecutive chunks, the fillers left out."""
+        lengths = self._lengths(len(chunks))
+        return np.concatenate(
+            [np.asarray(part, np.float32)[:length] for part, length in zip(chunks, lengths, strict=True)]
+        )
+
+    def count(self, passes: int, num_chunks: int | None = None, first: int = 0) -> None:
+        """Adds runs of the blocks from `first` on over the first chunks to `block_flops`."""
+        images = self._num_images(num_chunks)
+        per_block = block_flops(self.spec.blocks, self.spec.num_tokens)
+        self.block_flops += passes * images * (self.spec.blocks.num_blocks - first) * per_block
+
+    def _num_images(self, num_chunks: int | None) -> int:
+        return self.num_images if num_chunks is None else min(self.num_images, num_chunks * self.chunk)
+
+    def first_block(self, plan: RegisterPlan) -> int:
+        """The last entry at or before the first block that a plan changes (the last of all for a plan that does nothing)."""
+        numbers = plan.schedule()
+        begins = [numbers.start] if numbers.stop > numbers.start else []
+        begins += [numbers.delete_block] if numbers.delete_count else []
+        wanted = min(begins, default=self.entries[-1])
+        reachable = [block for block in self.entries if block <= wanted]
+        if not reachable:
+            raise ValueError(f"a plan that begins at block {wanted} is before the first entry {self.entries[0]}")
+        return reachable[-1]
+
+    def ranges(self, plan: RegisterPlan, num_chunks: int | None = None) -> Extremes | Counts:
+        """What the scales come from, over the first chunks and with the plan in place."""
+        first, found = self.first_block(plan), []
+        number = self.num_chunks if num_chunks is None else num_chunks
+        for index in range(number):
+            hidden = jax.device_put(self.float_states.get(index, first), self._sharding)
+            found.append(
+                _trial_ranges(
+                    self.encoder.params["image"],
+                    hidden,
+                    plan,
+                    jnp.int32(first),
+                    self._real(index),
+                    spec=self.spec,
+                    scheme=self.scheme,
+                )
+            )
+        self.count(1, num_chunks, first)
+        return self.base_ranges.followed_by(joined(found, self._lengths(number), self.scheme), first)
+
+    def features(
+        self,
+        plan: RegisterPlan,
+        num_chunks: int | None = None,
+        ranges: Extremes | Counts | None = None,
+        drawn: Int[np.ndarray, "m"] | None = None,
+    ) -> Float[np.ndarray, "n E"]:
+        """Quantised features of the images of the first chunks, calibrated on the same images unless `ranges` (and which of
+        their units are `drawn`) say otherwise."""
+        first = self.first_block(plan)
+        scales: Ranges = {}
+        if self.scheme.calibrated:
+            scales = (self.ranges(plan, num_chunks) if ranges is None else ranges).scales(self.scheme, drawn)
+        found = []
+        for index in range(self.num_chunks if num_chunks is None else num_chunks):
+            hidden = jax.device_put(self.quantized_states.get(index, first), self._sharding)
+            found.append(
+                _trial_features(
+                    self._quantized,
+                    scales,
+                    hidden,
+                    plan,
+                    jnp.int32(first),
+                    spec=self.spec,
+                    scheme=self.scheme,
+                    unit=self.encoder.spec.normalize,
+                )
+            )
+        self.count(1, num_chunks, first)
+        return self._join(found)
+
+    def errors_of(self, features: Float[np.ndarray, "n E"]) -> Float[np.ndarray, "n"]:
+        """The error of each of the first n images, given their quantised features."""
+        count = len(features)
+        labels = None if self.labels is None else self.labels[:count]
+        return feature_errors(features, self.float_features[:count], labels, self.class_vectors)
+
+    def errors(self, plan: RegisterPlan, num_chunks: int | None = None) -> Float[np.ndarray, "n"]:
+        """One trial: the error of each image of the first chunks."""
+        return self.errors_of(self.features(plan, num_chunks))
+
+    def redrawn_errors(
+        self, plan: RegisterPlan, draws: list[Int[np.ndarray, "m"]], num_chunks: int
+    ) -> Float[np.ndarray, "draws"]:
+        """Mean error over the first chunks for scales calibrated on each draw (numbers of units, see `base_ranges`)."""
+        if not self.scheme.calibrated:
+            return np.full(len(draws), self.errors(plan, num_chunks).mean())
+        ranges = self.ranges(plan)
+        return np.array([self.errors_of(self.features(plan, num_chunks, ranges, drawn)).mean() for drawn in draws])

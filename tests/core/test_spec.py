@@ -1,0 +1,70 @@
+"""Specs: what they say of shapes, and the way to JSON and back."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from small import KINDS, SPECS
+
+from regcache_jax.core.spec import EncoderSpec, ImageSpec
+from regcache_jax.encoders import catalog
+
+CATALOG = [row.spec for row in catalog.ROWS if row.spec is not None]
+
+
+@pytest.mark.parametrize("spec", [*SPECS.values(), *CATALOG], ids=lambda spec: spec.name)
+def test_a_spec_survives_json(spec):
+    assert EncoderSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_are_class_token_trained_registers_and_patches(kind):
+    image = SPECS[kind].image
+    assert image.num_tokens == {"map": 16, "mean": 16, "clip": 17, "dino": 19}[kind]
+    assert image.leading == {"map": (0, 0), "mean": (0, 0), "clip": (1, 0), "dino": (1, 2)}[kind]
+
+
+def test_pixels_that_fill_no_patch_are_dropped():
+    assert ImageSpec(384, 14, SPECS["map"].image.blocks, class_token=False, pooling="map").num_tokens == 27**2
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("name",), 7, "spec.name must be str, got 7"),
+        (("family",), "vgg", "spec.family must be one of clip, siglip, dinov2, got 'vgg'"),
+        (("image", "image_size"), "224", "spec.image.image_size must be int, got '224'"),
+        (("image", "image_size"), True, "spec.image.image_size must be int, got True"),
+        (("image", "class_token"), 1, "spec.image.class_token must be bool, got 1"),
+        (("image", "projection"), 1.5, "spec.image.projection must be int or null, got 1.5"),
+        (("image", "blocks", "norm_eps"), None, "spec.image.blocks.norm_eps must be float, got None"),
+        (("image", "blocks"), [1], "spec.image.blocks must be a JSON object, got list"),
+        (("image",), None, "spec.image must be a JSON object, got NoneType"),
+        (("preprocessing", "mean"), [0.5, 0.5], r"spec.preprocessing.mean must be 3 x float, got \[0.5, 0.5\]"),
+        (("image", "colour"), "red", r"spec.image has unknown fields \['colour'\]"),
+    ],
+)
+def test_the_first_field_that_is_wrong_is_named(path, value, message):
+    tree = json.loads(json.dumps(SPECS["clip"].to_json()))
+    inner = tree
+    for name in path[:-1]:
+        inner = inner[name]
+    inner[path[-1]] = value
+    with pytest.raises(ValueError, match=message):
+        EncoderSpec.from_json(tree)
+
+
+def test_a_missing_field_is_named_and_one_with_a_default_may_be_missing():
+    tree = SPECS["clip"].to_json()
+    del tree["image"]["patch_bias"], tree["image"]["num_registers"], tree["tokenization"]
+    assert EncoderSpec.from_json(tree).image.patch_bias
+    del tree["image"]["patch_size"]
+    with pytest.raises(ValueError, match=r"spec.image has unknown fields \[\] and lacks \['patch_size'\]"):
+        EncoderSpec.from_json(tree)
+
+
+def test_whole_numbers_are_floats_too_where_json_dropped_the_point():
+    tree = SPECS["clip"].to_json()
+    tree["preprocessing"]["mean"] = [0, 0, 0]
+    assert EncoderSpec.from_json(tree).preprocessing.mean == (0.0, 0.0, 0.0)

@@ -1,0 +1,284 @@
+"""The promises of the block stack (docs/method.md): where registers enter and leave, and the two ways to run a plan."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from small import BLOCKS, KINDS, SPECS, pictures, random_hidden, random_plan, small_encoder
+
+from regcache_jax.core.plan import BlockRegister, Schedule, empty_plan
+from regcache_jax.core.scheme import Scheme
+from regcache_jax.encoders.blocks import run_blocks
+from regcache_jax.encoders.encoder import encode_image, normalize
+from regcache_jax.encoders.serving import TokenRegister, segments, serve_blocks, serve_tokens, token_rows
+from regcache_jax.encoders.vision import image_features, serve_image
+from regcache_jax.ops.attention import attend, attend_reference
+from regcache_jax.quantization.quantize import quantize
+
+# The same numbers added up in another order, through four blocks whose values are of order one.
+ORDER = {"rtol": 2e-5, "atol": 2e-5}
+blocks_of = st.integers(0, 4)
+PARAMS = {kind: small_encoder(kind).params["image"] for kind in KINDS}
+
+
+@functools.partial(jax.jit, static_argnames=("kind",))
+def hidden_by_block(params, hidden, plan, *, kind):
+    spec = SPECS[kind].image
+    output = run_blocks(
+        params["blocks"], hidden, spec.blocks, plan=plan, leading=spec.leading, collect={"hidden": lambda t: t.hidden}
+    )
+    return jnp.concatenate([output.collected["hidden"], output.hidden[None]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(start=blocks_of, length=st.integers(0, 4))
+def test_blocks_before_the_registers_enter_are_bit_equal_to_a_plan_that_does_nothing(kind, start, length):
+    stop = min(4, start + length)
+    params, hidden = PARAMS[kind], random_hidden(kind)
+    plain = hidden_by_block(params, hidden, empty_plan(4, 4, 8), kind=kind)
+    seen = hidden_by_block(params, hidden, random_plan(start=start, stop=stop), kind=kind)
+    unseen = start + 1 if stop > start else 5  # the input of block `start` is still untouched
+    np.testing.assert_array_equal(seen[:unseen], plain[:unseen])
+    if stop > start:
+        assert (np.asarray(seen[start + 1]) != np.asarray(plain[start + 1])).any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_from_the_block_where_registers_leave_they_change_no_bit(kind):
+    params, spec = PARAMS[kind], SPECS[kind].image
+    run = jax.jit(functools.partial(run_blocks, spec=spec.blocks, leading=spec.leading, start=3, stop=4))
+    middle = hidden_by_block(params, random_hidden(kind), random_plan(start=1, stop=3), kind=kind)[3]
+    left = run(params["blocks"], middle, plan=random_plan(start=1, stop=3)).hidden
+    np.testing.assert_array_equal(left, run(params["blocks"], middle, plan=empty_plan(4, 4, 8)).hidden)
+
+
+@pytest.mark.parametrize("copies", [1, 4, 15])
+def test_copies_of_a_register_weigh_as_one_row_with_a_logit_bias(copies):
+    rng = np.random.default_rng(copies)
+    query, key, value = jnp.asarray(rng.normal(size=(3, 2, 5, 4, 8)), jnp.float32)
+    row = jnp.asarray(rng.normal(size=(2, 1, 4, 8)), jnp.float32)
+    biased = attend(
+        query, key, value, None, BlockRegister(row[0], row[1], jnp.full((1, 4), jnp.log(jnp.float32(copies))))
+    )
+    repeated = attend_reference(query, key, value, BlockRegister(row[0], row[1], jnp.zeros((1, 4))), copies)
+    np.testing.assert_allclose(biased.mixed, repeated, **ORDER)
+    total = biased.weights.sum(-1) + biased.register_weights.sum(-1)
+    np.testing.assert_allclose(total, 1.0, rtol=1e-5)
+
+
+def test_copies_may_differ_by_block_and_head_and_be_fractions_and_traced():
+    params, hidden = PARAMS["map"], random_hidden("map")
+    per_head = jnp.asarray(np.random.default_rng(1).uniform(0.3, 9.0, (4, 4)), jnp.float32)
+    together = hidden_by_block(params, hidden, random_plan(copies=per_head), kind="map")
+    plan = random_plan()
+    for block in range(4):  # later blocks' copies do not matter here, this block's do
+        later = plan.replace(copies=per_head.at[block + 1 :].set(1.0))
+        output = hidden_by_block(params, hidden, later, kind="map")
+        np.testing.assert_allclose(output[block + 1], together[block + 1], **ORDER)
+
+
+@pytest.mark.slow
+def test_the_gradient_in_the_copies_is_finite_and_that_of_finite_differences():
+    params, hidden = PARAMS["map"], random_hidden("map")
+
+    registers = random_plan(start=1, stop=3)
+
+    @jax.jit
+    def loss(log_copies):
+        plan = registers.replace(copies=jnp.exp(log_copies))
+        return jnp.sum(jnp.square(run_blocks(params["blocks"], hidden, BLOCKS, plan=plan).hidden)) / 1000
+
+    for at in (-8.0, 0.0, 2.5):
+        slope = jax.grad(loss)(jnp.float32(at))
+        step = 0.05  # float32: a smaller step would measure rounding
+        difference = (loss(jnp.float32(at + step)) - loss(jnp.float32(at - step))) / (2 * step)
+        np.testing.assert_allclose(slope, difference, rtol=0.02, atol=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "start", "stop", "count"), [("map", 0, 4, 0), ("clip", 1, 3, 0), ("map", 2, 4, 3), ("clip", 1, 2, 2)]
+)
+def test_the_token_form_equals_the_kv_form(kind, start, stop, count):
+    params, spec = PARAMS[kind], SPECS[kind].image
+    hidden = random_hidden(kind)
+    token = TokenRegister(
+        3.0 * jnp.asarray(np.random.default_rng(5).normal(size=(2, 32)), jnp.float32), jnp.float32(2.5)
+    )
+    schedule = Schedule(start, stop, 2, count)
+
+    plan = random_plan(num_registers=2, copies=2.5)
+
+    @jax.jit
+    def both(blocks, hidden, plan):
+        key, value = token_rows(blocks, token, spec.blocks, schedule)
+        plan = plan.replace(key=key, value=value)
+        as_rows = serve_blocks(blocks, hidden, spec.blocks, schedule, plan.rows(), leading=spec.leading)
+        as_tokens = serve_tokens(blocks, hidden, spec.blocks, schedule, token, leading=spec.leading)
+        return as_tokens.hidden, as_rows.hidden
+
+    np.testing.assert_allclose(*both(params["blocks"], hidden, plan), **ORDER)
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "scheme"))
+def search_features(params, images, spec, plan, scheme=None):
+    return image_features(params, images, spec, plan=plan, scheme=scheme).features
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "schedule", "scheme", "tile", "unroll"))
+def serve(params, images, spec, schedule, plan, scheme=None, tile=None, unroll=False):
+    output = serve_image(params, images, spec, schedule, registers=plan.rows(), scheme=scheme, tile=tile, unroll=unroll)
+    return output.features, output.tokens
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "tile", "num_registers", "numbers"),
+    [
+        ("map", None, 1, {"start": 1, "stop": 3, "copies": 4.0, "delete_block": 2, "delete_count": 3}),
+        ("map", 8, 2, {"start": 0, "stop": 4, "copies": 0.3, "delete_block": 0, "delete_count": 6}),
+        ("mean", 16, 1, {"start": 2, "stop": 4, "copies": 15.0, "delete_block": 1, "delete_count": 1}),
+        ("clip", None, 2, {"start": 3, "stop": 3, "delete_block": 3, "delete_count": 5}),
+        ("clip", 8, 1, {"start": 1, "stop": 4, "copies": 2.5}),
+        ("dino", 8, 1, {"start": 1, "stop": 2, "copies": 9.0, "delete_block": 3, "delete_count": 2}),
+        ("dino", None, 1, {"start": 0, "stop": 0}),
+    ],
+)
+def test_search_form_equals_serving_form(kind, tile, num_registers, numbers):
+    params, spec = PARAMS[kind], SPECS[kind].image
+    plan = random_plan(num_registers=num_registers, **numbers)
+    images = jnp.asarray(pictures(2))
+    features, tokens = serve(params, images, spec, plan.schedule(), plan, tile=tile)
+    np.testing.assert_allclose(features, search_features(params, images, spec, plan), **ORDER)
+    assert tokens.shape[1] == spec.num_tokens - numbers.get("delete_count", 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("activations", "tile"), [("static", 8), ("group", None), ("tensor", 8), ("token", None)])
+def test_search_form_equals_serving_form_with_integer_kernels(activations, tile):
+    images = jnp.asarray(pictures(8))
+    plan = random_plan(start=1, stop=3, delete_block=2, delete_count=2)
+    exact = small_encoder("clip").with_plan(plan)
+    encoder = quantize(exact, images, Scheme(8, 8, activations))
+    spec = encoder.spec.image
+
+    # one image at a time: no measured scale carries a difference from one to the next
+    @functools.partial(jax.vmap, in_axes=(None, 0, None))
+    def search(params, image, scheme):
+        return normalize(search_features(params, image[None], spec, plan, scheme))[0]
+
+    @jax.vmap
+    def served(image):
+        arguments = image[None], spec, encoder.schedule, plan, encoder.scheme, tile
+        return normalize(serve(encoder.params["image"], *arguments)[0])[0]
+
+    searched = search(encoder.params["image"], images, encoder.scheme)
+    errors = np.abs(searched - served(images)).max(axis=1)
+    # Sums in another order put an activation on the other side of a rounding boundary now and then. Such an image differs by some
+    # steps of an integer, less than rounding itself costs; the others do not.
+    assert np.median(errors) < 1e-5
+    assert (errors < np.abs(searched - search(exact.params["image"], images, None)).max(axis=1)).all()
+
+
+@pytest.mark.slow
+def test_every_plan_runs_in_one_program():
+    params, spec = PARAMS["map"], SPECS["map"].image
+    search_features.clear_cache()
+    images = jnp.asarray(pictures(2))
+    for start, stop, block, count, copies in ((0, 4, 0, 0, 1.0), (2, 3, 1, 5, 0.5), (4, 4, 3, 2, 15.0)):
+        plan = random_plan(start=start, stop=stop, delete_block=block, delete_count=count, copies=copies)
+        search_features(params, images, spec, plan)
+    assert search_features._cache_size() == 1
+
+
+@pytest.mark.slow
+def test_a_traced_first_block_steps_over_the_earlier_ones():
+    params, hidden = PARAMS["map"], random_hidden("map")
+    run = jax.jit(
+        lambda hidden, start: run_blocks(params["blocks"], hidden, BLOCKS, start=start, collect={"i": lambda t: t.fc2})
+    )
+    for start in range(4):
+        traced = run(hidden, jnp.int32(start))
+        static = jax.jit(functools.partial(run_blocks, spec=BLOCKS, start=start))(params["blocks"], hidden)
+        np.testing.assert_allclose(traced.hidden, static.hidden, **ORDER)
+        assert (np.asarray(traced.collected["i"][:start]) == 0).all()
+    assert run._cache_size() == 1
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (Schedule(0, 0, 0, 0), [(0, 4)]),
+        (Schedule(1, 3, 2, 1), [(0, 1), (1, 2), (2, 3), (3, 4)]),
+        (Schedule(1, 4, 1, 5), [(0, 1), (1, 4)]),
+        (Schedule(2, 2, 3, 0), [(0, 4)]),
+    ],
+)
+def test_segments_are_cut_only_where_something_changes(schedule, expected):
+    assert segments(schedule, 4) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("integer", [False, True])
+def test_unrolled_vmapped_pmapped_and_sharded_runs_agree_with_one_device(integer):
+    images = pictures(8)
+    plan = random_plan(start=1, stop=4, delete_block=2, delete_count=3, copies=4.0)
+    encoder = small_encoder("clip").with_plan(plan)
+    encoder = quantize(encoder, images, Scheme()) if integer else encoder
+    one = np.asarray(jax.jit(encode_image)(encoder, jnp.asarray(images)))
+    # rounding at the edge of an integer, as above
+    near = {"atol": 5e-3 if integer else 2e-5}
+    mapped = jax.pmap(encode_image, in_axes=(None, 0))(encoder, images.reshape(8, 1, 32, 32, 3))
+    np.testing.assert_allclose(np.asarray(mapped)[:, 0], one, **near)
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    sharded = jax.device_put(jnp.asarray(images), NamedSharding(mesh, PartitionSpec("data")))
+    np.testing.assert_allclose(np.asarray(jax.jit(encode_image)(encoder, sharded)), one, **near)
+    vmapped = jax.jit(jax.vmap(encode_image, in_axes=(None, 0)))(encoder, jnp.asarray(images)[:, None])
+    np.testing.assert_allclose(np.asarray(vmapped)[:, 0], one, **near)
+    params, spec = encoder.params["image"], encoder.spec.image
+    unrolled, _ = serve(params, jnp.asarray(images), spec, encoder.schedule, encoder.plan, encoder.scheme, unroll=True)
+    np.testing.assert_allclose(normalize(unrolled), one, **near)
+
+
+def test_plans_run_side_by_side_under_vmap():
+    params, spec = PARAMS["map"], SPECS["map"].image
+    images = jnp.asarray(pictures(2))
+    plans = [random_plan(seed, start=seed, stop=4, delete_block=1, delete_count=seed) for seed in range(3)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *plans)
+    together = jax.vmap(lambda plan: search_features(params, images, spec, plan))(stacked)
+    for plan, features in zip(plans, together, strict=True):
+        np.testing.assert_allclose(features, search_features(params, images, spec, plan), **ORDER)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("integer", [False, True])
+def test_gradients_flow_through_float_and_straight_through_integers(integer):
+    images = jnp.asarray(pictures(2))
+    encoder = small_encoder("map")
+    quantized = quantize(encoder, np.asarray(images), Scheme()) if integer else encoder
+
+    def loss(images, encoder):
+        return jnp.sum(encode_image(encoder, images)[:, 0])
+
+    slope = jax.jit(jax.grad(loss))
+    exact, found = (np.asarray(slope(images, each)).ravel() for each in (encoder, quantized))
+    assert np.isfinite(found).all()
+    # eight bits change the function a little, so its straight-through gradient points nearly the same way
+    assert exact @ found / np.linalg.norm(exact) / np.linalg.norm(found) > (0.98 if integer else 0.999999)
+
+
+def test_a_plan_that_does_nothing_is_no_plan():
+    params, spec = PARAMS["clip"], SPECS["clip"].image
+    images = jnp.asarray(pictures(3))
+    # two programs: the compiler orders their additions differently
+    nothing = search_features(params, images, spec, empty_plan(4, 4, 8))
+    np.testing.assert_allclose(nothing, search_features(params, images, spec, None), **ORDER)

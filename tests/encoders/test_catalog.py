@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import pytest
+
+from regcache_jax.core.errors import UserError
+from regcache_jax.encoders import catalog
+from regcache_jax.encoders.parameters import count_parameters, parameter_table
+
+NUMBERED = [row for row in catalog.ROWS if row.number is not None]
+BUILT = [row for row in NUMBERED if row.spec is not None]
+
+
+def test_rows_1_to_31_are_there_once_and_in_order():
+    assert [row.number for row in NUMBERED] == list(range(1, 32))
+
+
+@pytest.mark.parametrize("row", BUILT, ids=lambda row: row.huggingface)
+def test_a_row_at_full_size_has_as_many_parameters_as_published(row):
+    table = parameter_table(row.spec)
+    assert count_parameters(table["image"]) / 1e6 == pytest.approx(row.image_parameters, abs=0.1)
+    if row.spec.text is not None:
+        assert count_parameters(table["text"]) / 1e6 == pytest.approx(row.text_parameters, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("number", "tokens", "out"),
+    [
+        (1, 50, 512),
+        (4, 577, 768),
+        (10, 257, 1280),
+        (11, 196, 768),
+        (16, 729, 1152),
+        (18, 64, 768),
+        (24, 257, 384),
+        (28, 261, 768),
+    ],
+)
+def test_tokens_and_feature_sizes_are_those_of_the_published_table(number, tokens, out):
+    image = NUMBERED[number - 1].spec.image
+    assert (image.num_tokens, image.feature_dim) == (tokens, out)
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("openai/clip-vit-base-patch16", 2),
+        ("open_clip:ViT-B-16,openai", 2),
+        ("open_clip:ViT-B-16-quickgelu,openai", 2),
+        ("VIT-B-16/LAION2B_S34B_B88K", 6),
+        ("SigLIP B/16 224", 11),
+        ("gs://big_vision/siglip/webli_en_so400m_384_58765454.npz", 16),
+        ("siglip2_g-opt16_256.npz", 22),
+        ("dinov2_vitb14", 25),
+        ("dinov2_vitb14_reg", 28),
+        ("vit_base_patch14_reg4_dinov2.lvd142m", 28),
+    ],
+)
+def test_every_kind_of_name_finds_its_row(name, number):
+    assert catalog.get(name).number == number
+
+
+def test_no_two_rows_answer_to_the_same_name():
+    names = [name.lower() for row in catalog.ROWS for name in set(row.names)]
+    assert len(names) == len(set(names))
+
+
+def test_the_activation_belongs_to_the_tag():
+    tags = ("openai", "dfn2b", "datacomp_xl_s13b_b90k")
+    activations = {tag: catalog.get(f"open_clip:ViT-B-16,{tag}").spec.image.blocks.activation for tag in tags}
+    assert activations == {"openai": "quick_gelu", "dfn2b": "quick_gelu", "datacomp_xl_s13b_b90k": "gelu"}
+
+
+def test_a_misspelt_name_gets_the_nearest_ones():
+    with pytest.raises(UserError, match="did you mean openai/clip-vit-base-patch16"):
+        catalog.get("openai/clip-vit-base-pach16")
+    with pytest.raises(UserError, match="`regcache models` lists the known ones"):
+        catalog.get("qqqqqqqq")
+
+
+@pytest.mark.parametrize("name", ["google/siglip2-base-patch16-naflex", "dinov3_vitb16"])
+def test_encoders_that_cannot_be_built_are_refused_in_one_line(name):
+    with pytest.raises(UserError, match="is not supported yet: ") as error:
+        catalog.get(name)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,250 @@
+# ruff: noqa: RUF001 - letters that look alike are what is tested
+"""Tokenizers: golden ids by hand and against transformers, cleaning, padding, and the traps of each family."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import zlib
+
+import numpy as np
+import pytest
+import tokenizers
+
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.spec import Tokenization
+from regcache_jax.encoders.tokenizers import CLEANING, check_ids, find_files, load_tokenizer
+
+CLIP = Tokenization("clip", 12, 600, "clip", pad_id=0, bos_id=598, eos_id=599)
+SIGLIP = Tokenization("sentencepiece", 8, 40, "canonicalize", pad_id=1, eos_id=1)
+SIGLIP2 = Tokenization("sentencepiece", 8, 40, "lower", pad_id=0, eos_id=1)
+HASHED = Tokenization("hashed", 48, 2048, "none", pad_id=0)
+
+
+def byte_alphabet() -> list[str]:
+    """The 256 printable stand-ins of byte-level BPE."""
+    return sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+
+
+def write_clip_files(folder):
+    """A small CLIP tokenizer in its two old files: all bytes, all bytes at a word's end, a few merges."""
+    merges = [("c", "a"), ("ca", "t</w>"), ("p", "h"), ("ph", "o"), ("pho", "t"), ("phot", "o</w>"), ("'", "s</w>")]
+    words = [*byte_alphabet(), *(f"{piece}</w>" for piece in byte_alphabet()), *("".join(pair) for pair in merges)]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    vocabulary |= {"<|startoftext|>": 598, "<|endoftext|>": 599}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges) + "\n")
+    return vocabulary
+
+
+def write_unigram(folder):
+    """A small SentencePiece-like tokenizer as tokenizer.json: pieces of words, no normaliser of its own."""
+    pieces = ["<pad>", "</s>", "<unk>", "▁a", "▁photo", "▁of", "▁cat", "▁", "a", "c", "t", "A", "C", "_", "."]
+    stored = tokenizers.Tokenizer(
+        tokenizers.models.Unigram([(piece, -float(index)) for index, piece in enumerate(pieces)], unk_id=2)
+    )
+    stored.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    stored.enable_padding(length=5)  # files carry settings of their own, which must not matter
+    stored.enable_truncation(3)
+    stored.save(str(folder / "tokenizer.json"))
+    return {piece: index for index, piece in enumerate(pieces)}
+
+
+def test_clip_text_stands_between_its_marks_and_is_padded_to_the_context(tmp_path):
+    vocabulary = write_clip_files(tmp_path)
+    (ids,) = load_tokenizer(CLIP, tmp_path)(["  A  photo&amp;Cat "])
+    words = [vocabulary[word] for word in ("a</w>", "photo</w>", "&</w>", "cat</w>")]
+    assert ids.tolist() == [598, *words, 599, 0, 0, 0, 0, 0, 0]
+    assert ids.dtype == np.int32
+
+
+def test_long_clip_text_keeps_its_end_mark(tmp_path):
+    write_clip_files(tmp_path)
+    (ids,) = load_tokenizer(CLIP, tmp_path)(["cat " * 50])
+    assert ids[0] == 598 and ids[-1] == 599 and len(set(ids[1:-1].tolist())) == 1
+
+
+def test_marks_written_in_a_text_do_not_end_it(tmp_path):
+    write_clip_files(tmp_path)
+    (ids,) = load_tokenizer(CLIP, tmp_path)(["cat <|endoftext|> cat"])
+    assert ids.tolist().count(599) == 1 and ids.tolist().index(599) == 3
+
+
+HARD = [
+    "", " ", "a photo of a cat", "A PHOTO OF A CAT!", "It's 2026, isn't it?", "Ünïcode — 猫 🐱", "🏳️‍🌈👩‍🚀 ok", "cafe\u0301 É",
+    "ﬁne ＡＢＣ", "ΑΣ ΟΔΟΣ İstanbul ẞ", "snake_case __init__", "a\tb\nc  d ", "<b>&amp;</b> &lt;", "…“quotes” it’s", "cat " * 100,
+    "don't  STOP\tnow", "zero\u200bwidth", "x" * 300, "!?!! wow!", "▁meta▁space", "100% $5.00 #1 @home", "\x07bell\ufeff", "½ ① ™ ﷺ",
+]  # fmt: skip
+
+
+def assert_ids_of_transformers(spec, folder, theirs):
+    """Every id and every pad of the hard list."""
+    wanted = theirs(HARD, padding="max_length", max_length=spec.context_length, truncation=True)["input_ids"]
+    for text, ids, expected in zip(HARD, load_tokenizer(spec, folder)(HARD), wanted, strict=True):
+        assert ids.tolist() == expected, text
+        check_ids(ids[None], spec)
+
+
+@pytest.mark.slow
+def test_clips_files_old_and_new_give_the_ids_of_transformers(tmp_path):
+    import transformers
+
+    write_clip_files(tmp_path)
+    spec = Tokenization("clip", 77, 600, "none", pad_id=599, bos_id=598, eos_id=599)
+    theirs = transformers.CLIPTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
+    assert_ids_of_transformers(spec, tmp_path, theirs)
+    theirs.save_pretrained(tmp_path / "new")
+    assert [file.name for file in find_files("clip", tmp_path / "new")] == ["tokenizer.json"]
+    assert_ids_of_transformers(spec, tmp_path / "new", transformers.AutoTokenizer.from_pretrained(tmp_path / "new"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*SwigPy.*:DeprecationWarning", "ignore:.*swigvarlink.*:DeprecationWarning")
+def test_siglips_files_old_and_new_give_the_ids_of_transformers(tmp_path):
+    import sentencepiece
+    import transformers
+
+    sentences = [
+        "a photo of a cat",
+        "two dogs on grass",
+        "it isnt 2026 is it",
+        "cafe quotes zero width",
+        "猫 🐱 é ü ï ß ς σ ο α",
+    ]
+    with (tmp_path / "spiece.model").open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences * 20), model_writer=file, vocab_size=90, hard_vocab_limit=False,
+            pad_id=0, eos_id=1, unk_id=2, bos_id=-1, character_coverage=1.0, minloglevel=2,
+        )  # fmt: skip
+    spec = Tokenization("sentencepiece", 64, 90, "drop_punctuation", pad_id=1, eos_id=1)
+    theirs = transformers.SiglipTokenizer(str(tmp_path / "spiece.model"))
+    assert_ids_of_transformers(spec, tmp_path, theirs)
+    transformers.T5Tokenizer.from_pretrained(tmp_path, extra_ids=0).save_pretrained(tmp_path / "new")
+    assert [file.name for file in find_files("sentencepiece", tmp_path / "new")] == ["tokenizer.json"]
+    assert_ids_of_transformers(spec, tmp_path / "new", theirs)
+
+
+@pytest.mark.slow
+def test_siglip2s_file_gives_the_ids_of_transformers(tmp_path):
+    import transformers
+
+    merges = [("c", "a"), ("ca", "t"), ("▁", "a"), ("▁", "p"), ("h", "o"), ("▁p", "ho"), ("t", "o"), ("▁pho", "to")]
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
+    words += [*"abcdefghijklmnopqrstuvwxyz0123456789éüïß猫σς.,!?'", *("".join(pair) for pair in merges)]
+    transformers.Siglip2Tokenizer(
+        vocab={word: number for number, word in enumerate(words)}, merges=merges,
+        add_bos_token=False, add_eos_token=True, padding_side="right",
+    ).save_pretrained(tmp_path)  # fmt: skip
+    spec = Tokenization("sentencepiece", 64, len(words), "lower", pad_id=0, eos_id=1)
+    assert_ids_of_transformers(spec, tmp_path, transformers.AutoTokenizer.from_pretrained(tmp_path))
+
+
+def test_openais_list_of_merges_gives_the_same_ids_as_the_two_files(tmp_path):
+    vocabulary = write_clip_files(tmp_path)
+    merges = (tmp_path / "merges.txt").read_text().splitlines()
+    (tmp_path / "original").mkdir()
+    with gzip.open(tmp_path / "original/bpe_simple_vocab_16e6.txt.gz", "wt") as file:
+        file.write("\n".join([*merges, "s u", "r plus"]))  # the list goes on behind what the model uses
+    size = len(vocabulary)
+    spec = dataclasses.replace(CLIP, vocab_size=size, bos_id=size - 2, eos_id=size - 1)
+    ours, wanted = load_tokenizer(spec, tmp_path / "original")(HARD), load_tokenizer(CLIP, tmp_path)(HARD)
+    np.testing.assert_array_equal(np.where(ours >= size - 2, ours + 600 - size, ours), wanted)
+
+
+def test_text_is_cleaned_as_open_clip_does():
+    """What ftfy 6.3 and html.unescape make of it, in open_clip's order."""
+    for text, cleaned in (
+        ("It’s “fine” — ok", "it's \"fine\" — ok"), ("ﬁne ﬂag", "fine flag"), ("ＡＢＣ　ｘ", "abc x"), ("cafe\u0301", "caf\u00e9"),
+        ("&amp;lt;b&amp;gt;", "<b>"), ("a\u200bb", "a\u200bb"), ("\ufeffhi", "hi"), ("x\x07y", "xy"),
+        ("line\r\nbreak\u2028z", "line break z"),
+        ("ﾊﾝｶｸ", "ハンカク"), ("…", "…"),
+    ):  # fmt: skip
+        assert CLEANING["clip"](text) == cleaned
+
+
+def test_an_underscore_is_a_space_in_big_vision_and_nothing_in_transformers():
+    assert CLEANING["canonicalize"]("A_photo, of it's.") == "a photo of its"
+    assert CLEANING["drop_punctuation"]("A_photo, of it's.") == "aphoto of its"
+
+
+def test_big_vision_lowers_only_the_letters_of_ascii():
+    assert CLEANING["lower_ascii"]("ÀBC ΑΣ") == "Àbc ΑΣ"
+    assert CLEANING["lower"]("ÀBC ΑΣ") == "àbc ασ"
+
+
+def test_an_exclamation_mark_is_a_word_although_its_id_pads(tmp_path):
+    vocabulary = write_clip_files(tmp_path)
+    (ids,) = load_tokenizer(CLIP, tmp_path)(["!?"])
+    assert ids[:4].tolist() == [598, vocabulary["!"], vocabulary["?</w>"], 599] and vocabulary["!"] == 0
+
+
+SOUND = {"clip": [598, 5, 6, 599, *[0] * 8], "siglip": [5, 6, 7, 1, 1, 1, 1, 1], "siglip2": [5, 6, 7, 1, 0, 0, 0, 0]}
+SPECS = {"clip": CLIP, "siglip": SIGLIP, "siglip2": SIGLIP2}
+
+
+@pytest.mark.parametrize("family", SPECS)
+def test_ids_that_are_not_padded_as_trained_are_refused(family):
+    spec, row = SPECS[family], SOUND[family]
+    check_ids(np.array([row, row]), spec)
+    wrong = {
+        "unpadded": row[:4],
+        "padded too far": [*row, row[-1]],
+        "without an end": [5] * len(row),
+        "out of range": [*row[:2], spec.vocab_size, *row[3:]],
+    }
+    if family != "clip":  # which never sees what stands behind its end
+        wrong["padded with something else"] = [*row[:4], *[3] * 4]
+        wrong["padded as the other one"] = SOUND["siglip2" if family == "siglip" else "siglip"]
+    for what, ids in wrong.items():
+        with pytest.raises(UserError, match=r"token ids should be as the model's own tokenizer makes them: \[n, "):
+            check_ids(np.array([ids]), spec)
+            pytest.fail(what)
+
+
+def test_siglip_pads_with_its_end_mark_and_drops_case_and_punctuation(tmp_path):
+    pieces = write_unigram(tmp_path)
+    (ids,) = load_tokenizer(SIGLIP, tmp_path)(["A_photo, of a CAT."])
+    words = [pieces[piece] for piece in ("▁a", "▁photo", "▁of", "▁a", "▁cat")]
+    assert ids.tolist() == [*words, 1, 1, 1]
+
+
+def test_siglip2_pads_with_zero_behind_one_end_mark_and_keeps_punctuation(tmp_path):
+    pieces = write_unigram(tmp_path)
+    (ids,) = load_tokenizer(SIGLIP2, tmp_path)(["A CAT."])
+    assert ids.tolist() == [pieces["▁a"], pieces["▁cat"], pieces["."], 1, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("spec", [SIGLIP, SIGLIP2])
+def test_cut_text_still_ends_in_the_end_mark(tmp_path, spec):
+    write_unigram(tmp_path)
+    (ids,) = load_tokenizer(spec, tmp_path)(["cat " * 20])
+    assert ids[-1] == 1 and (ids[:-1] > 2).all()
+
+
+def test_hashed_words_are_their_crc32_and_that_of_their_trigrams():
+    (ids,) = load_tokenizer(HASHED, ".")(["Cat!"])
+    expected = [1 + zlib.crc32(piece) % 2047 for piece in (b"<cat>", b"<ca", b"cat", b"at>")]
+    assert ids.tolist() == expected + [0] * 44
+
+
+def test_missing_and_damaged_files_get_one_message(tmp_path):
+    with pytest.raises(
+        UserError, match=r"has no tokenizer \(tokenizer\.json or vocab\.json with merges\.txt or bpe_simple"
+    ):
+        load_tokenizer(CLIP, tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match=r"tokenizer\.json is not a tokenizer file"):
+        load_tokenizer(SIGLIP, tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "vocab.json").write_text("[1]")
+    (tmp_path / "merges.txt").write_text("a b\n")
+    with pytest.raises(UserError, match="not the files of one BPE tokenizer"):
+        load_tokenizer(CLIP, tmp_path)
+
+
+def test_a_tokenizer_of_another_encoder_is_refused(tmp_path):
+    write_unigram(tmp_path)
+    small = Tokenization("sentencepiece", 8, 5, "lower", pad_id=0, eos_id=1)
+    with pytest.raises(UserError, match="files do not match"):
+        load_tokenizer(small, tmp_path)(["a photo of a cat"])

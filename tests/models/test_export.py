@@ -1,0 +1,111 @@
+"""The exported file: the same bits in a fresh process, int8 inside, and nothing of this project needed to run it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export as stablehlo
+
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.plan import make_plan
+from regcache_jax.core.scheme import Scheme
+from regcache_jax.core.spec import HALF, BlockSpec, EncoderSpec, ImageSpec, Preprocessing
+from regcache_jax.encoders.encoder import Encoder, encode_image, init_params
+from regcache_jax.models.export import export, load
+from regcache_jax.quantization.quantize import quantize
+
+IMAGE = ImageSpec(24, 8, BlockSpec(64, 2, 4, 256, "gelu", 1e-6), class_token=True, pooling="map")
+SPEC = EncoderSpec("small", "siglip", IMAGE, Preprocessing(24, "squash", "bicubic", 24, HALF, HALF))
+
+
+@pytest.fixture(scope="module")
+def images() -> jax.Array:
+    return jax.random.normal(jax.random.key(1), (5, 24, 24, 3))
+
+
+@pytest.fixture(scope="module")
+def encoder(images) -> Encoder:
+    rows = jax.random.normal(jax.random.key(2), (2, 2, 1, 4, 16))
+    plan = make_plan(*rows, copies=3.0, start=1, delete_block=1, delete_count=3)
+    return quantize(Encoder(init_params(SPEC, jax.random.key(0)), spec=SPEC), images, Scheme(), plan)
+
+
+@pytest.fixture(scope="module")
+def artefact(encoder, tmp_path_factory) -> Path:
+    return Path(export(encoder, tmp_path_factory.mktemp("export") / "small.stablehlo", micro_batch=24))
+
+
+@pytest.mark.slow
+def test_the_loader_in_the_docs_gives_the_same_bits_in_a_fresh_process(artefact, images, tmp_path):
+    page = (Path(__file__).parents[2] / "docs/export.md").read_text()
+    (loader,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert "regcache" not in loader and len(loader.splitlines()) <= 20
+    (tmp_path / "loader.py").write_text(loader)
+    np.save(tmp_path / "images.npy", images)
+    command = [sys.executable, "loader.py", str(artefact), "images.npy", "features.npy"]
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    subprocess.run(command, check=True, cwd=tmp_path, env=environment)
+    np.testing.assert_array_equal(np.load(tmp_path / "features.npy"), load(artefact)(images))
+
+
+@pytest.mark.slow
+def test_the_artefact_agrees_with_the_encoder_it_was_made_from(artefact, encoder, images):
+    ours = encode_image(encoder, images)
+    # the same integers but where a float sum in another order crosses a rounding boundary; features have unit length
+    np.testing.assert_allclose(load(artefact)(images), ours, atol=1e-2)
+
+
+@pytest.mark.slow
+def test_any_batch_size_gives_the_same_features_for_an_image(artefact, images):
+    features = load(artefact)
+    np.testing.assert_allclose(
+        features(images[:2]), features(images)[:2], atol=1e-6
+    )  # other tiles of the float products
+
+
+def test_the_program_multiplies_int8_by_int8_on_every_platform(artefact):
+    exported = stablehlo.deserialize(bytearray(artefact.read_bytes()))
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    text = exported.mlir_module()
+    products = [line for line in text.splitlines() if "dot_general" in line and "xi8>" in line]
+    # six a block, written once for every platform: the CPU's program has no padding rows
+    assert len(products) % (6 * IMAGE.blocks.num_blocks) == 0 and products
+    assert all("xi32>" in line for line in products)
+
+
+def test_metadata_beside_the_artefact_says_how_to_feed_it(artefact):
+    facts = json.loads(artefact.with_name(artefact.name + ".json").read_text())
+    assert facts["input"] == {"shape": ["batch", 24, 24, 3], "dtype": "float32"}
+    assert facts["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
+    assert facts["micro_batch"] == 24
+    assert facts["scheme"]["weight_bits"] == 8 and facts["schedule"]["delete_count"] == 3
+
+
+@pytest.mark.slow
+def test_float_and_bfloat16_encoders_export_too(tmp_path, images):
+    encoder = Encoder(init_params(SPEC, jax.random.key(0)), spec=SPEC)
+    path = export(encoder, tmp_path / "float.stablehlo", ("cpu",))
+    np.testing.assert_allclose(load(path)(images), encode_image(encoder, images), atol=1e-5)  # padded rows, other order
+    half = export(encoder.astype(jnp.bfloat16), tmp_path / "bf16.stablehlo", ("cpu",))
+    np.testing.assert_allclose(load(half)(images), encode_image(encoder, images), atol=0.05)  # 8 bits of mantissa
+    assert half.stat().length < 0.6 * path.stat().length
+
+
+def test_bad_platforms_existing_files_and_other_files_are_refused_with_one_message(encoder, artefact, tmp_path):
+    with pytest.raises(UserError, match="platforms are cpu, cuda, rocm, tpu; got abacus"):
+        export(encoder, tmp_path / "x", ("abacus",))
+    with pytest.raises(UserError, match="exists"):
+        export(encoder, artefact)
+    (tmp_path / "x").write_text("not an artefact")
+    with pytest.raises(UserError, match="is not an exported encoder"):
+        load(tmp_path / "x")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x"]

@@ -1,0 +1,255 @@
+import dataclasses
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import regcache_jax as rc
+from regcache_jax.registers.search.search import Search
+from regcache_jax.registers.search.space import Numbers, Space
+from regcache_jax.registers.search.trial import Trials, compilations, feature_errors
+from regcache_jax.studies.planted import plant, planted_spec
+
+SPEC = planted_spec(width=64, num_blocks=4, num_heads=4, image_size=32, patch_size=8)
+SCHEME = rc.Scheme(8, 8)
+QUICK = rc.SearchConfig(copies=(6.0, 15.0), delete_counts=(0, 3), back=1, rounds=1, chunk=5, redraws=3)
+SMALL = planted_spec(width=32, num_blocks=4, num_heads=2, image_size=16, patch_size=4)
+
+
+def space(config=None, **changes):
+    return Space(dataclasses.replace(config or rc.SearchConfig(), **changes), SPEC.image, 2)
+
+
+@pytest.fixture(scope="module")
+def planted():
+    return plant(["patch sinks"], spec=SPEC, num_images=13)
+
+
+@pytest.fixture(scope="module")
+def found(planted):
+    """One quick search (13 images in chunks of 5: the last chunk is short), and what it compiled."""
+    before = compilations()
+    result = rc.search(planted.encoder, planted.images, SCHEME, QUICK)
+    return result, compilations() - before
+
+
+# ---- the space -------------------------------------------------------------------------------------------------------
+
+
+def test_the_grid_has_every_start_with_every_copies_and_count_and_deletion_alone():
+    points = space().grid()
+    assert len(points) == len(set(points)) == 3 * 4 * 3 + 3  # starts 0..2, four taus, three counts
+    assert {point.start for point in points if point.stop > point.start} == {0, 1, 2}
+    assert {point.delete_count for point in points if point.stop == point.start} == {0, 3, 8}
+
+
+def test_moves_change_one_number_and_stay_in_the_space():
+    best = Numbers(1, 4, 6.0, 2, 3)
+    for point in space().moves(best):
+        changed = [name for name, value in vars(point).items() if value != getattr(best, name)]
+        assert len(changed) == 1, point
+        assert 0 <= point.start < point.stop <= 4 and 0 < point.delete_count < 16 and point.delete_block in (1, 3, 2)
+
+
+def test_aligned_deletion_leaves_whole_tiles_with_a_row_for_the_register():
+    aligned = space(align=8)
+    assert SPEC.image.num_tokens == 17 and aligned.delete_counts == (0, 2, 10)  # 17 - 2 + 1 = 16, 17 - 10 + 1 = 8
+    assert {point.delete_count for point in aligned.grid()} == {0, 2, 10}
+    steps = {point.delete_count for point in aligned.moves(Numbers(1, 4, 6.0, 2, 2))}
+    assert steps == {0, 2, 10}
+
+
+def test_rungs_grow_to_the_whole_set():
+    assert space().rungs(16) == [1, 4, 16]
+    assert space().rungs(1) == [1]
+    assert space().rungs(100) == [6, 24, 96, 100]
+
+
+@pytest.mark.parametrize(
+    ("changes", "block", "message"),
+    [
+        ({"delete_counts": (0, 16)}, 2, r"delete_counts must be 0..15 \(the encoder has 16 patches\), got 16"),
+        ({}, 4, "sensitive_block must be 0..3, got 4"),
+    ],
+)
+def test_a_space_that_the_encoder_does_not_have_is_refused(changes, block, message):
+    with pytest.raises(rc.UserError, match=message):
+        Space(rc.SearchConfig(**changes), SPEC.image, block)
+
+
+# ---- trials ----------------------------------------------------------------------------------------------------------
+
+
+def test_feature_errors_are_squared_distances_or_wrong_answers():
+    reference = np.array([[1.0, 0.0], [0.0, 2.0]], np.float32)
+    features = np.array([[0.0, 1.0], [0.0, 1.0]], np.float32)
+    np.testing.assert_array_equal(feature_errors(features, reference), [2.0, 0.25])
+    wrong = feature_errors(features, reference, np.array([0, 1]), np.eye(2, dtype=np.float32))
+    np.testing.assert_array_equal(wrong, [1.0, 0.0])
+
+
+@pytest.fixture(scope="module")
+def trials(planted):
+    return Trials(planted.encoder, planted.images, SCHEME, (1, 2, 3), chunk=5)
+
+
+@pytest.mark.slow
+def test_a_trial_from_the_middle_equals_quantising_the_whole_encoder(planted, trials, found):
+    plan = found[0].plan.replace(start=jax.numpy.int32(2))
+    int8 = rc.quantize(planted.encoder, jax.numpy.asarray(planted.images), SCHEME, plan)
+    float_features = rc.encode_image(planted.encoder, jax.numpy.asarray(planted.images))
+    whole = feature_errors(
+        np.asarray(rc.encode_image(int8, jax.numpy.asarray(planted.images))), np.asarray(float_features)
+    )
+    # another batch size may round a value at the edge of a step the other way
+    np.testing.assert_allclose(trials.errors(plan), whole, rtol=0.1)
+    np.testing.assert_allclose(trials.errors(plan).mean(), whole.mean(), rtol=0.02)
+
+
+@pytest.mark.slow
+def test_errors_of_the_first_chunks_are_calibrated_on_them_alone(planted, trials, found):
+    plan = found[0].plan
+    alone = Trials(planted.encoder, planted.images[:5], SCHEME, (1, 2, 3), chunk=5)
+    # blocks before the plan keep the scales of the whole set, so the two differ by a redrawn calibration there
+    np.testing.assert_allclose(trials.errors(plan, 1), alone.errors(plan), rtol=0.5)
+    assert trials.errors(plan, 1).shape == (5,) and trials.errors(plan).shape == (13,)
+
+
+@pytest.mark.slow
+def test_states_beyond_the_memory_limit_lie_on_disk_and_change_nothing(planted, trials, found):
+    spilled = Trials(planted.encoder, planted.images, SCHEME, (1, 2, 3), chunk=5, memory_limit=1000)
+    assert spilled.float_states.on_disk and spilled.quantized_states.on_disk and not trials.float_states.on_disk
+    np.testing.assert_array_equal(spilled.errors(found[0].plan), trials.errors(found[0].plan))
+
+
+@pytest.mark.slow
+def test_redrawing_all_images_gives_the_error_of_the_trial(trials, found):
+    (redrawn,) = trials.redrawn_errors(found[0].plan, [np.arange(13)], trials.num_chunks)
+    assert redrawn == trials.errors(found[0].plan).mean()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", ["absmax", "percentile"])
+def test_trials_calibrate_as_the_scheme_says_with_the_plan_in_place(planted, found, estimator):
+    """Chunks of 4: the fourth has one image and three rows that fill it up, which no scale may know of."""
+    scheme, plan = dataclasses.replace(SCHEME, estimator=estimator, percentile=99.0), found[0].plan
+    own = Trials(planted.encoder, planted.images, scheme, (0, 1, 2, 3), chunk=4)
+    scales = own.ranges(plan).scales(scheme)
+    int8 = rc.quantize(planted.encoder, jax.numpy.asarray(planted.images), scheme, plan)
+    for site, scale in int8.params["image"]["blocks"]["input_scale"].items():
+        # one value at the edge of a bin may fall beside it: a bin is 1/2048 of a power of two above the largest value
+        np.testing.assert_allclose(scales[site], scale, rtol=1e-5 if estimator == "absmax" else 5e-3)
+
+
+@pytest.mark.slow
+def test_blocks_before_a_plan_are_not_run_again(trials, found):
+    plan = found[0].plan
+
+    def cost(start):
+        before = trials.block_flops
+        trials.errors(plan.replace(start=jax.numpy.int32(start)))
+        return trials.block_flops - before
+
+    assert cost(2) * 3 == cost(1) * 2  # blocks 2, 3 against 1, 2, 3
+    with pytest.raises(ValueError, match="begins at block 0 is before the first entry 1"):
+        cost(0)
+
+
+# ---- the search ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_registers_are_found_for_planted_sinks_with_four_programs(found):
+    result, programs = found
+    assert result.helps and result.complete and result.gain > 0.8
+    assert result.jitter < result.baseline_error - result.error
+    assert programs == result.compilations <= 4  # float states, quantised states, ranges, features; whatever the plans
+
+
+@pytest.mark.slow
+def test_the_plan_fits_the_encoder_and_holds_only_registers_that_are_seen(planted, found):
+    plan = found[0].plan
+    assert plan.key.shape[1] == found[0].numbers.num_registers
+    assert planted.encoder.with_plan(plan).schedule.start == found[0].numbers.start
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [{}, {"products": ("qk", "pv"), "method": "gptq"}], ids=["same", "recipe"])
+def test_the_same_search_ends_with_the_same_plan_whatever_recipe_comes_later(planted, found, more):
+    again = rc.search(planted.encoder, planted.images, dataclasses.replace(SCHEME, **more), QUICK)
+    assert again.trials == found[0].trials
+    for one, other in zip(jax.tree.leaves(again.plan), jax.tree.leaves(found[0].plan), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.slow
+def test_every_trial_is_cheaper_than_the_whole_set(found):
+    result, _ = found
+    assert len({(str(row["numbers"]), row["chunks"]) for row in result.trials}) == len(result.trials)
+    assert sum(row["block_flops"] for row in result.trials) < result.block_flops
+    assert {row["chunks"] for row in result.trials} == {1, 3}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "budget", [{"max_trials": 4}, {"max_minutes": 0.0}, {"max_block_flops": 1.0}], ids=lambda budget: next(iter(budget))
+)
+def test_a_spent_budget_ends_the_search_with_what_all_images_have_scored(planted, budget):
+    result = rc.search(planted.encoder, planted.images, SCHEME, dataclasses.replace(QUICK, **budget))
+    assert not result.complete and len(result.trials) <= 6
+    assert result.error <= result.baseline_error and "budget" in result.sentence()
+
+
+@pytest.mark.slow
+def test_an_encoder_without_outliers_gets_no_plan():
+    plain = plant([], spec=SMALL, num_images=6)
+    result = rc.search(plain.encoder, plain.images, SCHEME, dataclasses.replace(QUICK, copies=(6.0,), chunk=6))
+    assert not result.helps and not result.plan.has_registers and int(result.plan.delete_count) == 0
+    assert result.error == result.baseline_error and "gain nothing" in result.sentence()
+
+
+@pytest.mark.slow
+def test_accuracy_is_an_objective_where_labels_and_class_vectors_are_given(planted):
+    vectors = np.random.default_rng(0).normal(size=(5, 64)).astype(np.float32)
+    reference = np.asarray(rc.encode_image(planted.encoder, jax.numpy.asarray(planted.images)))
+    labels = np.argmax(reference @ vectors.T, axis=1)  # float is right everywhere
+    config = dataclasses.replace(QUICK, objective="accuracy", max_trials=5)
+    result = rc.search(planted.encoder, planted.images, SCHEME, config, labels=labels, class_vectors=vectors)
+    assert all(
+        round(row["error"] * 13, 2) % 1 == 0 for row in result.trials if row["chunks"] == 3 and row["error"] < 1e-9
+    )
+    assert 0 <= result.error <= result.baseline_error <= 1
+    with pytest.raises(rc.UserError, match="goes with labels and class vectors"):
+        rc.search(planted.encoder, planted.images, SCHEME, config)
+
+
+@pytest.mark.slow
+def test_a_search_with_several_registers_fills_them_up_to_one_shape(planted):
+    engine = Search(planted.encoder, planted.images, SCHEME, dataclasses.replace(QUICK, registers=(1, 3)))
+    one, three = (engine.padded(Numbers(2, 4, 6.0, 2, 0, count)) for count in (1, 3))
+    assert [leaf.shape for leaf in jax.tree.leaves(one)] == [leaf.shape for leaf in jax.tree.leaves(three)]
+    np.testing.assert_allclose(np.asarray(three.copies).sum(axis=-1), 6.0, rtol=1e-5)  # shares of the copies
+    plain = engine.trials.errors(engine.plan(Numbers(2, 4, 6.0, 2, 0)))
+    np.testing.assert_allclose(engine.trials.errors(one), plain, rtol=1e-5)  # rows nobody sees change nothing
+
+
+SCRIPT = """
+import sys, jax, regcache_jax as rc
+from regcache_jax.studies.planted import plant, planted_spec
+assert len(jax.devices()) == int(sys.argv[1])
+planted = plant(["patch sinks"], spec=planted_spec(64, 4, 4, 32, 8), num_images=13)
+config = rc.SearchConfig(copies=(6.0, 15.0), delete_counts=(0, 3), back=1, rounds=1, chunk=5, redraws=3)
+rc.save_plan(sys.argv[2], rc.search(planted.encoder, planted.images, rc.Scheme(8, 8), config).plan)
+"""
+
+
+@pytest.mark.slow
+def test_one_and_eight_devices_end_with_the_same_plan_byte_for_byte(tmp_path, monkeypatch):
+    files = []
+    for devices in (1, 8):
+        monkeypatch.setenv("XLA_FLAGS", f"--xla_force_host_platform_device_count={devices}")
+        files.append(tmp_path / f"{devices}.safetensors")
+        subprocess.run([sys.executable, "-c", SCRIPT, str(devices), str(files[-1])], check=True)
+    assert files[0].read_bytes() == files[1].read_bytes()

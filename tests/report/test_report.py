@@ -1,0 +1,178 @@
+"""The report: tables and plots say what the numbers say, and the page opens in a browser without errors at any width."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from regcache_jax.core.errors import UserError
+from regcache_jax.files import results
+from regcache_jax.report import plots, tables
+from regcache_jax.report.page import page, read_story, write_page
+
+BROWSER_FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr",
+)  # fmt: skip
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+
+
+def result(scheme: str, row: str, acc1: float, note: str | None = None, **metrics: float) -> dict:
+    quantization = {"scheme": scheme, "row": row, "registers": row == "registers", "note": note, "examples": 816}
+    return {
+        "dataset": "emoji", "model": "small <b>", "task": "zeroshot_classification",
+        "metrics": {"acc1": acc1, "acc5": 0.9, **metrics}, "quantization": {**quantization, "versions": {"jax": "1"}},
+    }  # fmt: skip
+
+
+def trial(error: float, start: int = 4, stop: int = 4, delete_count: int = 0, chunks: int = 1) -> dict:
+    numbers = {"start": start, "stop": stop, "copies": 2.5, "delete_block": 5, "delete_count": delete_count}
+    return {"numbers": {**numbers, "num_registers": 1}, "chunks": chunks, "error": error}
+
+
+def profile(largest: float) -> dict:
+    patch = [[[0.0, 0.0, 1.0], [0.0, 0.0, largest]]]
+    return {
+        "groups": ["class", "register", "patch"], "maximum": patch, "median": [[[0.0, 0.0, 1.0]] * 2], "num_images": 8,
+        "sink_share": [[0.0] * 5, [0.0, 0.5, 0.0, 0.0, 0.25]], "sinks_per_image": [0.0, 1.5],
+    }  # fmt: skip
+
+
+@pytest.fixture
+def rows():
+    near = {"cosine": 0.98, "relative_error": 0.2, "agreement": 0.95}
+    return [
+        result("float", "plain", 0.87), result("float", "registers", 0.868, **near), result("w8a8", "plain", 0.694, **near),
+        result("w8a8", "registers", 0.8701, **near), result("w8a8", "prefix-only", 0.8701, "the same plan", **near),
+        result("w4a4", "plain", 0.281, **near), result("w4a4", "prefix-only", 0.816, "the same plan", **near),
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def story():
+    searched = {
+        "sentence": "registers take away 99.7% of the error", "numbers": trial(0, 3, 8)["numbers"], "baseline_error": 0.565,
+        "error": 0.00158, "jitter": 0.0016, "seconds": 12.0,
+        "trials": [trial(0.565, chunks=4), trial(0.4, delete_count=3), trial(0.2, 3, 8), trial(0.00158, 3, 8, chunks=4)],
+    }  # fmt: skip
+    maps = [{"name": "cat", "block": 1, "thumbnail": PIXEL, "plain": [[1, 90], [2, 3]], "registers": [[1, 2], [2, 3]]}]
+    return {
+        "inspect": {
+            "profile": profile(90.0),
+            "sensitivity": {"sites": ["qkv", "fc2"], "errors": [[1e-4, 2e-3], [1e-5, 0.11]]},
+            "verdict": {
+                "findings": [{"sentence": "patch sinks from block 1 on: registers (`regcache search`)"}],
+                "sensitive_block": 1,
+                "most_sensitive": [1, "fc2"],
+            },
+        },
+        "search": {"w8a8": searched},
+        "figures": {"scheme": "w8a8", "profile": profile(2.0), "maps": maps},
+        "config": {"model": "bundled", "weights": "channel", "expected_acc1": 0.87},
+    }
+
+
+def test_the_results_table_has_a_line_a_row_and_says_each_note_once(rows):
+    text = tables.results_table(rows)
+    assert text.count("<tr") == 1 + len(rows) and text.count("the same plan") == 1 and text.count("<sup>1</sup>") == 2
+    assert "87.0 %" in text and "0.9800" in text
+    full = re.findall(r'<tr class="full [^"]*"><td>(\w+)</td>', text)
+    assert full == ["float", "w8a8"]
+
+
+def test_measures_that_no_row_has_get_no_column(rows):
+    bare = [{**row, "metrics": {"acc1": row["metrics"]["acc1"]}} for row in rows]
+    text = tables.results_table(bare)
+    assert "top-1" in text and "top-5" not in text and "cosine" not in text
+
+
+@pytest.mark.parametrize(
+    ("numbers", "kind"),
+    [
+        (trial(0), "nothing"),
+        (trial(0, 3, 8), "prefix only"),
+        (trial(0, delete_count=3), "delete only"),
+        (trial(0, 3, 8, 3), "prefix and delete"),
+    ],
+)
+def test_a_trial_is_told_by_what_its_plan_does(numbers, kind):
+    assert tables.trial_kind(numbers["numbers"]) == kind
+
+
+def test_the_best_of_a_kind_is_one_that_most_pictures_have_judged(story):
+    text = tables.trials_table(story["search"])
+    assert "0.00158" in text and "0.2<" not in text and "25%" in text  # deletion was seen by one chunk of four
+
+
+def test_the_chosen_plan_stands_in_words(story):
+    text = tables.chosen_table(story["search"])
+    assert "1 in blocks 3 to 7, 2.5 copies" in text and "<td>none</td>" in text
+
+
+def test_code_in_backticks_is_set_as_code_and_the_rest_is_escaped():
+    assert tables.sentences(["`a<b` & c"]) == "<ul><li><code>a&lt;b</code> &amp; c</li></ul>"
+
+
+def test_a_value_ten_times_as_large_lies_one_power_higher():
+    axis = plots.LogAxis([0.5, 300.0, 0.0])
+    assert (axis.low, axis.high) == (-1, 3)
+    assert axis(10.0) - axis(100.0) == pytest.approx(axis(1.0) - axis(10.0))
+    assert axis(1000.0) == plots.TOP and axis(0.1) == plots.HEIGHT - plots.BOTTOM
+
+
+def test_an_axis_of_one_value_or_none_still_has_a_height():
+    assert plots.LogAxis([100.0]).low < plots.LogAxis([100.0]).high
+    assert plots.LogAxis([0.0]).low < plots.LogAxis([0.0]).high
+
+
+def test_heat_maps_run_from_dark_to_bright_and_take_zeros():
+    light = [int(re.findall(r"(\d+)%\)", plots.colour_of(value, 90.0))[0]) for value in (0.0, 1.0, 10.0, 90.0, 900.0)]
+    assert light == sorted(light) and light[0] < light[1] < light[3] == light[4]
+    assert plots.heat_map([[0.0, 0.0], [0.0, 0.0]], 0.0).count("<rect") == 4
+
+
+def test_the_page_needs_no_network_and_escapes_names(rows, story):
+    text = page(rows, story)
+    assert "http" not in text.replace("http://www.w3.org/2000/svg", "") and "<script" not in text
+    assert "small &lt;b&gt;" in text and "small <b>" not in text
+    assert "trained and planted on purpose" in text
+
+
+def test_the_note_on_the_bundled_encoder_is_for_the_bundled_encoder_alone(rows, story):
+    story["config"]["model"] = "clip_b16"
+    assert "planted on purpose" not in page(rows, story)
+
+
+def test_an_invalid_float_accuracy_is_said_before_any_number(rows, story):
+    rows[0]["quantization"]["valid"] = False
+    text = page(rows, story)
+    assert "the quantised rows are not valid" in text.split("<h2>")[0]
+
+
+def test_a_folder_without_a_finished_run_or_with_a_torn_one_is_refused(rows, story, tmp_path):
+    with pytest.raises(UserError, match="holds no finished run"):
+        read_story(tmp_path)
+    results.write(tmp_path / "results.json", rows)
+    (tmp_path / "story.json").write_text('{"inspect"')
+    with pytest.raises(UserError, match="damaged"):
+        read_story(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1100, 420])
+def test_the_page_opens_in_a_browser_without_errors_and_never_scrolls_sideways(rows, story, tmp_path, width):
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    assert browser is not None, "no Chromium on this machine; `make test` installs Debian's where it can"
+    file = tmp_path / "page.html"
+    write_page(file, rows, story)
+    measure = "document.title = document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    file.write_text(file.read_text().replace("</body>", f"<script>{measure}</script></body>"))
+    flags = [*BROWSER_FLAGS, f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},2400"]
+    command = [browser, *flags, "--dump-dom", file.as_uri()]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert "CONSOLE" not in finished.stderr, finished.stderr[-2000:]
+    assert "<title>0</title>" in finished.stdout
+    assert finished.stdout.count("<tr") >= 9 and finished.stdout.count("<svg") >= 8
