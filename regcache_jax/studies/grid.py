@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import hashlib
 import importlib.util
 import io
 import json
@@ -25,6 +24,7 @@ from regcache_jax.core.errors import UserError
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.encoders.encoder import Encoder, encode_image
 from regcache_jax.files import results
+from regcache_jax.files.identity import Digest
 from regcache_jax.files.paths import write_whole
 from regcache_jax.quantization.quantize import in_batches, quantize
 from regcache_jax.registers.search.trial import feature_errors
@@ -160,18 +160,13 @@ def _try(
 
 def _fingerprint(encoder: Encoder, calibration: Images, scoring: Images, cost_unit: str) -> str:
     """Changes with anything that the numbers of entries without registers depend on, but for `evaluate` and `cost_of`."""
-    digest = hashlib.sha256((json.dumps(encoder.spec.to_json(), sort_keys=True) + cost_unit).encode())
-    for leaf in [*jax.tree.leaves(encoder.params), calibration, scoring]:
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()[:16]
+    arrays = [*jax.tree.leaves(encoder.params), calibration, scoring]
+    return Digest().json([encoder.spec.to_json(), cost_unit]).arrays(arrays).hex()[:16]
 
 
 def _with_plan(fingerprint: str, plan: RegisterPlan) -> str:
     """The same for an entry with registers."""
-    digest = hashlib.sha256(fingerprint.encode())
-    for leaf in jax.tree.leaves(plan):
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()[:16]
+    return Digest().text(fingerprint).arrays(jax.tree.leaves(plan)).hex()[:16]
 
 
 def pareto(entries: Sequence[Entry]) -> list[Entry]:
