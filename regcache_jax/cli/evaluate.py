@@ -221,7 +221,8 @@ def evaluate(
     ]  # fmt: skip
     seen = rows[0]["quantization"]["examples"]
     print_table(f"{task} on {data.name} ({data.split}, n = {seen})", columns, shown)
-    write_json(json_file, rows[0] if len(rows) == 1 else rows)
+    written = [results.sealed(row) for row in rows]
+    write_json(json_file, written[0] if len(written) == 1 else written)
     if results_folder is not None and is_first():
         results.write_each(results_folder, rows)
 

@@ -201,7 +201,8 @@ def run(context: click.Context, config_name: str, workdir: str) -> None:
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="Page to write (.html).")
 def report(workdir: str, out: str) -> None:
     """Write the page of a finished run as one HTML file."""
-    from regcache_jax.report.page import read_story, write_page
+    from regcache_jax.report.page import write_page
+    from regcache_jax.report.story import read_story
 
     write_page(out, *read_story(workdir))
     say(f"{workdir} -> {out}")

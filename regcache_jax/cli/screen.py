@@ -101,9 +101,9 @@ def progress(label: str, total: int | None = None) -> Iterator[Update]:
 def write_json(path: str | None, tree: Any) -> None:
     """Writes `--json FILE` (whole or not at all); nothing without it."""
     if path is not None and is_first():
-        from regcache_jax.files import results
+        from regcache_jax.files.paths import write_json as write
 
-        results.write(path, json.loads(json.dumps(tree)))
+        write(path, json.loads(json.dumps(tree)))
 
 
 def write_text(path: str, text: str) -> None:

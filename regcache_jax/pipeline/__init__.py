@@ -17,7 +17,10 @@ from ml_collections import ConfigDict
 from regcache_jax.core.observer import Observer
 from regcache_jax.files import results
 from regcache_jax.files.distributed import from_first
-from regcache_jax.files.workdir import Json, remove
+from regcache_jax.files.lock import held_by_first
+from regcache_jax.files.paths import remove, write_json
+from regcache_jax.files.sealed import seal
+from regcache_jax.files.workdir import Json
 from regcache_jax.pipeline.checks import check_config, check_float_accuracy
 from regcache_jax.pipeline.material import Material
 from regcache_jax.pipeline.rows import Rows
@@ -34,6 +37,11 @@ def run(config: ConfigDict, workdir: epath.PathLike, observer: Observer | None =
     Returns the rows. Raises UserError for what the user can put right."""
     observer = observer or Observer()
     check_config(config)
+    with held_by_first(workdir):
+        return _run(config, workdir, observer)
+
+
+def _run(config: ConfigDict, workdir: epath.PathLike, observer: Observer) -> list[results.Row]:
     material = Material(config, workdir, observer)
     if config.task == "zeroshot_classification":
         observer.said(material.protocol.sentence(material.prompts(), material.encoder.spec.preprocessing))
@@ -62,7 +70,7 @@ def run(config: ConfigDict, workdir: epath.PathLike, observer: Observer | None =
 def _write(folder: epath.Path, rows: list[results.Row], story: Json) -> None:
     from regcache_jax.report.page import write_page
 
-    results.write(folder / "story.json", story)
+    write_json(folder / "story.json", seal(story))
     results.write(folder / "results.json", rows)
     remove(folder / "results")  # rows that another config had
     results.write_each(folder / "results", rows)
