@@ -120,6 +120,8 @@ def _like(value: Any) -> str:
 
 def _parse(text: str, like: Any) -> Any:
     """A value of the type that the field has; tuples are written with commas."""
+    if like is None:
+        return text
     if isinstance(like, bool):
         return {"true": True, "false": False}[text.lower()]
     if isinstance(like, tuple):

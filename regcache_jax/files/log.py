@@ -44,7 +44,12 @@ class Log(Generic[T]):
         first, *rest = content.splitlines(keepends=True) or [b""]
         if first != header and not header.startswith(first):
             self.close()
-            raise UserError(f"{shown(self.path)} {_whose(first, kind)}; remove it, or take another name")
+            why = (
+                f"belongs to another {kind}"
+                if _is_whole(first)
+                else f"is no log of a {kind}: its first line is {shown(first[:60])}"
+            )
+            raise UserError(f"{shown(self.path)} {why}; remove it or take another name")
         for line in rest:
             if not _is_whole(line):
                 break
@@ -83,10 +88,3 @@ def _is_whole(line: bytes) -> bool:
     except (ValueError, RecursionError):
         return False
     return isinstance(row, dict) and line.endswith(b"\n") and line == _line(row)
-
-
-def _whose(first: bytes, kind: str) -> str:
-    """Why a first line is not the one that was expected."""
-    if _is_whole(first):
-        return f"belongs to another {kind}"
-    return f"is no log of a {kind} (its first line is {shown(first[:60])})"

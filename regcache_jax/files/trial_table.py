@@ -28,7 +28,7 @@ class TrialTable:
     Raises UserError for a table of another search, for another file, and for one that another process writes."""
 
     def __init__(self, path: epath.PathLike | None, fingerprint: str) -> None:
-        self._log: Log[Any] = Log(path, {"search": fingerprint}, Trial, "search (of other images, settings or encoder)")
+        self._log: Log[Any] = Log(path, {"search": fingerprint}, Trial, "search")
         self._known = {self._key(row["numbers"], row["chunks"]): row["error"] for row in self.rows}
 
     @property

@@ -10,9 +10,9 @@ import csv
 import dataclasses
 import importlib.util
 import io
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,11 @@ from regcache_jax.core.errors import UserError
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.encoders.encoder import Encoder, encode_image
 from regcache_jax.files import results
+from regcache_jax.files.bounded import read_json
 from regcache_jax.files.identity import Digest
-from regcache_jax.files.paths import write_whole
+from regcache_jax.files.lock import held
+from regcache_jax.files.paths import sweep, write_json, write_whole
+from regcache_jax.files.sealed import is_sealed, seal
 from regcache_jax.quantization.quantize import in_batches, quantize
 from regcache_jax.registers.search.trial import feature_errors
 from regcache_jax.studies.cost import cost
@@ -98,8 +101,6 @@ def compare(
     `calibration` gives the scales, `scoring` (other images) the label-free error and, by `evaluate`, any metrics, `cost_of` the cost, in
     `cost_unit` (the model of `cost` unless a compiler is asked, as `regcache_jax.tpu.ask.encoder_cycles` does). Raises UserError for an
     `out` that holds another comparison's entries."""
-    folder = epath.Path(out) / "entries"
-    folder.mkdir(parents=True, exist_ok=True)
     wanted = [
         Entry(recipe, each, registers)
         for each in bits
@@ -111,25 +112,40 @@ def compare(
     fingerprint = _fingerprint(encoder, calibration, scoring, cost_unit)
     reference: np.ndarray | None = None
     entries = []
-    for number, entry in enumerate(wanted):
-        path, plan = folder / f"{entry.name}.json", plans[entry.bits] if entry.registers else None
-        own = fingerprint if plan is None else _with_plan(fingerprint, plan)
-        if path.exists():
-            known = json.loads(path.read_text())
-            if known.pop("comparison") != own:
-                raise UserError(
-                    f"{path} belongs to another comparison (encoder, images, plans or costs differ); choose another folder"
-                )
-            entry = Entry(**known)
-        else:
-            if reference is None:
-                reference = features_of(encoder.with_plan(None), scoring)
-            entry = _try(encoder, entry, calibration, scoring, reference, plan, evaluate, cost_of)
-            results.write(path, {**dataclasses.asdict(entry), "comparison": own})
-        entries.append(entry)
-        if progress is not None:
-            progress(number + 1, len(wanted), entry)
+    folder = epath.Path(out) / "entries"
+    folder.mkdir(parents=True, exist_ok=True)
+    with held(out):
+        sweep(epath.Path(out))
+        for number, entry in enumerate(wanted):
+            path, plan = folder / f"{entry.name}.json", plans[entry.bits] if entry.registers else None
+            own = fingerprint if plan is None else _with_plan(fingerprint, plan)
+            known = _stored(path, own)
+            if known is None:
+                if reference is None:
+                    reference = features_of(encoder.with_plan(None), scoring)
+                known = _try(encoder, entry, calibration, scoring, reference, plan, evaluate, cost_of)
+                write_json(path, seal({**dataclasses.asdict(known), "comparison": own}))
+            entries.append(known)
+            if progress is not None:
+                progress(number + 1, len(wanted), known)
     return entries
+
+
+def _stored(path: epath.Path, comparison: str) -> Entry | None:
+    """An entry of a comparison as it was written; None where there is none that is whole. Raises UserError for one of another."""
+    if not path.exists():
+        return None
+    try:
+        stored = read_json(path, dict[str, Any])
+    except UserError:
+        return None
+    if not is_sealed(stored):
+        return None
+    if stored["comparison"] != comparison:
+        raise UserError(
+            f"{path} belongs to another comparison (encoder, images, plans or costs differ); choose another folder"
+        )
+    return Entry(**{field.name: stored[field.name] for field in dataclasses.fields(Entry)})
 
 
 def _try(
