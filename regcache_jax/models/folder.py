@@ -35,7 +35,7 @@ from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.parameters import parameter_shapes
 from regcache_jax.encoders.preprocess import preprocess
 from regcache_jax.encoders.tokenizers import load_tokenizer
-from regcache_jax.files.paths import refuse_existing, whole_folder
+from regcache_jax.files.paths import whole_folder
 from regcache_jax.files.sealed import FILES, belongs, check_folder, describe_folder
 from regcache_jax.models.description import (
     ENCODER_FILE,
@@ -89,7 +89,6 @@ def save(
     """Writes a model folder and returns its path. `metadata` is kept in encoder.json beside what stands there anyway;
     `dtype` casts float weights on the way. Raises UserError if the folder exists."""
     folder = epath.Path(folder)
-    refuse_existing(folder)
     encoder = encoder if dtype is None else encoder.astype(dtype)
     flat = _to_arrays(encoder.params)
     description = {

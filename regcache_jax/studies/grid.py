@@ -114,7 +114,7 @@ def compare(
     entries = []
     folder = epath.Path(out) / "entries"
     folder.mkdir(parents=True, exist_ok=True)
-    with held(out):
+    with held(out, folder=True):
         sweep(epath.Path(out))
         for number, entry in enumerate(wanted):
             path, plan = folder / f"{entry.name}.json", plans[entry.bits] if entry.registers else None
