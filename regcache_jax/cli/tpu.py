@@ -45,7 +45,7 @@ def tpu(
         scheme = dataclasses.replace(scheme, also=("head",))
     with progress(f"compiling {name} for {topology}"):
         found = compiler.report(name, topology, batch, scheme, plan, sweep_batch)
-    columns = tuple(found["programs"][0])
+    columns = tuple(column for column in found["programs"][0] if column != "tried")
     print_table(
         f"{name} on {topology}", columns, [tuple(row.get(column) for column in columns) for row in found["programs"]]
     )
