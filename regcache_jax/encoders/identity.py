@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from regcache_jax.core.names import to_tree
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.files.identity import content_hash
 
@@ -16,7 +17,7 @@ from regcache_jax.files.identity import content_hash
 def encoder_hash(encoder: Encoder) -> str:
     """SHA-256 of a float encoder's image tower: what a plan belongs to."""
     digest = hashlib.sha256(json.dumps(encoder.spec.to_json()["image"], sort_keys=True).encode())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(encoder.params["image"]):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(to_tree(encoder.params.image)):
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()
@@ -29,5 +30,5 @@ def image_identity(encoder: Encoder) -> list[Any]:
         encoder.spec.to_json()["image"],
         encoder.spec.normalize,
         None if scheme is None else scheme.to_json(),
-        content_hash((encoder.params["image"], encoder.plan)),
+        content_hash((encoder.params.image, encoder.plan)),
     ]

@@ -115,7 +115,7 @@ def fingerprint(
 ) -> str:
     """Hash of all that the search's way depends on (budgets are left out: a search may go on with a larger one)."""
     digest = hashlib.sha256()
-    for leaf in jax.tree.leaves((encoder.params["image"], images, more)):
+    for leaf in jax.tree.leaves((encoder.params.image, images, more)):
         row = np.ascontiguousarray(leaf).reshape(-1)  # not copied: pictures may lie in a mapped file
         digest.update(row.view(np.uint8).data)
     digest.update(json.dumps([config.settings(), scheme.to_json(), encoder.spec.to_json()], sort_keys=True).encode())
