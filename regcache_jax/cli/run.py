@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import time
 from pathlib import Path
@@ -11,47 +12,11 @@ import click
 from etils import epath
 from ml_collections import ConfigDict
 
-from regcache_jax.cli.options import distributed_option
-from regcache_jax.cli.screen import print_table, progress, say, tell
+from regcache_jax.cli.arguments import Processes
+from regcache_jax.cli.options import takes
+from regcache_jax.cli.screen import Bars, print_table, say
 from regcache_jax.core.errors import UserError
-from regcache_jax.core.observer import Observer
-
-
-class Bars(Observer):
-    """Hears the pipeline and draws one bar a stage."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-        self._update: Any = None
-        self._done = 0
-
-    def started(self, stage: str) -> None:
-        """A new bar."""
-        self.close()
-        self._bar = progress(stage)
-        self._update, self._done = self._bar.__enter__(), 0
-
-    def skipped(self, stage: str) -> None:
-        """A line."""
-        self.close()
-        tell(f"{stage}: unchanged, kept")
-
-    def moved(self, done: int, total: int, note: str = "") -> None:
-        """Moves the bar."""
-        if self._update is not None:
-            self._update(done - self._done, total=total, note=note)
-            self._done = done
-
-    def said(self, text: str) -> None:
-        """A line on standard output."""
-        self.close()
-        say(text)
-
-    def close(self) -> None:
-        """Ends the bar of the last stage."""
-        if self._bar is not None:
-            self._bar.__exit__(None, None, None)
-            self._bar = self._update = None
+from regcache_jax.core.options import option
 
 
 def load_config(name: str) -> ConfigDict:
@@ -159,49 +124,66 @@ def run_and_show(config: ConfigDict, workdir: str) -> None:
     say(f"{folder / 'results.json'} and {folder / 'report.html'} written; {time.monotonic() - began:.0f} s")
 
 
+@dataclasses.dataclass(frozen=True)
+class DemoArgs:
+    """Where the demo's results go."""
+
+    out: str = option("Where results go.", "build/demo", path="folder")
+    print_model: bool = option("Only print the bundled model's folder.", False)
+
+
 @click.command()
-@click.option(
-    "--out", default="build/demo", show_default=True, type=click.Path(file_okay=False), help="Where results go."
-)
-@click.option("--print-model", is_flag=True, help="Only print the bundled model's folder.")
-def demo(out: str, print_model: bool) -> None:
+@takes(chosen=DemoArgs)
+def demo(chosen: DemoArgs) -> None:
     """Show it all on the bundled encoder, in about three minutes."""
     from regcache_jax.demo.bundled import bundled_model
 
-    if print_model:
+    if chosen.print_model:
         say(str(bundled_model()))
         return
-    run_and_show(load_config("demo"), out)
+    run_and_show(load_config("demo"), chosen.out)
     say(
         "The bundled encoder's outliers were trained and planted, so this shows that the software works; "
         "it is no evidence for the method on real encoders (docs/bundled_encoder.md)."
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class RunArgs:
+    """What is run, and where."""
+
+    config: str = option("Config file, or the name of one that comes with the package.")
+    workdir: str = option("Work folder (may be gs://); a run that was killed goes on in it.")
+
+
 @click.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
-@click.option(
-    "--config", "config_name", required=True, help="Config file, or the name of one that comes with the package."
-)
-@click.option("--workdir", required=True, help="Work folder (may be gs://); a run that was killed goes on in it.")
-@distributed_option
+@takes(chosen=RunArgs, processes=Processes)
 @click.pass_context
-def run(context: click.Context, config_name: str, workdir: str) -> None:
+def run(context: click.Context, chosen: RunArgs, processes: Processes) -> None:
     """Run all stages of a config, or go on with a run that was killed.
 
     Convert, inspect, search, quantise, evaluate, report. Fields are changed with --config.a.b=c. What has not changed since
     the last run is kept. With --distributed, processes that see the same work folder run a config together.
     """
-    config = load_config(config_name)
+    processes.join()
+    config = load_config(chosen.config)
     override(config, tuple(context.args))
-    run_and_show(config, workdir)
+    run_and_show(config, chosen.workdir)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportArgs:
+    """Where the page goes."""
+
+    out: str = option("Page to write (.html).", path="file")
 
 
 @click.command()
 @click.argument("workdir", type=click.Path(file_okay=False))
-@click.option("--out", required=True, type=click.Path(dir_okay=False), help="Page to write (.html).")
-def report(workdir: str, out: str) -> None:
+@takes(chosen=ReportArgs)
+def report(workdir: str, chosen: ReportArgs) -> None:
     """Write the page of a finished run as one HTML file."""
     from regcache_jax.report.page import read_story, write_page
 
-    write_page(out, *read_story(workdir))
-    say(f"{workdir} -> {out}")
+    write_page(chosen.out, *read_story(workdir))
+    say(f"{workdir} -> {chosen.out}")

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.scheme import SITES, Scheme
+from regcache_jax.core.search_config import SearchConfig
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.files.workdir import Json, Stage
 from regcache_jax.models import folder as checkpoints
@@ -18,7 +19,6 @@ from regcache_jax.pipeline.table import PLANS, TableRow, alternatives, plan_file
 from regcache_jax.quantization.quantize import quantize
 from regcache_jax.registers.inspect import inspect
 from regcache_jax.registers.search.search import describe_plan, search
-from regcache_jax.registers.search.space import SearchConfig
 from regcache_jax.registers.sensitivity import sensitivity
 from regcache_jax.registers.verdict import judge
 from regcache_jax.report.sinks import sink_maps

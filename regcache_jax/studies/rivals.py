@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from regcache_jax.core.plan import RegisterPlan, Schedule, make_plan
 from regcache_jax.core.scheme import Scheme
+from regcache_jax.core.search_config import SearchConfig
 from regcache_jax.encoders.encoder import Encoder, encode_image
 from regcache_jax.encoders.serving import TokenRegister, token_rows
 from regcache_jax.encoders.vision import image_features
@@ -24,7 +25,6 @@ from regcache_jax.quantization.calibration import observe
 from regcache_jax.quantization.quantize import in_batches, quantize
 from regcache_jax.registers.reference import check_images, reference_batches
 from regcache_jax.registers.search.search import SearchResult, search
-from regcache_jax.registers.search.space import SearchConfig
 from regcache_jax.registers.search.trial import Trials, feature_errors
 
 PERCENTILES = (99.0, 99.5, 99.7, 99.9, 99.97, 99.99, 99.999)
