@@ -18,7 +18,7 @@ from etils import epath
 from regcache_jax.core.observer import Observer
 from regcache_jax.files import distributed, results
 from regcache_jax.files.identity import digest_of, fingerprint
-from regcache_jax.files.paths import files_below, size_and_time, write_whole
+from regcache_jax.files.paths import files_below, remove, size_and_time, sweep, write_whole
 
 Json = dict[str, Any]
 
@@ -37,11 +37,7 @@ class Workdir:
 
     def __init__(self, path: epath.PathLike, observer: Observer) -> None:
         self.path, self.observer = epath.Path(path), observer
-        distributed.from_first(self._clean)
-
-    def _clean(self) -> None:
-        for leftover in leftovers(self.path):
-            remove(leftover)
+        distributed.from_first(lambda: sweep(self.path))
 
     def stage(
         self, name: str, made_from: Any, make: Callable[[], Json], files: Sequence[str] = (), *, together: bool = False
@@ -107,24 +103,6 @@ def listing(path: epath.PathLike) -> list[tuple[str, int, float]]:
     root = epath.Path(path).expanduser()
     files = files_below(root) if root.is_dir() else [root] if root.exists() else []
     return [(file.relative_to(root).as_posix(), *size_and_time(file)) for file in files]
-
-
-def leftovers(path: epath.Path) -> list[epath.Path]:
-    """Files and folders, in a work folder and its folders, that were being written when a run was killed."""
-    if not path.is_dir():
-        return []
-    entries = list(path.iterdir())
-    folders = [entry for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
-    entries += [entry for folder in folders for entry in folder.iterdir()]
-    return [entry for entry in entries if entry.name.startswith(".") and entry.name.endswith((".partial", ".tmp"))]
-
-
-def remove(path: epath.Path) -> None:
-    """Removes a file or a folder, if it is there."""
-    if path.is_dir():
-        path.rmtree()
-    else:
-        path.unlink(missing_ok=True)
 
 
 def write_array(path: epath.Path, array: np.ndarray) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -23,6 +22,7 @@ from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.identity import encoder_hash
 from regcache_jax.encoders.kernels import Blocks, add_offset, quantized_cells
 from regcache_jax.encoders.vision import image_features
+from regcache_jax.files.identity import Digest
 from regcache_jax.files.paths import write_whole
 from regcache_jax.quantization.calibrate import calibrate, check_finite, scales_from_ranges
 from regcache_jax.quantization.histogram import (
@@ -135,10 +135,7 @@ def site_bounds(
 
 def _identity(encoder: Encoder) -> str:
     """A hash of the float image tower and its plan."""
-    digest = hashlib.sha256(encoder_hash(encoder).encode())
-    for leaf in jax.tree.leaves(encoder.plan):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
+    return Digest().text(encoder_hash(encoder)).arrays(jax.tree.leaves(encoder.plan)).hex()
 
 
 def counters(inputs: Iterable[str], leading: tuple[int, int] | None) -> dict[str, Callable[[BlockTrace], Counted]]:
