@@ -67,18 +67,12 @@ def option_of(field: dataclasses.Field[Any], hint: Any) -> Callable[[Command], C
     name = f"--{(meaning.option or field.name).replace('_', '-')}"
     if hint is bool:
         return click.option(name, field.name, is_flag=True, help=meaning.help)
-    required = default is dataclasses.MISSING
-    shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
-    return click.option(
-        name,
-        field.name,
-        type=type_of(hint, meaning),
-        metavar=None if meaning.unit is None else meaning.unit.upper(),
-        required=required,
-        default=None if required else shown,
-        show_default=not required and default not in (None, ""),
-        help=meaning.help,
-    )
+    given: dict[str, Any] = {"required": True}  # click takes a default of None for an answer
+    if default is not dataclasses.MISSING:
+        text = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        given = {"default": text, "show_default": default not in (None, "")}
+    unit = None if meaning.unit is None else meaning.unit.upper()
+    return click.option(name, field.name, type=type_of(hint, meaning), metavar=unit, help=meaning.help, **given)
 
 
 def type_of(hint: Any, meaning: Meaning) -> click.ParamType:

@@ -6,11 +6,9 @@ import dataclasses
 import importlib.util
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from etils import epath
-from ml_collections import ConfigDict
 
 from regcache_jax.cli.arguments import Processes
 from regcache_jax.cli.options import takes
@@ -18,9 +16,17 @@ from regcache_jax.cli.screen import Bars, print_table, say
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.options import option
 
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
 
 def load_config(name: str) -> ConfigDict:
-    """A config from a file, or by the name of one that comes with the package. Raises UserError for neither."""
+    """A config from a file, or by the name of one that comes with the package. Raises UserError for neither, and for fields that are
+    unknown, missing or of another type. The file is the user's own program: it is run."""
+    from ml_collections import ConfigDict
+
+    from regcache_jax.pipeline.config import read_config
+
     path = Path(name)
     if not path.is_file():
         packaged = Path(str(importlib.util.find_spec("regcache_jax.configs").origin)).parent  # type: ignore[union-attr]
@@ -39,11 +45,14 @@ def load_config(name: str) -> ConfigDict:
         raise UserError(f"config {path} fails: {type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config() must return an ml_collections.ConfigDict, got {type(config).__name__}")
+    read_config(config, path)
     return config
 
 
 def override(config: ConfigDict, arguments: tuple[str, ...]) -> None:
     """Applies `--config.a.b=c` (or `--config.a.b c`). Raises click.UsageError for unknown fields and values of another type."""
+    from ml_collections import ConfigDict
+
     words = list(arguments)
     while words:
         word = words.pop(0)
@@ -71,6 +80,8 @@ def override(config: ConfigDict, arguments: tuple[str, ...]) -> None:
 
 def _field(config: Any, part: str, name: str) -> Any:
     """One field of a config. Raises click.UsageError that names those there are."""
+    from ml_collections import ConfigDict
+
     if not isinstance(config, ConfigDict) or part not in config:
         known = ", ".join(config) if isinstance(config, ConfigDict) else "no fields"
         raise click.UsageError(f"--config.{name}: there is no field {part!r}; there are {known}")
@@ -120,8 +131,7 @@ def run_and_show(config: ConfigDict, workdir: str) -> None:
     print_table(f"{rows[0]['model']} on {rows[0]['dataset']}", columns, shown)
     for number, note in enumerate(notes):
         say(f"[{number + 1}] {note}")
-    folder = epath.Path(workdir)
-    say(f"{folder / 'results.json'} and {folder / 'report.html'} written; {time.monotonic() - began:.0f} s")
+        say(f"results.json and report.html written to {workdir}; {time.monotonic() - began:.0f} s")
 
 
 @dataclasses.dataclass(frozen=True)
