@@ -29,7 +29,7 @@ from regcache_jax.quantization.quantize import in_batches
 from regcache_jax.registers.search.search import Search
 from regcache_jax.registers.search.space import Numbers
 from regcache_jax.registers.search.trial import feature_errors
-from regcache_jax.studies.rivals import features_of
+from regcache_jax.studies.grid import features_of
 
 PERCENTILES = (99.999, 99.99, 99.97, 99.9, 99.7, 99.5, 99.0, 98.5)
 ESTIMATORS = (
