@@ -193,7 +193,7 @@ class ReportArgs:
 @takes(chosen=ReportArgs)
 def report(workdir: str, chosen: ReportArgs) -> None:
     """Write the page of a finished run as one HTML file."""
-    from regcache_jax.report.page import read_story, write_page
+    from regcache_jax.report.page import rewrite_page
 
-    write_page(chosen.out, *read_story(workdir))
+    rewrite_page(chosen.out, workdir)
     say(f"{workdir} -> {chosen.out}")

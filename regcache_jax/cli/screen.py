@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -29,15 +31,23 @@ class Update(Protocol):
 
 
 def say(text: str = "") -> None:
-    """One line on standard output."""
+    """A line on standard output."""
     if is_first():
-        click.echo(text)
+        click.echo(wrapped(text, sys.stdout.isatty()))
 
 
 def tell(text: str) -> None:
-    """One line on standard error."""
+    """A line on standard error."""
     if is_first():
-        click.echo(text, err=True)
+        click.echo(wrapped(text, sys.stderr.isatty()), err=True)
+
+
+def wrapped(text: str, on_terminal: bool) -> str:
+    """A text as it is written: on a terminal broken between words, in a pipe one line."""
+    if not on_terminal:
+        return text
+    width = shutil.get_terminal_size().columns
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def digits(number: float | None) -> str | None:

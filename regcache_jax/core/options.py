@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from typing import Any, Literal
 
 from regcache_jax.core.errors import UserError
@@ -45,11 +46,14 @@ def meaning_of(field: dataclasses.Field[Any]) -> Meaning:
     return field.metadata["meaning"]
 
 
-def check_bounds(owner: Any) -> None:
-    """Raises UserError that names every number of a dataclass outside the bounds that its field states; None is in all bounds."""
-    faults = []
+def check_fields(owner: Any) -> None:
+    """Raises UserError that names every field of a dataclass that holds a number outside the bounds that it states (None is in all of
+    them), or a word that is none of its type's."""
+    faults, hints = [], typing.get_type_hints(type(owner))
     for field in dataclasses.fields(owner):
-        meaning, value = field.metadata.get("meaning"), getattr(owner, field.name)
+        meaning, value, hint = field.metadata.get("meaning"), getattr(owner, field.name), hints[field.name]
+        if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
+            faults.append(f"{field.name} must be one of {', '.join(typing.get_args(hint))}, got {value!r}")
         for each in value if isinstance(value, tuple) else (value,):
             if meaning is not None and (fault := _fault(meaning, each)):
                 faults.append(f"{field.name} must be {fault}, got {each}")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from regcache_jax.core.errors import UserError
-from regcache_jax.core.options import check_bounds, option
+from regcache_jax.core.options import check_fields, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +47,7 @@ class SearchConfig:
     max_block_flops: float | None = option("The same after so many operations.", None, unit="operations", above=0)
 
     def __post_init__(self) -> None:
-        check_bounds(self)
-        for name, allowed in (("form", ("kv", "token")), ("objective", ("features", "accuracy"))):
-            if getattr(self, name) not in allowed:
-                raise UserError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        check_fields(self)
 
     def settings(self) -> dict[str, Any]:
         """What a trial's error and the search's way depend on: all but budgets and memory."""

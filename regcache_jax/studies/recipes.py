@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from regcache_jax.core.errors import UserError
-from regcache_jax.core.options import check_bounds, option
+from regcache_jax.core.options import check_fields, option
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.search_config import SearchConfig
 
@@ -68,4 +68,4 @@ class AutoConfig:
     seed: int = option("Of the draw that parts calibration and scoring pictures.", 0)
 
     def __post_init__(self) -> None:
-        check_bounds(self)
+        check_fields(self)

@@ -107,7 +107,7 @@ def test_a_planted_encoder_is_inspected_and_searched_by_command(regcache, plante
         (["search", "model", "black"], 1, "all 3 reference images are the same"),
         (["search", "broken", "pictures"], 1, "token norms of block 1 are not finite"),
         (["search", "model", "black", "--objective", "accuracy"], 1, "pictures without a class"),
-        (["search", "model", "pictures", "--registers", "0"], 2, "must be numbers of at least 1, such as 1,2, got 0"),
+        (["search", "model", "pictures", "--registers", "0"], 2, "takes numbers from 1 on, such as 1,2, got '0'"),
         (["search", "model", "pictures", "--max-minutes", "0"], 2, "0.0 is not in the range x>0"),
         (["search", "model", "pictures", "--max-block-flops", "-1"], 2, "-1.0 is not in the range x>0"),
         (["search", "model", "pictures", "--objective", "labels"], 2, "'features', 'accuracy'"),
