@@ -177,7 +177,7 @@ def test_results_that_are_not_as_a_run_left_them_get_one_line_and_no_page(rows, 
     results.write(tmp_path / "results.json", rows)
     results.write(tmp_path / "story.json", story)
     (tmp_path / file).write_text(json.dumps(tree))
-    with pytest.raises(UserError, match=r"(not as `regcache run` left it \(|should be a valid)"):
+    with pytest.raises(UserError, match=r"(not as `regcache run` left it \(|nput should be)"):
         rewrite_page(tmp_path / "page.html", tmp_path)
     assert not (tmp_path / "page.html").exists()
 
