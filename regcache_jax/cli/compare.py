@@ -81,6 +81,7 @@ def compare(model: str, pictures: TestedData, chosen: CompareArgs, cost: CostArg
     Scales and registers come from the calibration split; error (against the float features), accuracy and cost are those on
     DATA. Writes compare.json, .csv, .md and .png.
     """
+    from regcache_jax.files.lock import held
     from regcache_jax.files.workdir import Workdir
     from regcache_jax.models import folder as checkpoints
     from regcache_jax.studies import grid, sheets
@@ -98,15 +99,12 @@ def compare(model: str, pictures: TestedData, chosen: CompareArgs, cost: CostArg
     drawn = read_images(loaded, pictures.other(chosen.calibration_split, chosen.calibration))
     plan = read_plan(chosen.registers, loaded)
     plans = {} if plan is None else dict.fromkeys(bits, plan)
-    bars = BarsOfCells("comparing")
-    try:
+    with held(chosen.out), BarsOfCells("comparing") as bars:
         workdir = Workdir(chosen.out, bars)
         if plan is None and not chosen.no_registers:
             plans = find_plans(loaded.encoder, drawn, bits, workdir)
         bench = grid.Bench(loaded.encoder, drawn, tested, plans, accuracy_of(loaded, data), price, pictures.batch_size)
         entries = grid.compare(bench, cells_of(recipes, bits, plans), workdir)
-    finally:
-        bars.close()
     float_metrics = {} if bench.judge is None else bench.judge.metrics(bench.reference)
     written = sheets.write_tables(
         entries, chosen.out, loaded.encoder, dataset=data.name, float_metrics=float_metrics, cost_unit=price.unit

@@ -219,7 +219,8 @@ def evaluate(
     ]  # fmt: skip
     seen = rows[0]["quantization"]["examples"]
     print_table(f"{task} on {data.name} ({data.split}, n = {seen})", columns, shown)
-    write_json(output.json, rows[0] if len(rows) == 1 else rows)
+    written = [results.sealed(row) for row in rows]
+    write_json(output.json, written[0] if len(written) == 1 else written)
     if output.results is not None and is_first():
         results.write_each(output.results, rows)
 

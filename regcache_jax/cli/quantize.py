@@ -201,14 +201,12 @@ def _quantized(
 
 def _auto(encoder: Encoder, images: np.ndarray, work: str, config: AutoConfig, price: Price) -> tuple[Encoder, str]:
     """The encoder that `auto` chooses and the name of its entry; prints the table."""
+    from regcache_jax.files.lock import held
     from regcache_jax.files.workdir import Workdir
     from regcache_jax.studies.auto import auto
 
-    bars = BarsOfCells("trying recipes")
-    try:
+    with held(work), BarsOfCells("trying recipes") as bars:
         result = auto(encoder, images, Workdir(work, bars), config, price)
-    finally:
-        bars.close()
     rows = [(e.name, digits(e.error), digits(e.cost), e.fault or e.note) for e in result.entries]
     print_table(f"Recipes, the best first; cost: {price.unit}", ("recipe", "error", "cost", "note"), rows)
     say(f"chosen: {result.chosen.name}")

@@ -109,11 +109,8 @@ def run_and_show(config: ConfigDict, workdir: str) -> None:
     from regcache_jax.report.tables import ROW_LABELS
 
     began = time.monotonic()
-    bars = Bars()
-    try:
+    with Bars() as bars:
         rows = pipeline.run(config, workdir, bars)
-    finally:
-        bars.close()
     columns = ("scheme", "row", "top-1 %", "top-5 %", "cosine", "images")
     notes = list(dict.fromkeys(row["quantization"]["note"] for row in rows if row["quantization"]["note"]))
     shown = [
@@ -193,7 +190,8 @@ class ReportArgs:
 @takes(chosen=ReportArgs)
 def report(workdir: str, chosen: ReportArgs) -> None:
     """Write the page of a finished run as one HTML file."""
-    from regcache_jax.report.page import rewrite_page
+    from regcache_jax.report.page import write_page
+    from regcache_jax.report.story import read_story
 
-    rewrite_page(chosen.out, workdir)
+    write_page(chosen.out, *read_story(workdir))
     say(f"{workdir} -> {chosen.out}")

@@ -109,7 +109,7 @@ def progress(label: str, total: int | None = None) -> Iterator[Update]:
     click.echo(f"{label}: {time.monotonic() - began:.1f} s", err=True)
 
 
-class Bars(Observer):
+class Bars(Observer, contextlib.AbstractContextManager):
     """Hears of stages and draws one bar for each."""
 
     def __init__(self) -> None:
@@ -145,6 +145,9 @@ class Bars(Observer):
             self._bar.__exit__(None, None, None)
             self._bar = self._update = None
 
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
 
 class BarsOfCells(Bars):
     """The same with one bar for all cells of a grid."""
@@ -170,9 +173,9 @@ class BarsOfCells(Bars):
 def write_json(path: str | None, tree: Any) -> None:
     """Writes `--json FILE` (whole or not at all); nothing without it."""
     if path is not None and is_first():
-        from regcache_jax.files import results
+        from regcache_jax.files.paths import write_json as write
 
-        results.write(path, json.loads(json.dumps(tree)))
+        write(path, json.loads(json.dumps(tree)))
 
 
 def write_text(path: str, text: str) -> None:

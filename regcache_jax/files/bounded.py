@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import errno
 import functools
+import io
 import json
 import math
 import os
 import stat
 import types
 from collections.abc import Callable
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 import pydantic
 import pydantic_core
@@ -34,7 +35,7 @@ FAULTS_SHOWN = 6
 _adapter: Callable[[Any], Any] = functools.lru_cache(maxsize=64)(pydantic.TypeAdapter)
 
 
-def open_regular(path: epath.PathLike, limit: int) -> IO[bytes]:
+def open_regular(path: epath.PathLike, limit: int) -> io.BufferedIOBase:
     """Opens a file for reading, for those who read it in pieces or map it; it holds at most `limit` bytes.
 
     Raises UserError for what is not there, not a regular file (folder, device, pipe, socket, a link in a circle), larger or unreadable."""
@@ -43,22 +44,23 @@ def open_regular(path: epath.PathLike, limit: int) -> IO[bytes]:
         if "://" in str(path):
             if not path.exists():
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-            size, opened = path.stat().length, path.open("rb")
+            if (size := path.stat().length) > limit:
+                raise _too_large(path, size, limit)
+            return io.BytesIO(path.read_bytes())
         else:
             handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # not blocked: a pipe without a writer
             found = os.fstat(handle)
             if not stat.S_ISREG(found.st_mode):
                 os.close(handle)
                 raise UserError(f"{shown(path)} is {_kind(found.st_mode)}; expected a regular file")
-            size, opened = found.st_size, os.fdopen(handle, "rb")
+            if found.st_size > limit:
+                os.close(handle)
+                raise _too_large(path, found.st_size, limit)
+            return os.fdopen(handle, "rb")
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{shown(path)} cannot be read: {_reason(error)}") from None
-    if size > limit:
-        opened.close()
-        raise _too_large(path, size, limit)
-    return opened
 
 
 def _kind(mode: int) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 from etils import epath
 
@@ -62,6 +64,11 @@ def write_whole(path: epath.PathLike, content: bytes) -> None:
         drain(path.parent)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def write_json(path: epath.PathLike, tree: Any) -> None:
+    """Writes a tree of JSON, whole or not at all. Raises ValueError for NaN and infinities."""
+    write_whole(path, (json.dumps(tree, indent=2, allow_nan=False) + "\n").encode())
 
 
 @contextlib.contextmanager

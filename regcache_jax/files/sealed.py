@@ -6,11 +6,9 @@ JSON object is sealed by one key. A seal finds what a disk or a copy has changed
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -60,40 +58,28 @@ def check_description(file: epath.Path, content: bytes) -> None:
         raise UserError(f"{shown(file)} is not as it was written (its hash differs): copy or make the folder again")
 
 
-@contextlib.contextmanager
-def checked_folder(folder: epath.Path, listed: Mapping[str, tuple[int, str]], own: str) -> Iterator[None]:
-    """Hashes the listed files in threads beside what the block does with them, and raises UserError at its end, whatever else it has
-    raised, where one is not as it was sealed.
+def check_folder(folder: epath.Path, listed: Mapping[str, tuple[int, str]], own: str) -> None:
+    """Compares a folder with what its description (the file `own`) lists, before anything in it is understood.
 
-    Missing, cut and additional files (but for the description `own`, hidden files and *.md) are found before the block begins."""
+    Whole files are hashed in threads, so that it costs about a quarter of what reading the parameters costs, and what comes after reads
+    from memory. Raises UserError for missing, cut, changed and additional files (but for hidden ones and *.md)."""
     there = {file.relative_to(folder).as_posix(): file for file in files_below(folder)}
     faults = [f"{name} is missing" for name in listed if name not in there]
     for name, (size, _) in listed.items():
         if name in there and (length := there[name].stat().length) != size:
             faults.append(f"{name} has {length} of {size} bytes")
-    faults += [f"{name} is not its own" for name in sorted(set(there) - set(listed) - {own}) if _counts(name)]
-    _raise(folder, faults)
-    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-        hashes = {name: pool.submit(file_hash, folder / name) for name in listed}
-        try:
-            yield
-        except Exception:
-            _raise(folder, _changed(hashes, listed))
-            raise
-        _raise(folder, _changed(hashes, listed))
-
-
-def _counts(name: str) -> bool:
-    """Whether a file that nobody listed may be taken for part of the folder."""
-    return not (name.endswith(".md") or any(part.startswith(".") for part in name.split("/")))
-
-
-def _changed(hashes: Mapping[str, Any], listed: Mapping[str, tuple[int, str]]) -> list[str]:
-    return [f"{name} is not as it was written" for name, each in hashes.items() if each.result() != listed[name][1]]
-
-
-def _raise(folder: epath.Path, faults: list[str]) -> None:
+    faults += [f"{name} is not its own" for name in sorted(set(there) - set(listed) - {own}) if belongs(name)]
+    if not faults:
+        with ThreadPoolExecutor(THREADS) as pool:
+            hashes = pool.map(lambda name: file_hash(folder / name), listed)
+            changed = [name for name, found in zip(listed, hashes, strict=True) if found != listed[name][1]]
+        faults = [f"{name} is not as it was written" for name in changed]
     if faults:
         more = f" and {len(faults) - FAULTS_SHOWN} files more" if len(faults) > FAULTS_SHOWN else ""
-        listed = "; ".join(faults[:FAULTS_SHOWN])
-        raise UserError(f"{shown(folder)} is damaged or incomplete: {listed}{more}; copy or make it again")
+        shortly = "; ".join(faults[:FAULTS_SHOWN])
+        raise UserError(f"{shown(folder)} is damaged or incomplete: {shortly}{more}; copy or make it again")
+
+
+def belongs(name: str) -> bool:
+    """Whether a file that nobody listed may be taken for part of the folder."""
+    return not (name.endswith(".md") or any(part.startswith(".") for part in name.split("/")))

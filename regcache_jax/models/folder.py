@@ -12,7 +12,6 @@ gs:// or wherever else `etils.epath` reaches.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import logging
@@ -37,7 +36,7 @@ from regcache_jax.encoders.parameters import parameter_shapes
 from regcache_jax.encoders.preprocess import preprocess
 from regcache_jax.encoders.tokenizers import load_tokenizer
 from regcache_jax.files.paths import refuse_existing, whole_folder
-from regcache_jax.files.sealed import FILES, checked_folder, describe_folder
+from regcache_jax.files.sealed import FILES, belongs, check_folder, describe_folder
 from regcache_jax.models.description import (
     ENCODER_FILE,
     FORMAT_VERSION,
@@ -166,12 +165,13 @@ def load(folder: epath.PathLike, *, sharding: jax.sharding.Sharding | Placing | 
     Raises UserError that names the folder and everything that is missing or does not fit its spec."""
     folder = epath.Path(folder)
     description = read_description(folder)
+    check_files(folder, description)
     spec, scheme = _read_spec(folder, description)
     template = _read_shapes(folder, description, spec, scheme)
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     placed = {path: sharding(path, leaf) if callable(sharding) else sharding for path, leaf in template.items()}
     try:
-        with checked(folder, description), _checkpointer() as checkpointer:
+        with _checkpointer() as checkpointer:
             _check_stored(folder, checkpointer.metadata(_params(folder)), template)
             flat = checkpointer.restore(
                 _params(folder),
@@ -197,20 +197,18 @@ def load(folder: epath.PathLike, *, sharding: jax.sharding.Sharding | Placing | 
     return Model(encoder, description, folder)
 
 
-def checked(folder: epath.Path, description: Mapping[str, Any]) -> contextlib.AbstractContextManager[None]:
-    """Compares a folder's files with their hashes beside what the block reads of them; where there are no hashes, sizes at once.
-
-    Raises UserError that names the files that are missing, cut or changed."""
+def check_files(folder: epath.Path, description: Mapping[str, Any]) -> None:
+    """Raises UserError that names the files that are missing, cut or (where encoder.json holds hashes) changed."""
     if FILES in description:
-        return checked_folder(folder, description[FILES], ENCODER_FILE)
-    check_sizes(folder, description)
-    return contextlib.nullcontext()
+        check_folder(folder, description[FILES], ENCODER_FILE)
+    else:
+        check_sizes(folder, description)
 
 
 def tokenizer_files(folder: epath.PathLike) -> list[str]:
-    """Names of the tokenizer's files in a model folder: all that is neither description, parameters nor plan."""
+    """Names of the tokenizer's files in a model folder: all that is neither description, parameters nor plan, nor hidden or a *.md."""
     own = {ENCODER_FILE, PARAMS_FOLDER, PLAN_FILE}
-    return sorted(entry.name for entry in epath.Path(folder).iterdir() if entry.name not in own)
+    return sorted(name for entry in epath.Path(folder).iterdir() if (name := entry.name) not in own and belongs(name))
 
 
 def _read_spec(folder: epath.Path, description: Mapping[str, Any]) -> tuple[EncoderSpec, Scheme | None]:

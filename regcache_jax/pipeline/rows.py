@@ -16,7 +16,8 @@ from regcache_jax.evaluation.measure import Measured, describe
 from regcache_jax.evaluation.tasks import classification, nearest_neighbours
 from regcache_jax.files import results
 from regcache_jax.files.distributed import from_first, is_first
-from regcache_jax.files.workdir import Json, read_array, remove, write_array
+from regcache_jax.files.paths import remove
+from regcache_jax.files.workdir import Json, read_array, write_array
 from regcache_jax.models import folder as checkpoints
 from regcache_jax.pipeline.stages import Stages, model_folder
 from regcache_jax.pipeline.table import FLOAT, is_model, kind_of, note, table_cells

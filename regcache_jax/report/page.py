@@ -9,8 +9,6 @@ from typing import Any
 
 from etils import epath
 
-from regcache_jax.core.errors import UserError
-from regcache_jax.files.bounded import read_json
 from regcache_jax.files.paths import write_whole
 from regcache_jax.report.plots import COLOURS, bars, cells, heat_map, heat_scale, norms_by_block, scatter
 from regcache_jax.report.tables import (
@@ -58,24 +56,6 @@ BAR_COLOURS = {"plain": COLOURS[0], "registers": COLOURS[1]}
 def write_page(path: epath.PathLike, rows: Sequence[Json], story: Json) -> None:
     """Writes the page, beside its final name first."""
     write_whole(path, page(rows, story).encode())
-
-
-def rewrite_page(path: epath.PathLike, workdir: epath.PathLike) -> None:
-    """Writes the page of a finished run again, from what `regcache run` left in its work folder. Raises UserError where that is not there,
-    or not as it was left."""
-    folder = epath.Path(workdir)
-    files = [folder / name for name in ("results.json", "story.json")]
-    if not all(file.exists() for file in files):
-        raise UserError(f"{folder} holds no finished run (results.json and story.json); `regcache run` makes one")
-    rows, story = read_json(files[0], list[Json]), read_json(files[1], Json)
-    try:
-        text = page(rows, story)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        fault = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(
-            f"{folder}: results.json or story.json is not as `regcache run` left it ({fault}); run it again"
-        ) from None
-    write_whole(path, text.encode())
 
 
 def page(rows: Sequence[Json], story: Json) -> str:

@@ -19,6 +19,7 @@ from regcache_jax.core.observer import Observer
 from regcache_jax.data import load_images, open_dataset
 from regcache_jax.encoders import catalog
 from regcache_jax.encoders.encoder import encode_image
+from regcache_jax.files import results
 from regcache_jax.models import folder as checkpoints
 from regcache_jax.pipeline.material import Material
 
@@ -59,7 +60,7 @@ def finished(tmp_path_factory):
 @pytest.mark.slow
 def test_the_rows_of_the_demo_have_the_keys_that_others_read(finished):
     folder, rows, _ = finished
-    assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(rows))
+    assert results.read(folder / "results.json") == json.loads(json.dumps(rows))
     kinds = [
         (row["quantization"]["scheme"], row["quantization"]["method"], row["quantization"]["registers"]) for row in rows
     ]
