@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 from etils import epath
 from jaxtyping import Array, Float, Int
+from pydantic import StringConstraints
+from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
-from regcache_jax.core.errors import UserError
+from regcache_jax.core.errors import UserError, shown
 from regcache_jax.core.scheme import INPUTS, PRODUCT_INPUTS, SITES, Scheme
 from regcache_jax.core.sites import Block, Grid
 from regcache_jax.core.spec import Protected
@@ -24,9 +24,14 @@ from regcache_jax.encoders.blocks import BlockTrace
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.identity import encoder_hash
 from regcache_jax.encoders.vision import image_features
-from regcache_jax.files.paths import write_whole
+from regcache_jax.files.bounded import parse_json
+from regcache_jax.files.identity import Digest
+from regcache_jax.files.tensors import read_tensors, write_tensors
 from regcache_jax.quantization.calibrate import calibrate, check_finite, scales_from_ranges
 from regcache_jax.quantization.histogram import (
+    BINS,
+    LARGEST_EXPONENT,
+    SMALLEST_EXPONENT,
     Counted,
     Histogram,
     bounds,
@@ -96,7 +101,7 @@ class Calibration:
             "num_images": str(self.num_images),
             **({} if self.made_for is None else {"made_for": self.made_for}),
         }
-        write_whole(path, safetensors.numpy.save(tensors, metadata))
+        write_tensors(path, tensors, metadata)
 
     @classmethod
     def load(cls, path: epath.PathLike) -> Calibration:
@@ -104,23 +109,54 @@ class Calibration:
         path = epath.Path(path)
         if not path.exists():
             raise UserError(f"there is no calibration file {path}; `regcache calibrate` makes one")
-        data = path.read_bytes()
-        try:
-            length = int.from_bytes(data[:8], "little")
-            metadata = json.loads(data[8 : 8 + length])["__metadata__"]
-            tensors = safetensors.numpy.load(data)
-            names = [field.name for field in dataclasses.fields(Histogram)]
-            counted = {name.split("/")[0] for name in tensors}
-            if not set(SITES) <= counted:
-                raise KeyError(", ".join(sorted(set(SITES) - counted)))
-            sites = {
-                site: Histogram(*(tensors[f"{site}/{name}"] for name in names))
-                for site in sorted(counted, key=INPUTS.index)
-            }
-            made_for = metadata.get("made_for")
-            return cls(sites, json.loads(metadata["groups"]), int(metadata["num_images"]), made_for)
-        except (KeyError, ValueError, TypeError, safetensors.SafetensorError) as error:
-            raise UserError(f"{path} is not a calibration file: {error}") from None
+        tensors, texts = read_tensors(path, "calibration file", {"regcache_jax", "groups", "num_images", "made_for"})
+        described = parse_json(json.dumps(texts), _Described, path)
+        counted = sorted({name.split("/")[0] for name in tensors})
+        missing = [site for site in SITES if site not in counted]
+        unknown = [site for site in counted if site not in INPUTS]
+        if missing or unknown:
+            raise UserError(
+                f"{path} is not a calibration file: it lacks {missing} and has the unknown {shown(unknown)}"
+            )
+        groups = described["groups"] == "true"
+        sites = {site: _histogram(path, site, tensors, groups) for site in sorted(counted, key=INPUTS.index)}
+        if len(sizes := {len(histogram.counts) for histogram in sites.values()}) > 1:
+            raise UserError(f"{path} is not a calibration file: its sites have {sorted(sizes)} blocks")
+        return cls(sites, groups, int(described["num_images"]), described.get("made_for"))
+
+
+class _Described(TypedDict):
+    """A calibration's texts."""
+
+    regcache_jax: Literal["calibration"]
+    groups: Literal["true", "false"]
+    num_images: Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,17}$")]
+    made_for: NotRequired[Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]]
+
+
+def _histogram(path: epath.Path, site: str, tensors: dict[str, np.ndarray], groups: bool) -> Histogram:
+    """One site's counts, as `count` makes them. Raises UserError for others."""
+    wanted = {"counts": np.int64, "exponent": np.int32, "lower": np.float32, "upper": np.float32}
+    found = {name.split("/", 1)[1]: array for name, array in tensors.items() if name.startswith(f"{site}/")}
+    apart = 3 if groups and site in SITES else 1
+    shape = (*found["exponent"].shape,) if "exponent" in found else ()
+    sound = (
+        {name: array.dtype for name, array in found.items()} == wanted
+        and len(shape) == 2
+        and shape[0] > 0
+        and shape[1] == apart
+        and all(found[name].shape == shape for name in ("lower", "upper"))
+        and found["counts"].shape == (*shape, 2 * BINS)
+        and bool(np.all(found["counts"] >= 0))
+        and bool(np.all(found["exponent"] >= SMALLEST_EXPONENT) and np.all(found["exponent"] <= LARGEST_EXPONENT))
+        and bool(np.all(np.isfinite(found["lower"])) and np.all(np.isfinite(found["upper"])))
+        and bool(np.all(found["lower"] <= 0) and np.all(found["upper"] >= 0))
+    )
+    if not sound:
+        raise UserError(
+            f"{path} is not a calibration file: what it holds of {site} is no histogram of L blocks and {apart} groups"
+        )
+    return Histogram(*(found[name] for name in wanted))
 
 
 def _levels(scheme: Scheme, site: str, num_blocks: int) -> Int[np.ndarray, "L"]:
@@ -139,10 +175,7 @@ def site_bounds(
 
 def _identity(encoder: Encoder) -> str:
     """A hash of the float image tower and its plan."""
-    digest = hashlib.sha256(encoder_hash(encoder).encode())
-    for leaf in jax.tree.leaves(encoder.plan):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
+    return Digest().text(encoder_hash(encoder)).arrays(jax.tree.leaves(encoder.plan)).hex()
 
 
 def counters(inputs: Iterable[str], protected: Protected | None) -> dict[str, Callable[[BlockTrace], Counted]]:

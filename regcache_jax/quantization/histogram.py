@@ -20,7 +20,8 @@ from regcache_jax.ops.aqt import largest_integer
 BINS = 2048
 """Bins on each side of zero: 16 a step of 8 bits where the range fills them."""
 
-SMALLEST_EXPONENT = -40
+SMALLEST_EXPONENT, LARGEST_EXPONENT = -40, 128
+"""Of bins; the largest is a float32's."""
 
 
 class Counted(NamedTuple):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 from regcache_jax.core.scheme import PRODUCT_INPUTS, SITES, Scheme
 from regcache_jax.encoders.encoder import Encoder
@@ -42,3 +44,14 @@ def cost(encoder: Encoder) -> float:
             if is_integer and not scheme.calibrated:
                 total += MEASURED_COST * tokens * math.prod(sizes[0][1 : 1 + layers[0].num_inputs])
     return total
+
+
+class Price(NamedTuple):
+    """What gives an encoder's cost, and its unit."""
+
+    unit: str
+    of: Callable[[Encoder], float]
+
+
+MODEL = Price("int8 multiply-adds an image", cost)
+"""The model above; `regcache_jax.tpu.ask.encoder_cycles` asks a TPU's compiler instead."""

@@ -118,8 +118,15 @@ def test_text_without_tokenizer_files_says_how_to_add_them(tmp_path, encoder):
 
 
 def edit(folder, change):
+    """Changes a description of version 0.1.0, which holds no hashes."""
     file = folder / "encoder.json"
-    description = json.loads(file.read_text())
+    description = json.loads(file.read_text()) | {"format_version": 1}
+    description["parameter_files"] = {
+        name.removeprefix("params/"): size
+        for name, (size, _) in description.pop("sealed_files").items()
+        if name.startswith("params/")
+    }
+    del description["sha256"]
     change(description)
     file.write_text(json.dumps(description))
 
@@ -129,7 +136,7 @@ FAULTS = {
     "no description": (lambda m: (m / "encoder.json").unlink(), "is not a model folder: it has no encoder.json"),
     "cut description": (lambda m: (m / "encoder.json").write_text('{"spec": '), "is not readable JSON"),
     "another format": (lambda m: edit(m, lambda d: d.update(format_version=9)), "has format version 9"),
-    "no spec": (lambda m: edit(m, lambda d: d.pop("spec")), "does not describe an encoder"),
+    "no spec": (lambda m: edit(m, lambda d: d.pop("spec")), "encoder.json: spec: field required"),
     "strange spec": (lambda m: edit(m, lambda d: d["spec"].update(colour=1)), "unknown fields .'colour'"),
     "another width": (
         lambda m: edit(m, lambda d: d["spec"]["image"]["blocks"].update(mlp_width=25)),
@@ -147,7 +154,7 @@ FAULTS = {
         lambda m: edit(m, lambda d: d["spec"]["image"]["blocks"].update(num_heads=0)),
         "impossible sizes|does not describe",
     ),
-    "no parameters": (lambda m: (m / "params").rename(m / "other"), "params is damaged or incomplete"),
+    "no parameters": (lambda m: (m / "params").rename(m / "other"), "m is damaged or incomplete: params/.* is missing"),
 }
 
 
@@ -171,5 +178,7 @@ def test_a_piece_of_an_array_that_is_cut_or_gone_is_named_and_not_taken_for_zero
     if damage == "cut":
         piece.write_bytes(content[:10])
     reason = f"has 10 of {len(content)} bytes" if damage == "cut" else "is missing"
-    with pytest.raises(UserError, match=f"is damaged or incomplete: image.blocks.mlp.fc1.kernel/0.0.0 {reason}$"):
+    with pytest.raises(
+        UserError, match=f"m is damaged or incomplete: params/image.blocks.mlp.fc1.kernel/0.0.0 {reason}; copy"
+    ):
         checkpoints.load(folder)

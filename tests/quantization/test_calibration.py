@@ -112,7 +112,7 @@ def test_a_calibration_is_saved_looked_at_and_used_again(tmp_path):
     with pytest.raises(UserError, match="calibrate again"):
         quantize(encoder, None, Scheme(activations="group"), calibration=again)
     (tmp_path / "other").write_bytes(b"not a file of ours")
-    with pytest.raises(UserError, match="not a calibration file"):
+    with pytest.raises(UserError, match="not a readable calibration file"):
         Calibration.load(tmp_path / "other")
 
 
