@@ -86,7 +86,9 @@ def main(arguments: list[str] | None = None) -> None:
         error.show()
         status = error.exit_code
     except UserError as error:
-        click.echo(f"regcache: {error}", err=True)
+        from regcache_jax.cli.screen import wrapped
+
+        click.echo(wrapped(f"regcache: {error}", sys.stderr.isatty()), err=True)
         status = 1
     except ImportError as error:
         if "gcsfs" not in str(error):

@@ -22,12 +22,13 @@ from regcache_jax.files.paths import remove, write_json
 from regcache_jax.files.sealed import seal
 from regcache_jax.files.workdir import Json
 from regcache_jax.pipeline.checks import check_config, check_float_accuracy
+from regcache_jax.pipeline.config import RunConfig, read_config
 from regcache_jax.pipeline.material import Material
 from regcache_jax.pipeline.rows import Rows
 from regcache_jax.pipeline.stages import Stages
 from regcache_jax.pipeline.table import KINDS
 
-__all__ = ["KINDS", "check_config", "check_float_accuracy", "run"]
+__all__ = ["KINDS", "check_config", "check_float_accuracy", "read_config", "run"]
 
 
 def run(config: ConfigDict, workdir: epath.PathLike, observer: Observer | None = None) -> list[results.Row]:
@@ -36,12 +37,14 @@ def run(config: ConfigDict, workdir: epath.PathLike, observer: Observer | None =
 
     Returns the rows. Raises UserError for what the user can put right."""
     observer = observer or Observer()
-    check_config(config)
+    fields = read_config(config)
+    check_config(fields)
+    told = json.loads(config.to_json_best_effort())
     with held_by_first(workdir):
-        return _run(config, workdir, observer)
+        return _run(fields, told, workdir, observer)
 
 
-def _run(config: ConfigDict, workdir: epath.PathLike, observer: Observer) -> list[results.Row]:
+def _run(config: RunConfig, told: Json, workdir: epath.PathLike, observer: Observer) -> list[results.Row]:
     material = Material(config, workdir, observer)
     if config.task == "zeroshot_classification":
         observer.said(material.protocol.sentence(material.prompts(), material.encoder.spec.preprocessing))
@@ -61,7 +64,7 @@ def _run(config: ConfigDict, workdir: epath.PathLike, observer: Observer) -> lis
         "inspect": inspected,
         "search": searched,
         "figures": stages.figures().result,
-        "config": json.loads(config.to_json_best_effort()),
+        "config": told,
     }
     from_first(lambda: _write(epath.Path(workdir), rows, story))
     return rows
