@@ -44,6 +44,7 @@ from regcache_jax.models.description import (
     PARAMS_FOLDER,
     check_sizes,
     read_description,
+    read_scheme,
 )
 from regcache_jax.models.plan_file import load_plan, save_plan
 
@@ -212,11 +213,11 @@ def tokenizer_files(folder: epath.PathLike) -> list[str]:
 
 def _read_spec(folder: epath.Path, description: Mapping[str, Any]) -> tuple[EncoderSpec, Scheme | None]:
     try:
-        scheme = description.get("scheme")
-        return EncoderSpec.from_json(description["spec"]), None if scheme is None else Scheme.from_json(scheme)
+        spec = EncoderSpec.from_json(description["spec"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{folder / ENCODER_FILE} does not describe an encoder: {reason}") from None
+    return spec, read_scheme(description["scheme"], folder / ENCODER_FILE)
 
 
 def _read_shapes(
