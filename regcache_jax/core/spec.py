@@ -168,6 +168,8 @@ class EncoderSpec:
     text: TextSpec | None = None
     tokenization: Tokenization | None = None
     normalize: bool = True
+    logit_bias: bool = False
+    """Whether a CLIP was trained with SigLIP's loss, and has its offset; a SigLIP always has."""
 
     def to_json(self) -> dict[str, Any]:
         """The spec as plain JSON values."""
