@@ -109,7 +109,7 @@ def test_wrong_use_exits_2_and_says_what_would_be_right(regcache, arguments, mes
         ),
         (["run", "--config", "demo", "--workdir", "w", "--config.schemes="], "it names no scheme"),
         (["run", "--config", "demo", "--workdir", "w", "--config.model=nowhere.npz"], "nowhere.npz"),
-        (["run", "--config", "demo", "--workdir", "text.safetensors/w"], "Not a directory"),
+        (["run", "--config", "demo", "--workdir", "text.safetensors/w"], "text.safetensors"),
         (["report", "empty", "--out", "x.html"], "holds no finished run"),
     ],
 )
