@@ -43,7 +43,7 @@ def main() -> None:
     )
     verdicts = {}
     for kinds in ((), *((kind,) for kind in KINDS), KINDS):
-        spec = planted_spec(*shape, num_registers=int("trained-register outlier" in kinds))
+        spec = planted_spec(*shape, trained_registers=int("trained-register outlier" in kinds))
         each = plant(kinds, spec=spec, num_images=min(8, given.images))
         name, verdict = " + ".join(kinds) or "none", judge(inspect(each.encoder, each.images)).kinds
         verdicts[name] = verdict

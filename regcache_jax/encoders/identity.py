@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from regcache_jax.core.names import to_tree
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.files.identity import Digest, content_hash
 
@@ -13,7 +14,7 @@ from regcache_jax.files.identity import Digest, content_hash
 def encoder_hash(encoder: Encoder) -> str:
     """SHA-256 of a float encoder's image tower: what a plan belongs to."""
     digest = Digest().json(encoder.spec.to_json()["image"])
-    for path, leaf in jax.tree_util.tree_leaves_with_path(encoder.params["image"]):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(to_tree(encoder.params.image)):
         digest.text(jax.tree_util.keystr(path)).arrays([leaf])
     return digest.hex()
 
@@ -25,5 +26,5 @@ def image_identity(encoder: Encoder) -> list[Any]:
         encoder.spec.to_json()["image"],
         encoder.spec.normalize,
         None if scheme is None else scheme.to_json(),
-        content_hash((encoder.params["image"], encoder.plan)),
+        content_hash((encoder.params.image, encoder.plan)),
     ]

@@ -29,14 +29,15 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.core.names import from_names, to_names
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.spec import EncoderSpec
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.encoders.parameters import parameter_shapes
 from regcache_jax.encoders.preprocess import preprocess
 from regcache_jax.encoders.tokenizers import load_tokenizer
 from regcache_jax.files.paths import refuse_existing, whole_folder
 from regcache_jax.files.sealed import FILES, belongs, check_folder, describe_folder
+from regcache_jax.models import layout
 from regcache_jax.models.description import (
     ENCODER_FILE,
     FORMAT_VERSION,
@@ -45,7 +46,6 @@ from regcache_jax.models.description import (
     read_description,
 )
 from regcache_jax.models.plan_file import load_plan, save_plan
-from regcache_jax.ops.aqt import QuantizedTensor
 
 PLAN_FILE = "registers.safetensors"
 CHUNK_BYTES = 2**25
@@ -91,7 +91,7 @@ def save(
     folder = epath.Path(folder)
     refuse_existing(folder)
     encoder = encoder if dtype is None else encoder.astype(dtype)
-    flat = _to_arrays(encoder.params)
+    flat = to_names(encoder.params)
     description = {
         "format_version": FORMAT_VERSION,
         "regcache_jax": package_metadata.version("regcache-jax"),
@@ -191,7 +191,7 @@ def load(folder: epath.PathLike, *, sharding: jax.sharding.Sharding | Placing | 
     except Exception as error:  # Orbax and TensorStore raise many kinds of error for damaged folders
         reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{folder / PARAMS_FOLDER} is damaged or incomplete: {reason[:300]}") from None
-    encoder = Encoder(_from_arrays(flatten_dict(flat, sep="/")), spec=spec, scheme=scheme)
+    encoder = Encoder(from_names(flatten_dict(flat, sep="/")), spec=spec, scheme=scheme)
     if (folder / PLAN_FILE).exists():
         encoder = encoder.with_plan(load_plan(folder / PLAN_FILE)[0])
     return Model(encoder, description, folder)
@@ -223,30 +223,18 @@ def _read_spec(folder: epath.Path, description: Mapping[str, Any]) -> tuple[Enco
 def _read_shapes(
     folder: epath.Path, description: Mapping[str, Any], spec: EncoderSpec, scheme: Scheme | None
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """The leaves that encoder.json lists, checked against the spec: a float leaf has the spec's shape; an integer kernel
-    is a pair of values and scale; what a method keeps beside the kernels (calibrated scales) are leaves more."""
+    """The leaves that encoder.json lists, which must be those of `layout`."""
     listed: Any = description.get("parameters")
     try:
         leaves = {path: jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype)) for path, (dtype, shape) in listed.items()}
     except (TypeError, ValueError, AttributeError):
         raise UserError(f"{folder / ENCODER_FILE} does not list its parameters as name: [type, shape]") from None
     try:
-        wanted = {path: leaf.shape for path, leaf in flatten_dict(parameter_shapes(spec), sep="/").items()}
+        faults = layout.faults(leaves, spec, scheme)
     except (TypeError, ValueError, ArithmeticError) as error:
         raise UserError(
             f"{folder / ENCODER_FILE} has a spec of impossible sizes: {str(error).splitlines()[0]}"
         ) from None
-    faults = []
-    for path, shape in wanted.items():
-        stored = leaves.get(path, leaves.get(f"{path}/values"))
-        if stored is None:
-            faults.append(f"{path} is missing")
-        elif stored.shape != shape:
-            faults.append(f"{path} is {list(stored.shape)}, expected {list(shape)}")
-    known = {*wanted, *(f"{path}/{part}" for path in wanted for part in ("values", "scale"))}
-    beside = ("image/blocks/", "image/rotation", "image/head/input_", "text/blocks/input_")
-    extra = beside if scheme is not None else ()
-    faults += [f"{path} is not known" for path in leaves if path not in known and not path.startswith(extra)]
     if faults:
         raise UserError(f"{folder / ENCODER_FILE} does not fit its spec: {'; '.join(faults[:12])}")
     return leaves
@@ -265,26 +253,3 @@ def _check_stored(folder: epath.Path, stored: Any, template: Mapping[str, jax.Sh
     ]
     if faults:
         raise UserError(f"{folder / PARAMS_FOLDER} does not hold what {ENCODER_FILE} lists: {'; '.join(faults[:12])}")
-
-
-def _to_arrays(params: Mapping[str, Any]) -> dict[str, Any]:
-    """`path -> array`; an integer kernel becomes two leaves, `values` and `scale`."""
-    flat: dict[str, Any] = {}
-    for path, leaf in flatten_dict(params, sep="/").items():
-        if isinstance(leaf, QuantizedTensor):
-            flat |= {f"{path}/values": leaf.values, f"{path}/scale": leaf.scale}
-        else:
-            flat[path] = leaf
-    return flat
-
-
-def _from_arrays(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `_to_arrays`."""
-    params: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        kernel, _, part = path.rpartition("/")
-        if part == "values":
-            params[kernel] = QuantizedTensor(leaf, flat[f"{kernel}/scale"])
-        elif f"{kernel}/values" not in flat:
-            params[path] = leaf
-    return unflatten_dict(params, sep="/")

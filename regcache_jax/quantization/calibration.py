@@ -18,10 +18,11 @@ from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from regcache_jax.core.errors import UserError, shown
 from regcache_jax.core.scheme import INPUTS, PRODUCT_INPUTS, SITES, Scheme
+from regcache_jax.core.sites import Block, Grid
+from regcache_jax.core.spec import Protected
 from regcache_jax.encoders.blocks import BlockTrace
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.identity import encoder_hash
-from regcache_jax.encoders.kernels import Blocks, add_offset, quantized_cells
 from regcache_jax.encoders.vision import image_features
 from regcache_jax.files.bounded import parse_json
 from regcache_jax.files.identity import Digest
@@ -38,6 +39,7 @@ from regcache_jax.quantization.histogram import (
     largest_integers,
     scale_and_zero_point,
 )
+from regcache_jax.quantization.kernels import add_offset, quantized_cells
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +63,8 @@ class Calibration:
                 "the calibration is of another encoder, or was made with another register plan; calibrate again"
             )
 
-    def scales(self, scheme: Scheme) -> dict[str, dict[str, Float[np.ndarray, "L *G"]]]:
-        """`input_scale` and, if not symmetric, `zero_point` of every site: `[L]`, or `[L, 3]` for token groups.
+    def grids(self, scheme: Scheme) -> dict[str, Grid]:
+        """Of everything that needs one: a scale `[L]`, or `[L, 3]` for token groups, and, if not symmetric, an offset `[L]`.
 
         Raises UserError where the calibration counted the groups together and the scheme wants them apart, or the reverse."""
         if self.groups != (scheme.activations == "group"):
@@ -71,17 +73,19 @@ class Calibration:
                 f"the calibration counted class token, registers and patches {have}, {scheme.activations} scales need them "
                 f"{want}; calibrate again"
             )
-        scales, zero_points = {}, {}
+        grids = {}
         for site in scheme.inputs:
             if site not in self.sites:
                 raise UserError(f"the calibration did not count {site}, which {scheme.name} needs; calibrate again")
             histogram = self.sites[site]
             levels = _levels(scheme, site, len(histogram.counts))
             scale, zero_point = scale_and_zero_point(*site_bounds(histogram, scheme, site), levels[:, None])
-            scales[site] = scale if self.groups and site in SITES else scale[:, 0]
-            if not scheme.symmetric and site in SITES:
-                zero_points[site] = zero_point[:, 0]
-        return {"input_scale": scales} if scheme.symmetric else {"input_scale": scales, "zero_point": zero_points}
+            shifted = not scheme.symmetric and site in SITES
+            grids[site] = Grid(
+                jnp.asarray(scale if self.groups and site in SITES else scale[:, 0]),
+                jnp.asarray(zero_point[:, 0].astype(np.float32) * scale[:, 0]) if shifted else None,
+            )
+        return grids
 
     def save(self, path: epath.PathLike) -> None:
         """Writes one safetensors file, beside its name and then renamed."""
@@ -174,9 +178,11 @@ def _identity(encoder: Encoder) -> str:
     return Digest().text(encoder_hash(encoder)).arrays(jax.tree.leaves(encoder.plan)).hex()
 
 
-def counters(inputs: Iterable[str], leading: tuple[int, int] | None) -> dict[str, Callable[[BlockTrace], Counted]]:
-    """Collectors of every input's histogram; the sites' by token group if `leading` is given."""
-    return {site: functools.partial(count, site=site, leading=leading if site in SITES else None) for site in inputs}
+def counters(inputs: Iterable[str], protected: Protected | None) -> dict[str, Callable[[BlockTrace], Counted]]:
+    """Collectors of every input's histogram; the sites' by token group if `protected` is given."""
+    return {
+        site: functools.partial(count, site=site, protected=protected if site in SITES else None) for site in inputs
+    }
 
 
 def add_counts(sites: dict[str, Histogram], counted: dict[str, Counted]) -> dict[str, Histogram]:
@@ -190,7 +196,7 @@ def add_counts(sites: dict[str, Histogram], counted: dict[str, Counted]) -> dict
 def _batch_counts(
     params: Any, images: Any, plan: Any, *, spec: Any, groups: bool, inputs: tuple[str, ...]
 ) -> dict[str, Counted]:
-    collectors = counters(inputs, spec.leading if groups else None)
+    collectors = counters(inputs, spec.protected if groups else None)
     return image_features(params, images, spec, plan=plan, collect=collectors).collected
 
 
@@ -214,7 +220,7 @@ def observe(
     for images in batches:
         images = jnp.asarray(images, encoder.dtype)
         counted = _batch_counts(
-            encoder.params["image"], images, encoder.plan, spec=encoder.spec.image, groups=groups, inputs=inputs
+            encoder.params.image, images, encoder.plan, spec=encoder.spec.image, groups=groups, inputs=inputs
         )
         sites = add_counts(sites, counted)
         num_images += images.shape[0]
@@ -223,27 +229,27 @@ def observe(
     return Calibration(sites, groups, num_images)
 
 
-def find_scales(
+def find_grids(
     encoder: Encoder,
     batches: Iterable[Float[Array | np.ndarray, "_ Y X 3"]],
     scheme: Scheme,
     calibration: Calibration | None = None,
-) -> dict[str, dict[str, Any]]:
-    """`input_scale` and, if not symmetric, `zero_point` of everything that needs one, from the calibration set or from a
-    calibration that was kept. Where extremes are enough, nothing is counted."""
+) -> dict[str, Grid]:
+    """The grid of everything that needs one, from the calibration set or from a calibration that was kept. Where extremes are
+    enough, nothing is counted."""
     if calibration is None and scheme.symmetric and scheme.estimator == "absmax" and not scheme.rules + scheme.products:
-        return {"input_scale": scales_from_ranges(calibrate(encoder, batches, scheme), scheme.activation_bits)}
+        scales = scales_from_ranges(calibrate(encoder, batches, scheme), scheme.activation_bits)
+        return {site: Grid(scale) for site, scale in scales.items()}
     groups = scheme.activations == "group"
-    return (calibration or observe(encoder, batches, groups=groups, inputs=scheme.inputs)).scales(scheme)
+    return (calibration or observe(encoder, batches, groups=groups, inputs=scheme.inputs)).grids(scheme)
 
 
-def add_scales(blocks: Blocks, found: dict[str, dict[str, Any]], scheme: Scheme) -> Blocks:
-    """Puts the scales of what is quantised beside the kernels and folds the zero points into the biases."""
-    num_blocks = len(blocks["norm1"]["scale"])
-    sites = [site for site in SITES if quantized_cells(scheme, site, num_blocks).any()]
+def add_grids(blocks: Block, found: dict[str, Grid], scheme: Scheme) -> Block:
+    """Puts the grids of what is quantised beside the kernels and folds their offsets into the biases."""
+    sites = [site for site in SITES if quantized_cells(scheme, site, blocks.num_blocks).any()]
     products = [site for product in scheme.products for site in PRODUCT_INPUTS[product]]
-    blocks = {**blocks, "input_scale": {site: jnp.asarray(found["input_scale"][site]) for site in sites + products}}
-    for site in sites if "zero_point" in found else ():
-        offset = found["zero_point"][site].astype(np.float32) * found["input_scale"][site]
-        blocks = add_offset(blocks, site, jnp.asarray(offset), scheme)
+    blocks = blocks.with_grids({site: found[site].replace(offset=None) for site in sites + products})
+    for site in sites:
+        offset = found[site].offset
+        blocks = blocks if offset is None else add_offset(blocks, site, offset, scheme)
     return blocks

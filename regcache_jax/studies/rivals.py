@@ -22,6 +22,7 @@ from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.serving import TokenRegister, token_rows
 from regcache_jax.encoders.vision import image_features
 from regcache_jax.quantization.calibration import observe
+from regcache_jax.quantization.methods.folding import with_blocks
 from regcache_jax.quantization.quantize import in_batches, quantize
 from regcache_jax.registers.reference import check_images
 from regcache_jax.registers.search.search import SearchResult, search
@@ -49,14 +50,14 @@ TUNING_IMAGES = 128
 def _patch_rows(params: Any, images: Any, *, spec: Any) -> Any:
     collect = {"key": lambda trace: trace.key, "value": lambda trace: trace.value}
     rows = image_features(params, images, spec, collect=collect).collected
-    return rows["key"][:, :, spec.num_protected :], rows["value"][:, :, spec.num_protected :]
+    return rows.key[:, :, spec.num_protected :], rows.value[:, :, spec.num_protected :]
 
 
 def token_prefixes(
     encoder: Encoder, images: Float[np.ndarray, "B Y X 3"], seed: int
 ) -> dict[str, tuple[Float[Array, "L 1 H K"], Float[Array, "L 1 H K"]]]:
     """Keys and values of a random patch, of the mean patch, and of nothing (null attention), from one batch of images."""
-    rows = _patch_rows(encoder.params["image"], jnp.asarray(images, encoder.dtype), spec=encoder.spec.image)
+    rows = _patch_rows(encoder.params.image, jnp.asarray(images, encoder.dtype), spec=encoder.spec.image)
     rng = np.random.default_rng(seed)
     image, patch = int(rng.integers(len(images))), int(rng.integers(encoder.spec.image.grid**2))
     key, value = (row.astype(jnp.float32) for row in rows)
@@ -86,19 +87,19 @@ def move_register_neurons(
     activation, times the largest weight of their output row. The extra token holds what they would have added, enters after
     `block`, and its rows are those of the token form. The source lets the extra token attend to the image; ours attends to
     itself, which makes it the same for every image."""
-    spec, params = encoder.spec.image, encoder.params["image"]
-    blocks = params["blocks"]
-    activation = np.array(_largest_activations(params, jnp.asarray(images, encoder.dtype), spec=spec))
-    rows = np.array(blocks["mlp"]["fc2"]["kernel"], np.float32)
-    if spec.blocks.layer_scale:
-        rows *= np.asarray(blocks["layer_scale2"], np.float32)[:, None]
+    spec, tower = encoder.spec.image, encoder.params.image
+    blocks = tower.blocks
+    activation = np.array(_largest_activations(tower, jnp.asarray(images, encoder.dtype), spec=spec))
+    rows = np.array(blocks.mlp.fc2.kernel, np.float32)
+    if blocks.layer_scale2 is not None:
+        rows *= np.asarray(blocks.layer_scale2, np.float32)[:, None]
     added = np.abs(activation) * np.abs(rows).max(axis=-1)
     added[block + 1 :] = 0.0
     chosen = np.unravel_index(np.argsort(-added, axis=None, kind="stable")[:num_neurons], added.shape)
     hidden = (activation[chosen][:, None] * rows[chosen]).sum(axis=0)
-    silent = {name: jnp.asarray(_silence(leaf, chosen)) for name, leaf in blocks["mlp"]["fc1"].items()}
-    blocks = {**blocks, "mlp": {**blocks["mlp"], "fc1": silent}}
-    encoder = encoder.replace(params={**encoder.params, "image": {**params, "blocks": blocks}})
+    silent = jax.tree.map(lambda leaf: jnp.asarray(_silence(leaf, chosen)), blocks.mlp.fc1)
+    blocks = blocks.with_layers({"fc1": silent})
+    encoder = with_blocks(encoder, blocks)
     start, stop = min(block + 1, spec.blocks.num_blocks - 1), spec.blocks.num_blocks
     register = TokenRegister(jnp.asarray(hidden, jnp.float32)[None], jnp.float32(1.0))
     key, value = token_rows(blocks, register, spec.blocks, Schedule(start, stop, 0, 0))

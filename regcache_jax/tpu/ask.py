@@ -25,8 +25,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.core.names import from_names, to_names
 from regcache_jax.core.plan import RegisterPlan, Schedule, empty_plan
 from regcache_jax.core.scheme import Scheme
+from regcache_jax.core.sites import Block, Grid, ImageTower
 from regcache_jax.core.spec import EncoderSpec, ImageSpec
 from regcache_jax.encoders import catalog
 from regcache_jax.encoders.blocks import ACTIVATIONS
@@ -34,7 +36,6 @@ from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.parameters import parameter_shapes
 from regcache_jax.encoders.serving import TILE, num_rows
 from regcache_jax.encoders.serving_program import ServingWeights, prepare, serve
-from regcache_jax.ops.aqt import QuantizedTensor
 from regcache_jax.quantization.parts import head_stack, with_rounded_stack
 from regcache_jax.quantization.quantize import quantize_kernels
 from regcache_jax.tpu.batches import cheapest, sweep
@@ -109,29 +110,28 @@ class Peer(nn.Module):
 def serving_shapes(spec: EncoderSpec, scheme: Scheme | None, registers: int = 0) -> ServingWeights:
     """What a serving program takes: the image tower in bf16, integer kernels and float32 scales where quantised, one tree a
     block, and so many registers a block."""
-    params = parameter_shapes(spec, jnp.bfloat16)["image"]
+    tower = parameter_shapes(spec, jnp.bfloat16).image
     num_blocks = spec.image.blocks.num_blocks
 
-    def rounded(params: Shapes) -> Shapes:
+    def rounded(tower: ImageTower) -> ImageTower:
         if scheme is None:
-            return params
+            return tower
         own = scheme.of_part("head")
-        if own is not None:
-            head = params["head"]
-            params = {**params, "head": with_rounded_stack(head, _rounded_stack(head_stack(head), own, 1))}
-        return {**params, "blocks": _rounded_stack(params["blocks"], scheme, num_blocks)}
+        if own is not None and tower.head is not None:
+            head = with_rounded_stack(tower.head, _rounded_stack(head_stack(tower.head), own, 1))
+            tower = tower.replace(head=head)
+        return tower.replace(blocks=_rounded_stack(tower.blocks, scheme, num_blocks))
 
     blocks = spec.image.blocks
     plan = empty_plan(num_blocks, blocks.num_heads, blocks.head_dim, registers) if registers else None
-    return jax.eval_shape(lambda params, plan: prepare(rounded(params), scheme, plan), params, plan)
+    return jax.eval_shape(lambda tower, plan: prepare(rounded(tower), scheme, plan), tower, plan)
 
 
-def _rounded_stack(blocks: Any, scheme: Scheme, num_blocks: int) -> Any:
+def _rounded_stack(blocks: Block, scheme: Scheme, num_blocks: int) -> Block:
     """Stacked blocks with integer kernels, and scales (whose values do not matter here) where they are calibrated."""
-    kept = quantize_kernels(blocks, scheme)
-    if scheme.calibrated:
-        kept["input_scale"] = {site: jnp.ones(num_blocks) for site in scheme.inputs if site not in scheme.float_sites}
-    return kept
+    calibrated = scheme.inputs if scheme.calibrated else ()
+    grids = {site: Grid(jnp.ones(num_blocks)) for site in calibrated if site not in scheme.float_sites}
+    return quantize_kernels(blocks, scheme).with_grids(grids)
 
 
 def default_schedule(spec: ImageSpec, program: str) -> Schedule:
@@ -288,10 +288,11 @@ def encoder_cycles(encoder: Encoder, topology: str = "v5e:2x2", batch: int = 32)
 
     Raises UserError for an unknown topology, where libtpu is missing, and where the compiler gives no figure."""
     check_topology(topology)
-    shapes = jax.eval_shape(lambda encoder: encoder.astype(jnp.bfloat16).params["image"], encoder)
+    named = to_names(jax.eval_shape(lambda encoder: encoder.astype(jnp.bfloat16).params, encoder))
+    shapes = {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in named.items()}
     schedule, plan = encoder.schedule, encoder.plan
     request = {
-        "spec": encoder.spec.to_json(), "topology": topology, "batch": batch, "shapes": _to_json(shapes),
+        "spec": encoder.spec.to_json(), "topology": topology, "batch": batch, "shapes": shapes,
         "scheme": None if encoder.scheme is None else encoder.scheme.running.to_json(),
         "schedule": None if schedule is None else dataclasses.asdict(schedule),
         "registers": None if plan is None else plan.key.shape[1],
@@ -312,33 +313,19 @@ def check_topology(topology: str) -> None:
         raise UserError(f"topology must be of {', '.join(CHIPS)} (v5e:2x2, say), got {topology!r}")
 
 
-def _to_json(shapes: Shapes) -> Any:
-    """A tree of shapes as JSON: dicts (a quantised kernel has `values`), and leaves as shape and dtype."""
-    if isinstance(shapes, QuantizedTensor):
-        return {"values": _to_json(shapes.values), "scale": _to_json(shapes.scale)}
-    if isinstance(shapes, dict):
-        return {name: _to_json(child) for name, child in shapes.items()}
-    return [list(shapes.shape), str(shapes.dtype)]
-
-
-def _from_json(tree: Any) -> Shapes:
-    """The inverse of `_to_json`."""
-    if isinstance(tree, list):
-        return jax.ShapeDtypeStruct(tuple(tree[0]), jnp.dtype(tree[1]))
-    children = {name: _from_json(child) for name, child in tree.items()}
-    return QuantizedTensor(**children) if "values" in children else children
-
-
 def _answer_encoder(request: dict[str, Any]) -> list[dict[str, Any]]:
     """What the child process does for `encoder_cycles`."""
     spec = EncoderSpec.from_json(request["spec"])
     image, blocks = spec.image, spec.image.blocks
     scheme = None if request["scheme"] is None else Scheme.from_json(request["scheme"])
     schedule = Schedule(0, 0, 0, 0) if request["schedule"] is None else Schedule(**request["schedule"])
-    shapes, plan = _from_json(request["shapes"]), None
+    named = {
+        name: jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(kind)) for name, (shape, kind) in request["shapes"].items()
+    }
+    tower, plan = from_names(named).image, None
     if request["registers"] is not None:
         plan = empty_plan(blocks.num_blocks, blocks.num_heads, blocks.head_dim, request["registers"])
-    weights = jax.eval_shape(lambda shapes, plan: prepare(shapes, scheme, plan), shapes, plan)
+    weights = jax.eval_shape(lambda tower, plan: prepare(tower, scheme, plan), tower, plan)
     images = jax.ShapeDtypeStruct((request["batch"], image.image_size, image.image_size, 3), jnp.bfloat16)
     compiled = compile_for(request["topology"], _features(image, schedule, scheme), weights, images)
     return [{"cycles_per_image": estimates(compiled.as_text())[0] / request["batch"]}]

@@ -105,7 +105,7 @@ def test_a_calibration_is_kept_looked_at_and_used_without_pictures(regcache, mod
     assert status == 1 and "another register plan" in err and not (tmp_path / "model8").exists()
     status, _, err = regcache("quantize", model, *options, "--registers", plan)
     assert status == 0, err
-    scales = load(tmp_path / "model8").encoder.params["image"]["blocks"]["input_scale"]["fc1"]
+    scales = load(tmp_path / "model8").encoder.params.image.blocks.grids.fc1.scale
     ends = [(row["highest"] - row["lowest"]) / 254 for row in rows if row["site"] == "fc1"]
     np.testing.assert_allclose(scales, ends, rtol=1e-5)  # float32
     status, _, err = regcache("quantize", model, "--out", tmp_path / "x")

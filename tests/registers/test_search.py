@@ -138,7 +138,8 @@ def test_trials_calibrate_as_the_scheme_says_with_the_plan_in_place(planted, fou
     own = Trials(planted.encoder, planted.images, scheme, (0, 1, 2, 3), chunk=4)
     scales = own.ranges(plan).scales(scheme)
     int8 = rc.quantize(planted.encoder, jax.numpy.asarray(planted.images), scheme, plan)
-    for site, scale in int8.params["image"]["blocks"]["input_scale"].items():
+    for site in SITES:
+        scale = int8.params.image.blocks.grids.of(site).scale
         # one value at the edge of a bin may fall beside it: a bin is 1/2048 of a power of two above the largest value
         np.testing.assert_allclose(scales[site], scale, rtol=1e-5 if estimator == "absmax" else 5e-3)
 

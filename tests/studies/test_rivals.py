@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import regcache_jax as rc
+from regcache_jax.core.names import to_names
 from regcache_jax.encoders.encoder import Encoder, init_params
 from regcache_jax.studies.grid import features_of, label_free_error
 from regcache_jax.studies.planted import plant, planted_spec
@@ -39,8 +40,9 @@ def test_test_time_registers_silence_the_planted_neuron_and_give_its_sink_to_the
     moved = move_register_neurons(planted.encoder, planted.images, planted.block, num_neurons=1)
     assert rc.inspect(moved.with_plan(None), planted.images).sinks_per_image.sum() == 0
     changed = jax.tree.map(lambda one, other: int((one != other).sum()), moved.params, planted.encoder.params)
-    fc1 = changed["image"]["blocks"]["mlp"].pop("fc1")
-    assert 0 < fc1["kernel"] <= SPEC.image.blocks.width and fc1["bias"] == 1 and not any(jax.tree.leaves(changed))
+    named = to_names(changed)
+    kernel, bias = (named.pop(f"image/blocks/mlp/fc1/{leaf}") for leaf in ("kernel", "bias"))
+    assert 0 < kernel <= SPEC.image.blocks.width and bias == 1 and not any(named.values())
     assert moved.schedule.start == planted.block + 1 and moved.schedule.delete_count == 0
     # the extra token is the sink: its key is as hidden from all heads as a sink's own, so features do not change
     np.testing.assert_allclose(

@@ -114,7 +114,7 @@ def fingerprint(
     encoder: Encoder, images: Float[np.ndarray, "n Y X 3"], scheme: Scheme, config: SearchConfig, *more: Any
 ) -> str:
     """Hash of all that the search's way depends on (budgets are left out: a search may go on with a larger one)."""
-    arrays = jax.tree.leaves((encoder.params["image"], images, more))
+    arrays = jax.tree.leaves((encoder.params.image, images, more))
     return Digest().arrays(arrays).json([config.settings(), scheme.to_json(), encoder.spec.to_json()]).hex()
 
 
