@@ -18,13 +18,15 @@ from regcache_jax.encoders import catalog
 
 @dataclasses.dataclass(frozen=True)
 class Given:
-    """What a checkpoint tells of itself: its tensors, the JSON files beside them, and its row of the catalog if it has one."""
+    """What a checkpoint tells of itself: its tensors, the JSON files beside them, the ids of its tokenizer's `bos_token`, `eos_token` and
+    `pad_token`, and its row of the catalog if it has one."""
 
     name: str
     tensors: Mapping[str, StoredTensor]
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     preprocessor: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     tokenizer: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    marks: Mapping[str, int] = dataclasses.field(default_factory=dict)
     row: catalog.Row | None = None
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -57,8 +59,8 @@ class Format:
 
     `marks`: patterns of names that all occur in it and tell it from the others. `model_types`: what a Hugging Face
     `config.json` calls it. `prefixes`: beginnings of names and what to read in their place. `ignored`: patterns of names
-    that carry nothing we use. `torchscript`: found in TorchScript archives only. `repair`: puts right what early
-    versions of the library wrote otherwise."""
+    that carry nothing we use. `heads`: patterns of what was trained on top of the encoder, which is left out and said.
+    `torchscript`: found in TorchScript archives only. `repair`: puts right what early versions of the library wrote otherwise."""
 
     name: str
     marks: tuple[str, ...]
@@ -67,6 +69,7 @@ class Format:
     model_types: tuple[str, ...] = ()
     prefixes: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ("classifier.*",)
     torchscript: bool = False
     repair: Callable[[dict[str, StoredTensor]], dict[str, StoredTensor]] = lambda tensors: tensors
 
@@ -94,6 +97,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "quick_gelu": "quick_gelu",
     "silu": "silu",
 }
+PROCESSOR = "preprocessor_config.json"
 FILTERS: dict[Any, Filter] = {
     2: "bilinear",
     3: "bicubic",
@@ -112,9 +116,13 @@ def num_heads(width: int) -> int:
 
 
 def setting(config: Mapping[str, Any], key: str, default: Any, where: str = "config.json") -> Any:
-    """A value of a configuration, of the default's type. Raises UserError for another type or a size below one."""
+    """A value of a configuration, of the default's type. Raises UserError for another type, a size below one, and a number that is
+    not finite or not positive."""
     value = config.get(key, default)
-    right = isinstance(value, int | float) if isinstance(default, float) else isinstance(value, type(default))
+    if isinstance(default, float):
+        right = type(value) in (int, float) and math.isfinite(value) and value > 0
+    else:
+        right = isinstance(value, type(default))
     if not right or (type(default) is int and (isinstance(value, bool) or value < 1)):
         raise UserError(f"{where}: {key} should be like {default!r}, got {value!r}")
     return value
@@ -128,8 +136,19 @@ def activation(config: Mapping[str, Any], default: str) -> Activation:
     return ACTIVATIONS[name]
 
 
+def needs_config(given: Given, family: str) -> None:
+    """Raises UserError where there is neither a configuration nor a row of the catalog: tensors show neither activation nor heads."""
+    if not given.config:
+        raise UserError(
+            f"{given.name} is a {family} in Hugging Face's names without config.json, which alone says its activation and its heads; put "
+            "the config.json it was trained with beside it, or name its row of the catalog with --name"
+        )
+
+
 def preprocessing(config: Mapping[str, Any], default: Preprocessing) -> Preprocessing:
-    """A Hugging Face `preprocessor_config.json` in our words; what it leaves open is as in `default`."""
+    """A Hugging Face `preprocessor_config.json` in our words; what it leaves open is as in `default`.
+
+    Raises UserError for what our preprocessing cannot do: sides that differ, a crop that would be padded, no resizing, other units."""
     if not config:
         return default
     config = config.get("image_processor", config)
@@ -137,32 +156,66 @@ def preprocessing(config: Mapping[str, Any], default: Preprocessing) -> Preproce
     resize: Resize = "shortest"
     if isinstance(size, Mapping):
         resize = "shortest" if "shortest_edge" in size else "squash"
-        size = size.get("shortest_edge", size.get("height"))
+        size = size["shortest_edge"] if "shortest_edge" in size else _one_side(size, "size")
     crop = config.get("crop_size", default.image_size)
-    crop = crop.get("height") if isinstance(crop, Mapping) else crop
+    crop = _one_side(crop, "crop_size") if isinstance(crop, Mapping) else crop
     cropped = config.get("do_center_crop", resize == "shortest")
     filter = FILTERS.get(config.get("resample", default.filter))
     numbers = [size, crop if cropped else size]
-    if filter is None or not all(isinstance(number, int) and number > 0 for number in numbers):
+    if filter is None or not all(type(number) is int and number > 0 for number in numbers):
         raise UserError(
-            "preprocessor_config.json: size and crop_size should be whole numbers and resample 2 (bilinear) or 3 (bicubic); "
+            f"{PROCESSOR}: size and crop_size should be whole numbers and resample 2 (bilinear) or 3 (bicubic); "
             f"got {config.get('size')}, {config.get('crop_size')}, {config.get('resample')}"
         )
+    if numbers[1] > size:
+        raise UserError(
+            f"{PROCESSOR}: crop_size {crop} is larger than size {size}; transformers would pad with black, which is not supported"
+        )
+    if resize == "shortest" and not cropped:
+        raise UserError(
+            f"{PROCESSOR}: shortest_edge {size} without do_center_crop leaves pictures of other shapes, which is not supported"
+        )
+    _refuse_other_steps(config)
     mean, std = (
-        three_numbers(config.get(key, ours), f"preprocessor_config.json: {key}")
+        three_numbers(config.get(key, ours), f"{PROCESSOR}: {key}")
         for key, ours in (
             ("image_mean", default.mean),
             ("image_std", default.std),
         )
     )
-    if not all(std):
-        raise UserError(f"preprocessor_config.json: image_std should not be zero, got {list(std)}")
+    if not config.get("do_normalize", True):
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if not all(part > 0 for part in std):
+        raise UserError(f"{PROCESSOR}: image_std should be above zero, got {list(std)}")
     return Preprocessing(numbers[1], resize, filter, size, mean, std)
+
+
+def _one_side(size: Mapping[str, Any], what: str) -> Any:
+    """The side of a square. Raises UserError for a rectangle."""
+    sides = [size.get("height"), size.get("width", size.get("height"))]
+    if sides[0] != sides[1]:
+        raise UserError(
+            f"{PROCESSOR}: {what} is {sides[0]} x {sides[1]}; encoders here take square pictures, other shapes are not supported"
+        )
+    return sides[0]
+
+
+def _refuse_other_steps(config: Mapping[str, Any]) -> None:
+    """Raises UserError for steps that are switched off or differ, and that no field of `Preprocessing` holds."""
+    for key in ("do_resize", "do_rescale"):
+        if not config.get(key, True):
+            raise UserError(
+                f"{PROCESSOR}: {key} is false, which is not supported: pictures are resized and scaled to 0..1"
+            )
+    factor = config.get("rescale_factor", 1 / 255)
+    if not isinstance(factor, int | float) or not math.isclose(factor, 1 / 255, rel_tol=1e-3):
+        raise UserError(f"{PROCESSOR}: rescale_factor is {factor!r}; only 1/255 is supported")
 
 
 def three_numbers(value: Any, what: str) -> tuple[float, float, float]:
     """One number a colour. Raises UserError for anything else."""
-    if not isinstance(value, list | tuple) or [type(number) in (int, float) for number in value] != [True] * 3:
-        raise UserError(f"{what} should be three numbers, got {value!r}")
+    numbers = list(value) if isinstance(value, list | tuple) else []
+    if [type(number) in (int, float) and math.isfinite(number) for number in numbers] != [True] * 3:
+        raise UserError(f"{what} should be three finite numbers, got {value!r}")
     red, green, blue = map(float, value)
     return red, green, blue

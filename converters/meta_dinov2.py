@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 from regcache_jax.converters.engine import (
     Rule,
+    StoredTensor,
     flat,
     oihw_to_hwio,
     one_in_front,
@@ -97,10 +100,17 @@ def spec(given: Given) -> EncoderSpec:
     )
 
 
+def without_chunks(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """`blocks.CHUNK.N.` as FSDP's chunks have it, read as `blocks.N.`: blocks keep their numbers."""
+    return {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name): tensor for name, tensor in tensors.items()}
+
+
 FORMAT = Format(
     name="Meta DINOv2",
     marks=("cls_token", "mask_token", "blocks.*.ls1.gamma"),
     rules=RULES,
     spec=spec,
     ignored=("mask_token",),
+    heads=("dino_head.*", "ibot_head.*", "head.*"),
+    repair=without_chunks,
 )

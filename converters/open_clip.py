@@ -105,7 +105,6 @@ FORMATS = (
         ("visual.class_embedding", "visual.conv1.weight", "text_projection"),
         openai.RULES,
         clip_spec,
-        prefixes=(("module.", ""),),
         ignored=("attn_mask", "*.attn_mask"),
     ),
     Format(
@@ -113,7 +112,6 @@ FORMATS = (
         ("visual.trunk.attn_pool.latent", "text.token_embedding.weight"),
         SIGLIP_RULES,
         siglip_spec,
-        prefixes=(("module.", ""),),
         ignored=("text.attn_mask",),
     ),
 )

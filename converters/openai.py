@@ -53,6 +53,7 @@ RULES = (
     *text(""),
     Rule("text_projection", "text/projection/kernel"),
     Rule("logit_scale", "logit_scale"),
+    Rule("logit_bias", "logit_bias"),
 )
 
 
@@ -103,6 +104,7 @@ def clip_spec(given: Given, activation: Activation, image_heads: int, text_heads
         preprocessing=catalog.clip_preprocessing(pixels),
         text=towers,
         tokenization=catalog.clip_tokenization(context, vocabulary),
+        logit_bias=given.has("logit_bias"),
     )
 
 

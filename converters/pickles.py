@@ -86,11 +86,7 @@ def _check_memo(data: bytes) -> None:
 
 
 def named_leaves(root: Any, is_leaf: Callable[[Any], bool]) -> dict[str, Any]:
-    """The leaves inside nested dicts and boxes, by dotted name. A lone wrapper such as `{"state_dict": ...}` gives no prefix."""
-    children = _children(root)
-    for wrapper in ("state_dict", "model", "teacher"):
-        if isinstance(children.get(wrapper), Mapping):
-            return named_leaves(children[wrapper], is_leaf)
+    """The leaves inside nested dicts and boxes, by dotted name."""
     found: dict[str, Any] = {}
     pending = [("", root, 0)]
     while pending:
@@ -150,7 +146,8 @@ class _TensorUnpickler(pickle.Unpickler):
         if module.split(".")[0] == "__torch__":
             return _Box
         raise UserError(
-            f"it asks for {module}.{name}, which is not part of a tensor; such a file could run code and is not read"
+            f"it asks for {module}.{name}, which is not part of a tensor; such a file could run code and is not read. To keep its tensors "
+            "alone, if you trust it: torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)"
         )
 
     def persistent_load(self, identity: Any) -> tuple[str, np.dtype]:

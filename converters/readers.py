@@ -77,6 +77,11 @@ def _safetensors_entry(path: Path, name: str, entry: Any, data_start: int, size:
         well_formed = all(type(number) is int and number >= 0 for number in (*shape, start, stop))
     except (KeyError, TypeError, ValueError):
         well_formed = False
+    if isinstance(entry, dict) and str(entry.get("dtype")).startswith(("F8_", "F4", "F6_")):
+        raise UserError(
+            f"{path}: {name[:200]} is of type {entry['dtype']}, which has too few bits to convert from; convert the checkpoint in "
+            "float32, float16 or bfloat16 that it was made from"
+        )
     if not well_formed:
         raise UserError(
             f"{path}: the header's entry for {name[:200]} is not well formed or of a type that is not known"
@@ -281,4 +286,6 @@ READERS: dict[str, Callable[[Path], Tensors]] = {
     ".bin": torch_file,
     ".pt": torch_file,
     ".pth": torch_file,
+    ".pth.tar": torch_file,
+    ".ckpt": torch_file,
 }

@@ -118,7 +118,12 @@ def _clip_spec(given: Given) -> EncoderSpec:
         )
     width, _, patch, _ = given.shape("patch_embed.proj.weight")
     pixels = given.side(given.shape("pos_embed")[1] - 1) * patch
-    known = given.row.spec.image.blocks
+    known, outputs, wanted = given.row.spec.image.blocks, given.shape("head.weight")[0], given.row.spec.image.projection
+    if outputs != wanted or given.has("head.bias"):
+        raise UserError(
+            f"{given.name}: head.weight has {outputs} outputs{' and a bias' if given.has('head.bias') else ''}, {given.row.huggingface} "
+            f"projects to {wanted} without one; this is a classifier on the tower, whose features are not the encoder's"
+        )
     blocks = dataclasses.replace(
         known,
         width=width,
@@ -131,8 +136,8 @@ def _clip_spec(given: Given) -> EncoderSpec:
         image_size=pixels,
         patch_size=patch,
         blocks=blocks,
-        projection=given.shape("head.weight")[0],
-        projection_bias=given.has("head.bias"),
+        projection=outputs,
+        projection_bias=False,
     )
     pictures = dataclasses.replace(given.row.spec.preprocessing, image_size=pixels, resize_size=pixels)
     return EncoderSpec(given.name, "clip", image, pictures)

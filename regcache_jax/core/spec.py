@@ -210,6 +210,8 @@ class EncoderSpec:
     text: TextSpec | None = None
     tokenization: Tokenization | None = None
     normalize: bool = True
+    logit_bias: bool = False
+    """Whether a CLIP was trained with SigLIP's loss, and has its offset; a SigLIP always has."""
 
     def __post_init__(self) -> None:
         if not 0 < len(self.name) <= NAME or not self.name.isprintable():
