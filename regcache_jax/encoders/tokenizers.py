@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import gzip
 import html
-import json
+import io
 import re
 import string
 import unicodedata
@@ -26,6 +26,7 @@ from jaxtyping import Array, Int
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.spec import Tokenization
+from regcache_jax.files.bounded import TEXT_LIMIT, read_bytes, read_json, read_text
 
 TOKENIZER_FILE, VOCABULARY_FILE, MERGES_FILE = "tokenizer.json", "vocab.json", "merges.txt"
 ORIGINAL_FILE = "bpe_simple_vocab_16e6.txt.gz"
@@ -178,8 +179,9 @@ def _fast(files: list[epath.Path], spec: Tokenization) -> Callable[[str], list[i
     import tokenizers
 
     (file,) = files
+    text = read_text(file)
     try:
-        stored = tokenizers.Tokenizer.from_str(file.read_text())
+        stored = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the package raises bare Exception
         raise UserError(f"{file} is not a tokenizer file: {error}") from None
     stored.no_padding()
@@ -190,10 +192,11 @@ def _fast(files: list[epath.Path], spec: Tokenization) -> Callable[[str], list[i
 def _two_files(files: list[epath.Path], spec: Tokenization) -> Callable[[str], list[int]]:
     """CLIP's `vocab.json` and `merges.txt`."""
     vocabulary, merges = files
+    words = read_json(vocabulary, dict[str, int])
+    lines = [line for line in read_text(merges).splitlines() if line and not line.startswith("#version")]
     try:
-        lines = [line for line in merges.read_text().splitlines() if line and not line.startswith("#version")]
         pairs = [(first, second) for first, second in map(str.split, lines)]
-        return _byte_pairs(json.loads(vocabulary.read_text()), pairs)
+        return _byte_pairs(words, pairs)
     except Exception as error:  # the package raises bare Exception
         raise UserError(f"{vocabulary} and {merges.name} are not the files of one BPE tokenizer: {error}") from None
 
@@ -204,8 +207,9 @@ def _original_file(files: list[epath.Path], spec: Tokenization) -> Callable[[str
 
     (file,) = files
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    packed = read_bytes(file, TEXT_LIMIT)
     try:
-        with file.open("rb") as packed, gzip.open(packed) as opened:
+        with gzip.open(io.BytesIO(packed)) as opened:
             lines = opened.read(_LARGEST_VOCABULARY).decode().splitlines()
         used = lines[1 : 1 + spec.vocab_size - 2 * len(alphabet) - 2]
         merges = [(first, second) for first, second in map(str.split, used)]
@@ -239,8 +243,9 @@ def _sentencepiece(files: list[epath.Path], spec: Tokenization) -> Callable[[str
         raise UserError(
             f"{file} needs the sentencepiece package: pip install regcache-jax[text], or give the same tokenizer as {TOKENIZER_FILE}"
         ) from None
+    content = read_bytes(file, TEXT_LIMIT)
     try:
-        processor = sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes())
+        processor = sentencepiece.SentencePieceProcessor(model_proto=content)
     except RuntimeError as error:
         raise UserError(f"{file} is not a SentencePiece model: {error}") from None
     return processor.encode

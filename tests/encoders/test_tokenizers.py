@@ -239,6 +239,9 @@ def test_missing_and_damaged_files_get_one_message(tmp_path):
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "vocab.json").write_text("[1]")
     (tmp_path / "merges.txt").write_text("a b\n")
+    with pytest.raises(UserError, match=r"vocab\.json: input should be an object"):
+        load_tokenizer(CLIP, tmp_path)
+    (tmp_path / "vocab.json").write_text('{"a": 0}')
     with pytest.raises(UserError, match="not the files of one BPE tokenizer"):
         load_tokenizer(CLIP, tmp_path)
 
