@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextCol
 from rich.table import Table
 from rich.text import Text
 
+from regcache_jax.core.observer import Observer
 from regcache_jax.files.distributed import is_first
 
 
@@ -96,6 +97,64 @@ def progress(label: str, total: int | None = None) -> Iterator[Update]:
     click.echo(f"{label} ...", err=True)
     yield lambda advance=1, total=None, note="": None
     click.echo(f"{label}: {time.monotonic() - began:.1f} s", err=True)
+
+
+class Bars(Observer):
+    """Hears of stages and draws one bar for each."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._update: Any = None
+        self._done = 0
+
+    def started(self, stage: str) -> None:
+        """A new bar."""
+        self.close()
+        self._bar = progress(stage)
+        self._update, self._done = self._bar.__enter__(), 0
+
+    def skipped(self, stage: str) -> None:
+        """A line."""
+        self.close()
+        tell(f"{stage}: unchanged, kept")
+
+    def moved(self, done: int, total: int, note: str = "") -> None:
+        """Moves the bar."""
+        if self._update is not None:
+            self._update(done - self._done, total=total, note=note)
+            self._done = done
+
+    def said(self, text: str) -> None:
+        """A line on standard output."""
+        self.close()
+        say(text)
+
+    def close(self) -> None:
+        """Ends the bar of the last stage."""
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+            self._bar = self._update = None
+
+
+class BarsOfCells(Bars):
+    """The same with one bar for all cells of a grid."""
+
+    def __init__(self, label: str) -> None:
+        super().__init__()
+        self._label, self._counting = label, False
+
+    def started(self, stage: str) -> None:
+        """A bar for a search, or for the first of the cells."""
+        if stage.startswith("search_") or not self._counting:
+            self._counting = not stage.startswith("search_")
+            super().started(self._label if self._counting else stage)
+
+    def skipped(self, stage: str) -> None:
+        """A line for a search; cells that are kept move the bar."""
+        if stage.startswith("search_"):
+            super().skipped(stage)
+        else:
+            self.started(stage)
 
 
 def write_json(path: str | None, tree: Any) -> None:

@@ -22,12 +22,13 @@ from regcache_jax.files.paths import remove, write_json
 from regcache_jax.files.sealed import seal
 from regcache_jax.files.workdir import Json
 from regcache_jax.pipeline.checks import check_config, check_float_accuracy
+from regcache_jax.pipeline.config import RunConfig, read_config
 from regcache_jax.pipeline.material import Material
 from regcache_jax.pipeline.rows import Rows
 from regcache_jax.pipeline.stages import Stages
 from regcache_jax.pipeline.table import KINDS
 
-__all__ = ["KINDS", "check_config", "check_float_accuracy", "run"]
+__all__ = ["KINDS", "check_config", "check_float_accuracy", "read_config", "run"]
 
 
 def run(config: ConfigDict, workdir: epath.PathLike, observer: Observer | None = None) -> list[results.Row]:
@@ -36,27 +37,28 @@ def run(config: ConfigDict, workdir: epath.PathLike, observer: Observer | None =
 
     Returns the rows. Raises UserError for what the user can put right."""
     observer = observer or Observer()
-    check_config(config)
+    fields = read_config(config)
+    check_config(fields)
     with held_by_first(workdir):
-        return _run(config, workdir, observer)
+        return _run(config, fields, workdir, observer)
 
 
-def _run(config: ConfigDict, workdir: epath.PathLike, observer: Observer) -> list[results.Row]:
-    material = Material(config, workdir, observer)
-    if config.task == "zeroshot_classification":
+def _run(config: ConfigDict, fields: RunConfig, workdir: epath.PathLike, observer: Observer) -> list[results.Row]:
+    material = Material(fields, workdir, observer)
+    if fields.task == "zeroshot_classification":
         observer.said(material.protocol.sentence(material.prompts(), material.encoder.spec.preprocessing))
     stages = Stages(material)
     inspected = stages.inspect().result
     for finding in inspected["verdict"]["findings"]:
         observer.said(finding["sentence"])
     searched = {}
-    for name in config.schemes:
+    for name in fields.schemes:
         searched[name] = stages.search(name).result
         observer.said(f"{name}: {searched[name]['sentence']}")
-    for name in config.schemes:
+    for name in fields.schemes:
         stages.quantize(name)
     rows = Rows(stages).measured()
-    check_float_accuracy(rows, config, observer)
+    check_float_accuracy(rows, fields, observer)
     story = {
         "inspect": inspected,
         "search": searched,

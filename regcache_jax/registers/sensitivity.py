@@ -93,3 +93,9 @@ def sensitivity(
                 )  # fmt: skip
                 errors[block, column] += feature_errors(np.asarray(features)[mask], known, own, class_vectors).sum()
     return (errors - baseline) / len(images)
+
+
+def most_sensitive(errors: Float[np.ndarray, "L 4"], count: int) -> list[tuple[str, int]]:
+    """The (site, block) cells with the largest errors of `sensitivity`, the largest first."""
+    order = np.argsort(-errors, axis=None, kind="stable")[:count]
+    return [(SITES[cell % len(SITES)], int(cell) // len(SITES)) for cell in order]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 from regcache_jax.core.scheme import PRODUCT_INPUTS, SITES, Scheme
 from regcache_jax.encoders.blocks import NEGATIVE, SOFTMAX_LOW
@@ -45,3 +47,14 @@ def cost(encoder: Encoder) -> float:
                 axes = INPUT_AXES[layers_of(blocks, site)[0][1]]
                 total += MEASURED_COST * tokens * math.prod(sizes[0][axis] for axis in axes)
     return total
+
+
+class Price(NamedTuple):
+    """What gives an encoder's cost, and its unit."""
+
+    unit: str
+    of: Callable[[Encoder], float]
+
+
+MODEL = Price("int8 multiply-adds an image", cost)
+"""The model above; `regcache_jax.tpu.ask.encoder_cycles` asks a TPU's compiler instead."""

@@ -17,15 +17,16 @@ from jaxtyping import Array, Float
 
 from regcache_jax.core.plan import RegisterPlan, Schedule, make_plan
 from regcache_jax.core.scheme import Scheme
-from regcache_jax.encoders.encoder import Encoder, encode_image
+from regcache_jax.core.search_config import SearchConfig
+from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.serving import TokenRegister, token_rows
 from regcache_jax.encoders.vision import image_features
 from regcache_jax.quantization.calibration import observe
 from regcache_jax.quantization.quantize import in_batches, quantize
-from regcache_jax.registers.reference import check_images, reference_batches
+from regcache_jax.registers.reference import check_images
 from regcache_jax.registers.search.search import SearchResult, search
-from regcache_jax.registers.search.space import SearchConfig
-from regcache_jax.registers.search.trial import Trials, feature_errors
+from regcache_jax.registers.search.trial import Trials
+from regcache_jax.studies.grid import features_of, label_free_error
 
 PERCENTILES = (99.0, 99.5, 99.7, 99.9, 99.97, 99.99, 99.999)
 """Shares of an activation's values, in percent, that percentile clipping leaves inside the range."""
@@ -42,22 +43,6 @@ REGISTER_NEURONS = (1, 2, 5, 10, 20)
 """How many neurons test-time registers move (2506.08010 uses at most a few dozen)."""
 
 TUNING_IMAGES = 128
-
-
-def label_free_error(
-    quantized: Encoder, images: Float[np.ndarray, "n Y X 3"], reference: Float[np.ndarray, "n E"]
-) -> float:
-    """Mean `feature_errors` of a quantised encoder against float features."""
-    return float(feature_errors(features_of(quantized, images), reference).mean())
-
-
-def features_of(encoder: Encoder, images: Float[np.ndarray, "n Y X 3"], batch_size: int = 64) -> np.ndarray:
-    """Features of an array of images, in batches of one shape."""
-    batches = reference_batches(images, batch_size)
-    return np.concatenate([np.asarray(_encode(encoder, jnp.asarray(batch)))[mask] for batch, mask in batches])
-
-
-_encode = jax.jit(encode_image)
 
 
 @functools.partial(jax.jit, static_argnames=("spec",))
@@ -170,7 +155,8 @@ def rivals(
 
     def best_encoder(makers: Iterable[Callable[[], Encoder]]) -> Encoder:
         return min(
-            (maker() for maker in makers), key=lambda made: label_free_error(made, tuning, trials.float_features)
+            (maker() for maker in makers),
+            key=lambda made: label_free_error(features_of(made, tuning), trials.float_features),
         )
 
     def moved(count: int) -> Encoder:

@@ -37,6 +37,7 @@ from regcache_jax.encoders.serving_program import ServingWeights, prepare, serve
 from regcache_jax.ops.aqt import QuantizedTensor
 from regcache_jax.quantization.parts import head_stack, with_rounded_stack
 from regcache_jax.quantization.quantize import quantize_kernels
+from regcache_jax.tpu.batches import cheapest, sweep
 
 Shapes = Any
 """A tree of `jax.ShapeDtypeStruct`."""
@@ -50,7 +51,7 @@ CHIPS: dict[str, tuple[str, float, float]] = {
     "v6e": ("v6e-4", 1.75e9, 1_048_576.0),
 }
 SWEEP = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 64)
-"""Batches that a sweep tries, from `batch` up and down until it gets worse on both sides."""
+"""Batches that a sweep chooses from (`batches.sweep`)."""
 
 PROGRAMS = ("flax-bf16", "bf16", "int8", "int8+registers", "int8+registers+deletion")
 INTEGER_TILE = 32
@@ -219,41 +220,39 @@ def measure(
     }
 
 
-def best_batch(tried: dict[int, float], batches: tuple[int, ...], first: int) -> int | None:
-    """The next batch to try, going up and then down from `first` for as long as it gets better; None when both ways got worse."""
-    order = sorted({*batches, first})
-    best = min(tried, key=lambda batch: tried[batch], default=None)
-    if best is None:
-        return first
-    place = order.index(best)
-    neighbours = [order[index] for index in (place + 1, place - 1) if 0 <= index < len(order)]
-    return next((batch for batch in neighbours if batch not in tried), None)
-
-
 def _answer(request: dict[str, Any]) -> list[dict[str, Any]]:
     """What the child process does: compiles what was asked for, each program at `batch` or at its best one."""
     spec = EncoderSpec.from_json(request["spec"])
     scheme = Scheme.from_json(request["scheme"])
     schedule = None if request["schedule"] is None else Schedule(**request["schedule"])
-    rows = []
-    for name in request["programs"]:
-        tried: dict[int, dict[str, Any]] = {}
-        batch: int | None = request["batch"]
-        while batch is not None:
-            try:
-                tried[batch] = measure(request["topology"], spec, name, batch, scheme, schedule)
-            except (UserError, jax.errors.JaxRuntimeError) as error:  # absurd, or more than the chip's memory
-                tried[batch] = {
-                    "program": name,
-                    "batch": batch,
-                    "cycles_per_image": None,
-                    "fault": str(error).split("\n")[0],
-                }
-            print(json.dumps(tried[batch]), file=sys.stderr, flush=True)
-            costs = {batch: row["cycles_per_image"] or float("inf") for batch, row in tried.items()}
-            batch = best_batch(costs, SWEEP, request["batch"]) if request["sweep"] else None
-        rows.append(min(tried.values(), key=lambda row: row["cycles_per_image"] or float("inf")))
-    return rows
+    asked = request["topology"], spec, scheme, schedule
+    return [_best(name, SWEEP if request["sweep"] else (request["batch"],), *asked) for name in request["programs"]]
+
+
+def _best(
+    name: str,
+    batches: tuple[int, ...],
+    topology: str,
+    spec: EncoderSpec,
+    scheme: Scheme | None,
+    schedule: Schedule | None,
+) -> dict[str, Any]:
+    """The row of one program at the best of some batches, with the cycles an image of all that were tried (None: it cannot be)."""
+    rows: dict[int, dict[str, Any]] = {}
+
+    def cost(batch: int) -> float:
+        try:
+            row = measure(topology, spec, name, batch, scheme, schedule)
+        except (UserError, jax.errors.JaxRuntimeError) as error:  # absurd, or more than the chip's memory
+            fault = str(error).split("\n")[0]
+            row = {"program": name, "batch": batch, "cycles_per_image": None, "fault": fault}
+        rows[batch] = row
+        print(json.dumps(row), file=sys.stderr, flush=True)
+        return row["cycles_per_image"] or float("inf")
+
+    tried = sweep(cost, batches)
+    best = rows[cheapest(tried) or min(tried)]
+    return {**best, "tried": [[batch, rows[batch]["cycles_per_image"]] for batch in sorted(rows)]}
 
 
 def report(
@@ -372,12 +371,11 @@ def best_micro_batch(
     topology: str = "v5e:2x2",
     scheme: Scheme | None = None,
     plan: RegisterPlan | None = None,
-    first: int = 16,
 ) -> int:
-    """The batch at which a core needs the fewest cycles an image, by `report`'s sweep up and down from `first`: what an evaluation
-    or a server should cut larger batches into. Minutes; raises UserError as `report` does."""
+    """The batch at which a core needs the fewest cycles an image, by `report`'s sweep: what an evaluation or a server should cut
+    larger batches into. Minutes; raises UserError as `report` does."""
     wanted = "bf16" if scheme is None else "int8" if plan is None else "int8+registers+deletion"
-    (row,) = report(name_or_spec, topology, first, scheme, plan, sweep=True, programs=(wanted,))["programs"]
+    (row,) = report(name_or_spec, topology, scheme=scheme, plan=plan, sweep=True, programs=(wanted,))["programs"]
     return row["batch"]
 
 

@@ -10,7 +10,7 @@ import pytest
 import small_encoders as small
 
 from regcache_jax.core.errors import UserError
-from regcache_jax.core.scheme import SITES, Rule, Scheme, most_sensitive
+from regcache_jax.core.scheme import SITES, Rule, Scheme
 from regcache_jax.encoders.blocks import dense
 from regcache_jax.encoders.encoder import encode_image
 from regcache_jax.quantization.quantize import quantize
@@ -63,11 +63,6 @@ def test_wrong_combinations_are_refused():
             Scheme(**options)
     with pytest.raises(UserError, match="sites"):
         Rule(("conv",))
-
-
-def test_the_most_sensitive_cells_come_largest_first():
-    errors = np.array([[0.1, 0.2, 0.3, 0.9], [0.2, 0.8, 0.0, 0.4]])
-    assert most_sensitive(errors, 3) == [("fc2", 0), ("out", 1), ("fc2", 1)]
 
 
 def test_a_scheme_by_name():

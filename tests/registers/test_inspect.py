@@ -12,6 +12,7 @@ from regcache_jax.encoders.vision import image_features
 from regcache_jax.registers import inspect as inspection
 from regcache_jax.registers.inspect import GROUPS, PERCENTILES, PLACES, find_sinks
 from regcache_jax.registers.reference import reference_batches
+from regcache_jax.registers.sensitivity import most_sensitive
 from regcache_jax.registers.verdict import ADVICE, KINDS
 from regcache_jax.studies.planted import planted_spec
 
@@ -132,3 +133,8 @@ def test_sensitivity_does_not_depend_on_batches_and_gives_a_drop_in_top1_with_la
     vectors = np.random.default_rng(1).normal(size=(4, 16)).astype(np.float32)
     drops = rc.sensitivity(encoder, images, scheme, labels=np.zeros(7, int), class_vectors=vectors, batch_size=7)
     assert (np.abs(drops) <= 1).all() and np.allclose(drops * 7, np.round(drops * 7))
+
+
+def test_the_most_sensitive_cells_come_largest_first():
+    errors = np.array([[0.1, 0.2, 0.3, 0.9], [0.2, 0.8, 0.0, 0.4]])
+    assert most_sensitive(errors, 3) == [("fc2", 0), ("out", 1), ("fc2", 1)]

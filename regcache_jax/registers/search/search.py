@@ -23,6 +23,7 @@ from jaxtyping import Float
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.plan import RegisterPlan, make_plan
 from regcache_jax.core.scheme import Scheme
+from regcache_jax.core.search_config import SearchConfig
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.identity import encoder_hash
 from regcache_jax.files.identity import Digest
@@ -30,7 +31,7 @@ from regcache_jax.files.trial_table import TrialTable
 from regcache_jax.registers.candidates import Registers, find_candidates, registers_from, token_form
 from regcache_jax.registers.inspect import inspect
 from regcache_jax.registers.reference import check_images, check_varied
-from regcache_jax.registers.search.space import Numbers, SearchConfig, Space
+from regcache_jax.registers.search.space import Numbers, Space
 from regcache_jax.registers.search.trial import Trials, compilations
 
 Progress = Callable[[int, int, float], None]
