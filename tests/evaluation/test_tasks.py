@@ -16,10 +16,10 @@ from sklearn.metrics import accuracy_score, recall_score
 from regcache_jax.cli.main import main
 from regcache_jax.core.errors import UserError
 from regcache_jax.demo.bundled import bundled_model
-from regcache_jax.evaluation.knn import knn_scores, make_bank
+from regcache_jax.evaluation.evaluators.knn import make_bank
+from regcache_jax.evaluation.evaluators.zeroshot_retrieval import nearest_texts
 from regcache_jax.evaluation.measure import Labelled, Measured, measure
-from regcache_jax.evaluation.retrieval import nearest_texts
-from regcache_jax.evaluation.zero_shot import compare_features
+from regcache_jax.evaluation.metrics import compare_features
 
 MODEL = str(bundled_model())
 
@@ -61,7 +61,7 @@ def test_a_bank_votes_alike_in_slices_and_as_a_whole():
     labels = rng.integers(0, 4, 40).astype(np.int32)
     kept = make_bank(bank, labels, 4, neighbours=5)
     sliced = np.concatenate([kept.scores(features[first : first + 4]) for first in (0, 4, 8)])
-    np.testing.assert_allclose(sliced, knn_scores(features, bank, labels, 4, neighbours=5), rtol=1e-5)
+    np.testing.assert_allclose(sliced, kept.scores(features), rtol=1e-5)
 
 
 def test_the_nearest_text_is_the_earlier_of_two_that_are_level():

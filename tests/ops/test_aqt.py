@@ -15,6 +15,7 @@ from small import pictures, random_plan, small_encoder
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.scheme import SITES, Scheme
+from regcache_jax.data.cut import in_batches
 from regcache_jax.encoders.blocks import token_scale
 from regcache_jax.encoders.encoder import encode_image
 from regcache_jax.ops.aqt import (
@@ -28,7 +29,7 @@ from regcache_jax.ops.aqt import (
 )
 from regcache_jax.ops.aqt import quantize as to_integers
 from regcache_jax.quantization.calibrate import calibrate
-from regcache_jax.quantization.quantize import in_batches, quantize
+from regcache_jax.quantization.quantize import quantize
 
 BITS = [8, 6, 4]
 
