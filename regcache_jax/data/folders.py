@@ -24,12 +24,11 @@ MOST_ENTRIES = 20_000_000
 
 
 class Seen(NamedTuple):
-    """The files below a folder, sorted, and the folders right in it; `odd`: how many entries are no files (devices, pipes, links that
-    lead nowhere)."""
+    """The files below a folder, sorted, and the folders right in it; `odd`: how many entries are neither, by what they are."""
 
     files: list[epath.Path]
     folders: list[str]
-    odd: int
+    odd: collections.Counter[str]
 
 
 def lines(text: str) -> tuple[str, ...]:
@@ -42,11 +41,16 @@ def look(root: epath.Path) -> Seen:
     than MOST_ENTRIES."""
     if "://" in str(root):  # a store of objects has no links
         files = [file for file in files_below(root) if not any(part.startswith(".") for part in _parts(file, root))]
-        return Seen(files, sorted({_parts(file, root)[0] for file in files if len(_parts(file, root)) > 1}), 0)
+        return Seen(
+            files,
+            sorted({_parts(file, root)[0] for file in files if len(_parts(file, root)) > 1}),
+            collections.Counter(),
+        )
     found: list[epath.Path] = []
     folders: list[str] = []
     waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [(os.fspath(root), frozenset())]
-    seen = odd = 0
+    odd: collections.Counter[str] = collections.Counter()
+    seen = 0
     while waiting:
         folder, above = waiting.pop()
         try:
@@ -65,7 +69,7 @@ def look(root: epath.Path) -> Seen:
                 elif entry.is_file():
                     found.append(epath.Path(entry.path))
                 else:
-                    odd += 1
+                    odd["links that lead nowhere" if entry.is_symlink() else "devices and pipes"] += 1
         except OSError as error:
             raise UserError(f"{error.filename or folder} cannot be read: {error.strerror}") from None
     return Seen(sorted(found), sorted(folders), odd)
@@ -114,9 +118,7 @@ def _others(seen: Seen, pictures: list[epath.Path]) -> str:
     """How many files are no pictures, by suffix; captions are not among them."""
     beside = {picture.with_suffix(".txt") for picture in pictures}
     others = [file for file in seen.files if file.suffix.lower() not in PICTURE_SUFFIXES and file not in beside]
-    counts = collections.Counter(file.suffix.lower() or "no suffix" for file in others)
-    if seen.odd:
-        counts["no regular file"] = seen.odd
+    counts = seen.odd + collections.Counter(file.suffix.lower() or "no suffix" for file in others)
     if not counts:
         return ""
     listed = ", ".join(f"{suffix} {count}" for suffix, count in counts.most_common(8))

@@ -9,7 +9,7 @@ from PIL import Image, UnidentifiedImageError
 
 from regcache_jax.core.errors import UserError, shown
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """What is decoded. Pillow knows more, some of which start other programs (EPS)."""
 LARGEST_FILE = 1 << 29
 """Bytes of a file of one picture."""
@@ -21,7 +21,6 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # wh
 
 def decoded(content: bytes, name: str, what: str = "a picture") -> Image.Image:
     """The (first) picture in the bytes of a file, its pixels loaded. Raises UserError that names what cannot be read, or is too large."""
-    Image.init()  # formats that are named are not looked up otherwise
     try:
         picture = Image.open(io.BytesIO(content), formats=FORMATS)
         if picture.width * picture.height <= LARGEST_PICTURE:
