@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from regcache_jax.core.spec import CLIP_MEAN, CLIP_STD, HALF, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from regcache_jax.encoders.preprocess import preprocess, resize
+from regcache_jax.encoders.preprocess import preprocess, resize_and_crop
 
 CASES = {
     "clip": (
@@ -55,6 +55,6 @@ def test_bilinear_without_antialias_takes_the_nearest_pixels_only():
     column = np.zeros((1, 8, 3), np.uint8)
     column[0, :, :] = np.arange(0, 80, 10)[:, None]
     spec = Preprocessing(2, "squash", "bilinear_tf", 2, HALF, HALF)
-    resized = resize(Image.fromarray(column), spec)
+    resized = resize_and_crop(Image.fromarray(column), spec)
     # centres of the two halves lie at 1.5 and 5.5: the mean of their two neighbours, nothing from farther off
     np.testing.assert_allclose(resized[0, :, 0], [15.0, 55.0])
