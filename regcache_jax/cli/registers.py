@@ -236,7 +236,7 @@ def search(
     from regcache_jax.models.plan_file import save_plan
     from regcache_jax.registers.refine import RefineConfig
     from regcache_jax.registers.refine import refine as run_refine
-    from regcache_jax.registers.search.search import describe_plan
+    from regcache_jax.registers.search.result import describe_plan
     from regcache_jax.registers.search.search import search as run_search
     from regcache_jax.registers.search.space import SearchConfig
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
@@ -21,7 +22,7 @@ class TrialTable:
     def __init__(self, path: epath.PathLike | None, fingerprint: str) -> None:
         self.path = None if path is None else epath.Path(path)
         self.rows: list[dict[str, Any]] = []
-        self._known: dict[str, float] = {}
+        self._known: dict[str, list[float]] = {}
         header = json.dumps({"search": fingerprint}) + "\n"
         self._text = header
         if self.path is None:
@@ -50,23 +51,24 @@ class TrialTable:
             write_whole(self.path, self._text.encode())
 
     @staticmethod
-    def _key(numbers: dict[str, Any], chunks: int) -> str:
-        return json.dumps([numbers, chunks], sort_keys=True)
+    def _key(numbers: dict[str, Any], images: int) -> str:
+        return json.dumps([numbers, images], sort_keys=True)
 
     def _remember(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
-        self._known[self._key(row["numbers"], row["chunks"])] = row["error"]
+        self._known[self._key(row["numbers"], row["images"])] = row["draws"]
 
-    def find(self, numbers: Any, chunks: int) -> float | None:
-        """The error of a point on so many chunks, if it has been tried."""
-        return self._known.get(self._key(dataclasses.asdict(numbers), chunks))
+    def find(self, numbers: Any, images: int) -> list[float] | None:
+        """The errors of a point under each draw, on so many images, if it has been tried (the last time it was)."""
+        return self._known.get(self._key(dataclasses.asdict(numbers), images))
 
-    def add(self, numbers: Any, chunks: int, error: float, block_flops: int) -> None:
-        """Adds a trial and appends its line."""
+    def add(self, numbers: Any, images: int, error: float, draws: Sequence[float], block_flops: int) -> None:
+        """Adds a trial and appends its line; `draws` are fewer than there were where it was given up early."""
         row = {
             "numbers": dataclasses.asdict(numbers),
-            "chunks": chunks,
+            "images": images,
             "error": error,
+            "draws": list(draws),
             "block_flops": block_flops,
         }
         self._remember(row)

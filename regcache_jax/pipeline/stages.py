@@ -17,7 +17,8 @@ from regcache_jax.pipeline.material import Material
 from regcache_jax.pipeline.table import PLANS, TableRow, alternatives, plan_file
 from regcache_jax.quantization.quantize import quantize
 from regcache_jax.registers.inspect import inspect
-from regcache_jax.registers.search.search import describe_plan, search
+from regcache_jax.registers.search.result import describe_plan
+from regcache_jax.registers.search.search import search
 from regcache_jax.registers.search.space import SearchConfig
 from regcache_jax.registers.sensitivity import sensitivity
 from regcache_jax.registers.verdict import judge

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.files.workdir import Json
-from regcache_jax.registers.search.search import SearchResult
+from regcache_jax.registers.search.result import SearchResult
 from regcache_jax.studies.recipes import RECIPES
 
 
@@ -113,7 +113,7 @@ def alternatives(result: SearchResult) -> dict[str, RegisterPlan]:
         if row["numbers"]["start"] == row["numbers"]["stop"] and row["numbers"]["delete_count"] > 0
     ]  # fmt: skip
     if alone and result.numbers.delete_count == 0:
-        numbers = min(alone, key=lambda row: (-row["chunks"], row["error"]))["numbers"]
+        numbers = min(alone, key=lambda row: (-row["images"], row["error"]))["numbers"]
         chosen = {name: jnp.int32(numbers[name]) for name in ("start", "stop", "delete_block", "delete_count")}
         plans["delete-only"] = result.plan.replace(**chosen)
     return plans

@@ -11,7 +11,8 @@ from numpy import ndarray
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.models.plan_file import load_plan, save_plan
-from regcache_jax.registers.search.search import describe_plan, search
+from regcache_jax.registers.search.result import describe_plan
+from regcache_jax.registers.search.search import search
 from regcache_jax.registers.search.space import SearchConfig
 from regcache_jax.studies.recipes import scheme_of
 

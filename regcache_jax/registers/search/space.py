@@ -34,8 +34,9 @@ class SearchConfig:
     Candidates: how many (one an image at most, or ordinary tokens would be among them), and whether the `class_token` may be one.
     `form`: `kv` averages their keys and values, `token` their hidden states.
     Objective: `features` needs no labels; `accuracy` needs labels and class vectors.
-    Effort: images a `chunk`, the share of the set that scores the whole grid, the part of the points that each rung keeps and how
-    many times more images it sees, rounds of moves, redraws of the calibration images, bytes of hidden states in memory.
+    Pictures: which share verifies the plan that comes out, drawn by `seed`; how many `draws` of the others give scales and score.
+    Effort: images a `chunk` at most, the share of the working images that scores the whole grid, the part of the points that each rung
+    keeps and how many times more images it sees, rounds of moves, bytes of hidden states in memory.
     Budgets (`max_...`) end the search early with the best plan that the whole set has scored."""
 
     copies: tuple[float, ...] = (1.0, 2.5, 6.0, 15.0)
@@ -48,13 +49,14 @@ class SearchConfig:
     class_token: bool = False
     form: Literal["kv", "token"] = "kv"
     objective: Literal["features", "accuracy"] = "features"
-    chunk: int = 32
-    first_share: float = 0.0625
-    keep: float = 0.2
-    growth: int = 4
-    rounds: int = 2
-    redraws: int = 8
+    verify_share: float = 0.25
+    draws: int = 4
     seed: int = 0
+    chunk: int = 32
+    first_share: float = 1 / 6
+    keep: float = 0.2
+    growth: int = 2
+    rounds: int = 2
     memory_limit: int = MEMORY_LIMIT
     max_trials: int | None = None
     max_minutes: float | None = None
@@ -140,11 +142,12 @@ class Space:
         points = [dataclasses.replace(best, **change) for change in changes]
         return [point for point in dict.fromkeys(points) if point != best and point.start <= point.stop]
 
-    def rungs(self, num_chunks: int) -> list[int]:
-        """Chunks that each rung of the successive halving sees: from a share of the set to all of it."""
-        rungs = [max(1, round(num_chunks * self.config.first_share))]
-        while rungs[-1] < num_chunks:
-            rungs.append(min(num_chunks, rungs[-1] * self.config.growth))
+    def rungs(self, first: int, num_images: int) -> list[int]:
+        """Images that each rung of the successive halving takes: `first`, then `growth` times more, and all where half is passed."""
+        rungs = [min(first, num_images)]
+        while rungs[-1] < num_images:
+            larger = rungs[-1] * self.config.growth
+            rungs.append(larger if 2 * larger <= num_images else num_images)
         return rungs
 
     def kept(self, num_points: int) -> int:
