@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from regcache_jax import Encoder, Scheme, bundled_model, load, quantize
+from regcache_jax.core.search_config import SearchConfig
 from regcache_jax.data import prompts
 from regcache_jax.data.batches import load_images
 from regcache_jax.data.sources import open_dataset
@@ -26,9 +27,9 @@ from regcache_jax.files.paths import write_whole
 from regcache_jax.quantization.calibration import observe
 from regcache_jax.quantization.quantize import in_batches
 from regcache_jax.registers.search.search import Search
-from regcache_jax.registers.search.space import Numbers, SearchConfig
+from regcache_jax.registers.search.space import Numbers
 from regcache_jax.registers.search.trial import feature_errors
-from regcache_jax.studies.rivals import features_of
+from regcache_jax.studies.grid import features_of
 
 PERCENTILES = (99.999, 99.99, 99.97, 99.9, 99.7, 99.5, 99.0, 98.5)
 ESTIMATORS = (

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
-from flax.traverse_util import flatten_dict
 from regcache_jax.converters import huggingface_clip
 
 from regcache_jax import converters
+from regcache_jax.core.names import to_names
 from regcache_jax.encoders import catalog
 from regcache_jax.encoders.parameters import parameter_shapes
 
@@ -34,7 +34,7 @@ def write_checkpoint(folder: Path, num_blocks: int) -> int:
     """Writes a random ViT-H/14 in shards, a tensor at a time; returns the bytes of its parameters."""
     spec = catalog.get("laion/CLIP-ViT-H-14-laion2B-s32B-b79K").spec
     assert spec is not None
-    shapes = {path: leaf.shape for path, leaf in flatten_dict(parameter_shapes(spec), sep="/").items()}
+    shapes = {path: leaf.shape for path, leaf in to_names(parameter_shapes(spec)).items()}
     rng, shard, files, total = np.random.default_rng(0), {}, {}, 0
     folder.mkdir(parents=True)
 

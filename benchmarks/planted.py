@@ -34,7 +34,7 @@ def main() -> None:
         f"{found.recall:.3f}; direction: cosine {found.cosine:.5f}",
         flush=True,
     )
-    config = SearchConfig(copies=(6.0, 15.0), delete_counts=(0,), back=0, registers=(1,), rounds=0, redraws=2, chunk=16)
+    config = SearchConfig(copies=(6.0, 15.0), delete_counts=(0,), back=0, registers=(1,), rounds=0, chunk=16)
     restored = restore_planted(planted, Scheme(8, 8), config)
     print(
         f"W8A8 error: without sinks {restored.without_sinks:.3g}, with sinks {restored.with_sinks:.3g}, with the plan "
@@ -43,7 +43,7 @@ def main() -> None:
     )
     verdicts = {}
     for kinds in ((), *((kind,) for kind in KINDS), KINDS):
-        spec = planted_spec(*shape, num_registers=int("trained-register outlier" in kinds))
+        spec = planted_spec(*shape, trained_registers=int("trained-register outlier" in kinds))
         each = plant(kinds, spec=spec, num_images=min(8, given.images))
         name, verdict = " + ".join(kinds) or "none", judge(inspect(each.encoder, each.images)).kinds
         verdicts[name] = verdict

@@ -19,13 +19,17 @@ from pathlib import Path
 import numpy as np
 
 from regcache_jax import Encoder, RegisterPlan, bundled_model, load, plant
+from regcache_jax.core.observer import Observer
 from regcache_jax.data import emoji
 from regcache_jax.data.batches import load_images
 from regcache_jax.data.sources import open_dataset
 from regcache_jax.evaluation.zero_shot import class_vectors
-from regcache_jax.studies.grid import Entry, compare, features_of, label_free_error, write_tables
+from regcache_jax.files.workdir import Workdir
+from regcache_jax.studies.cells import Cell, Entry, cells_of
+from regcache_jax.studies.grid import Bench, Judge, compare, features_of, label_free_error
 from regcache_jax.studies.plans import find_plans
 from regcache_jax.studies.recipes import QUICK
+from regcache_jax.studies.sheets import write_tables
 
 PLANTED = {
     "sinks": ("patch sinks",),
@@ -60,19 +64,21 @@ def planted(name: str, num_tested: int) -> tuple[Encoder, np.ndarray, np.ndarray
     return found.encoder, images[:384], images[384:], None
 
 
-def report(number: int, total: int, entry: Entry) -> None:
-    print(
-        f"{number}/{total} {entry.name}: {entry.fault or (entry.error, entry.metrics, entry.seconds)}", file=sys.stderr
-    )
+class Told(Observer):
+    """Says on standard error how a draw gets on."""
+
+    def moved(self, done: int, total: int, note: str = "") -> None:
+        """A line."""
+        print(f"{done}/{total} {note}", file=sys.stderr)
 
 
 def chosen_by_auto(entries: list[Entry]) -> list[Entry]:
     """For each number of bits the entry with the least error on the pictures of the choice, under the name `auto` (its own as note)."""
     found = []
-    for bits in dict.fromkeys(entry.bits for entry in entries):
-        ran = [entry for entry in entries if entry.bits == bits and entry.fault is None]
+    for bits in dict.fromkeys(entry.cell.bits for entry in entries):
+        ran = [entry for entry in entries if entry.cell.bits == bits and entry.fault is None]
         best = min(ran, key=lambda entry: (entry.metrics["choice"], entry.cost))
-        found.append(Entry("auto", bits, False, metrics=best.metrics, note=best.name))
+        found.append(Entry(Cell(bits, "auto"), metrics=best.metrics, note=best.name))
     return found
 
 
@@ -92,11 +98,11 @@ def summary(draws: list[list[Entry]], metric: str, percent: bool) -> str:
     for entry in rows:
         if entry.fault is None:
             number = entry.metrics[metric] * (100 if percent else 1)
-            values.setdefault((entry.recipe, entry.bits, entry.registers), []).append(number)
-    all_bits = list(dict.fromkeys(entry.bits for entry in draws[0]))
-    with_registers = {entry.bits for entry in draws[0] if entry.registers}
+            values.setdefault((entry.cell.recipe, entry.cell.bits, entry.cell.plan is not None), []).append(number)
+    all_bits = list(dict.fromkeys(entry.cell.bits for entry in draws[0]))
+    with_registers = {entry.cell.bits for entry in draws[0] if entry.cell.plan is not None}
     lines = ["| recipe | " + " | ".join(all_bits) + " |", "|---|" + "---:|" * len(all_bits)]
-    for recipe in dict.fromkeys(entry.recipe for entry in rows):
+    for recipe in dict.fromkeys(entry.cell.recipe for entry in rows):
         texts = []
         for bits in all_bits:
             sides = (False, True) if bits in with_registers and recipe != "auto" else (False,)
@@ -110,7 +116,7 @@ def measure(name: str, options: argparse.Namespace) -> None:
     size, out = options.calibration, options.out / name
     encoder, images, tested, accuracy = bundled(options.tested) if name == "emoji" else planted(name, 64)
     choice, rest = images[:CHOICE], images[CHOICE:]
-    plans: dict[str, RegisterPlan] = find_plans(encoder, rest[: max(size, 128)], options.bits, out)
+    plans: dict[str, RegisterPlan] = find_plans(encoder, rest[: max(size, 128)], options.bits, Workdir(out, Told()))
     scored = np.concatenate([choice, tested])
     reference = features_of(encoder, scored)
     rest, draws = rest[max(size, 128) :], []
@@ -124,10 +130,9 @@ def measure(name: str, options: argparse.Namespace) -> None:
 
     for draw in range(options.draws):
         chosen = np.sort(np.random.default_rng(draw).choice(len(rest), size, replace=False))
-        entries = compare(
-            encoder, rest[chosen], scored, out / f"draw-{draw}",
-            recipes=options.recipes, bits=options.bits, plans=plans, evaluate=evaluate, progress=report,
-        )  # fmt: skip
+        bench = Bench(encoder, rest[chosen], scored, plans, Judge(f"{name}, choice apart", evaluate))
+        cells = cells_of(options.recipes, options.bits, plans)
+        entries = compare(bench, cells, Workdir(out / f"draw-{draw}", Told()))
         draws.append(entries)
         write_tables(entries, out / f"draw-{draw}", encoder, dataset=name, float_metrics=evaluate(reference))
         taken = collections.Counter(entry.note for entries in draws for entry in chosen_by_auto(entries))

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from regcache_jax import Scheme, bundled_model, load, search
+from regcache_jax import Encoder, Scheme, bundled_model, load, search
 from regcache_jax.data import prompts
 from regcache_jax.data.batches import load_images
 from regcache_jax.data.sources import open_dataset
 from regcache_jax.evaluation.zero_shot import class_vectors
 from regcache_jax.files.paths import write_whole
-from regcache_jax.registers.search.trial import feature_errors
-from regcache_jax.studies.rivals import features_of, rivals
+from regcache_jax.studies.grid import Bench, Judge
+from regcache_jax.studies.rivals import rivals
 
 PAIRS = (
     ("RegCache", "percentile clipping"),
@@ -41,32 +41,34 @@ def main() -> None:
     labels = np.array([dataset[index].label for index in range(len(dataset))])
     names, templates = prompts.class_names(dataset).texts, prompts.templates(dataset).texts
     vectors = class_vectors(model.encoder, model.tokenize, names, templates)
-    float_features = features_of(model.encoder, pictures)
-    right: dict[str, np.ndarray] = {}
+    right: list[np.ndarray] = []
     rows = []
 
-    def show(scheme: str, name: str, features: np.ndarray) -> None:
-        answers = np.argmax(features @ vectors.T, axis=1)
-        right[name] = (answers == labels).astype(float)
-        agreement = float((answers == np.argmax(float_features @ vectors.T, axis=1)).mean())
-        error = float(feature_errors(features, float_features).mean())
-        rows.append(
-            {"scheme": scheme, "name": name, "acc1": float(right[name].mean()), "error": error, "agreement": agreement}
-        )
+    def judge(features: np.ndarray) -> dict[str, float]:
+        answers, as_float = (np.argmax(each @ vectors.T, axis=1) for each in (features, bench.reference))
+        right.append((answers == labels).astype(float))
+        return {"acc1": right[-1].mean(), "agreement": (answers == as_float).mean()}
+
+    bench = Bench(model.encoder, reference, pictures, judge=Judge("top-1 on Twemoji", judge))
+
+    def show(scheme: str, name: str, encoder: Encoder) -> np.ndarray:
+        error, metrics = bench.measured(encoder)
+        rows.append({"scheme": scheme, "name": name, "error": error, **metrics})
         print(
-            f"{scheme:6s} {name:34s} top-1 {right[name].mean():6.1%}  error of the features {error:.4g}  answers as float "
-            f"{agreement:.1%}",
+            f"{scheme:6s} {name:34s} top-1 {metrics['acc1']:6.1%}  error of the features {error:.4g}  answers as float "
+            f"{metrics['agreement']:.1%}",
             flush=True,
         )
+        return right[-1]
 
-    show("float", "float", float_features)
+    show("float", "float", model.encoder)
     for name in arguments.schemes.split(","):
         scheme = Scheme.named(name)
         result = search(model.encoder, reference, scheme)
-        for rival, encoder in rivals(model.encoder, reference, scheme, result):
-            show(name, rival, features_of(encoder, pictures))
+        table = rivals(model.encoder, reference, scheme, result)
+        shown = {rival: show(name, rival, encoder) for rival, encoder in table}
         for ours, other in PAIRS:
-            gap = right[ours] - right[other]
+            gap = shown[ours] - shown[other]
             print(f"{name:6s} {ours} - {other}: {gap.mean():+.1%}, standard error {gap.std() / len(gap) ** 0.5:.1%}")
     if arguments.json is not None:
         write_whole(arguments.json, json.dumps(rows, indent=2).encode())

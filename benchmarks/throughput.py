@@ -41,6 +41,7 @@ def ours(folder: Path) -> Callable[[], np.ndarray]:
     """A run of our loop over all pictures."""
     import jax
 
+    from regcache_jax.core.sites import Parameters
     from regcache_jax.data import batches, open_dataset
     from regcache_jax.encoders import catalog
     from regcache_jax.encoders.encoder import Encoder, encode_image, init_params
@@ -49,7 +50,7 @@ def ours(folder: Path) -> Callable[[], np.ndarray]:
 
     spec = catalog.get(NAME).spec
     params = init_params(spec, jax.random.key(0))
-    encoder = Encoder({"image": params["image"]}, spec=spec)
+    encoder = Encoder(Parameters(params.image), spec=spec)
     dataset = open_dataset("folder", str(folder))
 
     def run() -> np.ndarray:

@@ -73,11 +73,11 @@ def run_ours(encoder: Encoder, images: np.ndarray, ids: np.ndarray | None) -> di
     """Our encoder's hidden states and features, named as `run_reference` names them."""
     collect = {"hidden": lambda trace: trace.hidden}
     image = jax.jit(lambda params, x: image_features(params, x, encoder.spec.image, collect=collect))
-    output = image(encoder.params["image"], jnp.asarray(images, encoder.dtype))
+    output = image(encoder.params.image, jnp.asarray(images, encoder.dtype))
     named = {"image": (output.features, output.collected["hidden"])}
     if ids is not None:
         text = jax.jit(lambda params, x: text_features(params, x, encoder.spec.text, collect=collect))
-        features, collected = text(encoder.params["text"], jnp.asarray(ids))
+        features, collected = text(encoder.params.text, jnp.asarray(ids))
         named["text"] = (features, collected["hidden"])
     return _named({tower: (np.asarray(features), np.asarray(hidden)) for tower, (features, hidden) in named.items()})
 

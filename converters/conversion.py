@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from etils import epath
-from flax.traverse_util import flatten_dict
 from regcache_jax.converters import (
     big_vision,
     huggingface_clip,
@@ -31,6 +30,7 @@ from regcache_jax.converters.formats import Format, Given
 from regcache_jax.converters.readers import Tensors
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.core.names import from_tree, to_names, to_tree
 from regcache_jax.core.spec import Activation, EncoderSpec, Filter
 from regcache_jax.encoders import catalog, tokenizers
 from regcache_jax.encoders.encoder import Encoder
@@ -147,7 +147,7 @@ def read_checkpoint(
     )
     spec = choose(format.spec(given), choices or {})
     check_sizes(spec)
-    shapes = {path: leaf.shape for path, leaf in flatten_dict(parameter_shapes(spec), sep="/").items()}
+    shapes = {path: leaf.shape for path, leaf in to_names(parameter_shapes(spec)).items()}
     params = assemble(
         tensors,
         format.rules,
@@ -156,7 +156,7 @@ def read_checkpoint(
         dtype=DTYPES[dtype],
         what=f"{found.weights} ({format.name})",
     )
-    return Encoder(params, spec=spec), format, tensors
+    return Encoder(from_tree(params), spec=spec), format, tensors
 
 
 def refuse_unsupported(tensors: Tensors, config: Mapping[str, Any], source: sources.Source) -> None:
@@ -249,7 +249,7 @@ def export(model: checkpoints.Model | Encoder, layout: str = "big_vision") -> di
     formats = {format.name: format for format in FORMATS}
     if layout not in formats:
         raise UserError(f"no layout is called {layout!r}; there are {', '.join(formats)}")
-    return disassemble(encoder.params, formats[layout].rules)
+    return disassemble(to_tree(encoder.params), formats[layout].rules)
 
 
 def write(model: checkpoints.Model | Encoder, layout: str, out: epath.PathLike) -> epath.Path:

@@ -102,7 +102,7 @@ def spec(given: Given) -> EncoderSpec:
         blocks=blocks,
         class_token=True,
         pooling="class",
-        num_registers=registers,
+        trained_registers=registers,
         position_grid=trained // patch,
         position_interpolation="bicubic_antialias" if registers else "bicubic",
     )

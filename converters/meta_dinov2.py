@@ -78,7 +78,7 @@ def dinov2_spec(given: Given, *, registers: int, rows_before_patches: int, gated
         ),
         class_token=True,
         pooling="class",
-        num_registers=registers,
+        trained_registers=registers,
         position_grid=grid,
         position_interpolation="bicubic_antialias" if registers else "bicubic_offset",
     )

@@ -23,7 +23,7 @@ _HOMES = {
     "Profile": "registers.inspect",
     "RegisterPlan": "core.plan",
     "Scheme": "core.scheme",
-    "SearchConfig": "registers.search.space",
+    "SearchConfig": "core.search_config",
     "SearchResult": "registers.search.result",
     "UserError": "core.errors",
     "bundled_model": "demo.bundled",

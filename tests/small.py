@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from regcache_jax.core.names import from_names, to_names
 from regcache_jax.core.plan import RegisterPlan, make_plan
 from regcache_jax.core.spec import HALF, BlockSpec, EncoderSpec, ImageSpec, Preprocessing, TextSpec
 from regcache_jax.encoders.encoder import Encoder, init_params
@@ -35,7 +36,7 @@ SPECS = {
         "dino",
         ImageSpec(
             32, 8, BlockSpec(32, 4, 4, 48, "silu", 1e-6, layer_scale=True, gated_mlp=True), True, "class",
-            num_registers=2, position_grid=7,
+            trained_registers=2, position_grid=7,
         ),
         family="dinov2",
     ),
@@ -72,3 +73,12 @@ def random_plan(seed: int = 0, num_registers: int = 1, **numbers) -> RegisterPla
     rng = np.random.default_rng(seed)
     rows = rng.normal(size=(2, 4, num_registers, 4, 8)).astype(np.float32)
     return make_plan(jnp.asarray(rows[0]), jnp.asarray(rows[1]), **numbers)
+
+
+def with_leaves(encoder: Encoder, **changed) -> Encoder:
+    """The encoder with some leaves changed, by their names below the image tower (`blocks__norm1__bias=function or array`)."""
+    named = to_names(encoder.params)
+    for name, new in changed.items():
+        path = f"image/{name.replace('__', '/')}"
+        named[path] = jnp.asarray(new(named[path]) if callable(new) else new)
+    return encoder.replace(params=from_names(named))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from regcache_jax.core.names import from_tree, to_tree
 from regcache_jax.core.plan import RegisterPlan, make_plan
 from regcache_jax.core.spec import HALF, BlockSpec, EncoderSpec, ImageSpec, Preprocessing
 from regcache_jax.encoders.encoder import Encoder, init_params
@@ -19,7 +20,7 @@ BLOCKS = BlockSpec(width=24, num_blocks=3, num_heads=3, mlp_width=40, activation
 FAMILIES = {
     "clip": ({"pre_norm": True, "class_token": True, "pooling": "class", "projection": 16, "patch_bias": False}, {}),
     "siglip": ({"class_token": False, "pooling": "map"}, {"activation": "gelu_tanh"}),
-    "dinov2": ({"class_token": True, "pooling": "class", "num_registers": 2}, {"layer_scale": True}),
+    "dinov2": ({"class_token": True, "pooling": "class", "trained_registers": 2}, {"layer_scale": True}),
     "dinov2-swiglu": ({"class_token": True, "pooling": "mean"}, {"gated_mlp": True, "activation": "silu"}),
     "no biases": ({"class_token": False, "pooling": "mean"}, {"activation": "quick_gelu"}),
 }
@@ -34,7 +35,7 @@ def encoder(family: str = "clip", seed: int = 0) -> Encoder:
         ImageSpec(image_size=16, patch_size=4, blocks=dataclasses.replace(BLOCKS, **blocks), **image),
         Preprocessing(16, "squash", "bilinear", 16, HALF, HALF),
     )
-    params = init_params(spec, jax.random.key(seed))
+    params = to_tree(init_params(spec, jax.random.key(seed)))
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
@@ -52,7 +53,7 @@ def encoder(family: str = "clip", seed: int = 0) -> Encoder:
         for group in ("attention", "mlp"):
             for layer in params["image"]["blocks"][group].values():
                 layer.pop("bias", None)
-    return Encoder(jax.tree.map(lambda leaf: jnp.asarray(leaf.astype(np.float32)), params), spec=spec)
+    return Encoder(from_tree(jax.tree.map(lambda leaf: jnp.asarray(leaf.astype(np.float32)), params)), spec=spec)
 
 
 def images(count: int = 24, seed: int = 0) -> jax.Array:
@@ -73,5 +74,5 @@ def plan(delete_count: int = 0) -> RegisterPlan:
 def search_form(encoder: Encoder, images: jax.Array, names: tuple[str, ...] = ()) -> ImageOutput:
     """The image tower in the search form, as one program; `names` are the fields of a block's trace to collect."""
     collect = {name: operator.attrgetter(name) for name in names}
-    params, spec = encoder.params["image"], encoder.spec.image
+    params, spec = encoder.params.image, encoder.spec.image
     return image_features(params, images, spec, plan=encoder.plan, scheme=encoder.scheme, collect=collect)

@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from regcache_jax.cli.options import data_options, json_option, read_data, read_images, read_plan
+from regcache_jax.cli.arguments import CalibrationData, JsonArgs, read_images, read_plan
+from regcache_jax.cli.options import takes
 from regcache_jax.cli.screen import digits, print_table, progress, say, write_json
+from regcache_jax.core.options import option
 
 if TYPE_CHECKING:
     from regcache_jax.core.scheme import Estimator
     from regcache_jax.quantization.calibration import Calibration
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CalibrateArgs:
+    """What is counted, and where it goes."""
+
+    registers: str | None = option("Plan to have in place; it changes the ranges.", None, path="file")
+    groups: bool = option("Count class token, trained registers and patches apart (group scales).", False)
+    integer_attention: bool = option("Count queries, keys and values too.", False)
+    out: str = option("File to write; must not exist.", path="file")
+
+
 @click.command()
 @click.argument("model", type=click.Path())
-@data_options("train", 512)
-@click.option("--registers", type=click.Path(dir_okay=False), help="Plan to have in place; it changes the ranges.")
-@click.option("--groups", is_flag=True, help="Count class token, trained registers and patches apart (group scales).")
-@click.option("--integer-attention", is_flag=True, help="Count queries, keys and values too.")
-@click.option("--out", required=True, type=click.Path(dir_okay=False), help="File to write; must not exist.")
-def calibrate(
-    model: str,
-    dataset: str,
-    data_dir: str | None,
-    split: str | None,
-    limit: int | None,
-    batch_size: int,
-    registers: str | None,
-    groups: bool,
-    integer_attention: bool,
-    out: str,
-) -> None:
+@takes(data=CalibrationData, chosen=CalibrateArgs)
+def calibrate(model: str, data: CalibrationData, chosen: CalibrateArgs) -> None:
     """Count what passes every site of MODEL, and keep it in a file.
 
     `regcache quantize --calibration FILE` then needs no pictures, `regcache calibration FILE` shows what is in it.
@@ -43,32 +41,40 @@ def calibrate(
     from regcache_jax.quantization.calibration import observe
     from regcache_jax.quantization.quantize import in_batches
 
-    refuse_existing(out)
+    refuse_existing(chosen.out)
     loaded = checkpoints.load(model)
-    plan = read_plan(registers, loaded)
+    plan = read_plan(chosen.registers, loaded)
     encoder = loaded.encoder if plan is None else loaded.encoder.with_plan(plan)
-    images = read_images(loaded, read_data(dataset, data_dir, split, limit, "train"))
+    images = read_images(loaded, data.open())
     with progress("calibrating"):
-        batches = in_batches(images, batch_size, fill=False)
-        found = observe(encoder, batches, groups=groups, inputs=INPUTS if integer_attention else SITES)
-    found.belonging_to(encoder).save(out)
-    say(f"{model} -> {out}: {found.num_images} pictures, {'with' if registers else 'no'} registers")
+        batches = in_batches(images, data.batch_size, fill=False)
+        inputs = INPUTS if chosen.integer_attention else SITES
+        found = observe(encoder, batches, groups=chosen.groups, inputs=inputs)
+    found.belonging_to(encoder).save(chosen.out)
+    say(f"{model} -> {chosen.out}: {found.num_images} pictures, {'with' if plan else 'no'} registers")
+
+
+@dataclasses.dataclass(frozen=True)
+class BitsArgs:
+    """What ranges are shown for."""
+
+    bits: int = option("Bits of the activations.", 8, unit="bits", least=2, most=8)
 
 
 @click.command()
 @click.argument("file", type=click.Path(dir_okay=False))
-@click.option("--bits", type=click.IntRange(2, 8), default=8, show_default=True, help="Bits of the activations.")
-@json_option
-def calibration(file: str, bits: int, json_file: str | None) -> None:
+@takes(chosen=BitsArgs, shown=JsonArgs)
+def calibration(file: str, chosen: BitsArgs, shown: JsonArgs) -> None:
     """Show a calibration FILE: ranges by block, site and estimator."""
     from regcache_jax.quantization.calibration import Calibration
 
     found = Calibration.load(file)
-    columns, rows = ranges_of(found, bits)
-    shown = [(*row[:3], *map(digits, row[3:])) for row in rows]
-    print_table(f"{file}: {found.num_images} pictures, {bits} bits", columns, shown)
+    columns, rows = ranges_of(found, chosen.bits)
+    lines = [(*row[:3], *map(digits, row[3:])) for row in rows]
+    print_table(f"{file}: {found.num_images} pictures, {chosen.bits} bits", columns, lines)
     sites = [dict(zip(columns, row, strict=True)) for row in rows]
-    write_json(json_file, {"images": found.num_images, "groups": found.groups, "bits": bits, "sites": sites})
+    tree = {"images": found.num_images, "groups": found.groups, "bits": chosen.bits, "sites": sites}
+    write_json(shown.json, tree)
 
 
 def ranges_of(found: Calibration, bits: int) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:

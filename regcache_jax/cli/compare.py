@@ -2,36 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from regcache_jax.cli.options import cost_of, cost_option, data_options, read_data, read_images, read_plan, recipes_of
-from regcache_jax.cli.screen import digits, print_table, progress, say
+from regcache_jax.cli.arguments import CostArgs, TestedData, read_images, read_plan, recipes_of
+from regcache_jax.cli.options import takes
+from regcache_jax.cli.screen import BarsOfCells, digits, print_table, say
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.options import option
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
 
     from regcache_jax.data import Dataset
     from regcache_jax.models.folder import Model
-    from regcache_jax.studies.grid import Entry
+    from regcache_jax.studies.cells import Entry
+    from regcache_jax.studies.grid import Judge
 
 
-def bits_of(text: str) -> tuple[str, ...]:
-    """`8,6,4` or `w4a8,w8a8` as names of schemes."""
-    parts = [part for part in text.replace(" ", "").split(",") if part]
-    return tuple(f"w{part}a{part}" if part.isdigit() else part for part in parts)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareArgs:
+    """What is tried, on which pictures it is calibrated, and where the tables go."""
+
+    bits: tuple[str, ...] = option("8 is w8a8; w4a8 and the like also do.", ("8", "6", "4"))
+    methods: tuple[str, ...] | None = option(
+        "Recipes, with commas; `all`; by default those that are quick (see docs/quantization.md).", None
+    )
+    calibration_split: str = option("Split that gives scales and registers.", "train")
+    calibration: int = option("So many pictures of it.", 256, unit="pictures", least=1)
+    registers: str | None = option("This plan for all bits, instead of searching for some.", None, path="file")
+    no_registers: bool = option("Compare without registers only.", False)
+    out: str = option("Folder; a comparison that was killed goes on in it.", path="folder")
+
+    def __post_init__(self) -> None:
+        if self.registers is not None and self.no_registers:
+            raise UserError("--registers and --no-registers exclude each other")
+
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        """`8,6,4` or `w4a8,w8a8` as names of schemes."""
+        return tuple(f"w{each}a{each}" if each.isdigit() else each for each in self.bits)
 
 
-def accuracy_of(model: Model, data: Dataset) -> Callable[[np.ndarray], Mapping[str, float]] | None:
+def accuracy_of(model: Model, data: Dataset) -> Judge | None:
     """Zero-shot accuracy from the pictures' features; None without a text tower or without classes."""
     import jax.numpy as jnp
     import numpy as np
 
     from regcache_jax.data.prompts import class_names, templates
     from regcache_jax.evaluation.zero_shot import class_scores, class_vectors, count_hits, metrics_from_counts
+    from regcache_jax.files.identity import content_hash
+    from regcache_jax.studies.grid import Judge
 
     labels = [data[index].label for index in range(len(data))]
     if model.encoder.spec.text is None or data.classnames is None or None in labels:
@@ -43,101 +69,64 @@ def accuracy_of(model: Model, data: Dataset) -> Callable[[np.ndarray], Mapping[s
         counts = count_hits(jnp.asarray(class_scores(features, vectors)), known, jnp.ones(len(known), bool))
         return metrics_from_counts({name: np.asarray(count) for name, count in counts.items()})
 
-    return evaluate
+    return Judge(content_hash((known, vectors)), evaluate)
 
 
 @click.command()
 @click.argument("model", type=click.Path())
-@data_options("test", None)
-@click.option("--bits", default="8,6,4", show_default=True, help="8 is w8a8; w4a8 and the like also do.")
-@click.option(
-    "--methods", help="Recipes, with commas; `all`; by default those that are quick (see docs/quantization.md)."
-)
-@click.option("--calibration-split", default="train", show_default=True, help="Split that gives scales and registers.")
-@click.option("--calibration", type=click.IntRange(1), default=256, show_default=True, help="So many pictures of it.")
-@click.option(
-    "--registers", type=click.Path(dir_okay=False), help="This plan for all bits, instead of searching for some."
-)
-@click.option("--no-registers", is_flag=True, help="Compare without registers only.")
-@cost_option
-@click.option(
-    "--out", required=True, type=click.Path(file_okay=False), help="Folder; a comparison that was killed goes on in it."
-)
-def compare(
-    model: str,
-    dataset: str,
-    data_dir: str | None,
-    split: str | None,
-    limit: int | None,
-    batch_size: int,
-    bits: str,
-    methods: str | None,
-    calibration_split: str,
-    calibration: int,
-    registers: str | None,
-    no_registers: bool,
-    cost_name: str | None,
-    out: str,
-) -> None:
+@takes(pictures=TestedData, chosen=CompareArgs, cost=CostArgs)
+def compare(model: str, pictures: TestedData, chosen: CompareArgs, cost: CostArgs) -> None:
     """Compare recipes at 8, 6 and 4 bits, with and without registers.
 
     Scales and registers come from the calibration split; error (against the float features), accuracy and cost are those on
     DATA. Writes compare.json, .csv, .md and .png.
     """
-    from regcache_jax.core.errors import UserError
+    from regcache_jax.files.lock import held
+    from regcache_jax.files.workdir import Workdir
     from regcache_jax.models import folder as checkpoints
-    from regcache_jax.studies import grid
+    from regcache_jax.studies import grid, sheets
+    from regcache_jax.studies.cells import cells_of
     from regcache_jax.studies.plans import find_plans
-    from regcache_jax.studies.recipes import scheme_of
 
-    wanted, recipes = bits_of(bits), recipes_of(methods)
-    for each in wanted:
-        for recipe in recipes:
-            scheme_of(recipe, each)
-    price, unit = cost_of(cost_name or "model")
-    if not wanted or not recipes:
+    bits, recipes = chosen.schemes, recipes_of(chosen.methods)
+    cells_of(recipes, bits, {})
+    price = cost.price()
+    if not bits or not recipes:
         raise UserError("--bits and --methods must each name something")
-    if registers is not None and no_registers:
-        raise click.UsageError("--registers and --no-registers exclude each other")
     loaded = checkpoints.load(model)
-    data = read_data(dataset, data_dir, split, limit, "test")
-    pictures = read_images(loaded, data)
-    drawn = read_images(loaded, read_data(dataset, data_dir, calibration_split, calibration, calibration_split))
-    plan = read_plan(registers, loaded)
-    plans = {} if plan is None else dict.fromkeys(wanted, plan)
-    if plan is None and not no_registers:
-        with progress("searching for registers") as update:
-
-            def tell(done: int, planned: int, best: float) -> None:
-                update(1, total=planned, note=f"best error {best:.3g}")
-
-            plans = find_plans(loaded.encoder, drawn, wanted, out, progress=tell)
-    evaluate = accuracy_of(loaded, data)
-    reference = grid.features_of(loaded.encoder.with_plan(None), pictures, batch_size)
-    with progress("comparing") as update:
-
-        def report(number: int, total: int, entry: Entry) -> None:
-            update(1, total=total, note=entry.name)
-
-        entries = grid.compare(
-            loaded.encoder, drawn, pictures, out,
-            recipes=recipes, bits=wanted, plans=plans, evaluate=evaluate, cost_of=price, cost_unit=unit, progress=report,
-        )  # fmt: skip
-    float_metrics = {} if evaluate is None else evaluate(reference)
-    written = grid.write_tables(
-        entries, out, loaded.encoder, dataset=data.name, float_metrics=float_metrics, cost_unit=unit
+    data = pictures.open()
+    tested = read_images(loaded, data)
+    drawn = read_images(loaded, pictures.other(chosen.calibration_split, chosen.calibration))
+    plan = read_plan(chosen.registers, loaded)
+    plans = {} if plan is None else dict.fromkeys(bits, plan)
+    with held(chosen.out), BarsOfCells("comparing") as bars:
+        workdir = Workdir(chosen.out, bars)
+        if plan is None and not chosen.no_registers:
+            plans = find_plans(loaded.encoder, drawn, bits, workdir)
+        bench = grid.Bench(loaded.encoder, drawn, tested, plans, accuracy_of(loaded, data), price, pictures.batch_size)
+        entries = grid.compare(bench, cells_of(recipes, bits, plans), workdir)
+    float_metrics = {} if bench.judge is None else bench.judge.metrics(bench.reference)
+    written = sheets.write_tables(
+        entries, chosen.out, loaded.encoder, dataset=data.name, float_metrics=float_metrics, cost_unit=price.unit
     )
     columns = ("bits", "recipe", "registers", "error", "cost", "acc1", "note")
-    front = {id(entry) for each in wanted for entry in grid.pareto([e for e in entries if e.bits == each])}
-    rows = [
-        (
-            entry.bits, entry.recipe, "yes" if entry.registers else "no", digits(entry.error), digits(entry.cost),
-            entry.metrics.get("acc1"), entry.fault or entry.note or ("*" if id(entry) in front else ""),
-        )
-        for entry in entries
-    ]  # fmt: skip
-    print_table(f"{loaded.encoder.spec.name} on {data.name} ({data.split}, n = {len(data)})", columns, rows)
-    say(f"* nothing is better in both error and cost ({unit})")
+    of_bits = [[entry for entry in entries if entry.cell.bits == each] for each in bits]
+    front = {entry.name for group in of_bits for entry in sheets.pareto(group)}
+    print_table(
+        f"{loaded.encoder.spec.name} on {data.name} ({data.split}, n = {len(data)})",
+        columns,
+        [_row(entry, "*" if entry.name in front else "") for entry in entries],
+    )
+    say(f"* nothing is better in both error and cost ({price.unit})")
     if float_metrics:
         say(f"float: acc1 {float_metrics['acc1']:.3f}")
-    say(f"{', '.join(Path(path).name for path in written)} -> {out}")
+    say(f"{', '.join(Path(path).name for path in written)} -> {chosen.out}")
+
+
+def _row(entry: Entry, mark: str) -> tuple[str | float | None, ...]:
+    """An entry as it is shown."""
+    cell = entry.cell
+    return (
+        cell.bits, cell.recipe, "no" if cell.plan is None else "yes", digits(entry.error), digits(entry.cost),
+        entry.metrics.get("acc1"), entry.fault or entry.note or mark,
+    )  # fmt: skip

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import click
 
-from regcache_jax.cli.options import json_option
+from regcache_jax.cli.arguments import JsonArgs
+from regcache_jax.cli.options import takes
 from regcache_jax.cli.screen import print_table, progress, say, write_json
+from regcache_jax.core.options import option
 
 
 @click.command()
-@json_option
-def models(json_file: str | None) -> None:
+@takes(output=JsonArgs)
+def models(output: JsonArgs) -> None:
     """List the encoders that are known by name."""
     from regcache_jax.encoders.catalog import ROWS
 
@@ -44,48 +47,31 @@ def models(json_file: str | None) -> None:
     )
     for reason in dict.fromkeys(row.reason for row in ROWS if row.reason):
         click.echo(f"not yet: {reason}", err=True)
-    write_json(json_file, told)
+    write_json(output.json, told)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvertArgs:
+    """What is read, what of it is replaced, and where it goes."""
+
+    out: str = option("Model folder to write; must not exist.", path="any")
+    to: str | None = option("SOURCE is a model folder: write it as one file in another library's layout.", None)
+    name: str | None = option("Name in the catalog, where the source does not say what it is.", None)
+    tokenizer: str | None = option("Tokenizer file or folder, where the source has none.", None, path="any")
+    dtype: Literal["float32", "bfloat16"] = option("What the weights are kept in.", "float32")
+    activation: str | None = option("Replace the activation: gelu, gelu_tanh, quick_gelu.", None)
+    interpolation: str | None = option("Replace the interpolation of the position table.", None)
+    filter: str | None = option("Replace the filter that resizes pictures: bicubic, bilinear, bilinear_tf.", None)
+    image_size: int | None = option(
+        "Take pictures of another size; the positions are resampled.", None, unit="pixels", least=1
+    )
+    check: bool = option("Run the original in PyTorch too and print the differences by block.", False)
 
 
 @click.command()
 @click.argument("source")
-@click.option("--out", required=True, type=click.Path(), help="Model folder to write; must not exist.")
-@click.option("--to", help="SOURCE is a model folder: write it as one file in another library's layout.")
-@click.option("--name", help="Name in the catalog, where the source does not say what it is.")
-@click.option(
-    "--tokenizer", type=click.Path(path_type=Path), help="Tokenizer file or folder, where the source has none."
-)
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16"]),
-    default="float32",
-    show_default=True,
-    help="What the weights are kept in.",
-)
-@click.option("--activation", help="Replace the activation: gelu, gelu_tanh, quick_gelu.")
-@click.option("--interpolation", help="Replace the interpolation of the position table.")
-@click.option(
-    "--filter", "resize_filter", help="Replace the filter that resizes pictures: bicubic, bilinear, bilinear_tf."
-)
-@click.option(
-    "--image-size", type=click.IntRange(1), help="Take pictures of another size; the positions are resampled."
-)
-@click.option("--check", is_flag=True, help="Run the original in PyTorch too and print the differences by block.")
-@json_option
-def convert(
-    source: str,
-    out: str,
-    to: str | None,
-    name: str | None,
-    tokenizer: Path | None,
-    dtype: str,
-    activation: str | None,
-    interpolation: str | None,
-    resize_filter: str | None,
-    image_size: int | None,
-    check: bool,
-    json_file: str | None,
-) -> None:
+@takes(chosen=ConvertArgs, output=JsonArgs)
+def convert(source: str, chosen: ConvertArgs, output: JsonArgs) -> None:
     """Convert a checkpoint into a model folder.
 
     SOURCE is a Hugging Face id or folder, a .safetensors, .bin, .pt, .pth or .npz file (big_vision, also FILE:img), or
@@ -97,21 +83,23 @@ def convert(
     from regcache_jax import converters
     from regcache_jax.models import folder as checkpoints
 
-    if to is not None:
-        say(f"{source} -> {converters.write(checkpoints.load(source), to, out)}")
+    if chosen.to is not None:
+        say(f"{source} -> {converters.write(checkpoints.load(source), chosen.to, chosen.out)}")
         return
-    if check:
+    if chosen.check:
         converters.find_reference(source)  # fails before anything is written
     with progress(f"converting {source}"):
         folder = converters.convert(
-            source, out, name=name, tokenizer=tokenizer, dtype=dtype, activation=activation,
-            interpolation=interpolation, filter=resize_filter, image_size=image_size,
+            source, chosen.out,
+            name=chosen.name, tokenizer=None if chosen.tokenizer is None else Path(chosen.tokenizer), dtype=chosen.dtype,
+            activation=chosen.activation, interpolation=chosen.interpolation, filter=chosen.filter,
+            image_size=chosen.image_size,
         )  # fmt: skip
     say(f"{source} -> {folder}")
-    if check:
+    if chosen.check:
         with progress("comparing with PyTorch"):
             rows = converters.check(source, checkpoints.load(folder))
         columns = ("what", "largest difference", "of the largest value", "ratio of norms")
         shown = [(row.what, *(f"{number:.1e}" for number in (row.largest, row.worst, row.typical))) for row in rows]
         print_table("Against PyTorch, float32", columns, shown)
-        write_json(json_file, [dataclasses.asdict(row) for row in rows])
+        write_json(output.json, [dataclasses.asdict(row) for row in rows])

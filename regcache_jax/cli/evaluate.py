@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -9,19 +10,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from regcache_jax.cli.options import (
-    data_options,
-    json_option,
-    loop_options,
-    parallel_option,
-    prompt_options,
-    read_data,
+from regcache_jax.cli.arguments import (
+    JsonArgs,
+    ParallelArgs,
+    Processes,
+    SchemeOrFloat,
+    TestedData,
+    WordArgs,
     read_images,
     read_plan,
-    read_scheme,
-    scheme_options,
 )
+from regcache_jax.cli.options import takes
 from regcache_jax.cli.screen import print_table, progress, say, tell, write_json
+from regcache_jax.core.options import like, option
 from regcache_jax.files.distributed import is_first
 
 if TYPE_CHECKING:
@@ -34,95 +35,90 @@ if TYPE_CHECKING:
     from regcache_jax.files.results import Row
     from regcache_jax.models.folder import Model
 
-TASKS = ("zeroshot_classification", "zeroshot_retrieval", "knn", "linear_probe", "dense")
+
+@dataclasses.dataclass(frozen=True)
+class TaskArgs:
+    """What is measured, and what each task is told."""
+
+    task: Literal["zeroshot_classification", "zeroshot_retrieval", "knn", "linear_probe", "dense"] = option(
+        "What is measured.", "zeroshot_classification"
+    )
+    bank_split: str = option("knn, linear_probe, dense: split of the training pictures.", "train")
+    bank_limit: int | None = option(
+        "knn, linear_probe, dense: only so many training pictures.", None, unit="pictures", least=1
+    )
+    neighbours: int = option("knn: how many vote.", 20, least=1)
+    temperature: float = option("knn: how sharply near pictures outvote far ones.", 0.07, above=0)
+    features: Literal["pooled", "class", "class+mean"] = option(
+        "linear_probe: what the encoder returns, its class token, or that and the mean patch.", "pooled"
+    )
+    captions: str | None = option("zeroshot_retrieval: JSON with every picture's texts.", None, path="file")
+    recall_at: tuple[int, ...] = option("zeroshot_retrieval: the k of recall@k.", (1, 5, 10), least=1)
+    masks: str | None = option("dense: folder of maps of classes (.png), as the pictures lie.", None, path="folder")
+    registers: str | None = option("Register plan for float models.", None, path="file")
 
 
-def _recalls(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, ...]:
-    try:
-        found = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        found = ()
-    if not found or min(found) < 1:
-        raise click.BadParameter(f"takes numbers from 1 on, such as 1,5,10, got {text!r}")
-    return found
+@dataclasses.dataclass(frozen=True)
+class PromptArgs(WordArgs):
+    """Whose words and which protocol a zero-shot evaluation takes."""
+
+    protocol: Literal["open_clip", "big_vision"] = option("Whose cleaning of words and crop of pictures.", "open_clip")
+    dump_classnames: bool = option("Also write the class names with the results.", False)
+    dump_templates: bool = option("Also write the templates with the results.", False)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopArgs(ParallelArgs):
+    """How an evaluation's loop works: devices, processes, workers, and what is kept when it is killed."""
+
+    micro_batch: int | Literal["auto"] = option(
+        "Pictures a device works on at a time; auto: what is cheapest by a TPU's compiler, what fits a CPU's cache.",
+        "auto",
+        unit="rows",
+        least=1,
+    )
+    workers: int = option("Processes that decode pictures; 0: threads, one a core.", 0, unit="processes", least=0)
+    allow_missing: int = option(
+        "So many pictures may be unreadable; they are listed and left out.", 0, unit="pictures", least=0
+    )
+    workdir: str | None = option(
+        "Folder (or gs://) that keeps what is done, so that an evaluation that was killed goes on.", None, path="any"
+    )
+    keep_every: int = option("With --workdir: pictures, about, between two files.", 1024, unit="pictures", least=1)
+
+    def setting(self, batch_size: int, task: str) -> Setting:
+        """The same for the loop."""
+        from regcache_jax.evaluation.rows import Setting
+
+        # a picture of `dense` has a hundred patches and more
+        kept = max(1, self.keep_every // 64) if task == "dense" else self.keep_every
+        return Setting(
+            batch_size, self.parallel, self.micro_batch, self.workers, self.allow_missing, self.workdir, kept
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ResultArgs(JsonArgs):
+    """Where results are written."""
+
+    results: str | None = option("Folder for one file a row, as `clip_benchmark build` reads them.", None, path="any")
 
 
 @click.command()
 @click.argument("models", nargs=-1, required=True, type=click.Path())
-@data_options("test", None)
-@scheme_options("float")
-@click.option("--task", type=click.Choice(TASKS), default=TASKS[0], show_default=True, help="What is measured.")
-@click.option(
-    "--bank-split", default="train", show_default=True, help="knn, linear_probe, dense: split of the training pictures."
-)
-@click.option("--bank-limit", type=click.IntRange(1), help="knn, linear_probe, dense: only so many training pictures.")
-@click.option("--neighbours", type=click.IntRange(1), default=20, show_default=True, help="knn: how many vote.")
-@click.option(
-    "--temperature",
-    type=click.FloatRange(0, min_open=True),
-    default=0.07,
-    show_default=True,
-    help="knn: how sharply near pictures outvote far ones.",
-)
-@click.option(
-    "--features",
-    type=click.Choice(["pooled", "class", "class+mean"]),
-    default="pooled",
-    show_default=True,
-    help="linear_probe: what the encoder returns, its class token, or that and the mean patch.",
-)
-@click.option(
-    "--captions", type=click.Path(dir_okay=False), help="zeroshot_retrieval: JSON with every picture's texts."
-)
-@click.option(
-    "--recall-at", default="1,5,10", show_default=True, callback=_recalls, help="zeroshot_retrieval: the k of recall@k."
-)
-@click.option(
-    "--masks", type=click.Path(file_okay=False), help="dense: folder of maps of classes (.png), as the pictures lie."
-)
-@click.option("--registers", type=click.Path(dir_okay=False), help="Register plan for float models.")
-@prompt_options()
-@loop_options()
-@click.option(
-    "--results",
-    "results_folder",
-    type=click.Path(),
-    help="Folder for one file a row, as `clip_benchmark build` reads them.",
-)
-@json_option
+@takes(
+    pictures=TestedData, bits=SchemeOrFloat, chosen=TaskArgs, words=PromptArgs, loop=LoopArgs, processes=Processes,
+    output=ResultArgs,
+)  # fmt: skip
 def evaluate(
     models: tuple[str, ...],
-    dataset: str,
-    data_dir: str | None,
-    split: str | None,
-    limit: int | None,
-    batch_size: int,
-    scheme_name: str,
-    activations: str,
-    weights: str,
-    task: str,
-    bank_split: str,
-    bank_limit: int | None,
-    neighbours: int,
-    temperature: float,
-    features: str,
-    captions: str | None,
-    recall_at: tuple[int, ...],
-    masks: str | None,
-    registers: str | None,
-    protocol_name: str,
-    classnames: str | None,
-    templates: str | None,
-    dump_classnames: bool,
-    dump_templates: bool,
-    parallel: Literal["jit", "pmap"],
-    micro_batch: int | Literal["auto"],
-    workers: int,
-    allow_missing: int,
-    workdir: str | None,
-    keep_every: int,
-    results_folder: str | None,
-    json_file: str | None,
+    pictures: TestedData,
+    bits: SchemeOrFloat,
+    chosen: TaskArgs,
+    words: PromptArgs,
+    loop: LoopArgs,
+    processes: Processes,
+    output: ResultArgs,
 ) -> None:
     """Measure MODELS, float or quantised, on pictures.
 
@@ -139,26 +135,28 @@ def evaluate(
     """
     from regcache_jax.evaluation.measure import describe
     from regcache_jax.evaluation.protocol import PROTOCOLS
-    from regcache_jax.evaluation.rows import Setting
     from regcache_jax.evaluation.tasks import TRAINED, Options, measure_task
     from regcache_jax.files import results
     from regcache_jax.files.store import Cache
     from regcache_jax.models import folder as checkpoints
     from regcache_jax.quantization.quantize import quantize
 
-    trained = task in TRAINED
-    if trained and dataset == "folder":
-        split = split or "test"  # the whole folder would hold the training pictures too
-    data = _annotated(read_data(dataset, data_dir, split, limit, "test"), captions, masks, split)
+    processes.join()
+    task, trained = chosen.task, chosen.task in TRAINED
+    if trained and pictures.dataset == "folder":
+        # the whole folder would hold the training pictures too
+        pictures = dataclasses.replace(pictures, split=pictures.split or "test")
+    data = _annotated(pictures.open(), chosen.captions, chosen.masks, pictures.split)
     bank = None
     if trained:
-        bank = _annotated(read_data(dataset, data_dir, bank_split, bank_limit, bank_split), None, masks, bank_split)
-    scheme, protocol = read_scheme(scheme_name, activations, weights), PROTOCOLS[protocol_name]
-    prompts = protocol.prompts(data, classnames, templates) if task == "zeroshot_classification" else None
-    dumped = {} if prompts is None else prompts.dump(dump_classnames, dump_templates)
-    kept = max(1, keep_every // 64) if task == "dense" else keep_every  # a picture has a hundred patches and more
-    setting = Setting(batch_size, parallel, micro_batch, workers, allow_missing, workdir, kept)
-    options, cache = Options(neighbours, temperature, features, recall_at), Cache(workdir)
+        bank = pictures.other(chosen.bank_split, chosen.bank_limit)
+        bank = _annotated(bank, None, chosen.masks, chosen.bank_split)
+    scheme, protocol = bits.read(), PROTOCOLS[words.protocol]
+    named = task == "zeroshot_classification"
+    prompts = protocol.prompts(data, words.classnames, words.templates) if named else None
+    dumped = {} if prompts is None else prompts.dump(words.dump_classnames, words.dump_templates)
+    setting, cache = loop.setting(pictures.batch_size, task), Cache(loop.workdir)
+    options = Options(chosen.neighbours, chosen.temperature, chosen.features, chosen.recall_at)
     rows: list[Row] = []
     reference: Measured | None = None
     float_metrics: dict[str, float] | None = None
@@ -182,13 +180,13 @@ def evaluate(
 
         encoder = loaded.encoder
         if encoder.scheme is None:
-            encoder = encoder.with_plan(read_plan(registers, loaded) or encoder.plan)
+            encoder = encoder.with_plan(read_plan(chosen.registers, loaded) or encoder.plan)
             if scheme is not None:
                 reference, _ = measure(encoder.with_plan(None), None)
                 float_metrics = reference.metrics
                 images = None
                 if scheme.calibrated:
-                    calibration = read_data(dataset, data_dir, "train", 512, "train")
+                    calibration = pictures.other("train", 512)
                     images = read_images(loaded, calibration, protocol.preprocess(loaded.encoder.spec.preprocessing))
                 encoder = quantize(encoder, images, scheme)
         found, made_of = measure(encoder, reference)
@@ -203,7 +201,7 @@ def evaluate(
             task=task,
             metrics=found.metrics,
             quantization=describe(
-                encoder, len(made_of.places), protocol=protocol_name, float_reference=float_metrics, **missing
+                encoder, len(made_of.places), protocol=words.protocol, float_reference=float_metrics, **missing
             ),
             dumped=dumped,
         )
@@ -221,9 +219,10 @@ def evaluate(
     ]  # fmt: skip
     seen = rows[0]["quantization"]["examples"]
     print_table(f"{task} on {data.name} ({data.split}, n = {seen})", columns, shown)
-    write_json(json_file, rows[0] if len(rows) == 1 else rows)
-    if results_folder is not None and is_first():
-        results.write_each(results_folder, rows)
+    written = [results.sealed(row) for row in rows]
+    write_json(output.json, written[0] if len(written) == 1 else written)
+    if output.results is not None and is_first():
+        results.write_each(output.results, rows)
 
 
 def _annotated(data: Dataset, captions: str | None, masks: str | None, split: str | None) -> Dataset:
@@ -254,50 +253,49 @@ def _encode(
     return rows
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EmbedArgs(ParallelArgs):
+    """What is read, and where the features go."""
+
+    images: str = option("Folder of pictures, read with subfolders.", path="folder")
+    texts: str | None = option("Text file, one text a line.", None, path="file")
+    out: str = option("File to write (.npz); must not exist.", path="file")
+    batch_size: int = like(TestedData, "batch_size")
+    strict: bool = option("Stop at the first picture that cannot be read.", False)
+
+
 @click.command()
 @click.argument("model", type=click.Path())
-@click.option(
-    "--images", required=True, type=click.Path(file_okay=False), help="Folder of pictures, read with subfolders."
-)
-@click.option("--texts", type=click.Path(dir_okay=False), help="Text file, one text a line.")
-@click.option("--out", required=True, type=click.Path(dir_okay=False), help="File to write (.npz); must not exist.")
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Pictures a step.")
-@click.option("--strict", is_flag=True, help="Stop at the first picture that cannot be read.")
-@parallel_option
-def embed(
-    model: str,
-    images: str,
-    texts: str | None,
-    out: str,
-    batch_size: int,
-    strict: bool,
-    parallel: Literal["jit", "pmap"],
-) -> None:
+@takes(chosen=EmbedArgs)
+def embed(model: str, chosen: EmbedArgs) -> None:
     """Write the features of a folder of pictures, and of texts.
 
     The file holds `features` [n, D] float32, `paths` and, with --texts, `text_features`. A picture that cannot be read is
     reported and left out; the exit status is then 1.
     """
     from regcache_jax.core.errors import UserError
+    from regcache_jax.data import open_dataset
     from regcache_jax.evaluation.embedding import embed_pictures, embed_texts, write_embeddings
     from regcache_jax.files.paths import refuse_existing
     from regcache_jax.models import folder as checkpoints
 
-    refuse_existing(out)
+    refuse_existing(chosen.out)
     loaded = checkpoints.load(model)
-    data = read_data("folder", images, None, None, "test")
+    data = open_dataset("folder", chosen.images)
     text_features = None
-    if texts is not None:
+    if chosen.texts is not None:
         try:
-            lines = [line for line in Path(texts).read_text(encoding="utf-8").splitlines() if line.strip()]
+            lines = [line for line in Path(chosen.texts).read_text(encoding="utf-8").splitlines() if line.strip()]
         except UnicodeDecodeError as error:
-            raise UserError(f"{texts} is not text in UTF-8: {error}") from None
+            raise UserError(f"{chosen.texts} is not text in UTF-8: {error}") from None
         text_features = embed_texts(loaded, lines)
     with progress(f"embedding {len(data)} pictures", len(data)) as update:
-        found = embed_pictures(loaded, data, batch_size, strict=strict, parallel=parallel, progress=update)
-    write_embeddings(out, found, text_features)
+        found = embed_pictures(
+            loaded, data, chosen.batch_size, strict=chosen.strict, parallel=chosen.parallel, progress=update
+        )
+    write_embeddings(chosen.out, found, text_features)
     for message in found.unreadable:
         click.echo(f"regcache: {message}", err=True)
-    say(f"{len(found.paths)} pictures -> {out}")
+    say(f"{len(found.paths)} pictures -> {chosen.out}")
     if found.unreadable:
         raise UserError(f"{len(found.unreadable)} of {len(data)} pictures could not be read")

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from regcache_jax.core.errors import UserError
+from regcache_jax.core.errors import LONGEST_MESSAGE, UserError, shown
 from regcache_jax.files import distributed
 
 COMMANDS = {
@@ -75,6 +75,7 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line and exits with its status."""
     sys.unraisablehook = interrupt_again
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     try:
         status = cli.main(arguments, prog_name="regcache", standalone_mode=False)
     except click.exceptions.Abort:
@@ -85,7 +86,9 @@ def main(arguments: list[str] | None = None) -> None:
         error.show()
         status = error.exit_code
     except UserError as error:
-        click.echo(f"regcache: {error}", err=True)
+        from regcache_jax.cli.screen import wrapped
+
+        click.echo(wrapped(f"regcache: {error}", sys.stderr.isatty()), err=True)
         status = 1
     except ImportError as error:
         if "gcsfs" not in str(error):
@@ -93,7 +96,8 @@ def main(arguments: list[str] | None = None) -> None:
         click.echo("regcache: gs:// paths need gcsfs, the extra `gcs` of this package: pip install gcsfs", err=True)
         status = 1
     except OSError as error:
-        click.echo(f"regcache: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", err=True)
+        where = f": {error.filename}" if error.filename else ""
+        click.echo(f"regcache: {shown(f'{error.strerror or error}{where}', LONGEST_MESSAGE)}", err=True)
         status = 1
     status = status if isinstance(status, int) else 0
     if status:

@@ -1,253 +1,132 @@
-"""Options that several commands share: which data, which scheme, which plan."""
+"""A command's options, made of the fields of frozen dataclasses, and the dataclasses filled from what was given."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import os
-import sys
+import types
+import typing
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, NamedTuple
 
 import click
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from regcache_jax.core.plan import RegisterPlan
-    from regcache_jax.core.scheme import Scheme
-    from regcache_jax.data import Dataset
-    from regcache_jax.models.folder import Model
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.options import Meaning, meaning_of
 
 Command = Callable[..., Any]
 
 
-def stacked(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Several options as one decorator, listed by `--help` in the order given."""
+class Part(NamedTuple):
+    """Some fields of a dataclass; the others keep their defaults."""
 
-    def decorate(command: Command) -> Command:
-        for decorator in reversed(decorators):
-            command = decorator(command)
+    owner: type
+    names: tuple[str, ...]
+
+
+def some(owner: type, *names: str) -> Part:
+    """The fields of a dataclass that a command has as options."""
+    return Part(owner, names)
+
+
+def takes(**groups: type | Part) -> Callable[[Command], Command]:
+    """Gives a command the options of dataclasses, and calls it with an instance of each, under the name it has here.
+
+    `--help` lists them in this order. What a dataclass refuses (UserError) is wrong use."""
+    parts = {
+        name: each if isinstance(each, Part) else Part(each, tuple(field.name for field in dataclasses.fields(each)))
+        for name, each in groups.items()
+    }
+
+    def decorate(function: Command) -> Command:
+        @functools.wraps(function)
+        def filled(**given: Any) -> Any:
+            built = {}
+            for group, part in parts.items():
+                values = {name: given.pop(name) for name in part.names}
+                try:
+                    built[group] = part.owner(**values)
+                except UserError as error:
+                    raise click.UsageError(str(error)) from None
+            return function(**given, **built)
+
+        command: Command = filled
+        for part in reversed(parts.values()):
+            hints = typing.get_type_hints(part.owner)
+            fields = {field.name: field for field in dataclasses.fields(part.owner)}
+            for name in reversed(part.names):
+                command = option_of(fields[name], hints[name])(command)
         return command
 
     return decorate
 
 
-def data_options(split: str, limit: int | None, required: bool = True) -> Callable[[Command], Command]:
-    """`--dataset` and its companions, with a command's own defaults."""
-    return stacked(
-        click.option(
-            "--dataset",
-            required=required,
-            help="emoji (bundled), folder, wds/NAME (shards), dummy, a TFDS or CLIP_benchmark name.",
-        ),
-        click.option("--data-dir", help="Folder of pictures or shards, or where TFDS keeps its data."),
-        click.option("--split", help=f"Split of the dataset; {split} by default."),
-        click.option(
-            "--limit",
-            type=click.IntRange(1),
-            default=limit,
-            show_default=limit is not None,
-            help="Only so many pictures: the first, of a folder evenly spread ones.",
-        ),
-        click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Pictures a step."),
-    )
+def option_of(field: dataclasses.Field[Any], hint: Any) -> Callable[[Command], Command]:
+    """The option of one field: `--its-name`, required without a default, a flag where it is a bool."""
+    meaning, default = meaning_of(field), field.default
+    name = f"--{(meaning.option or field.name).replace('_', '-')}"
+    if hint is bool:
+        return click.option(name, field.name, is_flag=True, help=meaning.help)
+    given: dict[str, Any] = {"required": True}  # click takes a default of None for an answer
+    if default is not dataclasses.MISSING:
+        text = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        given = {"default": text, "show_default": default not in (None, "")}
+    unit = None if meaning.unit is None else meaning.unit.upper()
+    return click.option(name, field.name, type=type_of(hint, meaning), metavar=unit, help=meaning.help, **given)
 
 
-def scheme_options(default: str = "w8a8") -> Callable[[Command], Command]:
-    """`--scheme` and who shares a scale."""
-    return stacked(
-        click.option(
-            "--scheme",
-            "scheme_name",
-            default=default,
-            show_default=True,
-            help="Bits of weights and activations: w8a8, w6a6, w4a4, any w2..w8 with a2..a8"
-            + (", or float." if default == "float" else "."),
-        ),
-        click.option(
-            "--activations",
-            type=click.Choice(["static", "group", "tensor", "token"]),
-            default="static",
-            show_default=True,
-            help="Who shares an activation's scale.",
-        ),
-        click.option(
-            "--weights",
-            type=click.Choice(["channel", "tensor"]),
-            default="channel",
-            show_default=True,
-            help="Who shares a weight's scale.",
-        ),
-    )
+def type_of(hint: Any, meaning: Meaning) -> click.ParamType:
+    """How click reads a value of an annotated type, within the bounds that the field states."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+        words = [kind for kind in kinds if typing.get_origin(kind) is Literal]
+        if words and len(kinds) > 1:
+            return NumberOrWord(typing.get_args(words[0]), meaning)
+        (hint,) = kinds
+    if typing.get_origin(hint) is Literal:
+        return click.Choice(typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return Numbers() if typing.get_args(hint)[0] is int else Names()
+    if hint is int:
+        return click.IntRange(meaning.least, meaning.most) if meaning.least is not None else click.INT
+    if hint is float:
+        bound = meaning.least if meaning.above is None else meaning.above
+        return click.FloatRange(bound, min_open=meaning.above is not None) if bound is not None else click.FLOAT
+    if meaning.path is not None:
+        return click.Path(file_okay=meaning.path != "folder", dir_okay=meaning.path != "file")
+    return click.STRING
 
 
-def _join(context: click.Context, parameter: click.Parameter, asked: bool) -> None:
-    if not asked:
-        return
-    from regcache_jax.files import distributed
+class NumberOrWord(click.ParamType):
+    """A whole number, or one of some words."""
 
-    own = os.dup(1)
-    os.dup2(2, 1)
-    sys.stdout = os.fdopen(own, "w", buffering=1)
-    distributed.initialize()
-
-
-distributed_option = click.option(
-    "--distributed",
-    is_flag=True,
-    expose_value=False,
-    callback=_join,
-    help="This process is one of several, often one a host, that share the work; the first of them writes and speaks.",
-)
-
-parallel_option = click.option(
-    "--parallel",
-    type=click.Choice(["jit", "pmap"]),
-    default="jit",
-    show_default=True,
-    help="How devices share the work.",
-)
-
-
-class MicroBatch(click.ParamType):
-    """A number of rows, or `auto`."""
-
-    name = "rows|auto"
+    def __init__(self, words: tuple[str, ...], meaning: Meaning) -> None:
+        self.words, self.name = words, "|".join([meaning.unit or "number", *words])
+        self._number = click.IntRange(meaning.least, meaning.most)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The number, or the word."""
-        return value if value == "auto" else click.IntRange(1).convert(value, param, ctx)
+        return value if value in self.words else self._number.convert(value, param, ctx)
 
 
-def loop_options() -> Callable[[Command], Command]:
-    """How an evaluation's loop works: devices, processes, workers, and what is kept when it is killed."""
-    return stacked(
-        parallel_option,
-        click.option(
-            "--micro-batch",
-            type=MicroBatch(),
-            default="auto",
-            show_default=True,
-            help="Pictures a device works on at a time; auto: what is cheapest by a TPU's compiler, what fits a CPU's cache.",
-        ),
-        click.option(
-            "--workers",
-            type=click.IntRange(0),
-            default=0,
-            show_default=True,
-            help="Processes that decode pictures; 0: threads, one a core.",
-        ),
-        click.option(
-            "--allow-missing",
-            type=click.IntRange(0),
-            default=0,
-            show_default=True,
-            help="So many pictures may be unreadable; they are listed and left out.",
-        ),
-        click.option(
-            "--workdir",
-            type=click.Path(),
-            help="Folder (or gs://) that keeps what is done, so that an evaluation that was killed goes on.",
-        ),
-        click.option(
-            "--keep-every",
-            type=click.IntRange(1),
-            default=1024,
-            show_default=True,
-            help="With --workdir: pictures, about, between two files.",
-        ),
-        distributed_option,
-    )
+class Numbers(click.ParamType):
+    """Numbers of at least 1, separated by commas, as a tuple."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """The numbers."""
+        parts = value.replace(" ", "").split(",")
+        if not all(part.isascii() and part.isdecimal() and int(part) > 0 for part in parts):
+            self.fail(f"takes numbers from 1 on, such as 1,2, got {value!r}", param, ctx)
+        return tuple(map(int, parts))
 
 
-json_option = click.option(
-    "--json", "json_file", type=click.Path(dir_okay=False), help="Also write what is shown to FILE."
-)
+class Names(click.ParamType):
+    """Names separated by commas, as a tuple."""
 
+    name = "names"
 
-def word_options() -> Callable[[Command], Command]:
-    """The names of the classes and the sentences around them."""
-    return stacked(
-        click.option("--classnames", type=click.Path(), help="JSON list of class names (or one a dataset)."),
-        click.option("--templates", type=click.Path(), help="JSON list of templates with {c} (or one a dataset)."),
-    )
-
-
-def prompt_options() -> Callable[[Command], Command]:
-    """Whose words and which protocol a zero-shot evaluation takes."""
-    return stacked(
-        click.option(
-            "--protocol",
-            "protocol_name",
-            type=click.Choice(["open_clip", "big_vision"]),
-            default="open_clip",
-            show_default=True,
-            help="Whose cleaning of words and crop of pictures.",
-        ),
-        word_options(),
-        click.option("--dump-classnames", is_flag=True, help="Also write the class names with the results."),
-        click.option("--dump-templates", is_flag=True, help="Also write the templates with the results."),
-    )
-
-
-def read_scheme(name: str, activations: str, weights: str) -> Scheme | None:
-    """The scheme of a command; None for `float`."""
-    from regcache_jax.core.scheme import Scheme
-
-    return Scheme.named(name, activations=activations, weights=weights)
-
-
-def read_data(dataset: str, data_dir: str | None, split: str | None, limit: int | None, default_split: str) -> Dataset:
-    """The dataset of a command. The bundled pictures take the command's own default split."""
-    from regcache_jax.data import open_dataset
-
-    return open_dataset(dataset, data_dir, split or (default_split if dataset == "emoji" else None), limit)
-
-
-def read_images(model: Model, dataset: Dataset, preprocess: Callable[[Any], np.ndarray] | None = None) -> np.ndarray:
-    """All pictures of a dataset as one preprocessed array, as the model takes them or as a protocol does."""
-    from regcache_jax.cli.screen import progress
-    from regcache_jax.data import load_images
-
-    with progress(f"reading {len(dataset)} pictures of {dataset.name}"):
-        return load_images(dataset, preprocess or model.preprocess)
-
-
-def read_plan(path: str | None, model: Model) -> RegisterPlan | None:
-    """A plan from its file, checked to belong to the model; None without a file."""
-    if path is None:
-        return None
-    from regcache_jax.models.plan_file import check_plan, load_plan
-
-    plan, metadata = load_plan(path)
-    check_plan(path, metadata, model.encoder)
-    return plan
-
-
-cost_option = click.option(
-    "--cost",
-    "cost_name",
-    help="What costs are: `model`, or a TPU (v5e:2x2, say), whose compiler is asked (extra `tpu`).",
-)
-
-
-def cost_of(name: str) -> tuple[Callable[[Any], float], str]:
-    """What gives an encoder's cost, and its unit. Raises UserError for what is neither `model` nor a TPU that can be asked about."""
-    if name == "model":
-        from regcache_jax.studies.cost import cost
-        from regcache_jax.studies.grid import COST_UNIT
-
-        return cost, COST_UNIT
-    from regcache_jax.tpu.ask import check_topology, encoder_cycles
-
-    check_topology(name)
-    return functools.partial(encoder_cycles, topology=name), f"{name} cycles an image, by the TPU compiler"
-
-
-def recipes_of(text: str | None) -> tuple[str, ...]:
-    """The recipes that were named, `all` of them, or (None) those that are quick."""
-    from regcache_jax.studies.recipes import QUICK, RECIPES
-
-    if text is None:
-        return QUICK
-    return tuple(RECIPES) if text == "all" else tuple(part for part in text.replace(" ", "").split(",") if part)
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """The names."""
+        return tuple(part for part in value.replace(" ", "").split(",") if part)

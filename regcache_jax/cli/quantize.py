@@ -4,208 +4,217 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
 
-from regcache_jax.cli.options import (
-    cost_of,
-    cost_option,
-    data_options,
-    json_option,
-    read_data,
+from regcache_jax.cli.arguments import (
+    CalibrationData,
+    CostArgs,
+    JsonArgs,
+    SchemeArgs,
     read_images,
     read_plan,
-    read_scheme,
     recipes_of,
-    scheme_options,
 )
-from regcache_jax.cli.screen import digits, print_table, progress, say, write_json
+from regcache_jax.cli.options import takes
+from regcache_jax.cli.screen import BarsOfCells, digits, print_table, progress, say, write_json
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.options import like, option
+from regcache_jax.core.scheme import Estimator, Scheme
+from regcache_jax.studies.recipes import AutoConfig
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from regcache_jax.core.scheme import Estimator, Softmax
     from regcache_jax.encoders.encoder import Encoder
-    from regcache_jax.studies.auto import AutoConfig
-    from regcache_jax.studies.grid import Entry
+    from regcache_jax.models.folder import Model
+    from regcache_jax.quantization.calibration import Calibration
+    from regcache_jax.studies.cost import Price
+
+
+@dataclasses.dataclass(frozen=True)
+class PicturesArgs(CalibrationData):
+    """Pictures that give scales, which a calibration file can do as well."""
+
+    dataset: str = like(CalibrationData, "dataset", default="")  # none
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodArgs:
+    """How integers and scales are found, and what becomes integer beside the blocks' sites."""
+
+    registers: str | None = option("Register plan from `regcache search`.", None, path="file")
+    method: str = like(Scheme, "method")
+    asymmetric: bool = option("Static scales with zero points.", False)
+    estimator: Estimator = like(Scheme, "estimator")
+    calibration: str | None = option(
+        "Take the scales from this file of `regcache calibrate`; no pictures are needed then.", None, path="file"
+    )
+    keep_float: int = option("Leave so many most sensitive sites in float.", 0, unit="sites", least=0)
+    integer_attention: bool = option("Integer q k^T and p v too.", False)
+    log_softmax: bool = option("Softmax in half octaves (RepQ-ViT); with --integer-attention.", False)
+    integer_head: bool = option("Integer attention pooling too (SigLIP).", False)
+    texts: str | None = option("Quantise the text tower too, calibrated on these lines.", None, path="file")
+
+    def __post_init__(self) -> None:
+        if self.log_softmax and not self.integer_attention:
+            raise UserError("--log-softmax goes with --integer-attention")
+
+    def applied_to(self, scheme: Scheme) -> Scheme:
+        """The scheme with all that is asked for here."""
+        return dataclasses.replace(
+            scheme,
+            method=self.method,
+            symmetric=not self.asymmetric,
+            estimator=self.estimator,
+            products=("qk", "pv") if self.integer_attention else (),
+            softmax="log-sqrt2" if self.log_softmax else "uniform",
+            also=(("head",) if self.integer_head else ()) + (("text",) if self.texts is not None else ()),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoArgs(CostArgs):
+    """Whether recipe and registers are chosen, and among what."""
+
+    auto: bool = option("Choose recipe and registers by label-free error instead.", False)
+    recipes: tuple[str, ...] | None = like(
+        AutoConfig, "recipes", default=None, help="auto: what to try, with commas, or all; by default what is quick."
+    )
+    no_registers: bool = option("auto: do not search for registers.", False)
+    static_only: bool = like(AutoConfig, "static_only", help="auto: no scales that are measured while running.")
+    max_cost: float | None = like(
+        AutoConfig, "max_cost", help="auto: at most so many times the cheapest recipe's cost."
+    )
+    work: str | None = option("auto: folder of its table; a run that was killed goes on in it.", None, path="folder")
+
+    def __post_init__(self) -> None:
+        if self.auto and self.work is None:
+            raise UserError("--auto needs --work DIR, where its table is kept")
+        if not self.auto and any(getattr(self, field.name) != field.default for field in dataclasses.fields(self)):
+            raise UserError("--recipes, --no-registers, --static-only, --cost, --max-cost and --work go with --auto")
+
+    def config(self, scheme: Scheme) -> AutoConfig:
+        """The same for `auto`, at the bits of a scheme."""
+        return AutoConfig(
+            (scheme.name,),
+            recipes_of(self.recipes),
+            max_cost=self.max_cost,
+            static_only=self.static_only,
+            registers=not self.no_registers,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelArgs:
+    """Where the model goes."""
+
+    out: str = option("Model folder to write; must not exist.", path="any")
 
 
 @click.command()
 @click.argument("model", type=click.Path())
-@data_options("train", 512, required=False)
-@scheme_options()
-@click.option("--registers", type=click.Path(dir_okay=False), help="Register plan from `regcache search`.")
-@click.option("--method", default="rtn", show_default=True, help="Methods joined by +, such as smoothquant+gptq.")
-@click.option("--asymmetric", is_flag=True, help="Static scales with zero points.")
-@click.option(
-    "--estimator",
-    type=click.Choice(["absmax", "percentile", "mse", "entropy"]),
-    default="absmax",
-    show_default=True,
-    help="How a static range is taken from what calibration saw.",
-)
-@click.option(
-    "--calibration",
-    "calibration_file",
-    type=click.Path(dir_okay=False),
-    help="Take the scales from this file of `regcache calibrate`; no pictures are needed then.",
-)
-@click.option("--keep-float", type=click.IntRange(0), default=0, help="Leave so many most sensitive sites in float.")
-@click.option("--integer-attention", is_flag=True, help="Integer q k^T and p v too.")
-@click.option("--log-softmax", is_flag=True, help="Softmax in half octaves (RepQ-ViT); with --integer-attention.")
-@click.option("--integer-head", is_flag=True, help="Integer attention pooling too (SigLIP).")
-@click.option(
-    "--texts", type=click.Path(dir_okay=False), help="Quantise the text tower too, calibrated on these lines."
-)
-@click.option("--auto", "choose", is_flag=True, help="Choose recipe and registers by label-free error instead.")
-@click.option("--recipes", help="auto: what to try, with commas, or all; by default what is quick.")
-@click.option("--no-registers", is_flag=True, help="auto: do not search for registers.")
-@click.option("--static-only", is_flag=True, help="auto: no scales that are measured while running.")
-@cost_option
-@click.option("--max-cost", type=click.FloatRange(1), help="auto: at most so many times the cheapest recipe's cost.")
-@click.option(
-    "--work", type=click.Path(file_okay=False), help="auto: folder of its table; a run that was killed goes on in it."
-)
-@click.option("--out", required=True, type=click.Path(), help="Model folder to write; must not exist.")
-@json_option
+@takes(
+    pictures=PicturesArgs, bits=SchemeArgs, chosen=MethodArgs, choice=AutoArgs, written=ModelArgs, output=JsonArgs,
+)  # fmt: skip
 def quantize(
     model: str,
-    dataset: str | None,
-    data_dir: str | None,
-    split: str | None,
-    limit: int | None,
-    batch_size: int,
-    scheme_name: str,
-    activations: str,
-    weights: str,
-    registers: str | None,
-    method: str,
-    asymmetric: bool,
-    estimator: Estimator,
-    calibration_file: str | None,
-    keep_float: int,
-    integer_attention: bool,
-    log_softmax: bool,
-    integer_head: bool,
-    texts: str | None,
-    choose: bool,
-    recipes: str | None,
-    no_registers: bool,
-    static_only: bool,
-    cost_name: str | None,
-    max_cost: float | None,
-    work: str | None,
-    out: str,
-    json_file: str | None,
+    pictures: PicturesArgs,
+    bits: SchemeArgs,
+    chosen: MethodArgs,
+    choice: AutoArgs,
+    written: ModelArgs,
+    output: JsonArgs,
 ) -> None:
     """Quantise the image tower of MODEL, with or without registers.
 
     Weights become integers; static scales are calibrated on pictures, with the registers in place. With --auto, recipes and
     registers are tried on one half of the pictures and scored on the other, without labels; --scheme gives the bits.
     """
-    from regcache_jax.core.errors import UserError
-    from regcache_jax.core.scheme import most_sensitive
     from regcache_jax.files.paths import refuse_existing
     from regcache_jax.models import folder as checkpoints
     from regcache_jax.quantization.calibration import Calibration
     from regcache_jax.quantization.methods.table import methods_of
-    from regcache_jax.quantization.quantize import quantize as run_quantize
-    from regcache_jax.registers.sensitivity import sensitivity
-    from regcache_jax.studies.auto import AutoConfig
 
-    if dataset is None and calibration_file is None:
-        raise click.UsageError("Missing option '--dataset' (or '--calibration').")
-    if dataset is None and keep_float:
-        raise click.UsageError("--keep-float measures on pictures; give --dataset as well")
-    scheme = read_scheme(scheme_name, activations, weights)
+    _check_together(pictures, chosen, choice)
+    scheme = bits.read()
     if scheme is None:
         raise UserError("scheme float quantises nothing; give w8a8, w6a6, w4a4 or the like")
-    if choose and work is None:
-        raise click.UsageError("--auto needs --work DIR, where its table is kept")
-    if not choose and (no_registers or static_only or (recipes, cost_name, max_cost, work) != (None,) * 4):
-        raise click.UsageError("--recipes, --no-registers, --static-only, --cost, --max-cost and --work go with --auto")
-    also = (("head",) if integer_head else ()) + (("text",) if texts is not None else ())
-    products = ("qk", "pv") if integer_attention else ()
-    if log_softmax and not integer_attention:
-        raise click.UsageError("--log-softmax goes with --integer-attention")
-    softmax: Softmax = "log-sqrt2" if log_softmax else "uniform"
-    asked = dataclasses.replace(
-        scheme,
-        method=method,
-        symmetric=not asymmetric,
-        estimator=estimator,
-        products=products,
-        softmax=softmax,
-        also=also,
-    )
-    if choose and (registers is not None or calibration_file is not None or keep_float or asked != scheme):
-        raise click.UsageError("--auto chooses the recipe and registers by itself; --scheme gives the bits")
-    scheme = asked
-    costs = cost_of(cost_name or ("v5e:2x2" if importlib.util.find_spec("libtpu") else "model"))
-    methods_of(method)
-    refuse_existing(out)
+    price = choice.price("v5e:2x2" if importlib.util.find_spec("libtpu") else "model")
+    methods_of(chosen.method)
+    refuse_existing(written.out)
     loaded = checkpoints.load(model)
-    plan = read_plan(registers, loaded)
-    kept = None if calibration_file is None else Calibration.load(calibration_file)
+    plan = read_plan(chosen.registers, loaded)
+    kept = None if chosen.calibration is None else Calibration.load(chosen.calibration)
     if kept is not None:
         kept.check(loaded.encoder if plan is None else loaded.encoder.with_plan(plan))
-    data = None if dataset is None else read_data(dataset, data_dir, split, limit, "train")
+    data = None if not pictures.dataset else pictures.open()
     images = None if data is None else read_images(loaded, data)
-    chosen = None
-    if choose:
-        assert work is not None and images is not None
-        config = AutoConfig(
-            (scheme.name,), recipes_of(recipes), max_cost=max_cost, static_only=static_only, registers=not no_registers
-        )
-        encoder, chosen = _auto(loaded.encoder, images, work, config, costs)
-        plan, scheme = encoder.plan, encoder.scheme
-        assert scheme is not None
+    name = None
+    if choice.auto:
+        assert choice.work is not None and images is not None
+        encoder, name = _auto(loaded.encoder, images, choice.work, choice.config(scheme), price)
     else:
-        with progress(f"quantising to {scheme.name}"):
-            if keep_float and images is not None:
-                errors = sensitivity(loaded.encoder, images[:64], scheme)
-                scheme = scheme.keep_in_float(most_sensitive(errors, keep_float))
-            ids = None if texts is None else loaded.tokenize(read_texts(texts))
-            encoder = run_quantize(loaded.encoder, images, scheme, plan, kept, texts=ids)
-    pictures = None if data is None else {"dataset": data.name, "split": data.split, "images": len(data)}
+        wanted = chosen.applied_to(scheme)
+        with progress(f"quantising to {wanted.name}"):
+            encoder = _quantized(loaded, images, wanted, chosen, kept)
+    made = encoder.scheme
+    assert made is not None
+    seen = None if data is None else {"dataset": data.name, "split": data.split, "images": len(data)}
     made_from = {
         "source": str(model),
-        "calibration": calibration_file or pictures,
-        "registers": registers,
-        "auto": chosen,
+        "calibration": chosen.calibration or seen,
+        "registers": chosen.registers,
+        "auto": name,
     }
     tokenizers = [loaded.folder / name for name in checkpoints.tokenizer_files(loaded.folder)]
-    checkpoints.save(out, encoder, metadata=made_from, tokenizer_files=tokenizers)
-    say(
-        f"{model} -> {out}: {scheme.name}, {scheme.method}, {scheme.activations} activations, {'with' if plan else 'no'} registers"
-    )
-    write_json(json_file, {**made_from, "scheme": scheme.to_json()})
+    checkpoints.save(written.out, encoder, metadata=made_from, tokenizer_files=tokenizers)
+    registers = "with" if encoder.plan is not None else "no"
+    say(f"{model} -> {written.out}: {made.name}, {made.method}, {made.activations} activations, {registers} registers")
+    write_json(output.json, {**made_from, "scheme": made.to_json()})
 
 
-def _auto(
-    encoder: Encoder, images: np.ndarray, work: str, config: AutoConfig, costs: tuple[Callable[[Encoder], float], str]
-) -> tuple[Encoder, str]:
+def _check_together(pictures: PicturesArgs, chosen: MethodArgs, choice: AutoArgs) -> None:
+    """Raises click.UsageError for options that do not go together."""
+    if not pictures.dataset and chosen.calibration is None:
+        raise click.UsageError("Missing option '--dataset' (or '--calibration').")
+    if not pictures.dataset and chosen.keep_float:
+        raise click.UsageError("--keep-float measures on pictures; give --dataset as well")
+    if choice.auto and chosen != MethodArgs():
+        raise click.UsageError("--auto chooses the recipe and registers by itself; --scheme gives the bits")
+
+
+def _quantized(
+    loaded: Model, images: np.ndarray | None, scheme: Scheme, chosen: MethodArgs, kept: Calibration | None
+) -> Encoder:
+    """The encoder that is asked for."""
+    from regcache_jax.quantization.quantize import quantize as run_quantize
+    from regcache_jax.registers.sensitivity import most_sensitive, sensitivity
+
+    if chosen.keep_float and images is not None:
+        errors = sensitivity(loaded.encoder, images[:64], scheme)
+        scheme = scheme.keep_in_float(most_sensitive(errors, chosen.keep_float))
+    ids = None if chosen.texts is None else loaded.tokenize(read_texts(chosen.texts))
+    return run_quantize(loaded.encoder, images, scheme, read_plan(chosen.registers, loaded), kept, texts=ids)
+
+
+def _auto(encoder: Encoder, images: np.ndarray, work: str, config: AutoConfig, price: Price) -> tuple[Encoder, str]:
     """The encoder that `auto` chooses and the name of its entry; prints the table."""
+    from regcache_jax.files.lock import held
+    from regcache_jax.files.workdir import Workdir
     from regcache_jax.studies.auto import auto
 
-    with progress("trying recipes") as update:
-
-        def report(number: int, total: int, entry: Entry) -> None:
-            update(1, total=total, note=entry.name)
-
-        result = auto(encoder, images, work, config, cost_of=costs[0], cost_unit=costs[1], progress=report)
+    with held(work), BarsOfCells("trying recipes") as bars:
+        result = auto(encoder, images, Workdir(work, bars), config, price)
     rows = [(e.name, digits(e.error), digits(e.cost), e.fault or e.note) for e in result.entries]
-    print_table(f"Recipes, the best first; cost: {costs[1]}", ("recipe", "error", "cost", "note"), rows)
+    print_table(f"Recipes, the best first; cost: {price.unit}", ("recipe", "error", "cost", "note"), rows)
     say(f"chosen: {result.chosen.name}")
     return result.encoder, result.chosen.name
 
 
 def read_texts(path: str) -> list[str]:
     """The lines of a file that hold something. Raises UserError where none does."""
-    from regcache_jax.core.errors import UserError
-
     with open(path) as file:
         lines = [line.strip() for line in file if line.strip()]
     if not lines:

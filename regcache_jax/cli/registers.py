@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from regcache_jax.cli.options import (
-    data_options,
-    json_option,
-    read_data,
-    read_images,
-    read_scheme,
-    scheme_options,
-    word_options,
-)
+from regcache_jax.cli.arguments import JsonArgs, ReferenceData, SchemeArgs, WordArgs, read_images
+from regcache_jax.cli.options import some, takes
 from regcache_jax.cli.screen import digits, print_table, progress, say, write_json, write_text
+from regcache_jax.core.options import like, option
+from regcache_jax.core.search_config import SearchConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,13 +25,13 @@ MEASURED = 64
 """Pictures, spread over the set, on which `inspect` measures sensitivity: 4 L runs of the blocks."""
 
 
-def _class_vectors(model: Model, data: Dataset, classnames: str | None, templates: str | None) -> np.ndarray:
+def _class_vectors(model: Model, data: Dataset, words: WordArgs) -> np.ndarray:
     """A unit vector a class, for what is measured by top-1."""
     from regcache_jax.data.prompts import class_names
     from regcache_jax.data.prompts import templates as prompt_templates
     from regcache_jax.evaluation.zero_shot import class_vectors
 
-    names, prompts = class_names(data, classnames), prompt_templates(data, templates)
+    names, prompts = class_names(data, words.classnames), prompt_templates(data, words.templates)
     return class_vectors(model.encoder, model.tokenize, names.texts, prompts.texts)
 
 
@@ -79,28 +75,19 @@ def _norm_rows(profile: Profile) -> list[tuple[Any, ...]]:
     ]  # fmt: skip
 
 
+@dataclasses.dataclass(frozen=True)
+class InspectArgs:
+    """What is measured and drawn."""
+
+    scheme: str = like(SchemeArgs, "scheme", help="Scheme for the sensitivity.")
+    accuracy: bool = option("Sensitivity as the drop in top-1 (needs labels and a text tower).", False)
+    picture: str | None = option("Also draw norms, sinks and sensitivity (SVG).", None, path="file")
+
+
 @click.command()
 @click.argument("model", type=click.Path())
-@data_options("train", 256)
-@click.option("--scheme", "scheme_name", default="w8a8", show_default=True, help="Scheme for the sensitivity.")
-@click.option("--accuracy", is_flag=True, help="Sensitivity as the drop in top-1 (needs labels and a text tower).")
-@word_options()
-@click.option("--picture", type=click.Path(dir_okay=False), help="Also draw norms, sinks and sensitivity (SVG).")
-@json_option
-def inspect(
-    model: str,
-    dataset: str,
-    data_dir: str | None,
-    split: str | None,
-    limit: int | None,
-    batch_size: int,
-    scheme_name: str,
-    accuracy: bool,
-    classnames: str | None,
-    templates: str | None,
-    picture: str | None,
-    json_file: str | None,
-) -> None:
+@takes(pictures=ReferenceData, chosen=InspectArgs, words=WordArgs, output=JsonArgs)
+def inspect(model: str, pictures: ReferenceData, chosen: InspectArgs, words: WordArgs, output: JsonArgs) -> None:
     """Show where the outliers of MODEL are, and what would help.
 
     Norms are l-inf norms of tokens, at the input of every block and of its four quantised sites. Sensitivity is the error of the
@@ -109,26 +96,27 @@ def inspect(
     import numpy as np
 
     from regcache_jax.core.errors import UserError
-    from regcache_jax.core.scheme import SITES
+    from regcache_jax.core.scheme import SITES, Scheme
     from regcache_jax.data import batches
     from regcache_jax.models import folder as checkpoints
     from regcache_jax.registers import inspect as inspection
     from regcache_jax.registers.sensitivity import sensitivity
     from regcache_jax.registers.verdict import judge
 
-    scheme = read_scheme(scheme_name, "static", "channel")
+    scheme = Scheme.named(chosen.scheme)
     if scheme is None:
         raise UserError("sensitivity needs a quantised scheme, such as w8a8")
+    picture, accuracy = chosen.picture, chosen.accuracy
     if picture is not None and not picture.lower().endswith(".svg"):
         raise UserError(f"--picture writes SVG; call it something.svg, not {picture}")
     loaded = checkpoints.load(model)
-    data = read_data(dataset, data_dir, split, limit, "train")
+    data = pictures.open()
     measured = np.linspace(0, len(data) - 1, min(MEASURED, len(data))).round().astype(int).tolist()
     labels = _labels(data, measured) if accuracy else None
-    vectors = _class_vectors(loaded, data, classnames, templates) if accuracy else None
+    vectors = _class_vectors(loaded, data, words) if accuracy else None
     with progress("norms by block and token", len(data)) as update:
-        stream = _stream(loaded, data, batch_size, update)
-        profile = inspection.inspect(loaded.encoder, stream, batch_size=batch_size)
+        stream = _stream(loaded, data, pictures.batch_size, update)
+        profile = inspection.inspect(loaded.encoder, stream, batch_size=pictures.batch_size)
     with progress("sensitivity by block and site"):
         (batch,) = batches(data, loaded.preprocess, len(measured), indices=measured)
         errors = sensitivity(loaded.encoder, batch.image, scheme, labels=labels, class_vectors=vectors)
@@ -161,70 +149,41 @@ def inspect(
         "profile": profile.to_json(),
         "sensitivity": {"sites": list(SITES), "measure": what, "errors": errors.tolist()},
     }
-    write_json(json_file, {**found, "verdict": verdict.to_json()})
+    write_json(output.json, {**found, "verdict": verdict.to_json()})
 
 
-def _counts(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, ...]:
-    """Numbers of at least 1, separated by commas."""
-    parts = text.replace(" ", "").split(",")
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise click.BadParameter(f"must be numbers of at least 1, such as 1,2, got {text}")
-    return tuple(int(part) for part in parts)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchArgs:
+    """Where the plan goes, and what is done beside the search."""
+
+    out: str = option("Register plan to write (.safetensors).", path="file")
+    table: str | None = option("Trial table (JSONL); a killed search goes on from it.", None, path="file")
+    refine: int | None = option(
+        "Then train rows and copies for so many passes (no labels).", None, unit="passes", least=1
+    )
 
 
 @click.command()
 @click.argument("model", type=click.Path())
-@data_options("train", 256)
-@scheme_options()
-@click.option("--out", required=True, type=click.Path(dir_okay=False), help="Register plan to write (.safetensors).")
-@click.option("--table", type=click.Path(dir_okay=False), help="Trial table (JSONL); a killed search goes on from it.")
-@click.option(
-    "--objective",
-    type=click.Choice(["features", "accuracy"]),
-    default="features",
-    show_default=True,
-    help="Error of the features (no labels), or top-1 (labels and a text tower).",
-)
-@word_options()
-@click.option("--registers", default="1,2", show_default=True, callback=_counts, help="Numbers of registers to try.")
-@click.option("--class-token", is_flag=True, help="The class token may be a candidate too.")
-@click.option(
-    "--form",
-    type=click.Choice(["kv", "token"]),
-    default="kv",
-    show_default=True,
-    help="Average the candidates' keys and values, or their hidden states.",
-)
-@click.option("--align", type=click.IntRange(1), help="Delete counts that leave whole tiles of so many rows (TPU: 8).")
-@click.option("--refine", type=click.IntRange(1), help="Then train rows and copies for so many passes (no labels).")
-@click.option("--max-trials", type=click.IntRange(1), help="Stop after so many trials with the best plan so far.")
-@click.option("--max-minutes", type=click.FloatRange(0, min_open=True), help="The same after so many minutes.")
-@click.option("--max-block-flops", type=click.FloatRange(0, min_open=True), help="The same after so many operations.")
-@json_option
+@takes(
+    pictures=ReferenceData,
+    bits=SchemeArgs,
+    chosen=SearchArgs,
+    config=some(
+        SearchConfig, "objective", "registers", "class_token", "form", "align", "max_trials", "max_minutes",
+        "max_block_flops",
+    ),
+    words=WordArgs,
+    output=JsonArgs,
+)  # fmt: skip
 def search(
     model: str,
-    dataset: str,
-    data_dir: str | None,
-    split: str | None,
-    limit: int | None,
-    batch_size: int,
-    scheme_name: str,
-    activations: str,
-    weights: str,
-    out: str,
-    table: str | None,
-    objective: Literal["features", "accuracy"],
-    classnames: str | None,
-    templates: str | None,
-    registers: tuple[int, ...],
-    class_token: bool,
-    form: Literal["kv", "token"],
-    align: int | None,
-    refine: int | None,
-    max_trials: int | None,
-    max_minutes: float | None,
-    max_block_flops: float | None,
-    json_file: str | None,
+    pictures: ReferenceData,
+    bits: SchemeArgs,
+    chosen: SearchArgs,
+    config: SearchConfig,
+    words: WordArgs,
+    output: JsonArgs,
 ) -> None:
     """Find the registers of MODEL for a scheme, without labels.
 
@@ -238,22 +197,18 @@ def search(
     from regcache_jax.registers.refine import refine as run_refine
     from regcache_jax.registers.search.result import describe_plan
     from regcache_jax.registers.search.search import search as run_search
-    from regcache_jax.registers.search.space import SearchConfig
 
-    scheme = read_scheme(scheme_name, activations, weights)
+    scheme = bits.read()
     if scheme is None:
         raise UserError("a float encoder needs no registers; give a quantised scheme, such as w8a8")
-    refuse_existing(out)
+    refuse_existing(chosen.out)
     loaded = checkpoints.load(model)
-    data = read_data(dataset, data_dir, split, limit, "train")
+    data = pictures.open()
     labels = vectors = None
-    if objective == "accuracy":
-        labels, vectors = _labels(data, range(len(data))), _class_vectors(loaded, data, classnames, templates)
+    if config.objective == "accuracy":
+        labels, vectors = _labels(data, range(len(data))), _class_vectors(loaded, data, words)
     images = read_images(loaded, data)
-    config = SearchConfig(
-        chunk=batch_size, align=align, objective=objective, registers=registers, class_token=class_token, form=form,
-        max_trials=max_trials, max_minutes=max_minutes, max_block_flops=max_block_flops,
-    )  # fmt: skip
+    config = dataclasses.replace(config, chunk=pictures.batch_size)
     with progress("searching") as update:
         shown = 0
 
@@ -263,23 +218,32 @@ def search(
             shown = done
 
         result = run_search(
-            loaded.encoder, images, scheme, config, table=table, labels=labels, class_vectors=vectors, progress=tell
+            loaded.encoder,
+            images,
+            scheme,
+            config,
+            table=chosen.table,
+            labels=labels,
+            class_vectors=vectors,
+            progress=tell,
         )
     reference = {"dataset": data.name, "split": data.split, "images": len(data)}
     metadata = describe_plan(result, loaded.encoder, scheme, config, reference)
-    plan, refined = result.plan, None
+    plan, refine, refined = result.plan, chosen.refine, None
     if refine is not None and result.helps and plan.has_registers:
         with progress("refining", refine) as update:
             refined = run_refine(
-                loaded.encoder, images, scheme, plan, RefineConfig(passes=refine, chunk=batch_size),
+                loaded.encoder, images, scheme, plan, RefineConfig(passes=refine, chunk=pictures.batch_size),
                 progress=lambda done, error: update(1, note=f"held-back error {error:.3g}"),
             )  # fmt: skip
         plan, metadata["refined"] = refined.plan, refined.to_json()
-    save_plan(out, plan, metadata)
+    save_plan(chosen.out, plan, metadata)
     print_table("Register plan", ("what", "value"), list(metadata["numbers"].items()))
     say(result.sentence())
     if refine is not None:
         say(refined.sentence() if refined else "there are no registers to refine")
-    say(f"{len(result.trials)} trials, {result.seconds:.0f} s, {result.block_flops:.3g} block operations -> {out}")
+    say(
+        f"{len(result.trials)} trials, {result.seconds:.0f} s, {result.block_flops:.3g} block operations -> {chosen.out}"
+    )
     run = {"seconds": result.seconds, "compilations": result.compilations, "trials": result.trials}
-    write_json(json_file, {**metadata, **run})
+    write_json(output.json, {**metadata, **run})

@@ -2,60 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from etils import epath
-from ml_collections import ConfigDict
 
-from regcache_jax.cli.options import distributed_option
-from regcache_jax.cli.screen import print_table, progress, say, tell
+from regcache_jax.cli.arguments import Processes
+from regcache_jax.cli.options import takes
+from regcache_jax.cli.screen import Bars, print_table, say
 from regcache_jax.core.errors import UserError
-from regcache_jax.core.observer import Observer
+from regcache_jax.core.options import option
 
-
-class Bars(Observer):
-    """Hears the pipeline and draws one bar a stage."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-        self._update: Any = None
-        self._done = 0
-
-    def started(self, stage: str) -> None:
-        """A new bar."""
-        self.close()
-        self._bar = progress(stage)
-        self._update, self._done = self._bar.__enter__(), 0
-
-    def skipped(self, stage: str) -> None:
-        """A line."""
-        self.close()
-        tell(f"{stage}: unchanged, kept")
-
-    def moved(self, done: int, total: int, note: str = "") -> None:
-        """Moves the bar."""
-        if self._update is not None:
-            self._update(done - self._done, total=total, note=note)
-            self._done = done
-
-    def said(self, text: str) -> None:
-        """A line on standard output."""
-        self.close()
-        say(text)
-
-    def close(self) -> None:
-        """Ends the bar of the last stage."""
-        if self._bar is not None:
-            self._bar.__exit__(None, None, None)
-            self._bar = self._update = None
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 
 def load_config(name: str) -> ConfigDict:
-    """A config from a file, or by the name of one that comes with the package. Raises UserError for neither."""
+    """A config from a file, or by the name of one that comes with the package. Raises UserError for neither, and for fields that are
+    unknown, missing or of another type. The file is the user's own program: it is run."""
+    from ml_collections import ConfigDict
+
+    from regcache_jax.pipeline.config import read_config
+
     path = Path(name)
     if not path.is_file():
         packaged = Path(str(importlib.util.find_spec("regcache_jax.configs").origin)).parent  # type: ignore[union-attr]
@@ -74,11 +45,14 @@ def load_config(name: str) -> ConfigDict:
         raise UserError(f"config {path} fails: {type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config() must return an ml_collections.ConfigDict, got {type(config).__name__}")
+    read_config(config, path)
     return config
 
 
 def override(config: ConfigDict, arguments: tuple[str, ...]) -> None:
     """Applies `--config.a.b=c` (or `--config.a.b c`). Raises click.UsageError for unknown fields and values of another type."""
+    from ml_collections import ConfigDict
+
     words = list(arguments)
     while words:
         word = words.pop(0)
@@ -106,6 +80,8 @@ def override(config: ConfigDict, arguments: tuple[str, ...]) -> None:
 
 def _field(config: Any, part: str, name: str) -> Any:
     """One field of a config. Raises click.UsageError that names those there are."""
+    from ml_collections import ConfigDict
+
     if not isinstance(config, ConfigDict) or part not in config:
         known = ", ".join(config) if isinstance(config, ConfigDict) else "no fields"
         raise click.UsageError(f"--config.{name}: there is no field {part!r}; there are {known}")
@@ -133,11 +109,8 @@ def run_and_show(config: ConfigDict, workdir: str) -> None:
     from regcache_jax.report.tables import ROW_LABELS
 
     began = time.monotonic()
-    bars = Bars()
-    try:
+    with Bars() as bars:
         rows = pipeline.run(config, workdir, bars)
-    finally:
-        bars.close()
     columns = ("scheme", "row", "top-1 %", "top-5 %", "cosine", "images")
     notes = list(dict.fromkeys(row["quantization"]["note"] for row in rows if row["quantization"]["note"]))
     shown = [
@@ -155,53 +128,70 @@ def run_and_show(config: ConfigDict, workdir: str) -> None:
     print_table(f"{rows[0]['model']} on {rows[0]['dataset']}", columns, shown)
     for number, note in enumerate(notes):
         say(f"[{number + 1}] {note}")
-    folder = epath.Path(workdir)
-    say(f"{folder / 'results.json'} and {folder / 'report.html'} written; {time.monotonic() - began:.0f} s")
+        say(f"results.json and report.html written to {workdir}; {time.monotonic() - began:.0f} s")
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoArgs:
+    """Where the demo's results go."""
+
+    out: str = option("Where results go.", "build/demo", path="folder")
+    print_model: bool = option("Only print the bundled model's folder.", False)
 
 
 @click.command()
-@click.option(
-    "--out", default="build/demo", show_default=True, type=click.Path(file_okay=False), help="Where results go."
-)
-@click.option("--print-model", is_flag=True, help="Only print the bundled model's folder.")
-def demo(out: str, print_model: bool) -> None:
+@takes(chosen=DemoArgs)
+def demo(chosen: DemoArgs) -> None:
     """Show it all on the bundled encoder, in about three minutes."""
     from regcache_jax.demo.bundled import bundled_model
 
-    if print_model:
+    if chosen.print_model:
         say(str(bundled_model()))
         return
-    run_and_show(load_config("demo"), out)
+    run_and_show(load_config("demo"), chosen.out)
     say(
         "The bundled encoder's outliers were trained and planted, so this shows that the software works; "
         "it is no evidence for the method on real encoders (docs/bundled_encoder.md)."
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class RunArgs:
+    """What is run, and where."""
+
+    config: str = option("Config file, or the name of one that comes with the package.")
+    workdir: str = option("Work folder (may be gs://); a run that was killed goes on in it.")
+
+
 @click.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
-@click.option(
-    "--config", "config_name", required=True, help="Config file, or the name of one that comes with the package."
-)
-@click.option("--workdir", required=True, help="Work folder (may be gs://); a run that was killed goes on in it.")
-@distributed_option
+@takes(chosen=RunArgs, processes=Processes)
 @click.pass_context
-def run(context: click.Context, config_name: str, workdir: str) -> None:
+def run(context: click.Context, chosen: RunArgs, processes: Processes) -> None:
     """Run all stages of a config, or go on with a run that was killed.
 
     Convert, inspect, search, quantise, evaluate, report. Fields are changed with --config.a.b=c. What has not changed since
     the last run is kept. With --distributed, processes that see the same work folder run a config together.
     """
-    config = load_config(config_name)
+    processes.join()
+    config = load_config(chosen.config)
     override(config, tuple(context.args))
-    run_and_show(config, workdir)
+    run_and_show(config, chosen.workdir)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportArgs:
+    """Where the page goes."""
+
+    out: str = option("Page to write (.html).", path="file")
 
 
 @click.command()
 @click.argument("workdir", type=click.Path(file_okay=False))
-@click.option("--out", required=True, type=click.Path(dir_okay=False), help="Page to write (.html).")
-def report(workdir: str, out: str) -> None:
+@takes(chosen=ReportArgs)
+def report(workdir: str, chosen: ReportArgs) -> None:
     """Write the page of a finished run as one HTML file."""
-    from regcache_jax.report.page import read_story, write_page
+    from regcache_jax.report.page import write_page
+    from regcache_jax.report.story import read_story
 
-    write_page(out, *read_story(workdir))
-    say(f"{workdir} -> {out}")
+    write_page(chosen.out, *read_story(workdir))
+    say(f"{workdir} -> {chosen.out}")

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -17,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextCol
 from rich.table import Table
 from rich.text import Text
 
+from regcache_jax.core.observer import Observer
 from regcache_jax.files.distributed import is_first
 
 
@@ -28,15 +31,23 @@ class Update(Protocol):
 
 
 def say(text: str = "") -> None:
-    """One line on standard output."""
+    """A line on standard output."""
     if is_first():
-        click.echo(text)
+        click.echo(wrapped(text, sys.stdout.isatty()))
 
 
 def tell(text: str) -> None:
-    """One line on standard error."""
+    """A line on standard error."""
     if is_first():
-        click.echo(text, err=True)
+        click.echo(wrapped(text, sys.stderr.isatty()), err=True)
+
+
+def wrapped(text: str, on_terminal: bool) -> str:
+    """A text as it is written: on a terminal broken between words, in a pipe one line."""
+    if not on_terminal:
+        return text
+    width = shutil.get_terminal_size().columns
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def digits(number: float | None) -> str | None:
@@ -98,12 +109,73 @@ def progress(label: str, total: int | None = None) -> Iterator[Update]:
     click.echo(f"{label}: {time.monotonic() - began:.1f} s", err=True)
 
 
+class Bars(Observer, contextlib.AbstractContextManager):
+    """Hears of stages and draws one bar for each."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._update: Any = None
+        self._done = 0
+
+    def started(self, stage: str) -> None:
+        """A new bar."""
+        self.close()
+        self._bar = progress(stage)
+        self._update, self._done = self._bar.__enter__(), 0
+
+    def skipped(self, stage: str) -> None:
+        """A line."""
+        self.close()
+        tell(f"{stage}: unchanged, kept")
+
+    def moved(self, done: int, total: int, note: str = "") -> None:
+        """Moves the bar."""
+        if self._update is not None:
+            self._update(done - self._done, total=total, note=note)
+            self._done = done
+
+    def said(self, text: str) -> None:
+        """A line on standard output."""
+        self.close()
+        say(text)
+
+    def close(self) -> None:
+        """Ends the bar of the last stage."""
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+            self._bar = self._update = None
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class BarsOfCells(Bars):
+    """The same with one bar for all cells of a grid."""
+
+    def __init__(self, label: str) -> None:
+        super().__init__()
+        self._label, self._counting = label, False
+
+    def started(self, stage: str) -> None:
+        """A bar for a search, or for the first of the cells."""
+        if stage.startswith("search_") or not self._counting:
+            self._counting = not stage.startswith("search_")
+            super().started(self._label if self._counting else stage)
+
+    def skipped(self, stage: str) -> None:
+        """A line for a search; cells that are kept move the bar."""
+        if stage.startswith("search_"):
+            super().skipped(stage)
+        else:
+            self.started(stage)
+
+
 def write_json(path: str | None, tree: Any) -> None:
     """Writes `--json FILE` (whole or not at all); nothing without it."""
     if path is not None and is_first():
-        from regcache_jax.files import results
+        from regcache_jax.files.paths import write_json as write
 
-        results.write(path, json.loads(json.dumps(tree)))
+        write(path, json.loads(json.dumps(tree)))
 
 
 def write_text(path: str, text: str) -> None:

@@ -7,10 +7,8 @@ import re
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-from jaxtyping import Float
-
 from regcache_jax.core.errors import UserError
+from regcache_jax.core.options import option
 
 SITES = ("qkv", "out", "fc1", "fc2")
 """The quantised inputs of a block: query/key/value projections (one input), attention output, first and second MLP layer."""
@@ -90,12 +88,12 @@ class Scheme:
 
     weight_bits: int = 8
     activation_bits: int = 8
-    activations: Activations = "static"
-    weights: Weights = "channel"
+    activations: Activations = option("Who shares an activation's scale.", "static")
+    weights: Weights = option("Who shares a weight's scale.", "channel")
     float_sites: tuple[str, ...] = ()
-    method: str = "rtn"
+    method: str = option("Methods joined by +, such as smoothquant+gptq.", "rtn")
     symmetric: bool = True
-    estimator: Estimator = "absmax"
+    estimator: Estimator = option("How a static range is taken from what calibration saw.", "absmax")
     percentile: float = 99.99
     rules: tuple[Rule, ...] = ()
     products: tuple[str, ...] = ()
@@ -242,12 +240,6 @@ class Scheme:
 def _with_tuples(tree: dict[str, Any]) -> dict[str, Any]:
     """JSON has lists where a scheme has tuples."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in tree.items()}
-
-
-def most_sensitive(errors: Float[np.ndarray, "L 4"], count: int) -> list[tuple[str, int]]:
-    """The (site, block) cells with the largest errors of `sensitivity`, the largest first."""
-    order = np.argsort(-errors, axis=None, kind="stable")[:count]
-    return [(SITES[cell % len(SITES)], int(cell) // len(SITES)) for cell in order]
 
 
 def _check_bits(name: str, bits: int) -> None:

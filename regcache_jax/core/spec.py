@@ -26,7 +26,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
 Resize = Literal["squash", "shortest"]
@@ -57,6 +57,16 @@ class BlockSpec:
         return self.width // self.num_heads
 
 
+class Protected(NamedTuple):
+    """How many class tokens and trained registers stand before the patches; they are never deleted."""
+
+    class_tokens: int
+    trained_registers: int
+
+
+PATCHES_ONLY = Protected(0, 0)
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageSpec:
     """An image tower. `position_grid` is the side of the stored position table, in patches (37 for DINOv2)."""
@@ -66,7 +76,7 @@ class ImageSpec:
     blocks: BlockSpec
     class_token: bool
     pooling: Literal["class", "map", "mean"]
-    num_registers: int = 0
+    trained_registers: int = dataclasses.field(default=0, metadata={"json": "num_registers"})
     patch_bias: bool = True
     pre_norm: bool = False
     projection: int | None = None
@@ -80,14 +90,14 @@ class ImageSpec:
         return self.image_size // self.patch_size
 
     @property
-    def leading(self) -> tuple[int, int]:
-        """How many class tokens and trained registers stand before the patches."""
-        return int(self.class_token), self.num_registers
+    def protected(self) -> Protected:
+        """The tokens that stand before the patches."""
+        return Protected(int(self.class_token), self.trained_registers)
 
     @property
     def num_protected(self) -> int:
         """Tokens in front that are never deleted: the class token and the trained registers."""
-        return sum(self.leading)
+        return sum(self.protected)
 
     @property
     def num_tokens(self) -> int:
@@ -161,7 +171,7 @@ class EncoderSpec:
 
     def to_json(self) -> dict[str, Any]:
         """The spec as plain JSON values."""
-        return dataclasses.asdict(self)
+        return _to_json(self)
 
     @classmethod
     def from_json(cls, tree: dict[str, Any]) -> EncoderSpec:
@@ -169,11 +179,22 @@ class EncoderSpec:
         return _from_json(cls, tree, "spec")
 
 
+def _name(field: dataclasses.Field) -> str:
+    """What a field is called in JSON: as it always was, where its name here has become another."""
+    return field.metadata.get("json", field.name)
+
+
+def _to_json(value: Any) -> Any:
+    if not dataclasses.is_dataclass(value):
+        return value
+    return {_name(field): _to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+
+
 def _from_json(cls: Any, tree: Any, where: str) -> Any:
     """Builds one dataclass from a JSON object, field by field."""
     if not isinstance(tree, dict):
         raise ValueError(f"{where} must be a JSON object, got {type(tree).__name__}")
-    fields = {field.name: field for field in dataclasses.fields(cls)}
+    fields = {_name(field): field for field in dataclasses.fields(cls)}
     unknown = sorted(set(tree) - set(fields))
     missing = sorted(
         name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in tree
@@ -181,7 +202,12 @@ def _from_json(cls: Any, tree: Any, where: str) -> Any:
     if unknown or missing:
         raise ValueError(f"{where} has unknown fields {unknown} and lacks {missing}")
     hints = typing.get_type_hints(cls)
-    return cls(**{name: _field(hints[name], value, f"{where}.{name}") for name, value in tree.items()})
+    return cls(
+        **{
+            fields[name].name: _field(hints[fields[name].name], value, f"{where}.{name}")
+            for name, value in tree.items()
+        }
+    )
 
 
 def _field(hint: Any, value: Any, where: str, or_null: str = "") -> Any:

@@ -186,7 +186,7 @@ def dinov2_spec(name: str, size: str, registers: int = 0, pixels: int = 224) -> 
             ),
             class_token=True,
             pooling="class",
-            num_registers=registers,
+            trained_registers=registers,
             position_grid=37,
             position_interpolation="bicubic_antialias" if registers else "bicubic_offset",
         ),

@@ -13,8 +13,10 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.core.names import from_tree
 from regcache_jax.core.plan import RegisterPlan, Schedule
 from regcache_jax.core.scheme import Scheme
+from regcache_jax.core.sites import Dense, Grids, Parameters, QuantizedTensor
 from regcache_jax.core.spec import EncoderSpec
 from regcache_jax.encoders.parameters import Leaf, parameter_table
 from regcache_jax.encoders.serving_program import ServingWeights, prepare, serve
@@ -30,7 +32,7 @@ class Encoder:
     float or integer kernels. `schedule` holds the plan's block numbers, so that programs can be built around them. `serving`:
     the image tower as `prepared` leaves it."""
 
-    params: dict[str, Any]
+    params: Parameters
     plan: RegisterPlan | None = None
     serving: ServingWeights | None = None
     spec: EncoderSpec = struct.field(pytree_node=False, kw_only=True)
@@ -58,37 +60,40 @@ class Encoder:
 
     def astype(self, dtype: Any) -> Encoder:
         """Float weights in another dtype (bfloat16); integers, their scales, offsets and biases and the plan stay as they are."""
-        leaves = jax.tree_util.tree_leaves_with_path(self.params)
-        integer = {jax.tree_util.keystr(path[:-2]) for path, leaf in leaves if leaf.dtype == jnp.int8}
 
-        def cast(path: Any, leaf: Array) -> Array:
-            names = [getattr(entry, "key", getattr(entry, "name", "")) for entry in path]
-            beside = {"input_scale", "input_offset"} & set(names) or (names[-1] == "scale" and "kernel" in names)
-            folded = names[-1] == "bias" and jax.tree_util.keystr(path[:-1]) in integer
-            return leaf if beside or folded or not jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.astype(dtype)
+        def narrow(leaf: Array) -> Array:
+            return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
-        return self.replace(params=jax.tree_util.tree_map_with_path(cast, self.params))
+        def cast(part: Any) -> Any:
+            if isinstance(part, Grids):
+                return part
+            if isinstance(part, Dense) and isinstance(part.kernel, QuantizedTensor):
+                return part.replace(float_kernel=jax.tree.map(narrow, part.float_kernel))
+            return jax.tree.map(narrow, part)
+
+        whole = (Grids, Dense)
+        return self.replace(params=jax.tree.map(cast, self.params, is_leaf=lambda part: isinstance(part, whole)))
 
     def prepared(self) -> Encoder:
         """The same encoder for programs that run for long (`serving_program`): its image tower is `serving`, no more in `params`."""
-        params = {name: part for name, part in self.params.items() if name != "image"}
-        return self.replace(params=params, serving=prepare(self.params["image"], self.scheme, self.plan))
+        serving = prepare(self.params.image, self.scheme, self.plan)
+        return self.replace(params=self.params.replace(image=None), serving=serving)
 
     @property
     def dtype(self) -> Any:
         """Dtype of the residual stream: that of the position table."""
-        image = self.params["image"] if self.serving is None else self.serving.image
-        return image["position_embedding"].dtype
+        image = self.params.image if self.serving is None else self.serving.around
+        return image.position_embedding.dtype
 
 
-def init_params(spec: EncoderSpec, rng: Array) -> dict[str, Any]:
+def init_params(spec: EncoderSpec, rng: Array) -> Parameters:
     """Draws an encoder's parameters (as the Flax modules' `init` does, but for the order of draws)."""
     leaves, tree = jax.tree.flatten(parameter_table(spec), is_leaf=lambda node: isinstance(node, Leaf))
     drawn = [
         leaf.initializer(key, leaf.shape, jnp.float32)
         for leaf, key in zip(leaves, jax.random.split(rng, len(leaves)), strict=True)
     ]
-    return nn.unbox(jax.tree.unflatten(tree, drawn))
+    return from_tree(nn.unbox(jax.tree.unflatten(tree, drawn)))
 
 
 def normalize(features: Float[Array, "B E"]) -> Float[Array, "B E"]:
@@ -106,9 +111,9 @@ def encode(encoder: Encoder, images: Float[Array | np.ndarray, "B Y X 3"], *, ti
     if encoder.serving is not None:
         return serve(encoder.serving, images, encoder.spec.image, schedule, encoder.scheme)
     if encoder.schedule is None and tile is None:
-        return image_features(encoder.params["image"], images, encoder.spec.image, scheme=encoder.scheme)
+        return image_features(encoder.params.image, images, encoder.spec.image, scheme=encoder.scheme)
     return serve_image(
-        encoder.params["image"], images, encoder.spec.image, schedule,
+        encoder.params.image, images, encoder.spec.image, schedule,
         registers=None if encoder.plan is None else encoder.plan.rows(), scheme=encoder.scheme, tile=tile,
     )  # fmt: skip
 
@@ -124,10 +129,8 @@ def encode_text(encoder: Encoder, ids: Int[Array | np.ndarray, "B T"]) -> Float[
 
     Raises UserError where there is no text tower, for ids of another length than the tokenizer makes, and, where the ids are
     known (outside `jit`), for ids without an end or with other padding: SigLIP's features would silently be others."""
-    if encoder.spec.text is None:
+    if encoder.spec.text is None or encoder.params.text is None:
         raise UserError(f"{encoder.spec.name} has no text tower")
     if encoder.spec.tokenization is not None:
         check_ids(ids, encoder.spec.tokenization)
-    return normalize(
-        text_features(encoder.params["text"], jnp.asarray(ids), encoder.spec.text, scheme=encoder.scheme)[0]
-    )
+    return normalize(text_features(encoder.params.text, jnp.asarray(ids), encoder.spec.text, scheme=encoder.scheme)[0])

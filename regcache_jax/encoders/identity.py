@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Any
 
 import jax
-import numpy as np
 
+from regcache_jax.core.names import to_tree
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.files.identity import content_hash
+from regcache_jax.files.identity import Digest, content_hash
 
 
 def encoder_hash(encoder: Encoder) -> str:
     """SHA-256 of a float encoder's image tower: what a plan belongs to."""
-    digest = hashlib.sha256(json.dumps(encoder.spec.to_json()["image"], sort_keys=True).encode())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(encoder.params["image"]):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
+    digest = Digest().json(encoder.spec.to_json()["image"])
+    for path, leaf in jax.tree_util.tree_leaves_with_path(to_tree(encoder.params.image)):
+        digest.text(jax.tree_util.keystr(path)).arrays([leaf])
+    return digest.hex()
 
 
 def image_identity(encoder: Encoder) -> list[Any]:
@@ -29,5 +26,5 @@ def image_identity(encoder: Encoder) -> list[Any]:
         encoder.spec.to_json()["image"],
         encoder.spec.normalize,
         None if scheme is None else scheme.to_json(),
-        content_hash((encoder.params["image"], encoder.plan)),
+        content_hash((encoder.params.image, encoder.plan)),
     ]

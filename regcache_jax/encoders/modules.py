@@ -7,6 +7,8 @@ from typing import Any
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from regcache_jax.core import sites
+from regcache_jax.core.names import part_from_tree
 from regcache_jax.core.spec import EncoderSpec, ImageSpec, TextSpec
 from regcache_jax.encoders.parameters import Leaf, Table, image_table, parameter_table, text_table
 from regcache_jax.encoders.text import text_features
@@ -41,8 +43,8 @@ class ImageTower(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "B Y X 3"]) -> Float[Array, "B E"]:
         """Pooled features."""
-        params = _own_parameters(self, self.spec)
-        return image_features(params, images, self.spec).features
+        tower = part_from_tree(sites.ImageTower, _own_parameters(self, self.spec))
+        return image_features(tower, images, self.spec).features
 
 
 class TextTower(nn.Module):
@@ -53,8 +55,8 @@ class TextTower(nn.Module):
     @nn.compact
     def __call__(self, ids: Int[Array, "B T"]) -> Float[Array, "B E"]:
         """Pooled features."""
-        params = _own_parameters(self, self.spec)
-        return text_features(params, ids, self.spec)[0]
+        kind = sites.HashedText if self.spec.kind == "hashed" else sites.TextTower
+        return text_features(part_from_tree(kind, _own_parameters(self, self.spec)), ids, self.spec)[0]
 
 
 class TwoTower(nn.Module):

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from regcache_jax.core.names import from_tree
+from regcache_jax.core.sites import Parameters
 from regcache_jax.core.spec import BlockSpec, EncoderSpec, ImageSpec, TextSpec
 
 
@@ -75,8 +77,8 @@ def image_table(spec: ImageSpec) -> Table:
     }
     if spec.class_token:
         table["class_token"] = Leaf((width,), _NORMAL)
-    if spec.num_registers:
-        table["registers"] = Leaf((spec.num_registers, width), _NORMAL)
+    if spec.trained_registers:
+        table["registers"] = Leaf((spec.trained_registers, width), _NORMAL)
     if spec.pre_norm:
         table["pre_norm"] = _norm(width)
     if spec.pooling == "map":
@@ -120,12 +122,14 @@ def parameter_table(spec: EncoderSpec) -> Table:
     return table
 
 
-def parameter_shapes(spec: EncoderSpec, dtype: Any = jnp.float32) -> Any:
-    """The tree of `jax.ShapeDtypeStruct` that an encoder's parameters have."""
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype),
-        parameter_table(spec),
-        is_leaf=lambda node: isinstance(node, Leaf),
+def parameter_shapes(spec: EncoderSpec, dtype: Any = jnp.float32) -> Parameters:
+    """The parameters of an encoder as `jax.ShapeDtypeStruct`s."""
+    return from_tree(
+        jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype),
+            parameter_table(spec),
+            is_leaf=lambda node: isinstance(node, Leaf),
+        )
     )
 
 

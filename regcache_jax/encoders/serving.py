@@ -12,14 +12,16 @@ import itertools
 import typing
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
 from regcache_jax.core.plan import BlockRegister, Schedule
-from regcache_jax.core.scheme import Scheme
+from regcache_jax.core.sites import Block
 from regcache_jax.core.spec import BlockSpec
-from regcache_jax.encoders.blocks import Params, run_blocks
+from regcache_jax.encoders.blocks import alike, encoder_block, run_blocks
+from regcache_jax.encoders.rounding import Run
 from regcache_jax.ops.delete import delete_largest
 
 TILE = 8
@@ -72,14 +74,12 @@ def repeat_last(hidden: Float[Array, "B N D"], rows: int) -> Float[Array, "B P D
 
 
 def serve_blocks(
-    blocks: Params,
+    blocks: Block,
     hidden: Float[Array, "B P D"],
-    spec: BlockSpec,
+    run: Run,
     schedule: Schedule,
     registers: BlockRegister | None,
     *,
-    scheme: Scheme | None = None,
-    leading: tuple[int, int] = (0, 0),
     tile: int | None = None,
     num_tokens: int | None = None,
     unroll: bool = False,
@@ -89,21 +89,48 @@ def serve_blocks(
     `tile=None`: as many rows as tokens, registers beside keys and values. `tile=8`: padded rows, registers in the padding.
     `num_tokens`, where given, says that later rows of `hidden` are padding already (repetitions of the last token)."""
     tokens, kept = num_tokens or hidden.shape[1], None
-    for first, last in segments(schedule, spec.num_blocks):
+    for first, last in segments(schedule, run.spec.num_blocks):
         seen = registers if schedule.start <= first < schedule.stop else None
         deletes = schedule.delete_count if first == schedule.delete_block else 0
         rows = num_rows(tokens - deletes, 0 if seen is None else seen.key.shape[1], tile)
         if deletes:
-            hidden, kept = delete_largest(hidden, deletes, sum(leading), num_tokens=tokens, rows=rows)
+            hidden, kept = delete_largest(hidden, deletes, sum(run.protected), num_tokens=tokens, rows=rows)
             tokens -= deletes
         elif rows != hidden.shape[1]:
             hidden = hidden[:, :rows] if rows < hidden.shape[1] else repeat_last(hidden, rows)
-        hidden = run_blocks(
-            blocks, hidden, spec,
-            start=first, stop=last, registers=seen, slot=None if rows == tokens else tokens,
-            scheme=scheme, leading=leading, unroll=unroll,
-        ).hidden  # fmt: skip
+        for begin, end, part, own in alike(blocks, run, first, last):
+            rows_seen = jax.tree.map(lambda leaf, begin=begin, end=end: leaf[begin:end], seen)
+            hidden = run_segment(part, rows_seen, hidden, own, slot=None if rows == tokens else tokens, unroll=unroll)
     return Served(hidden, kept, tokens)
+
+
+def run_segment(
+    blocks: Block,
+    registers: BlockRegister | None,
+    hidden: Float[Array, "B P D"],
+    run: Run,
+    *,
+    slot: int | None = None,
+    bias: Float[Array, "#B #H #P P"] | None = None,
+    unroll: bool = False,
+) -> Float[Array, "B P D"]:
+    """Runs all blocks of a stack that are quantised alike, each seeing its own `registers` (None: nothing).
+
+    `slot`: tokens end there, see `attend_slot`. `bias` is added to all attention logits. `unroll` writes the blocks out one by one
+    (longer compilation, and a compiler's cost estimate that counts every block)."""
+
+    def step(
+        hidden: Float[Array, "B P D"], layer: tuple[Block, BlockRegister | None]
+    ) -> tuple[Float[Array, "B P D"], None]:
+        block, register = layer
+        return encoder_block(block, hidden, run, register=register, slot=slot, bias=bias)[0], None
+
+    layers = (blocks, registers)
+    if not unroll:
+        return jax.lax.scan(step, hidden, layers)[0]
+    for number in range(blocks.num_blocks):
+        hidden, _ = step(hidden, jax.tree.map(lambda leaf, number=number: leaf[number], layers))
+    return hidden
 
 
 def isolated_bias(num_tokens: int, copies: Float[Array, ""], num_registers: int) -> Float[Array, "1 1 S S"]:
@@ -116,36 +143,28 @@ def isolated_bias(num_tokens: int, copies: Float[Array, ""], num_registers: int)
 
 
 def serve_tokens(
-    blocks: Params,
-    hidden: Float[Array, "B N D"],
-    spec: BlockSpec,
-    schedule: Schedule,
-    register: TokenRegister,
-    *,
-    scheme: Scheme | None = None,
-    leading: tuple[int, int] = (0, 0),
+    blocks: Block, hidden: Float[Array, "B N D"], run: Run, schedule: Schedule, register: TokenRegister
 ) -> Served:
     """The token form: registers concatenated to the residual stream at block `start` and sliced off at block `stop`."""
     num_registers = register.hidden.shape[0]
     resting, kept = register.hidden, None
-    for first, last in segments(schedule, spec.num_blocks):
+    for first, last in segments(schedule, run.spec.num_blocks):
         if schedule.delete_count and first == schedule.delete_block:
-            hidden, kept = delete_largest(hidden, schedule.delete_count, sum(leading))
+            hidden, kept = delete_largest(hidden, schedule.delete_count, sum(run.protected))
         num_tokens, bias = hidden.shape[1], None
         if schedule.start <= first < schedule.stop:
-            joined = jnp.broadcast_to(resting.astype(hidden.dtype), (hidden.shape[0], num_registers, spec.width))
+            joined = jnp.broadcast_to(resting.astype(hidden.dtype), (hidden.shape[0], num_registers, run.spec.width))
             hidden = jnp.concatenate([hidden, joined], axis=1)
             bias = isolated_bias(num_tokens, register.copies, num_registers)
-        hidden = run_blocks(
-            blocks, hidden, spec, start=first, stop=last, bias=bias, scheme=scheme, leading=leading
-        ).hidden
+        for _, _, part, own in alike(blocks, run, first, last):
+            hidden = run_segment(part, None, hidden, own, bias=bias)
         if bias is not None:
             hidden, resting = hidden[:, :num_tokens], hidden[:, num_tokens:]
     return Served(hidden, kept, hidden.shape[1])
 
 
 def token_rows(
-    blocks: Params, register: TokenRegister, spec: BlockSpec, schedule: Schedule
+    blocks: Block, register: TokenRegister, spec: BlockSpec, schedule: Schedule
 ) -> tuple[Float[Array, "L R H K"], Float[Array, "L R H K"]]:
     """The keys and values that a token register has in every block: what makes the `kv` form of the same register.
 
@@ -153,7 +172,7 @@ def token_rows(
     num_registers = register.hidden.shape[0]
     bias = isolated_bias(0, register.copies, num_registers)
     collected = run_blocks(
-        blocks, register.hidden[None], spec, start=schedule.start, bias=bias,
+        blocks, register.hidden[None], Run(spec), start=schedule.start, bias=bias,
         collect={"key": lambda trace: trace.key[0], "value": lambda trace: trace.value[0]},
     ).collected  # fmt: skip
     pad = ((schedule.start, 0), (0, 0), (0, 0), (0, 0))

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from regcache_jax.core.scheme import Scheme
+from regcache_jax.core.sites import HashedText, TextTower
 from regcache_jax.core.spec import TextSpec
-from regcache_jax.encoders.blocks import Collectors, Params, layer_norm, run_blocks
-from regcache_jax.encoders.vision import linear
+from regcache_jax.encoders.blocks import Collectors, layer_norm, run_blocks
+from regcache_jax.encoders.rounding import Run, linear
 
 
 def causal_bias(num_tokens: int) -> Float[Array, "1 1 T T"]:
@@ -28,7 +29,7 @@ def pooled_position(ids: Int[Array, "B T"], spec: TextSpec) -> Int[Array, "B"]:
 
 
 def text_features(
-    params: Params,
+    tower: TextTower | HashedText,
     ids: Int[Array, "B T"],
     spec: TextSpec,
     *,
@@ -36,23 +37,23 @@ def text_features(
     collect: Collectors | None = None,
 ) -> tuple[Float[Array, "B E"], dict]:
     """Features of padded token ids, and what was collected by block. `scheme`: that of a quantised encoder."""
-    if spec.kind == "hashed":
-        return hashed_features(params, ids), {}
-    hidden = params["token_embedding"][ids] + params["position_embedding"][: ids.shape[1]]
+    if isinstance(tower, HashedText):
+        return hashed_features(tower, ids), {}
+    hidden = tower.token_embedding[ids] + tower.position_embedding[: ids.shape[1]]
     bias = causal_bias(ids.shape[1]) if spec.blocks.causal else None
     own = None if scheme is None else scheme.of_part("text")
-    output = run_blocks(params["blocks"], hidden, spec.blocks, bias=bias, scheme=own, collect=collect)
-    tokens = layer_norm(output.hidden, params["final_norm"], spec.blocks.norm_eps)
+    output = run_blocks(tower.blocks, hidden, Run(spec.blocks, own), bias=bias, collect=collect)
+    tokens = layer_norm(output.hidden, tower.final_norm, spec.blocks.norm_eps)
     pooled = jnp.take_along_axis(tokens, pooled_position(ids, spec)[:, None, None], axis=1)
-    if spec.projection is not None:
-        pooled = linear(pooled, params["projection"])
+    if tower.projection is not None:
+        pooled = linear(pooled, tower.projection)
     return pooled[:, 0], output.collected
 
 
-def hashed_features(params: Params, ids: Int[Array, "B T"]) -> Float[Array, "B E"]:
+def hashed_features(tower: HashedText, ids: Int[Array, "B T"]) -> Float[Array, "B E"]:
     """Hashed words and trigrams (id 0 is padding): embeddings summed over sqrt(count), then a two-layer MLP."""
     present = (ids > 0)[..., None].astype(jnp.float32)
     count = jnp.maximum(jnp.sum(present, axis=1), 1.0)
-    bag = jnp.sum(params["embedding"][ids] * present, axis=1) / jnp.sqrt(count)
-    hidden = jax.nn.gelu(linear(bag[:, None], params["fc1"]), approximate=True)
-    return linear(hidden, params["fc2"])[:, 0]
+    bag = jnp.sum(tower.embedding[ids] * present, axis=1) / jnp.sqrt(count)
+    hidden = jax.nn.gelu(linear(bag[:, None], tower.fc1), approximate=True)
+    return linear(hidden, tower.fc2)[:, 0]

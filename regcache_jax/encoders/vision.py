@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -10,8 +9,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from regcache_jax.core.plan import BlockRegister, RegisterPlan, Schedule
 from regcache_jax.core.scheme import Scheme
+from regcache_jax.core.sites import Dense, Head, ImageTower, QuantizedTensor
 from regcache_jax.core.spec import ImageSpec
-from regcache_jax.encoders.blocks import ACTIVATIONS, BlockTrace, Collectors, Params, dense, layer_norm, run_blocks
+from regcache_jax.encoders.blocks import ACTIVATIONS, BlockTrace, Collectors, layer_norm, run_blocks
+from regcache_jax.encoders.rounding import Run, dense, linear
 from regcache_jax.encoders.serving import num_rows, serve_blocks
 from regcache_jax.ops.attention import attend
 from regcache_jax.ops.positions import resize_positions
@@ -27,12 +28,6 @@ class ImageOutput(NamedTuple):
     collected: dict[str, Any]
 
 
-def linear(inputs: Float[Array, "B N ..."], layer: Params, num_contracted: int = 1) -> Float[Array, "B N ..."]:
-    """A float layer outside the blocks."""
-    (output,) = dense(inputs, (layer,), num_contracted, block={}, site="", scheme=None, leading=(0, 0), present=None)
-    return output
-
-
 def cut_patches(images: Float[Array, "B Y X 3"], spec: ImageSpec) -> Float[Array, "B M S C"]:
     """Cuts images into patches, row by row: S lines of a patch, C = 3 S numbers a line. Pixels that fill no patch are dropped."""
     grid, size = spec.grid, spec.patch_size
@@ -40,22 +35,22 @@ def cut_patches(images: Float[Array, "B Y X 3"], spec: ImageSpec) -> Float[Array
     return jnp.swapaxes(lines, 2, 3).reshape(-1, grid**2, size, 3 * size)
 
 
-def token_offsets(params: Params, spec: ImageSpec) -> Float[Array, "N D"]:
+def token_offsets(tower: ImageTower, spec: ImageSpec) -> Float[Array, "N D"]:
     """What every token starts from before the patches' pixels are added: class token, trained registers, positions, bias."""
-    table = params["position_embedding"]
+    table = tower.position_embedding
     prefix = int(spec.class_token)
     positions = resize_positions(table, prefix, spec.stored_grid, spec.grid, spec.position_interpolation)
     patches = positions[prefix:]
-    if spec.patch_bias:
-        patches = patches + params["patch_embedding"]["bias"]
-    pieces = [params["class_token"][None] + positions[:1]] if spec.class_token else []
-    if spec.num_registers:
-        pieces.append(params["registers"])
+    if tower.patch_embedding.bias is not None:
+        patches = patches + tower.patch_embedding.bias
+    pieces = [tower.class_token[None] + positions[:1]] if tower.class_token is not None else []
+    if tower.registers is not None:
+        pieces.append(tower.registers)
     return jnp.concatenate([*pieces, patches])
 
 
 def embed_patches(
-    params: Params, images: Float[Array, "B Y X 3"], spec: ImageSpec, rows: int | None = None
+    tower: ImageTower, images: Float[Array, "B Y X 3"], spec: ImageSpec, rows: int | None = None
 ) -> Float[Array, "B P D"]:
     """Patch embedding, class token, trained registers, positions, (CLIP) the norm before block 0 and (a method's) rotation.
 
@@ -63,35 +58,42 @@ def embed_patches(
     padding = 0 if rows is None else rows - spec.num_tokens
     patches = jnp.pad(cut_patches(images, spec), ((0, 0), (0, padding), (0, 0), (0, 0)), mode="edge")
     patches = jnp.pad(patches, ((0, 0), (spec.num_protected, 0), (0, 0), (0, 0)))
-    kernel = params["patch_embedding"]["kernel"].astype(images.dtype)
+    kernel = tower.patch_embedding.kernel
+    assert not isinstance(kernel, QuantizedTensor)
+    kernel = kernel.astype(images.dtype)
     kernel = kernel.reshape(spec.patch_size, -1, kernel.shape[-1])
-    offsets = jnp.pad(token_offsets(params, spec), ((0, padding), (0, 0)), mode="edge")
+    offsets = jnp.pad(token_offsets(tower, spec), ((0, padding), (0, 0)), mode="edge")
     hidden = jnp.einsum("bnsc,scd->bnd", patches, kernel, preferred_element_type=jnp.float32)
     hidden = (hidden + offsets.astype(jnp.float32)).astype(images.dtype)
-    hidden = layer_norm(hidden, params["pre_norm"], spec.blocks.norm_eps) if spec.pre_norm else hidden
-    return hidden @ params["rotation"].astype(hidden.dtype) if "rotation" in params else hidden
+    hidden = layer_norm(hidden, tower.pre_norm, spec.blocks.norm_eps) if tower.pre_norm is not None else hidden
+    return hidden if tower.rotation is None else hidden @ tower.rotation.astype(hidden.dtype)
 
 
 def head_trace(
-    params: Params,
+    head: Head,
     tokens: Float[Array, "B N D"],
     spec: ImageSpec,
     present: Bool[Array, "B N"] | None,
     scheme: Scheme | None = None,
 ) -> tuple[Float[Array, "B D"], BlockTrace]:
     """Attention pooling with one learned probe, then an MLP with a residual (SigLIP), and what passes its sites."""
-    attention, mlp = params["attention"], params["mlp"]
-    apply = functools.partial(dense, block=params, scheme=scheme, leading=(0, 0))
-    probe = jnp.broadcast_to(params["probe"].astype(tokens.dtype), (tokens.shape[0], 1, tokens.shape[-1]))
-    query = linear(probe, attention["query"])
-    key, value = apply(tokens, (attention["key"], attention["value"]), 1, site="qkv", present=present)
+    attention, mlp, run = head.attention, head.mlp, Run(spec.blocks, scheme)
+
+    def apply(
+        inputs: Float[Array, "B N ..."], site: str, *layers: Dense, present: Bool[Array, "B N"] | None = None
+    ) -> list[Float[Array, "B N ..."]]:
+        return dense(inputs, layers, site, run, head.grids.of(site), present)
+
+    probe = jnp.broadcast_to(head.probe.astype(tokens.dtype), (tokens.shape[0], 1, tokens.shape[-1]))
+    query = linear(probe, attention.query)
+    key, value = apply(tokens, "qkv", attention.key, attention.value, present=present)
     bias = None if present is None else jnp.where(present, 0.0, -jnp.inf)[:, None, None, :]
     attended = attend(query, key, value, bias)
-    (pooled,) = apply(attended.mixed, (attention["out"],), 2, site="out", present=None)
-    normed = layer_norm(pooled, params["norm"], spec.blocks.norm_eps)
-    (up,) = apply(normed, (mlp["fc1"],), 1, site="fc1", present=None)
+    (pooled,) = apply(attended.mixed, "out", attention.out)
+    normed = layer_norm(pooled, head.norm, spec.blocks.norm_eps)
+    (up,) = apply(normed, "fc1", mlp.fc1)
     features = ACTIVATIONS[spec.blocks.activation](up)
-    (update,) = apply(features, (mlp["fc2"],), 1, site="fc2", present=None)
+    (update,) = apply(features, "fc2", mlp.fc2)
     trace = BlockTrace(
         tokens, tokens, query, key, value, attended.weights, None, attended.mixed, normed, features, present
     )
@@ -99,32 +101,33 @@ def head_trace(
 
 
 def pool(
-    params: Params,
+    tower: ImageTower,
     hidden: Float[Array, "B N D"],
     spec: ImageSpec,
     present: Bool[Array, "B N"] | None = None,
     scheme: Scheme | None = None,
 ) -> tuple[Float[Array, "B E"], Float[Array, "B N D"]]:
     """Final norm, pooling and projection. Returns the features and the normed tokens."""
-    if "rotation" in params:
-        hidden = hidden @ params["rotation"].T.astype(hidden.dtype)
-    tokens = layer_norm(hidden, params["final_norm"], spec.blocks.norm_eps)
+    if tower.rotation is not None:
+        hidden = hidden @ tower.rotation.T.astype(hidden.dtype)
+    tokens = layer_norm(hidden, tower.final_norm, spec.blocks.norm_eps)
     if spec.pooling == "class":
         pooled = tokens[:, 0]
     elif spec.pooling == "map":
+        assert tower.head is not None
         own = None if scheme is None else scheme.of_part("head")
-        pooled, _ = head_trace(params["head"], tokens, spec, present, own)
+        pooled, _ = head_trace(tower.head, tokens, spec, present, own)
     else:
         there = jnp.ones(tokens.shape[:2], bool) if present is None else present
         weight = there[..., None].astype(tokens.dtype)
         pooled = jnp.sum(tokens * weight, axis=1) / jnp.sum(weight, axis=1)
-    if spec.projection is not None:
-        pooled = linear(pooled[:, None], params["projection"])[:, 0]
+    if tower.projection is not None:
+        pooled = linear(pooled[:, None], tower.projection)[:, 0]
     return pooled, tokens
 
 
 def image_features(
-    params: Params,
+    tower: ImageTower,
     images: Float[Array, "B Y X 3"],
     spec: ImageSpec,
     *,
@@ -133,16 +136,15 @@ def image_features(
     collect: Collectors | None = None,
 ) -> ImageOutput:
     """The whole image tower in the search form of the block stack: one program for every plan."""
-    hidden = embed_patches(params, images, spec)
-    output = run_blocks(
-        params["blocks"], hidden, spec.blocks, plan=plan, scheme=scheme, leading=spec.leading, collect=collect
-    )
-    features, tokens = pool(params, output.hidden, spec, output.present, scheme)
+    hidden = embed_patches(tower, images, spec)
+    run = Run(spec.blocks, scheme, spec.protected)
+    output = run_blocks(tower.blocks, hidden, run, plan=plan, collect=collect)
+    features, tokens = pool(tower, output.hidden, spec, output.present, scheme)
     return ImageOutput(features, tokens, output.present, None, output.collected)
 
 
 def serve_image(
-    params: Params,
+    tower: ImageTower,
     images: Float[Array, "B Y X 3"],
     spec: ImageSpec,
     schedule: Schedule,
@@ -156,12 +158,12 @@ def serve_image(
     spare = registers.key.shape[1] if registers is not None and schedule.start == 0 < schedule.stop else 0
     rows = num_rows(spec.num_tokens, spare, tile)
     served = serve_blocks(
-        params["blocks"], embed_patches(params, images, spec, rows), spec.blocks, schedule, registers,
-        scheme=scheme, leading=spec.leading, tile=tile, num_tokens=spec.num_tokens, unroll=unroll,
+        tower.blocks, embed_patches(tower, images, spec, rows), Run(spec.blocks, scheme, spec.protected), schedule, registers,
+        tile=tile, num_tokens=spec.num_tokens, unroll=unroll,
     )  # fmt: skip
     present = None
     if served.rows.shape[1] > served.num_tokens:
         row = jnp.arange(served.rows.shape[1], dtype=jnp.int32)
         present = jnp.broadcast_to(row < served.num_tokens, served.rows.shape[:2])
-    features, tokens = pool(params, served.rows, spec, present, scheme)
+    features, tokens = pool(tower, served.rows, spec, present, scheme)
     return ImageOutput(features, tokens[:, : served.num_tokens], None, served.kept, {})

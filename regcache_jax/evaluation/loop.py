@@ -27,7 +27,8 @@ from regcache_jax.core.errors import UserError
 from regcache_jax.core.spec import ImageSpec
 from regcache_jax.data.batches import Batch
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.tpu.ask import best_batch, estimates
+from regcache_jax.tpu.ask import estimates
+from regcache_jax.tpu.batches import cheapest, sweep
 
 Parallel = Literal["jit", "pmap"]
 MicroBatch = int | Literal["auto"] | None
@@ -42,8 +43,6 @@ Compile = Callable[..., Any]
 
 SERVED_ON = ("tpu",)
 """Where encoders run as serving programs, which compile longer and there cost less."""
-FIRST_TRIED = 24
-"""Rows of the slice that is tried first: the best one of B/16 encoders on a v5e."""
 CACHE_BYTES = 10 << 20
 """What a CPU's cache may be asked to hold: found with a B/16, see docs/evaluation.md."""
 
@@ -123,8 +122,8 @@ def cheapest_micro_batch(step: Step, state: Any, batch: Any, compile: Compile | 
     temporaries leave on-chip memory, a row becomes dear. None (no cutting) where the compiler estimates nothing: elsewhere than on a
     TPU.
 
-    `batch`: one device's share. Slices divide it; from the one nearest to `FIRST_TRIED` on larger and smaller ones are compiled for
-    as long as it gets better. A loop's body counts once in every estimate, so they compare slices and mean nothing else.
+    `batch`: one device's share. Slices divide it; `tpu.batches.sweep` chooses those that are compiled. A loop's body counts once in
+    every estimate, so they compare slices and mean nothing else.
     `compile` makes a program of the step and the shapes of its arguments."""
     if compile is None:
         if jax.default_backend() != "tpu":
@@ -133,17 +132,15 @@ def cheapest_micro_batch(step: Step, state: Any, batch: Any, compile: Compile | 
     rows = batch.mask.shape[0]
     sizes = tuple(size for size in range(1, rows + 1) if rows % size == 0)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
-    tried: dict[int, float] = {}
-    size: int | None = max(size for size in sizes if size <= FIRST_TRIED)
-    while size is not None:
-        part = jax.tree.map(lambda leaf, size=size: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), batch)
+
+    def cost(size: int) -> float:
+        part = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), batch)
         try:
-            tried[size] = estimates(compile(step, shapes, part).as_text())[0] / size or float("inf")
+            return estimates(compile(step, shapes, part).as_text())[0] / size or float("inf")
         except (UserError, jax.errors.JaxRuntimeError):  # an absurd estimate, or more than the device's memory
-            tried[size] = float("inf")
-        size = best_batch(tried, sizes, size)
-    best = min(tried, key=lambda size: tried[size])
-    return best if tried[best] < float("inf") else None
+            return float("inf")
+
+    return cheapest(sweep(cost, sizes))
 
 
 def _compile_here(step: Step, *shapes: Any) -> Any:

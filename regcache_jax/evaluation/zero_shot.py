@@ -59,7 +59,7 @@ def text_identity(encoder: Encoder) -> list[Any]:
     """What the features of token ids depend on: the text tower's spec, scheme and weights."""
     scheme = None if encoder.scheme is None else encoder.scheme.of_part("text")
     spec = encoder.spec.to_json()["text"]
-    return [spec, None if scheme is None else scheme.to_json(), content_hash(encoder.params.get("text"))]
+    return [spec, None if scheme is None else scheme.to_json(), content_hash(encoder.params.text)]
 
 
 def class_scores(features: Float[np.ndarray, "n E"], vectors: Float[np.ndarray, "C E"]) -> Float[np.ndarray, "n C"]:

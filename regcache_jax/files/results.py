@@ -1,16 +1,20 @@
-"""Result rows in CLIP_benchmark's JSON keys; everything of ours under the one key `quantization`."""
+"""Result rows in CLIP_benchmark's JSON keys; everything of ours under the one key `quantization`, a written row's hash included."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from importlib import metadata
-from typing import Any
+from typing import Annotated, Any
 
 from etils import epath
+from pydantic import ConfigDict, Field
+from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
-from regcache_jax.files.paths import write_whole
+from regcache_jax.core.errors import UserError
+from regcache_jax.files.bounded import read_json
+from regcache_jax.files.paths import write_json
+from regcache_jax.files.sealed import SEAL, seal
 
 Row = dict[str, Any]
 
@@ -45,9 +49,43 @@ def row(
     }
 
 
+class _Row(TypedDict):
+    """What every row holds; callers' fields stand beside it."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    dataset: str
+    model: str
+    task: str
+    metrics: dict[str, Annotated[float, Field(allow_inf_nan=False)]]
+    quantization: dict[str, Any]
+
+
 def write(path: epath.PathLike, rows: list[Row] | Row) -> None:
-    """Writes one row as an object, several as a list; beside the final name first, then renamed."""
-    write_whole(path, (json.dumps(rows, indent=2, allow_nan=False) + "\n").encode())
+    """Writes one row as an object, several as a list, each sealed; beside the final name first, then renamed."""
+    write_json(path, [sealed(row) for row in rows] if isinstance(rows, list) else sealed(rows))
+
+
+def read(path: epath.PathLike) -> list[Row]:
+    """Rows that `write` wrote. Raises UserError for another file, and for rows that are not as they were written."""
+    rows: list[Row] = [dict(row) for row in read_json(path, list[_Row])]
+    for number, row in enumerate(rows, 1):
+        if SEAL in row["quantization"]:
+            own = unsealed(row)
+            if sealed(own) != row:
+                raise UserError(f"{path}: row {number} is not as it was written (its hash differs); make it again")
+            rows[number - 1] = own
+    return rows
+
+
+def sealed(row: Row) -> Row:
+    """A row with its hash, under `quantization`."""
+    own = unsealed(row)
+    return {**own, "quantization": {**own["quantization"], SEAL: seal(own)[SEAL]}}
+
+
+def unsealed(row: Row) -> Row:
+    """A row without its hash."""
+    return {**row, "quantization": {name: value for name, value in row["quantization"].items() if name != SEAL}}
 
 
 def write_each(folder: epath.PathLike, rows: list[Row]) -> list[epath.Path]:

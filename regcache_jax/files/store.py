@@ -6,7 +6,6 @@ processes writes; all of them read, so a folder that several hosts share lies wh
 
 from __future__ import annotations
 
-import hashlib
 import io
 import zipfile
 from collections.abc import Callable
@@ -16,9 +15,8 @@ import numpy as np
 from etils import epath
 
 from regcache_jax.files.distributed import is_first
-from regcache_jax.files.identity import fingerprint
-from regcache_jax.files.paths import write_whole
-from regcache_jax.files.workdir import leftovers, remove
+from regcache_jax.files.identity import fingerprint, sha256
+from regcache_jax.files.paths import sweep, write_whole
 
 Arrays = dict[str, np.ndarray]
 
@@ -28,7 +26,7 @@ def write_arrays(path: epath.Path, arrays: Arrays) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     content = buffer.getvalue()
-    write_whole(path, hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
+    write_whole(path, sha256(content).encode() + b"\n" + content)
 
 
 def read_arrays(path: epath.Path) -> Arrays | None:
@@ -37,7 +35,7 @@ def read_arrays(path: epath.Path) -> Arrays | None:
         digest, _, content = path.read_bytes().partition(b"\n")
     except OSError:
         return None
-    if digest != hashlib.sha256(content).hexdigest().encode():
+    if digest != sha256(content).encode():
         return None
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as stored:
@@ -53,8 +51,7 @@ class Store:
     def __init__(self, workdir: epath.PathLike | None, kind: str, made_from: Any) -> None:
         self.folder = None if workdir is None else epath.Path(workdir) / kind / fingerprint(made_from)
         if self.folder is not None and is_first():
-            for leftover in leftovers(self.folder):  # of a process that was killed as it wrote
-                remove(leftover)
+            sweep(self.folder)
 
     def _file(self, name: str) -> epath.Path:
         assert self.folder is not None

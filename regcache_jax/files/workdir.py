@@ -7,7 +7,6 @@ a run that is killed at any time goes on where it stopped. Records and files tha
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
@@ -15,10 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from regcache_jax.core.errors import UserError
 from regcache_jax.core.observer import Observer
-from regcache_jax.files import distributed, results
+from regcache_jax.files import distributed
+from regcache_jax.files.bounded import read_json
 from regcache_jax.files.identity import digest_of, fingerprint
-from regcache_jax.files.paths import files_below, size_and_time, write_whole
+from regcache_jax.files.paths import files_below, remove, size_and_time, sweep, write_json, write_whole
+from regcache_jax.files.sealed import is_sealed, seal
 
 Json = dict[str, Any]
 
@@ -33,15 +35,11 @@ class Stage(NamedTuple):
 class Workdir:
     """A work folder; paths in it may be on gs:// or wherever else `etils.epath` reaches.
 
-    Half-written files of a run that was killed are removed: one run at a time works in a folder."""
+    Whoever works in it holds it (`lock`); what a killed run left half-written is removed."""
 
     def __init__(self, path: epath.PathLike, observer: Observer) -> None:
         self.path, self.observer = epath.Path(path), observer
-        distributed.from_first(self._clean)
-
-    def _clean(self) -> None:
-        for leftover in leftovers(self.path):
-            remove(leftover)
+        distributed.from_first(lambda: sweep(self.path))
 
     def stage(
         self, name: str, made_from: Any, make: Callable[[], Json], files: Sequence[str] = (), *, together: bool = False
@@ -71,7 +69,7 @@ class Workdir:
                 remove(self.path / file)
 
         def made(result: Json) -> Json:
-            results.write(record, {"made_from": found["made_from"], "files": self._digests(files), "result": result})
+            write_json(record, seal({"made_from": found["made_from"], "files": self._digests(files), "result": result}))
             return result
 
         if together:
@@ -93,12 +91,12 @@ class Workdir:
         return {file: digest_of(self.path / file) for file in files}
 
     def _read(self, record: epath.Path) -> Json:
-        """A record, or nothing where there is none that can be read."""
+        """A record, or nothing where there is none that is as it was written."""
         try:
-            stored = json.loads(record.read_text())
-        except (OSError, ValueError):
+            stored = read_json(record, dict[str, Any])
+        except UserError:
             return {}
-        return stored if isinstance(stored, dict) and "result" in stored else {}
+        return stored if is_sealed(stored) and "result" in stored else {}
 
 
 def listing(path: epath.PathLike) -> list[tuple[str, int, float]]:
@@ -107,24 +105,6 @@ def listing(path: epath.PathLike) -> list[tuple[str, int, float]]:
     root = epath.Path(path).expanduser()
     files = files_below(root) if root.is_dir() else [root] if root.exists() else []
     return [(file.relative_to(root).as_posix(), *size_and_time(file)) for file in files]
-
-
-def leftovers(path: epath.Path) -> list[epath.Path]:
-    """Files and folders, in a work folder and its folders, that were being written when a run was killed."""
-    if not path.is_dir():
-        return []
-    entries = list(path.iterdir())
-    folders = [entry for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
-    entries += [entry for folder in folders for entry in folder.iterdir()]
-    return [entry for entry in entries if entry.name.startswith(".") and entry.name.endswith((".partial", ".tmp"))]
-
-
-def remove(path: epath.Path) -> None:
-    """Removes a file or a folder, if it is there."""
-    if path.is_dir():
-        path.rmtree()
-    else:
-        path.unlink(missing_ok=True)
 
 
 def write_array(path: epath.Path, array: np.ndarray) -> None:

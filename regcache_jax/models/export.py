@@ -7,10 +7,11 @@ docs/export.md has the few lines that load it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -79,12 +80,25 @@ def export(
     size = encoder.spec.preprocessing.image_size
     (batch,) = stablehlo.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
-    exported = stablehlo.export(jax.jit(serving_function(encoder)), platforms=platforms)(images)
+    with _no_source_locations():
+        exported = stablehlo.export(jax.jit(serving_function(encoder)), platforms=platforms)(images)
     write_whole(
         path.with_name(path.name + ".json"), json.dumps(metadata(encoder, platforms, micro_batch), indent=2).encode()
     )
     write_whole(path, bytes(exported.serialize()))
     return path
+
+
+@contextlib.contextmanager
+def _no_source_locations() -> Iterator[None]:
+    """Programs lowered inside name no source file, so that a file holds no path of the machine that wrote it, and is the same
+    bytes wherever it is written."""
+    limit = jax.config.jax_traceback_in_locations_limit
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", limit)
 
 
 def load(path: epath.PathLike) -> Callable[[Float[Array, "B Y X 3"]], Float[Array, "B E"]]:

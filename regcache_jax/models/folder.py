@@ -1,6 +1,7 @@
 """Model folders: an encoder on disk, float or quantised, with all that is needed to use it.
 
-    encoder.json            spec, scheme, source and its SHA-256, versions, names and shapes of the parameters
+    encoder.json            spec, scheme, source and its SHA-256, versions, names and shapes of the parameters, and the seal: size
+                            and SHA-256 of every other file, and its own
     params/                 the parameters (Orbax), one array a leaf
     registers.safetensors   the register plan, if the encoder has one
     tokenizer.json ...      the tokenizer's own files, if the encoder reads text
@@ -13,11 +14,9 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import json
 import logging
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata as package_metadata
 from typing import Any
@@ -30,18 +29,25 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.core.names import from_names, to_names
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.spec import EncoderSpec
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.encoders.parameters import parameter_shapes
 from regcache_jax.encoders.preprocess import preprocess
 from regcache_jax.encoders.tokenizers import load_tokenizer
-from regcache_jax.files.paths import refuse_existing
+from regcache_jax.files.paths import refuse_existing, whole_folder
+from regcache_jax.files.sealed import FILES, belongs, check_folder, describe_folder
+from regcache_jax.models import layout
+from regcache_jax.models.description import (
+    ENCODER_FILE,
+    FORMAT_VERSION,
+    PARAMS_FOLDER,
+    check_sizes,
+    read_description,
+)
 from regcache_jax.models.plan_file import load_plan, save_plan
-from regcache_jax.ops.aqt import QuantizedTensor
 
-FORMAT_VERSION = 1
-ENCODER_FILE, PARAMS_FOLDER, PLAN_FILE = "encoder.json", "params", "registers.safetensors"
+PLAN_FILE = "registers.safetensors"
 CHUNK_BYTES = 2**25
 """Pieces in which an array is compressed and written. With one file a piece (and not Orbax's database, which keeps what it
 has compressed until all is there) and without a copy of every array, writing takes little more memory than the arrays."""
@@ -85,7 +91,7 @@ def save(
     folder = epath.Path(folder)
     refuse_existing(folder)
     encoder = encoder if dtype is None else encoder.astype(dtype)
-    flat = _to_arrays(encoder.params)
+    flat = to_names(encoder.params)
     description = {
         "format_version": FORMAT_VERSION,
         "regcache_jax": package_metadata.version("regcache-jax"),
@@ -94,22 +100,14 @@ def save(
         "parameters": {path: [str(leaf.dtype), list(leaf.shape)] for path, leaf in sorted(flat.items())},
         **(metadata or {}),
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _check_space(folder, sum(leaf.nbytes for leaf in flat.values()))
-    beside = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp"
-    beside.mkdir()
-    try:
+    with whole_folder(folder) as beside:
+        _check_space(folder, sum(leaf.nbytes for leaf in flat.values()))
         _save_parameters(beside, unflatten_dict(flat, sep="/"))
         if encoder.plan is not None:
             save_plan(beside / PLAN_FILE, encoder.plan)
         for file in map(epath.Path, tokenizer_files):
             file.copy(beside / file.name)
-        description["parameter_files"] = _file_sizes(beside / PARAMS_FOLDER)
-        (beside / ENCODER_FILE).write_text(json.dumps(description, indent=2) + "\n")
-        beside.rename(folder)
-    except BaseException:
-        beside.rmtree(missing_ok=True)
-        raise
+        (beside / ENCODER_FILE).write_bytes(describe_folder(beside, description))
     return folder
 
 
@@ -167,9 +165,9 @@ def load(folder: epath.PathLike, *, sharding: jax.sharding.Sharding | Placing | 
     Raises UserError that names the folder and everything that is missing or does not fit its spec."""
     folder = epath.Path(folder)
     description = read_description(folder)
+    check_files(folder, description)
     spec, scheme = _read_spec(folder, description)
     template = _read_shapes(folder, description, spec, scheme)
-    _check_files(folder, description)
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     placed = {path: sharding(path, leaf) if callable(sharding) else sharding for path, leaf in template.items()}
     try:
@@ -193,36 +191,24 @@ def load(folder: epath.PathLike, *, sharding: jax.sharding.Sharding | Placing | 
     except Exception as error:  # Orbax and TensorStore raise many kinds of error for damaged folders
         reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{folder / PARAMS_FOLDER} is damaged or incomplete: {reason[:300]}") from None
-    encoder = Encoder(_from_arrays(flatten_dict(flat, sep="/")), spec=spec, scheme=scheme)
+    encoder = Encoder(from_names(flatten_dict(flat, sep="/")), spec=spec, scheme=scheme)
     if (folder / PLAN_FILE).exists():
         encoder = encoder.with_plan(load_plan(folder / PLAN_FILE)[0])
     return Model(encoder, description, folder)
 
 
+def check_files(folder: epath.Path, description: Mapping[str, Any]) -> None:
+    """Raises UserError that names the files that are missing, cut or (where encoder.json holds hashes) changed."""
+    if FILES in description:
+        check_folder(folder, description[FILES], ENCODER_FILE)
+    else:
+        check_sizes(folder, description)
+
+
 def tokenizer_files(folder: epath.PathLike) -> list[str]:
-    """Names of the tokenizer's files in a model folder: all that is neither description, parameters nor plan."""
+    """Names of the tokenizer's files in a model folder: all that is neither description, parameters nor plan, nor hidden or a *.md."""
     own = {ENCODER_FILE, PARAMS_FOLDER, PLAN_FILE}
-    return sorted(entry.name for entry in epath.Path(folder).iterdir() if entry.name not in own)
-
-
-def read_description(folder: epath.PathLike) -> dict[str, Any]:
-    """`encoder.json` of a model folder. Raises UserError that says what the folder is not."""
-    folder = epath.Path(folder)
-    file = folder / ENCODER_FILE
-    if not folder.exists():
-        raise UserError(f"there is no model folder {folder}; `regcache convert SOURCE --out {folder}` makes one")
-    if not file.exists():
-        raise UserError(
-            f"{folder} is not a model folder: it has no {ENCODER_FILE}; `regcache convert` makes one of a checkpoint"
-        )
-    try:
-        description = json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not readable JSON ({error})") from None
-    version = description.get("format_version") if isinstance(description, dict) else None
-    if version != FORMAT_VERSION:
-        raise UserError(f"{file} has format version {version}; this regcache_jax reads version {FORMAT_VERSION}")
-    return description
+    return sorted(name for entry in epath.Path(folder).iterdir() if (name := entry.name) not in own and belongs(name))
 
 
 def _read_spec(folder: epath.Path, description: Mapping[str, Any]) -> tuple[EncoderSpec, Scheme | None]:
@@ -237,60 +223,21 @@ def _read_spec(folder: epath.Path, description: Mapping[str, Any]) -> tuple[Enco
 def _read_shapes(
     folder: epath.Path, description: Mapping[str, Any], spec: EncoderSpec, scheme: Scheme | None
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """The leaves that encoder.json lists, checked against the spec: a float leaf has the spec's shape; an integer kernel
-    is a pair of values and scale; what a method keeps beside the kernels (calibrated scales) are leaves more."""
+    """The leaves that encoder.json lists, which must be those of `layout`."""
     listed: Any = description.get("parameters")
     try:
         leaves = {path: jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype)) for path, (dtype, shape) in listed.items()}
     except (TypeError, ValueError, AttributeError):
         raise UserError(f"{folder / ENCODER_FILE} does not list its parameters as name: [type, shape]") from None
     try:
-        wanted = {path: leaf.shape for path, leaf in flatten_dict(parameter_shapes(spec), sep="/").items()}
+        faults = layout.faults(leaves, spec, scheme)
     except (TypeError, ValueError, ArithmeticError) as error:
         raise UserError(
             f"{folder / ENCODER_FILE} has a spec of impossible sizes: {str(error).splitlines()[0]}"
         ) from None
-    faults = []
-    for path, shape in wanted.items():
-        stored = leaves.get(path, leaves.get(f"{path}/values"))
-        if stored is None:
-            faults.append(f"{path} is missing")
-        elif stored.shape != shape:
-            faults.append(f"{path} is {list(stored.shape)}, expected {list(shape)}")
-    known = {*wanted, *(f"{path}/{part}" for path in wanted for part in ("values", "scale"))}
-    beside = ("image/blocks/", "image/rotation", "image/head/input_", "text/blocks/input_")
-    extra = beside if scheme is not None else ()
-    faults += [f"{path} is not known" for path in leaves if path not in known and not path.startswith(extra)]
     if faults:
         raise UserError(f"{folder / ENCODER_FILE} does not fit its spec: {'; '.join(faults[:12])}")
     return leaves
-
-
-def _file_sizes(folder: epath.Path) -> dict[str, int]:
-    """Bytes of every file in a folder and those inside it, by relative path; none for a folder that is not there."""
-    sizes: dict[str, int] = {}
-    for entry in sorted(folder.iterdir()) if folder.exists() else ():
-        if entry.is_dir():
-            sizes |= {f"{entry.name}/{name}": size for name, size in _file_sizes(entry).items()}
-        else:
-            sizes[entry.name] = entry.stat().length
-    return sizes
-
-
-def _check_files(folder: epath.Path, description: Mapping[str, Any]) -> None:
-    """Raises UserError where a file of the parameters is missing or cut: a copy that was interrupted, most likely.
-
-    Folders written before encoder.json listed the files are left to Orbax."""
-    listed = description.get("parameter_files", {})
-    there = _file_sizes(folder / PARAMS_FOLDER) if listed else {}
-    faults = [
-        f"{name} has {there[name]} of {size} bytes" if name in there else f"{name} is missing"
-        for name, size in listed.items()
-        if there.get(name) != size
-    ]
-    if faults:
-        more = f" and {len(faults) - 3} files more" if len(faults) > 3 else ""
-        raise UserError(f"{folder / PARAMS_FOLDER} is damaged or incomplete: {'; '.join(faults[:3])}{more}")
 
 
 def _check_stored(folder: epath.Path, stored: Any, template: Mapping[str, jax.ShapeDtypeStruct]) -> None:
@@ -306,26 +253,3 @@ def _check_stored(folder: epath.Path, stored: Any, template: Mapping[str, jax.Sh
     ]
     if faults:
         raise UserError(f"{folder / PARAMS_FOLDER} does not hold what {ENCODER_FILE} lists: {'; '.join(faults[:12])}")
-
-
-def _to_arrays(params: Mapping[str, Any]) -> dict[str, Any]:
-    """`path -> array`; an integer kernel becomes two leaves, `values` and `scale`."""
-    flat: dict[str, Any] = {}
-    for path, leaf in flatten_dict(params, sep="/").items():
-        if isinstance(leaf, QuantizedTensor):
-            flat |= {f"{path}/values": leaf.values, f"{path}/scale": leaf.scale}
-        else:
-            flat[path] = leaf
-    return flat
-
-
-def _from_arrays(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `_to_arrays`."""
-    params: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        kernel, _, part = path.rpartition("/")
-        if part == "values":
-            params[kernel] = QuantizedTensor(leaf, flat[f"{kernel}/scale"])
-        elif f"{kernel}/values" not in flat:
-            params[path] = leaf
-    return unflatten_dict(params, sep="/")

@@ -1,7 +1,7 @@
 """A register plan on disk: one safetensors file with JSON metadata, which PyTorch users can read as well.
 
 Tensors `key` and `value` [L, R, H, K] and `copies` are float32; `start`, `stop`, `delete_block` and `delete_count` are int32
-numbers.
+numbers. `files.tensors` says how it is sealed.
 """
 
 from __future__ import annotations
@@ -9,22 +9,33 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from importlib import metadata as package_metadata
-from typing import Any
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 from etils import epath
+from pydantic import StringConstraints
+from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
-from regcache_jax.core.errors import UserError
+from regcache_jax.core.errors import UserError, shown
 from regcache_jax.core.plan import RegisterPlan, make_plan
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.identity import encoder_hash
-from regcache_jax.files.paths import refuse_existing, write_whole
+from regcache_jax.files.bounded import parse_json
+from regcache_jax.files.paths import refuse_existing
+from regcache_jax.files.tensors import read_tensors, write_tensors
 
-NUMBERS = ("start", "stop", "delete_block", "delete_count")
-LARGEST_FILE = 1 << 30
+FLOATS, NUMBERS = ("key", "value", "copies"), ("start", "stop", "delete_block", "delete_count")
+
+
+class _Metadata(TypedDict, total=False):
+    """The part of a plan's metadata that is read again."""
+
+    encoder: str
+    encoder_hash: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    reference: dict[str, Any]
+    scheme: dict[str, Any]
+    search: dict[str, Any]
 
 
 def save_plan(path: epath.PathLike, plan: RegisterPlan, metadata: Mapping[str, Any] | None = None) -> None:
@@ -36,7 +47,7 @@ def save_plan(path: epath.PathLike, plan: RegisterPlan, metadata: Mapping[str, A
     arrays = {name: np.asarray(array, np.float32) for name, array in tensors.items()}
     arrays |= {name: np.asarray(getattr(plan, name), np.int32) for name in NUMBERS}
     header = {"regcache_jax": package_metadata.version("regcache-jax"), **(metadata or {})}
-    write_whole(path, safetensors.numpy.save(arrays, {"regcache": json.dumps(header, sort_keys=True)}))
+    write_tensors(path, arrays, {"regcache": json.dumps(header, sort_keys=True)})
 
 
 def load_plan(path: epath.PathLike) -> tuple[RegisterPlan, dict[str, Any]]:
@@ -44,26 +55,30 @@ def load_plan(path: epath.PathLike) -> tuple[RegisterPlan, dict[str, Any]]:
     path = epath.Path(path)
     if not path.exists():
         raise UserError(f"there is no register plan {path}; `regcache search` makes one")
-    if path.is_dir() or path.stat().length > LARGEST_FILE:
+    if path.is_dir():
         raise UserError(f"{path} is not a register plan (one .safetensors file)")
-    content = path.read_bytes()
-    try:
-        arrays = safetensors.numpy.load(content)
-        size = int.from_bytes(content[:8], "little")
-        header = json.loads(content[8 : 8 + size]).get("__metadata__", {})
-        metadata = json.loads(header.get("regcache", "{}"))
-    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a readable register plan: {error}") from None
+    arrays, texts = read_tensors(path, "register plan", {"regcache"})
+    metadata: dict[str, Any] = parse_json(texts.get("regcache", "{}"), dict[str, Any], path)
+    parse_json(texts.get("regcache", "{}"), _Metadata, path)
     wanted = {"key", "value", "copies", *NUMBERS}
-    if set(arrays) != wanted or not isinstance(metadata, dict):
-        raise UserError(f"{path} is not a register plan: it holds {sorted(arrays)}, expected {sorted(wanted)}")
-    if arrays["key"].ndim != 4 or arrays["key"].shape != arrays["value"].shape:
-        raise UserError(
-            f"{path}: key and value must both be [L, R, H, K], got {arrays['key'].shape}, {arrays['value'].shape}"
-        )
+    if set(arrays) != wanted:
+        raise UserError(f"{path} is not a register plan: it holds {shown(sorted(arrays))}, expected {sorted(wanted)}")
+    faults = [
+        f"{name} is {arrays[name].dtype}, expected float32" for name in FLOATS if arrays[name].dtype != np.float32
+    ]
+    faults += [
+        f"{name} is {arrays[name].dtype}{list(arrays[name].shape)}, expected one int32"
+        for name in NUMBERS
+        if arrays[name].dtype != np.int32 or arrays[name].size != 1
+    ]
+    if arrays["key"].ndim != 4 or arrays["key"].shape != arrays["value"].shape or not arrays["key"].size:
+        shapes = f"{arrays['key'].shape}, {arrays['value'].shape}"
+        faults.append(f"key and value must both be [L, R, H, K] and not empty, got {shapes}")
+    if faults:
+        raise UserError(f"{path}: {'; '.join(faults)}")
     try:
         numbers = {name: int(arrays[name].item()) for name in NUMBERS}
-        key, value, copies = (jnp.asarray(arrays[name], jnp.float32) for name in ("key", "value", "copies"))
+        key, value, copies = (jnp.asarray(arrays[name]) for name in FLOATS)
         plan = make_plan(key, value, copies=copies, **numbers)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None

@@ -8,7 +8,6 @@ bits live in int8 containers.
 from __future__ import annotations
 
 import functools
-import typing
 from typing import Any
 
 import jax
@@ -16,26 +15,9 @@ import jax.numpy as jnp
 from aqt.jax.v2 import aqt_quantizer, aqt_tensor, calibration
 from aqt.jax.v2 import utils as aqt_context
 from aqt.jax.v2.numerics import int_numerics
-from flax import struct
 from jaxtyping import Array, Float, Int8, Num
 
-
-@typing.no_type_check  # JAX rebuilds pytrees with whatever leaves a transformation has
-@struct.dataclass
-class QuantizedTensor:
-    """`values * scale` is what was quantised; `scale` has the rank of `values`, with ones on the axes that share it."""
-
-    values: Int8[Array, "..."]
-    scale: Float[Array, "..."]
-
-    def dequantize(self) -> Float[Array, "..."]:
-        """The float32 array that the integers stand for."""
-        return self.values.astype(jnp.float32) * self.scale
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the integers."""
-        return self.values.shape
+from regcache_jax.core.sites import QuantizedTensor
 
 
 def largest_integer(bits: int) -> int:

@@ -2,43 +2,32 @@
 
 from __future__ import annotations
 
-from ml_collections import ConfigDict
-
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.observer import Observer
 from regcache_jax.core.scheme import Scheme
-from regcache_jax.evaluation.protocol import PROTOCOLS
 from regcache_jax.files import results
+from regcache_jax.pipeline.config import RunConfig
 from regcache_jax.pipeline.table import KINDS
 
 ACCURACY_TOLERANCE = 0.003
 """How far the float accuracy may lie from the published one before quantised numbers are called invalid."""
 
-TASKS = ("zeroshot_classification", "knn")
 
-
-def check_config(config: ConfigDict) -> None:
+def check_config(config: RunConfig) -> None:
     """Raises UserError that names everything in a config that cannot be run."""
     faults = []
-    schemes = tuple(config.schemes)
-    if not schemes:
+    if not config.schemes:
         faults.append("it names no scheme; give config.schemes, such as ('w8a8',)")
-    for name in schemes:
+    for name in config.schemes:
         if Scheme.named(name) is None:
             faults.append("scheme float is always in the table; config.schemes are the quantised ones")
     if unknown := [kind for kind in config.rows if kind not in KINDS]:
         faults.append(f"rows {', '.join(unknown)} are unknown; rows are {', '.join(KINDS)}")
-    if config.task not in TASKS:
-        faults.append(f"task {config.task!r} is unknown; tasks are {', '.join(TASKS)}")
-    if config.protocol not in PROTOCOLS:
-        faults.append(f"protocol {config.protocol!r} is unknown; protocols are {', '.join(PROTOCOLS)}")
-    if config.parallel not in ("jit", "pmap"):
-        faults.append(f"parallel must be jit or pmap, got {config.parallel!r}")
     if faults:
         raise UserError(f"the config cannot be run: {'; '.join(faults)}")
 
 
-def check_float_accuracy(rows: list[results.Row], config: ConfigDict, observer: Observer) -> None:
+def check_float_accuracy(rows: list[results.Row], config: RunConfig, observer: Observer) -> None:
     """Marks quantised rows invalid where the float accuracy is not the expected one (a full evaluation only)."""
     if not config.expected_acc1 or config.evaluation.limit or (config.task == "knn" and config.bank.limit):
         return

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import numpy as np
 from etils import epath
-from ml_collections import ConfigDict
 
 from regcache_jax.core.observer import Observer
 from regcache_jax.data import Dataset, load_images, open_dataset
@@ -17,12 +17,13 @@ from regcache_jax.files.identity import fingerprint
 from regcache_jax.files.store import Cache
 from regcache_jax.files.workdir import Json, Workdir, listing
 from regcache_jax.models import folder as checkpoints
+from regcache_jax.pipeline.config import Pictures, RunConfig
 
 
 class Material:
     """A config's encoder, data and words, and the work folder they are used in."""
 
-    def __init__(self, config: ConfigDict, workdir: epath.PathLike, observer: Observer) -> None:
+    def __init__(self, config: RunConfig, workdir: epath.PathLike, observer: Observer) -> None:
         self.config, self.observer = config, observer
         self.workdir = Workdir(workdir, observer)
         self.protocol = PROTOCOLS[config.protocol]
@@ -55,9 +56,13 @@ class Material:
         self.workdir.stage("convert", [source, listing(source)], make, files=["model"])
         return checkpoints.load(self.workdir.path / "model")
 
+    def pictures(self, which: str) -> Pictures:
+        """The config's `reference`, `calibration`, `evaluation` or `bank` pictures."""
+        return getattr(self.config, which)
+
     def _open_dataset(self, which: str) -> Dataset:
-        """The config's `reference`, `calibration`, `evaluation` or `bank` data."""
-        given = self.config[which]
+        """Their dataset."""
+        given = self.pictures(which)
         return open_dataset(given.dataset, given.data_dir or None, given.split or None, given.limit or None)
 
     def _load_images(self, which: str) -> np.ndarray:
@@ -68,7 +73,12 @@ class Material:
         """What a stage that reads some data depends on."""
         data = self.dataset(which)
         files = fingerprint(data.identity())
-        return {**self.config[which].to_dict(), "examples": len(data), "files": files, "image": self.protocol.image}
+        return {
+            **dataclasses.asdict(self.pictures(which)),
+            "examples": len(data),
+            "files": files,
+            "image": self.protocol.image,
+        }
 
     def source_of(self, which: str) -> Json:
         """What stands in a plan's or a model's metadata about the data that made it."""

@@ -16,10 +16,12 @@ from regcache_jax.evaluation.measure import Measured, describe
 from regcache_jax.evaluation.tasks import classification, nearest_neighbours
 from regcache_jax.files import results
 from regcache_jax.files.distributed import from_first, is_first
-from regcache_jax.files.workdir import Json, read_array, remove, write_array
+from regcache_jax.files.paths import remove
+from regcache_jax.files.workdir import Json, read_array, write_array
 from regcache_jax.models import folder as checkpoints
 from regcache_jax.pipeline.stages import Stages, model_folder
-from regcache_jax.pipeline.table import KINDS, TableRow, note, table_rows
+from regcache_jax.pipeline.table import FLOAT, is_model, kind_of, note, table_cells
+from regcache_jax.studies.cells import Cell, Entry, kept
 
 FEATURES, PREDICTIONS = "features/float.npy", "features/float_predictions.npy"
 
@@ -34,8 +36,8 @@ class Rows:
     def measured(self) -> list[results.Row]:
         """One result for each row of the table."""
         found: list[results.Row] = []
-        for row in table_rows(self.config):
-            result = self._evaluate(row)
+        for cell in table_cells(self.config):
+            entry = self._evaluate(cell)
             reference = found[0]["metrics"] if found else None
             found.append(
                 results.row(
@@ -43,48 +45,49 @@ class Rows:
                     model=self.material.encoder.spec.name,
                     pretrained=str(self.config.model),
                     task=self.config.task,
-                    metrics=result["metrics"],
-                    quantization={**result["quantization"], "float_reference": reference},
+                    metrics=entry.metrics,
+                    quantization={**entry.described, "float_reference": reference},
                 )
             )
         return found
 
-    def _made_from(self, row: TableRow) -> list[Any]:
+    def _made_from(self, cell: Cell) -> list[Any]:
         """What a row depends on."""
         config, own = self.config, self.material
         made_from: list[Any] = [
-            own.identity, own.data_identity("evaluation"), row, KINDS[row.kind], config.task, config.weights,
+            own.identity, own.data_identity("evaluation"), dataclasses.asdict(cell), config.task, config.weights,
         ]  # fmt: skip
         if config.task == "knn":
             made_from += [config.neighbours, config.temperature, own.data_identity("bank")]
         else:
             made_from += [config.protocol, own.prompts()]
         made_from.append(config.allow_missing)
-        if row.plan is not None:
-            made_from.append(self.stages.search(self.stages.plan_of(row)).made_from)
-        if row.scheme != "float":
+        if cell.plan is not None:
+            made_from.append(self.stages.search(self.stages.scheme_of(cell)).made_from)
+        if cell.bits != "float":
             made_from.append(own.data_identity("calibration"))
-        if row.is_model:
-            made_from.append(self.stages.quantize(row.scheme).made_from)
+        if is_model(cell):
+            made_from.append(self.stages.quantize(cell.bits).made_from)
         return made_from
 
-    def _evaluate(self, row: TableRow) -> Json:
+    def _evaluate(self, cell: Cell) -> Entry:
         """One row's metrics and description."""
-        folder = self.material.workdir.path
+        folder, is_reference = self.material.workdir.path, cell == FLOAT
 
-        def make() -> Json:
-            if row.is_model:
-                encoder = checkpoints.load(folder / model_folder(row.scheme)).encoder
+        def attempt() -> Entry:
+            if is_model(cell):
+                encoder = checkpoints.load(folder / model_folder(cell.bits)).encoder
             else:
-                encoder = self.stages.quantized(row)
-            found = self._measure(encoder, None if row.is_reference else self.reference())
-            if row.is_reference and is_first():
+                encoder = self.stages.encoder_of(cell)
+            found = self._measure(encoder, None if is_reference else self.reference())
+            if is_reference and is_first():
                 write_array(folder / FEATURES, found.features)
                 write_array(folder / PREDICTIONS, found.predictions)
-            return {"metrics": found.metrics, "quantization": self._description(row, encoder, len(found.features))}
+            return Entry(cell, metrics=found.metrics, described=self._description(cell, encoder, len(found.features)))
 
-        files = [FEATURES, PREDICTIONS] if row.is_reference else []
-        found = self.material.workdir.stage(row.stage, self._made_from(row), make, files, together=True).result
+        files = [FEATURES, PREDICTIONS] if is_reference else []
+        stage = f"evaluate_{cell.bits}_{kind_of(cell)}"
+        found = kept(self.material.workdir, stage, self._made_from(cell), attempt, files, together=True)
         from_first(lambda: remove(folder / rows.ROWS_FOLDER))  # chunks of a row that is done
         return found
 
@@ -124,20 +127,20 @@ class Rows:
             self.material.observer.said(f"left out: {message}")
         return found
 
-    def _description(self, row: TableRow, encoder: Encoder, examples: int) -> Json:
+    def _description(self, cell: Cell, encoder: Encoder, examples: int) -> Json:
         """The `quantization` part of a row. Only the full plan counts as registers; its halves are methods of their own."""
         halves = ("prefix-only", "delete-only")
         scheme, schedule = encoder.scheme, encoder.schedule
-        found = self.stages.search(self.stages.plan_of(row)).result if row.plan is not None else None
+        found = self.stages.search(self.stages.scheme_of(cell)).result if cell.plan is not None else None
         return describe(
             encoder,
             examples,
-            method=row.plan if row.plan in halves else None if scheme is None else scheme.method,
+            method=cell.plan if cell.plan in halves else None if scheme is None else scheme.method,
             estimator=None if scheme is None or not scheme.calibrated else scheme.estimator,
-            registers=row.plan == "registers",
-            plan="full" if row.plan == "registers" else row.plan,
-            row=row.kind,
+            registers=cell.plan == "registers",
+            plan="full" if cell.plan == "registers" else cell.plan,
+            row=kind_of(cell),
             protocol=self.config.protocol if self.config.task == "zeroshot_classification" else None,
             numbers=None if schedule is None else dataclasses.asdict(schedule),
-            note=None if found is None else note(row.plan, found, schedule.delete_count if schedule else 0),
+            note=None if found is None else note(cell.plan, found, schedule.delete_count if schedule else 0),
         )

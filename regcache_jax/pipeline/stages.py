@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-
-from ml_collections import ConfigDict
 
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.scheme import SITES, Scheme
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.files.workdir import Json, Stage
 from regcache_jax.models import folder as checkpoints
-from regcache_jax.models.plan_file import load_plan, save_plan
+from regcache_jax.models.plan_file import load_plan
 from regcache_jax.pipeline.material import Material
-from regcache_jax.pipeline.table import PLANS, TableRow, alternatives, plan_file
-from regcache_jax.quantization.quantize import quantize
+from regcache_jax.pipeline.table import model_cell
 from regcache_jax.registers.inspect import inspect
-from regcache_jax.registers.search.result import describe_plan
-from regcache_jax.registers.search.search import search
-from regcache_jax.registers.search.space import SearchConfig
 from regcache_jax.registers.sensitivity import sensitivity
 from regcache_jax.registers.verdict import judge
 from regcache_jax.report.sinks import sink_maps
+from regcache_jax.studies.cells import Cell
+from regcache_jax.studies.plans import PlanSearch, find_plan, plan_file
 
 
 class Stages:
@@ -51,53 +46,37 @@ class Stages:
 
     def _search(self, name: str) -> Stage:
         """The plan for one scheme and its halves; saved as `plans/NAME-*.safetensors`, the trial table beside them."""
-        own, config = self.material, search_config(self.config)
-        made_from = [
-            own.identity, own.data_identity("reference"), name, self.config.weights, dataclasses.asdict(config),
-        ]  # fmt: skip
-        digest = own.workdir.digest(f"search_{name}", made_from)
+        own = self.material
+        scheme = Cell(name).scheme(self.config.weights)
+        assert scheme is not None
+        wanted = PlanSearch(
+            own.encoder, lambda: own.images("reference"), scheme, self.config.search.search_config(),
+            [own.identity, own.data_identity("reference")], own.source_of("reference"),
+        )  # fmt: skip
+        return find_plan(own.workdir, name, wanted)
 
-        def make() -> Json:
-            def tell(done: int, planned: int, best: float) -> None:
-                own.observer.moved(done, planned, f"best error {best:.3g}")
+    def plan(self, cell: Cell) -> RegisterPlan | None:
+        """The plan that a cell has in place, of those that `search` has saved."""
+        if cell.plan is None:
+            return None
+        self.search(self.scheme_of(cell))
+        return load_plan(self.material.workdir.path / plan_file(self.scheme_of(cell), cell.plan))[0]
 
-            scheme = TableRow(name, "plain").quantization(self.config.weights)
-            assert scheme is not None
-            table = own.workdir.path / "plans" / f"{name}-{digest}.jsonl"
-            result = search(own.encoder, own.images("reference"), scheme, config, table=table, progress=tell)
-            metadata = describe_plan(result, own.encoder, scheme, config, own.source_of("reference"))
-            for kind, plan in alternatives(result).items():
-                save_plan(own.workdir.path / plan_file(name, kind), plan, {**metadata, "kind": kind})
-            return {**result.to_json(), "trials": result.trials}
+    def scheme_of(self, cell: Cell) -> str:
+        """The scheme whose plan a cell has in place; the float one has the first scheme's."""
+        return self.config.schemes[0] if cell.bits == "float" else cell.bits
 
-        return own.workdir.stage(f"search_{name}", made_from, make, [plan_file(name, kind) for kind in PLANS])
-
-    def plan(self, name: str, kind: str) -> RegisterPlan:
-        """A plan that `search` has saved."""
-        self.search(name)
-        return load_plan(self.material.workdir.path / plan_file(name, kind))[0]
-
-    def plan_of(self, row: TableRow) -> str:
-        """The scheme whose plan a row has in place; the float row has the first scheme's."""
-        return self.config.schemes[0] if row.scheme == "float" else row.scheme
-
-    def quantized(self, row: TableRow) -> Encoder:
-        """The encoder of one row."""
-        encoder = self.material.encoder
-        if row.plan is not None:
-            encoder = encoder.with_plan(self.plan(self.plan_of(row), row.plan))
-        scheme = row.quantization(self.config.weights)
-        if scheme is None:
-            return encoder
-        needs_images = scheme.calibrated or scheme.method != "rtn"
-        return quantize(encoder, self.material.images("calibration") if needs_images else None, scheme)
+    def encoder_of(self, cell: Cell) -> Encoder:
+        """The encoder of one cell."""
+        own = self.material
+        return cell.encoder(own.encoder, lambda: own.images("calibration"), self.plan(cell), self.config.weights)
 
     def _quantize(self, name: str) -> Stage:
         """The integer encoder with its full plan as a model folder, `models/NAME`: what a user takes away."""
         own, folder = self.material, model_folder(name)
 
         def make() -> Json:
-            encoder = self.quantized(TableRow(name, "registers"))
+            encoder = self.encoder_of(model_cell(name))
             metadata = {
                 "source": str(self.config.model),
                 "calibration": own.source_of("calibration"),
@@ -115,7 +94,7 @@ class Stages:
         own, scheme = self.material, self.config.schemes[0]
 
         def make() -> Json:
-            encoder = own.encoder.with_plan(self.plan(scheme, "registers"))
+            encoder = own.encoder.with_plan(self.plan(model_cell(scheme)))
             profile = inspect(encoder, own.images("reference"), batch_size=self.config.search.chunk)
             return {
                 "scheme": scheme,
@@ -124,17 +103,6 @@ class Stages:
             }
 
         return own.workdir.stage("figures", [self.search(scheme).made_from, own.data_identity("evaluation")], make)
-
-
-def search_config(config: ConfigDict) -> SearchConfig:
-    """What a config says about the effort of a search."""
-    given = config.search
-    return SearchConfig(
-        chunk=given.chunk,
-        align=given.align or None,
-        max_trials=given.max_trials or None,
-        max_minutes=given.max_minutes or None,
-    )
 
 
 def model_folder(scheme: str) -> str:

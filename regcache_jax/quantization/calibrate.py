@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.scheme import INPUTS, SITES, Scheme
+from regcache_jax.core.spec import Protected
 from regcache_jax.encoders.blocks import BlockTrace
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.vision import image_features
@@ -22,30 +23,28 @@ Ranges = dict[str, Float[Array, "..."]]
 """Largest magnitude a site: float32 `[L]`, or `[L, 3]` for class token, trained registers and patches apart."""
 
 
-def site_range(trace: BlockTrace, site: str, leading: tuple[int, int] | None) -> Float[Array, "..."]:
-    """Largest magnitude at one site of one block over the tokens that are there; by token group if `leading` is given."""
+def site_range(trace: BlockTrace, site: str, protected: Protected | None) -> Float[Array, "..."]:
+    """Largest magnitude at one site of one block over the tokens that are there; by token group if `protected` is given."""
     inputs = getattr(trace, site)
     magnitude = jnp.max(jnp.abs(inputs), axis=tuple(range(2, inputs.ndim))).astype(jnp.float32)
     if trace.present is not None:
         magnitude = jnp.where(trace.present, magnitude, 0.0)
-    if leading is None:
+    if protected is None:
         return jnp.max(magnitude)
-    first, second = leading[0], sum(leading)
+    first, second = protected.class_tokens, sum(protected)
     groups = magnitude[:, :first], magnitude[:, first:second], magnitude[:, second:]
     return jnp.stack([jnp.max(group, initial=0.0) for group in groups])
 
 
-def range_collectors(
-    activations: str, leading: tuple[int, int]
-) -> dict[str, Callable[[BlockTrace], Float[Array, "..."]]]:
+def range_collectors(activations: str, protected: Protected) -> dict[str, Callable[[BlockTrace], Float[Array, "..."]]]:
     """Collectors for `run_blocks` that return every site's range, named as the sites."""
-    groups = leading if activations == "group" else None
-    return {site: functools.partial(site_range, site=site, leading=groups) for site in SITES}
+    groups = protected if activations == "group" else None
+    return {site: functools.partial(site_range, site=site, protected=groups) for site in SITES}
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "activations"))
 def _batch_ranges(params: Any, images: Any, plan: Any, *, spec: Any, activations: str) -> Ranges:
-    collectors = range_collectors(activations, spec.leading)
+    collectors = range_collectors(activations, spec.protected)
     return image_features(params, images, spec, plan=plan, collect=collectors).collected
 
 
@@ -59,7 +58,7 @@ def calibrate(encoder: Encoder, batches: Iterable[Float[Array | np.ndarray, "_ Y
     ranges: Ranges | None = None
     for images in batches:
         batch = _batch_ranges(
-            encoder.params["image"], jnp.asarray(images, encoder.dtype), encoder.plan,
+            encoder.params.image, jnp.asarray(images, encoder.dtype), encoder.plan,
             spec=encoder.spec.image, activations=scheme.activations,
         )  # fmt: skip
         ranges = batch if ranges is None else jax.tree.map(jnp.maximum, ranges, batch)

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 from etils import epath
 from jaxtyping import Array, Float, Int
+from pydantic import StringConstraints
+from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
-from regcache_jax.core.errors import UserError
+from regcache_jax.core.errors import UserError, shown
 from regcache_jax.core.scheme import INPUTS, PRODUCT_INPUTS, SITES, Scheme
+from regcache_jax.core.sites import Block, Grid
+from regcache_jax.core.spec import Protected
 from regcache_jax.encoders.blocks import BlockTrace
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.identity import encoder_hash
-from regcache_jax.encoders.kernels import Blocks, add_offset, quantized_cells
 from regcache_jax.encoders.vision import image_features
-from regcache_jax.files.paths import write_whole
+from regcache_jax.files.bounded import parse_json
+from regcache_jax.files.identity import Digest
+from regcache_jax.files.tensors import read_tensors, write_tensors
 from regcache_jax.quantization.calibrate import calibrate, check_finite, scales_from_ranges
 from regcache_jax.quantization.histogram import (
+    BINS,
+    LARGEST_EXPONENT,
+    SMALLEST_EXPONENT,
     Counted,
     Histogram,
     bounds,
@@ -33,6 +39,7 @@ from regcache_jax.quantization.histogram import (
     largest_integers,
     scale_and_zero_point,
 )
+from regcache_jax.quantization.kernels import add_offset, quantized_cells
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +63,8 @@ class Calibration:
                 "the calibration is of another encoder, or was made with another register plan; calibrate again"
             )
 
-    def scales(self, scheme: Scheme) -> dict[str, dict[str, Float[np.ndarray, "L *G"]]]:
-        """`input_scale` and, if not symmetric, `zero_point` of every site: `[L]`, or `[L, 3]` for token groups.
+    def grids(self, scheme: Scheme) -> dict[str, Grid]:
+        """Of everything that needs one: a scale `[L]`, or `[L, 3]` for token groups, and, if not symmetric, an offset `[L]`.
 
         Raises UserError where the calibration counted the groups together and the scheme wants them apart, or the reverse."""
         if self.groups != (scheme.activations == "group"):
@@ -66,17 +73,19 @@ class Calibration:
                 f"the calibration counted class token, registers and patches {have}, {scheme.activations} scales need them "
                 f"{want}; calibrate again"
             )
-        scales, zero_points = {}, {}
+        grids = {}
         for site in scheme.inputs:
             if site not in self.sites:
                 raise UserError(f"the calibration did not count {site}, which {scheme.name} needs; calibrate again")
             histogram = self.sites[site]
             levels = _levels(scheme, site, len(histogram.counts))
             scale, zero_point = scale_and_zero_point(*site_bounds(histogram, scheme, site), levels[:, None])
-            scales[site] = scale if self.groups and site in SITES else scale[:, 0]
-            if not scheme.symmetric and site in SITES:
-                zero_points[site] = zero_point[:, 0]
-        return {"input_scale": scales} if scheme.symmetric else {"input_scale": scales, "zero_point": zero_points}
+            shifted = not scheme.symmetric and site in SITES
+            grids[site] = Grid(
+                jnp.asarray(scale if self.groups and site in SITES else scale[:, 0]),
+                jnp.asarray(zero_point[:, 0].astype(np.float32) * scale[:, 0]) if shifted else None,
+            )
+        return grids
 
     def save(self, path: epath.PathLike) -> None:
         """Writes one safetensors file, beside its name and then renamed."""
@@ -92,7 +101,7 @@ class Calibration:
             "num_images": str(self.num_images),
             **({} if self.made_for is None else {"made_for": self.made_for}),
         }
-        write_whole(path, safetensors.numpy.save(tensors, metadata))
+        write_tensors(path, tensors, metadata)
 
     @classmethod
     def load(cls, path: epath.PathLike) -> Calibration:
@@ -100,23 +109,54 @@ class Calibration:
         path = epath.Path(path)
         if not path.exists():
             raise UserError(f"there is no calibration file {path}; `regcache calibrate` makes one")
-        data = path.read_bytes()
-        try:
-            length = int.from_bytes(data[:8], "little")
-            metadata = json.loads(data[8 : 8 + length])["__metadata__"]
-            tensors = safetensors.numpy.load(data)
-            names = [field.name for field in dataclasses.fields(Histogram)]
-            counted = {name.split("/")[0] for name in tensors}
-            if not set(SITES) <= counted:
-                raise KeyError(", ".join(sorted(set(SITES) - counted)))
-            sites = {
-                site: Histogram(*(tensors[f"{site}/{name}"] for name in names))
-                for site in sorted(counted, key=INPUTS.index)
-            }
-            made_for = metadata.get("made_for")
-            return cls(sites, json.loads(metadata["groups"]), int(metadata["num_images"]), made_for)
-        except (KeyError, ValueError, TypeError, safetensors.SafetensorError) as error:
-            raise UserError(f"{path} is not a calibration file: {error}") from None
+        tensors, texts = read_tensors(path, "calibration file", {"regcache_jax", "groups", "num_images", "made_for"})
+        described = parse_json(json.dumps(texts), _Described, path)
+        counted = sorted({name.split("/")[0] for name in tensors})
+        missing = [site for site in SITES if site not in counted]
+        unknown = [site for site in counted if site not in INPUTS]
+        if missing or unknown:
+            raise UserError(
+                f"{path} is not a calibration file: it lacks {missing} and has the unknown {shown(unknown)}"
+            )
+        groups = described["groups"] == "true"
+        sites = {site: _histogram(path, site, tensors, groups) for site in sorted(counted, key=INPUTS.index)}
+        if len(sizes := {len(histogram.counts) for histogram in sites.values()}) > 1:
+            raise UserError(f"{path} is not a calibration file: its sites have {sorted(sizes)} blocks")
+        return cls(sites, groups, int(described["num_images"]), described.get("made_for"))
+
+
+class _Described(TypedDict):
+    """A calibration's texts."""
+
+    regcache_jax: Literal["calibration"]
+    groups: Literal["true", "false"]
+    num_images: Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,17}$")]
+    made_for: NotRequired[Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]]
+
+
+def _histogram(path: epath.Path, site: str, tensors: dict[str, np.ndarray], groups: bool) -> Histogram:
+    """One site's counts, as `count` makes them. Raises UserError for others."""
+    wanted = {"counts": np.int64, "exponent": np.int32, "lower": np.float32, "upper": np.float32}
+    found = {name.split("/", 1)[1]: array for name, array in tensors.items() if name.startswith(f"{site}/")}
+    apart = 3 if groups and site in SITES else 1
+    shape = (*found["exponent"].shape,) if "exponent" in found else ()
+    sound = (
+        {name: array.dtype for name, array in found.items()} == wanted
+        and len(shape) == 2
+        and shape[0] > 0
+        and shape[1] == apart
+        and all(found[name].shape == shape for name in ("lower", "upper"))
+        and found["counts"].shape == (*shape, 2 * BINS)
+        and bool(np.all(found["counts"] >= 0))
+        and bool(np.all(found["exponent"] >= SMALLEST_EXPONENT) and np.all(found["exponent"] <= LARGEST_EXPONENT))
+        and bool(np.all(np.isfinite(found["lower"])) and np.all(np.isfinite(found["upper"])))
+        and bool(np.all(found["lower"] <= 0) and np.all(found["upper"] >= 0))
+    )
+    if not sound:
+        raise UserError(
+            f"{path} is not a calibration file: what it holds of {site} is no histogram of L blocks and {apart} groups"
+        )
+    return Histogram(*(found[name] for name in wanted))
 
 
 def _levels(scheme: Scheme, site: str, num_blocks: int) -> Int[np.ndarray, "L"]:
@@ -135,15 +175,14 @@ def site_bounds(
 
 def _identity(encoder: Encoder) -> str:
     """A hash of the float image tower and its plan."""
-    digest = hashlib.sha256(encoder_hash(encoder).encode())
-    for leaf in jax.tree.leaves(encoder.plan):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
+    return Digest().text(encoder_hash(encoder)).arrays(jax.tree.leaves(encoder.plan)).hex()
 
 
-def counters(inputs: Iterable[str], leading: tuple[int, int] | None) -> dict[str, Callable[[BlockTrace], Counted]]:
-    """Collectors of every input's histogram; the sites' by token group if `leading` is given."""
-    return {site: functools.partial(count, site=site, leading=leading if site in SITES else None) for site in inputs}
+def counters(inputs: Iterable[str], protected: Protected | None) -> dict[str, Callable[[BlockTrace], Counted]]:
+    """Collectors of every input's histogram; the sites' by token group if `protected` is given."""
+    return {
+        site: functools.partial(count, site=site, protected=protected if site in SITES else None) for site in inputs
+    }
 
 
 def add_counts(sites: dict[str, Histogram], counted: dict[str, Counted]) -> dict[str, Histogram]:
@@ -157,7 +196,7 @@ def add_counts(sites: dict[str, Histogram], counted: dict[str, Counted]) -> dict
 def _batch_counts(
     params: Any, images: Any, plan: Any, *, spec: Any, groups: bool, inputs: tuple[str, ...]
 ) -> dict[str, Counted]:
-    collectors = counters(inputs, spec.leading if groups else None)
+    collectors = counters(inputs, spec.protected if groups else None)
     return image_features(params, images, spec, plan=plan, collect=collectors).collected
 
 
@@ -181,7 +220,7 @@ def observe(
     for images in batches:
         images = jnp.asarray(images, encoder.dtype)
         counted = _batch_counts(
-            encoder.params["image"], images, encoder.plan, spec=encoder.spec.image, groups=groups, inputs=inputs
+            encoder.params.image, images, encoder.plan, spec=encoder.spec.image, groups=groups, inputs=inputs
         )
         sites = add_counts(sites, counted)
         num_images += images.shape[0]
@@ -190,27 +229,27 @@ def observe(
     return Calibration(sites, groups, num_images)
 
 
-def find_scales(
+def find_grids(
     encoder: Encoder,
     batches: Iterable[Float[Array | np.ndarray, "_ Y X 3"]],
     scheme: Scheme,
     calibration: Calibration | None = None,
-) -> dict[str, dict[str, Any]]:
-    """`input_scale` and, if not symmetric, `zero_point` of everything that needs one, from the calibration set or from a
-    calibration that was kept. Where extremes are enough, nothing is counted."""
+) -> dict[str, Grid]:
+    """The grid of everything that needs one, from the calibration set or from a calibration that was kept. Where extremes are
+    enough, nothing is counted."""
     if calibration is None and scheme.symmetric and scheme.estimator == "absmax" and not scheme.rules + scheme.products:
-        return {"input_scale": scales_from_ranges(calibrate(encoder, batches, scheme), scheme.activation_bits)}
+        scales = scales_from_ranges(calibrate(encoder, batches, scheme), scheme.activation_bits)
+        return {site: Grid(scale) for site, scale in scales.items()}
     groups = scheme.activations == "group"
-    return (calibration or observe(encoder, batches, groups=groups, inputs=scheme.inputs)).scales(scheme)
+    return (calibration or observe(encoder, batches, groups=groups, inputs=scheme.inputs)).grids(scheme)
 
 
-def add_scales(blocks: Blocks, found: dict[str, dict[str, Any]], scheme: Scheme) -> Blocks:
-    """Puts the scales of what is quantised beside the kernels and folds the zero points into the biases."""
-    num_blocks = len(blocks["norm1"]["scale"])
-    sites = [site for site in SITES if quantized_cells(scheme, site, num_blocks).any()]
+def add_grids(blocks: Block, found: dict[str, Grid], scheme: Scheme) -> Block:
+    """Puts the grids of what is quantised beside the kernels and folds their offsets into the biases."""
+    sites = [site for site in SITES if quantized_cells(scheme, site, blocks.num_blocks).any()]
     products = [site for product in scheme.products for site in PRODUCT_INPUTS[product]]
-    blocks = {**blocks, "input_scale": {site: jnp.asarray(found["input_scale"][site]) for site in sites + products}}
-    for site in sites if "zero_point" in found else ():
-        offset = found["zero_point"][site].astype(np.float32) * found["input_scale"][site]
-        blocks = add_offset(blocks, site, jnp.asarray(offset), scheme)
+    blocks = blocks.with_grids({site: found[site].replace(offset=None) for site in sites + products})
+    for site in sites:
+        offset = found[site].offset
+        blocks = blocks if offset is None else add_offset(blocks, site, offset, scheme)
     return blocks

@@ -13,13 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from regcache_jax.core.spec import Protected
 from regcache_jax.encoders.blocks import BlockTrace
 from regcache_jax.ops.aqt import largest_integer
 
 BINS = 2048
 """Bins on each side of zero: 16 a step of 8 bits where the range fills them."""
 
-SMALLEST_EXPONENT = -40
+SMALLEST_EXPONENT, LARGEST_EXPONENT = -40, 128
+"""Of bins; the largest is a float32's."""
 
 
 class Counted(NamedTuple):
@@ -58,18 +60,18 @@ class Histogram:
         )
 
 
-def count(trace: BlockTrace, site: str, leading: tuple[int, int] | None) -> Counted:
-    """A collector: the histogram of one site over the tokens that are there, by token group if `leading` is given."""
+def count(trace: BlockTrace, site: str, protected: Protected | None) -> Counted:
+    """A collector: the histogram of one site over the tokens that are there, by token group if `protected` is given."""
     inputs = getattr(trace, site).astype(jnp.float32)
     batch, tokens = inputs.shape[:2]
     inputs = inputs.reshape(batch, tokens, -1)
     present = jnp.ones((batch, tokens), bool) if trace.present is None else trace.present
     position = jnp.arange(tokens, dtype=jnp.int32)
-    if leading is None:
+    if protected is None:
         groups, group = 1, jnp.zeros_like(position)
     else:
         groups = 3
-        group = jnp.where(position < leading[0], 0, jnp.where(position < sum(leading), 1, 2))
+        group = jnp.where(position < protected[0], 0, jnp.where(position < sum(protected), 1, 2))
     member = present[None] & (group == jnp.arange(groups, dtype=jnp.int32)[:, None])[:, None]  # [G, B, N]
     lower = jnp.min(jnp.where(member, jnp.min(inputs, axis=-1), 0.0), axis=(1, 2), initial=0.0)
     upper = jnp.max(jnp.where(member, jnp.max(inputs, axis=-1), 0.0), axis=(1, 2), initial=0.0)

@@ -7,6 +7,7 @@ probe alone, the same for every image, and stays in float.
 from __future__ import annotations
 
 import functools
+import operator
 from typing import Any
 
 import jax
@@ -16,12 +17,13 @@ from jaxtyping import Array, Int
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.scheme import SITES, Scheme
+from regcache_jax.core.sites import Block, Head, TextTower
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.encoders.kernels import Blocks, quantize_kernels
 from regcache_jax.encoders.text import text_features
 from regcache_jax.encoders.vision import head_trace, image_features
-from regcache_jax.quantization.calibration import Calibration, add_counts, add_scales, counters
+from regcache_jax.quantization.calibration import Calibration, add_counts, add_grids, counters
 from regcache_jax.quantization.histogram import Counted, Histogram
+from regcache_jax.quantization.kernels import quantize_kernels
 from regcache_jax.quantization.methods.method import Batches
 
 BATCH = 64
@@ -34,27 +36,28 @@ def quantize_head(encoder: Encoder, quantized: Encoder, batches: Batches) -> Enc
     spec, scheme = encoder.spec.image, _of_part(quantized, "head")
     if spec.pooling != "map":
         raise UserError(f"{encoder.spec.name} has no attention pooling to quantise")
-    head = encoder.params["image"]["head"]
+    head = encoder.params.image.head
     sites: dict[str, Histogram] = {}
     for images in batches if scheme.calibrated else ():
-        params, images = encoder.params["image"], jnp.asarray(images, encoder.dtype)
+        params, images = encoder.params.image, jnp.asarray(images, encoder.dtype)
         sites = add_counts(sites, _head_counts(params, images, encoder.plan, spec=spec))
+    assert head is not None
     head = with_rounded_stack(head, _rounded(head_stack(head), scheme, sites, "head"))
-    image = {**quantized.params["image"], "head": head}
-    return quantized.replace(params={**quantized.params, "image": image})
+    image = quantized.params.image.replace(head=head)
+    return quantized.replace(params=quantized.params.replace(image=image))
 
 
-def head_stack(head: Blocks) -> Blocks:
-    """What can be rounded of attention pooling, as a stack of one block."""
-    attention = {name: layer for name, layer in head["attention"].items() if name != "query"}
-    return jax.tree.map(lambda leaf: leaf[None], {"norm1": head["norm"], "attention": attention, "mlp": head["mlp"]})
+def head_stack(head: Head) -> Block:
+    """What can be rounded of attention pooling, as a stack of one block (which keeps the query's projection as it is)."""
+    block = Block(head.norm, head.attention.replace(query=None), head.norm, head.mlp, grids=head.grids)
+    return jax.tree.map(lambda leaf: leaf[None], block)
 
 
-def with_rounded_stack(head: Blocks, stack: Blocks) -> Blocks:
-    """The head with the integers (and scales) that were made of `head_stack`."""
-    found = jax.tree.map(lambda leaf: leaf[0], stack)
-    attention = {**found["attention"], "query": head["attention"]["query"]}
-    return {**head, **{name: leaf for name, leaf in found.items() if name != "norm1"}, "attention": attention}
+def with_rounded_stack(head: Head, stack: Block) -> Head:
+    """The head with the integers (and grids) that were made of `head_stack`."""
+    found = jax.tree.map(operator.itemgetter(0), stack)
+    attention = found.attention.replace(query=head.attention.query)
+    return head.replace(attention=attention, mlp=found.mlp, grids=found.grids)
 
 
 def quantize_text(encoder: Encoder, texts: Int[Array | np.ndarray, "m T"] | None) -> Encoder:
@@ -65,10 +68,11 @@ def quantize_text(encoder: Encoder, texts: Int[Array | np.ndarray, "m T"] | None
     sites: dict[str, Histogram] = {}
     for first in range(0, 0 if texts is None or not scheme.calibrated else len(texts), BATCH):
         ids = jnp.asarray(texts[first : first + BATCH])  # type: ignore[index]
-        sites = add_counts(sites, _text_counts(encoder.params["text"], ids, spec=spec))
-    text = encoder.params["text"]
-    blocks = _rounded(text["blocks"], scheme, sites, "text")
-    return encoder.replace(params={**encoder.params, "text": {**text, "blocks": blocks}})
+        sites = add_counts(sites, _text_counts(encoder.params.text, ids, spec=spec))
+    tower = encoder.params.text
+    assert isinstance(tower, TextTower)
+    rounded = tower.replace(blocks=_rounded(tower.blocks, scheme, sites, "text"))
+    return encoder.replace(params=encoder.params.replace(text=rounded))
 
 
 def _of_part(encoder: Encoder, part: str) -> Scheme:
@@ -77,7 +81,7 @@ def _of_part(encoder: Encoder, part: str) -> Scheme:
     return scheme
 
 
-def _rounded(stack: Blocks, scheme: Scheme, sites: dict[str, Histogram], part: str) -> Blocks:
+def _rounded(stack: Block, scheme: Scheme, sites: dict[str, Histogram], part: str) -> Block:
     """A stack with integer kernels and, if they are to be calibrated, scales. Raises UserError where nothing was counted."""
     rounded = quantize_kernels(stack, scheme)
     if not scheme.calibrated:
@@ -85,13 +89,13 @@ def _rounded(stack: Blocks, scheme: Scheme, sites: dict[str, Histogram], part: s
     if not sites:
         what = "`texts`, padded ids" if part == "text" else "calibration images, not a calibration that was kept"
         raise UserError(f"the {scheme.activations} scales of the {part} must be calibrated: give {what}")
-    return add_scales(rounded, Calibration(sites, groups=False, num_images=0).scales(scheme), scheme)
+    return add_grids(rounded, Calibration(sites, groups=False, num_images=0).grids(scheme), scheme)
 
 
 @functools.partial(jax.jit, static_argnames="spec")
 def _head_counts(params: Any, images: Any, plan: Any, *, spec: Any) -> dict[str, Counted]:
     output = image_features(params, images, spec, plan=plan)
-    trace = head_trace(params["head"], output.tokens, spec, output.present)[1]
+    trace = head_trace(params.head, output.tokens, spec, output.present)[1]
     pooled = trace._replace(present=None)  # one row an image, which is there
     counted = {site: count(trace if site == "qkv" else pooled) for site, count in counters(SITES, None).items()}
     return jax.tree.map(lambda leaf: leaf[None], counted)

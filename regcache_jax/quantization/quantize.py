@@ -13,8 +13,9 @@ from regcache_jax.core.errors import UserError
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.encoders.kernels import quantize_kernels
-from regcache_jax.quantization.calibration import Calibration, add_scales, find_scales
+from regcache_jax.quantization.calibration import Calibration, add_grids, find_grids
+from regcache_jax.quantization.kernels import quantize_kernels
+from regcache_jax.quantization.methods.folding import with_blocks
 from regcache_jax.quantization.methods.method import Batches
 from regcache_jax.quantization.methods.table import methods_of
 from regcache_jax.quantization.parts import quantize_head, quantize_text
@@ -70,11 +71,10 @@ def quantize(
     for method in methods:
         encoder = method.prepare(encoder, batches, scheme) if method.prepare else encoder
     rounders = [method.rounder(encoder, batches, scheme) for method in methods if method.rounder]
-    blocks = quantize_kernels(encoder.params["image"]["blocks"], scheme, rounders[0] if rounders else None)
+    blocks = quantize_kernels(encoder.params.image.blocks, scheme, rounders[0] if rounders else None)
     if scheme.calibrated:
-        blocks = add_scales(blocks, find_scales(encoder, batches or streamed, scheme, calibration), scheme)
-    params = {**encoder.params, "image": {**encoder.params["image"], "blocks": jax.block_until_ready(blocks)}}
-    quantized = encoder.replace(params=params, scheme=scheme)
+        blocks = add_grids(blocks, find_grids(encoder, batches or streamed, scheme, calibration), scheme)
+    quantized = with_blocks(encoder, jax.block_until_ready(blocks)).replace(scheme=scheme)
     for method in methods:
         quantized = method.finish(encoder, quantized, batches) if method.finish else quantized
     if "head" in scheme.also:

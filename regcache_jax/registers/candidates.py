@@ -100,7 +100,7 @@ def find_candidates(
     running = Candidates(jnp.full((len(targets), count), -1.0), hidden, rows, rows)
     for batch, mask in as_batches(images, encoder.spec, batch_size):
         running = _merge(
-            encoder.params["image"], jnp.asarray(batch, encoder.dtype), jnp.asarray(mask), jnp.asarray(targets), running,
+            encoder.params.image, jnp.asarray(batch, encoder.dtype), jnp.asarray(mask), jnp.asarray(targets), running,
             spec=encoder.spec.image, count=count, class_token=class_token,
         )  # fmt: skip
     return running
@@ -136,7 +136,7 @@ def token_form(registers: Registers, encoder: Encoder, start: int) -> Registers:
     keys and values that they have there (zero before)."""
     spec, schedule = encoder.spec.image.blocks, Schedule(start, encoder.spec.image.blocks.num_blocks, 0, 0)
     register = TokenRegister(registers.hidden, jnp.float32(1.0))
-    rows = token_rows(encoder.params["image"]["blocks"], register, spec, schedule)
+    rows = token_rows(encoder.params.image.blocks, register, spec, schedule)
     key, value = (jnp.asarray(np.asarray(row)) for row in rows)  # a loaded encoder's device is not theirs
     return registers._replace(key=key, value=value)
 

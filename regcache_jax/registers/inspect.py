@@ -180,7 +180,7 @@ def inspect(encoder: Encoder, images: Images, *, batch_size: int = 32) -> Profil
     for batch, mask in as_batches(images, encoder.spec, batch_size):
         seen = jax.tree.map(
             np.asarray,
-            _observe(encoder.params["image"], jnp.asarray(batch, encoder.dtype), encoder.plan, spec=spec),
+            _observe(encoder.params.image, jnp.asarray(batch, encoder.dtype), encoder.plan, spec=spec),
         )
         mask = np.asarray(mask, bool)
         norms = np.moveaxis(seen["norms"], 1, 0)[:, :, mask]  # [P, L, B, N]
@@ -236,9 +236,7 @@ def find_sinks(encoder: Encoder, images: Images, *, batch_size: int = 32) -> Boo
     """Which tokens are sinks at every block's input, image by image (what a picture of them is drawn from)."""
     masks = [
         np.asarray(
-            _sink_masks(
-                encoder.params["image"], jnp.asarray(batch, encoder.dtype), encoder.plan, spec=encoder.spec.image
-            )
+            _sink_masks(encoder.params.image, jnp.asarray(batch, encoder.dtype), encoder.plan, spec=encoder.spec.image)
         )[:, np.asarray(mask, bool)]
         for batch, mask in as_batches(images, encoder.spec, batch_size)
     ]

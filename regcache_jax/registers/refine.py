@@ -17,15 +17,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.scheme import Scheme
+from regcache_jax.core.sites import Grid, ImageTower, QuantizedTensor
+from regcache_jax.core.spec import ImageSpec
 from regcache_jax.encoders.blocks import run_blocks
 from regcache_jax.encoders.encoder import Encoder, normalize
+from regcache_jax.encoders.rounding import Run
 from regcache_jax.encoders.vision import pool
-from regcache_jax.ops.aqt import QuantizedTensor
 from regcache_jax.quantization.quantize import quantize_kernels
 from regcache_jax.registers.reference import check_images, check_varied
 from regcache_jax.registers.search.parts import Draws
@@ -97,31 +99,36 @@ def moved(plan: RegisterPlan, offsets: Offsets) -> RegisterPlan:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "scheme", "first", "unit"))
+class Chunk(NamedTuple):
+    """Pictures of one step: their states at the first block that a plan changes, their float features, and which are real."""
+
+    hidden: Float[Array, "B N D"]
+    reference: Float[Array, "B E"]
+    mask: Bool[Array, "B"]
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "run", "first", "unit"))
 def _step(
-    offsets: Offsets,
-    state: Any,
+    learned: tuple[Offsets, Any],
     plan: RegisterPlan,
-    params: Any,
-    hidden: Any,
-    reference: Any,
-    mask: Any,
-    learning_rate: Any,
+    tower: ImageTower,
+    chunk: Chunk,
+    learning_rate: Float[Array, ""],
     *,
-    spec: Any,
-    scheme: Scheme,
+    spec: ImageSpec,
+    run: Run,
     first: int,
     unit: bool,
 ) -> tuple[Offsets, Any]:
+    offsets, state = learned
+
     def loss(offsets: Offsets) -> Float[Array, ""]:
-        output = run_blocks(
-            params["blocks"], hidden, spec.blocks,
-            start=first, plan=moved(plan, offsets), scheme=scheme, leading=spec.leading,
-        )  # fmt: skip
-        features, _ = pool(params, output.hidden, spec, output.present)
+        output = run_blocks(tower.blocks, chunk.hidden, run, start=first, plan=moved(plan, offsets))
+        features, _ = pool(tower, output.hidden, spec, output.present)
         features = normalize(features) if unit else features.astype(jnp.float32)
-        errors = jnp.sum(jnp.square(features - reference), axis=-1) / jnp.sum(jnp.square(reference), axis=-1)
-        return jnp.sum(jnp.where(mask, errors, 0.0)) / jnp.sum(mask, dtype=jnp.float32)
+        lengths = jnp.sum(jnp.square(chunk.reference), axis=-1)
+        errors = jnp.sum(jnp.square(features - chunk.reference), axis=-1) / lengths
+        return jnp.sum(jnp.where(chunk.mask, errors, 0.0)) / jnp.sum(chunk.mask, dtype=jnp.float32)
 
     gradient = jax.grad(loss)(offsets)
     with jax.numpy_dtype_promotion("standard"):  # optax divides by powers of an int32 count
@@ -148,6 +155,7 @@ def refine(
         raise UserError("this plan has no registers to refine")
     encoder.with_plan(plan)
     spec, unit = encoder.spec.image, encoder.spec.normalize
+    run = Run(spec.blocks, scheme, spec.protected)
     chunk = min(config.chunk, max(1, int(len(images) * config.held_back)))
     numbers = plan.schedule()
     first = min(numbers.start, numbers.delete_block) if numbers.delete_count else numbers.start
@@ -158,7 +166,7 @@ def refine(
     held_from = len(training) * trials.chunk
     blocks = jax.tree.map(
         lambda leaf: leaf.dequantize() if isinstance(leaf, QuantizedTensor) else leaf,
-        quantize_kernels(trials.encoder.params["image"]["blocks"], scheme),  # where the states are
+        quantize_kernels(trials.encoder.params.image.blocks, scheme),  # where the states are
         is_leaf=lambda leaf: isinstance(leaf, QuantizedTensor),
     )
     copies = plan.copies.reshape(plan.copies.shape + (1,) * (3 - plan.copies.ndim))
@@ -169,13 +177,13 @@ def refine(
     before = float(trials.errors(current)[held_from:].mean())
     best, best_error, history = plan, before, []
     for number in range(config.passes):
-        scales = {"input_scale": trials.ranges(current).scales(scheme)} if scheme.calibrated else {}
-        params = {**trials.encoder.params["image"], "blocks": {**blocks, **scales}}
+        scales = trials.ranges(current).scales(scheme) if scheme.calibrated else {}
+        grids = {site: Grid(scale) for site, scale in scales.items()}
+        tower = trials.encoder.params.image.replace(blocks=blocks.with_grids(grids))
         for index in training:
-            hidden, reference, mask = trials.quantized_chunk(index, first)
             offsets, state = _step(
-                offsets, state, plan, params, hidden, reference, mask, jnp.float32(config.learning_rate),
-                spec=spec, scheme=scheme, first=first, unit=unit,
+                (offsets, state), plan, tower, Chunk(*trials.quantized_chunk(index, first)), jnp.float32(config.learning_rate),
+                spec=spec, run=run, first=first, unit=unit,
             )  # fmt: skip
         current = moved(plan, offsets)
         error = float(trials.errors(current)[held_from:].mean())

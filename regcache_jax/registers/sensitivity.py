@@ -13,12 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from regcache_jax.core.scheme import SITE_LAYERS, SITES, Scheme
+from regcache_jax.core.scheme import SITES, Scheme
+from regcache_jax.core.sites import Block, Grid, ImageTower
 from regcache_jax.encoders.blocks import run_blocks
 from regcache_jax.encoders.encoder import Encoder, normalize
-from regcache_jax.encoders.kernels import quantize_kernels
+from regcache_jax.encoders.rounding import Run
 from regcache_jax.encoders.vision import image_features, pool
 from regcache_jax.quantization.calibrate import calibrate, scales_from_ranges
+from regcache_jax.quantization.kernels import quantize_kernels
 from regcache_jax.registers.reference import check_images, reference_batches
 from regcache_jax.registers.search.trial import feature_errors
 
@@ -31,8 +33,8 @@ def _reference(params: Any, images: Any, *, spec: Any, unit: bool) -> Any:
 
 @functools.partial(jax.jit, static_argnames=("spec", "scheme", "unit"))
 def _one_site(
-    params: Any,
-    rounded: Any,
+    tower: ImageTower,
+    rounded: Block,
     scales: Any,
     hidden: Any,
     switch: Any,
@@ -43,17 +45,16 @@ def _one_site(
     unit: bool,
 ) -> Any:
     """Features with the sites quantised whose switch is on, from the float states at block `first`."""
-    blocks = {name: dict(group) if isinstance(group, dict) else group for name, group in params["blocks"].items()}
-    for site, layers in SITE_LAYERS.items():
-        for group, name in layers:
-            if name in blocks[group]:
-                layer = blocks[group][name]
-                on = switch[site].reshape(-1, *(1,) * (layer["kernel"].ndim - 1))
-                kernel = jnp.where(on, rounded[group][name]["kernel"].dequantize(), layer["kernel"])
-                blocks[group][name] = {**layer, "kernel": kernel}
-    blocks |= {"switch": switch, "input_scale": scales}
-    output = run_blocks(blocks, hidden, spec.blocks, start=first, scheme=scheme, leading=spec.leading)
-    features = pool(params, output.hidden, spec)[0]
+    blocks = tower.blocks
+    mixed = {}
+    for site in SITES:
+        integer = rounded.layers(site)
+        for name, layer in blocks.layers(site).items():
+            on = switch[site].reshape(-1, *(1,) * (layer.floats.ndim - 1))
+            mixed[name] = layer.replace(kernel=jnp.where(on, integer[name].integers.dequantize(), layer.floats))
+    blocks = blocks.with_layers(mixed).with_grids({site: Grid(scales[site], enabled=switch[site]) for site in SITES})
+    output = run_blocks(blocks, hidden, Run(spec.blocks, scheme, spec.protected), start=first)
+    features = pool(tower, output.hidden, spec)[0]
     return normalize(features) if unit else features
 
 
@@ -72,10 +73,10 @@ def sensitivity(
     check_images(images, encoder.spec)
     encoder = encoder.with_plan(None)
     scheme = Scheme(scheme.weight_bits, scheme.activation_bits, "static", scheme.weights)
-    spec, params, unit = encoder.spec.image, encoder.params["image"], encoder.spec.normalize
+    spec, params, unit = encoder.spec.image, encoder.params.image, encoder.spec.normalize
     ranges = calibrate(encoder, (batch for batch, _ in reference_batches(images, batch_size)), scheme)
     scales = scales_from_ranges(ranges, scheme.activation_bits)
-    rounded = quantize_kernels(params["blocks"], scheme)
+    rounded = quantize_kernels(params.blocks, scheme)
     num_blocks = spec.blocks.num_blocks
     errors, baseline = np.zeros((num_blocks, len(SITES))), 0.0
     for number, (batch, mask) in enumerate(reference_batches(images, batch_size)):
@@ -93,3 +94,9 @@ def sensitivity(
                 )  # fmt: skip
                 errors[block, column] += feature_errors(np.asarray(features)[mask], known, own, class_vectors).sum()
     return (errors - baseline) / len(images)
+
+
+def most_sensitive(errors: Float[np.ndarray, "L 4"], count: int) -> list[tuple[str, int]]:
+    """The (site, block) cells with the largest errors of `sensitivity`, the largest first."""
+    order = np.argsort(-errors, axis=None, kind="stable")[:count]
+    return [(SITES[cell % len(SITES)], int(cell) // len(SITES)) for cell in order]

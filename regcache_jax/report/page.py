@@ -9,7 +9,6 @@ from typing import Any
 
 from etils import epath
 
-from regcache_jax.core.errors import UserError
 from regcache_jax.files.paths import write_whole
 from regcache_jax.report.plots import COLOURS, bars, cells, heat_map, heat_scale, norms_by_block, scatter
 from regcache_jax.report.tables import (
@@ -57,21 +56,6 @@ BAR_COLOURS = {"plain": COLOURS[0], "registers": COLOURS[1]}
 def write_page(path: epath.PathLike, rows: Sequence[Json], story: Json) -> None:
     """Writes the page, beside its final name first."""
     write_whole(path, page(rows, story).encode())
-
-
-def read_story(workdir: epath.PathLike) -> tuple[list[Json], Json]:
-    """The rows and the story that `regcache run` left in a work folder. Raises UserError where there are none."""
-    folder = epath.Path(workdir)
-    try:
-        return json.loads((folder / "results.json").read_text()), json.loads((folder / "story.json").read_text())
-    except OSError:
-        raise UserError(
-            f"{folder} holds no finished run (results.json and story.json); `regcache run` makes one"
-        ) from None
-    except ValueError as error:
-        raise UserError(
-            f"{folder}: results.json or story.json is damaged ({error}); run `regcache run` again"
-        ) from None
 
 
 def page(rows: Sequence[Json], story: Json) -> str:

@@ -37,7 +37,7 @@ def sink_maps(plain: Encoder, registered: Encoder, dataset: Dataset, model: Mode
     images = jnp.asarray(np.stack([model.preprocess(example.image) for example in examples]), plain.dtype)
     spec = plain.spec.image
     before, after = (
-        np.asarray(_norms(encoder.params["image"], images, encoder.plan, spec=spec)["norm"])[:, :, spec.num_protected :]
+        np.asarray(_norms(encoder.params.image, images, encoder.plan, spec=spec)["norm"])[:, :, spec.num_protected :]
         for encoder in (plain, registered)
     )
     block = int(np.argmax(before.max(axis=(1, 2))))

@@ -8,33 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from etils import epath
 from jaxtyping import Float
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.registers.search.space import SearchConfig
-from regcache_jax.studies.cost import cost
-from regcache_jax.studies.grid import COST_UNIT, Entry, compare, quantize_entry
+from regcache_jax.files.workdir import Workdir
+from regcache_jax.studies.cells import Entry, cells_of
+from regcache_jax.studies.cost import MODEL, Price
+from regcache_jax.studies.grid import Bench, compare
 from regcache_jax.studies.plans import find_plans
-from regcache_jax.studies.recipes import QUICK, scheme_of
-
-
-@dataclasses.dataclass(frozen=True)
-class AutoConfig:
-    """What is tried. `max_cost`: in units of the cheapest entry of the same table (1.1: ten percent more); None: no limit.
-    `static_only`: no scales that are measured as they pass. `registers`: search for plans as well."""
-
-    bits: tuple[str, ...] = ("w8a8",)
-    recipes: tuple[str, ...] = QUICK
-    max_cost: float | None = None
-    static_only: bool = False
-    registers: bool = True
-    search: SearchConfig | None = None
-    seed: int = 0
+from regcache_jax.studies.recipes import AutoConfig, scheme_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,31 +64,24 @@ def _allowed(ran: Sequence[Entry], max_cost: float | None) -> list[Entry]:
 def auto(
     encoder: Encoder,
     images: Float[np.ndarray, "n Y X 3"],
-    out: epath.PathLike,
+    workdir: Workdir,
     config: AutoConfig | None = None,
-    *,
-    cost_of: Callable[[Encoder], float] = cost,
-    cost_unit: str = COST_UNIT,
-    progress: Callable[[int, int, Entry], None] | None = None,
+    price: Price = MODEL,
 ) -> AutoResult:
-    """Tries the recipes of `config` on reference images and returns the best encoder. `out` keeps the table and the searches'
-    trials; with it, a killed run goes on where it stopped and ends with the same choice. `cost_of` gives costs in `cost_unit`:
-    the model of `cost`, or a TPU compiler's cycles (`regcache_jax.tpu.ask.encoder_cycles`)."""
+    """Tries the recipes of `config` on reference images and returns the best encoder. The work folder keeps the table and the
+    searches' trials, by which a killed run goes on where it stopped and ends with the same choice. `price` gives costs: the model of
+    `cost`, or a TPU compiler's cycles (`regcache_jax.tpu.ask.encoder_cycles`)."""
     config = config or AutoConfig()
-    if config.max_cost is not None and config.max_cost < 1:
-        raise UserError(f"max_cost is in units of the cheapest entry and must be at least 1, got {config.max_cost}")
     calibration, scoring = halves(images, config.seed)
-    plans = find_plans(encoder, calibration, config.bits, out, config.search) if config.registers else {}
+    plans = find_plans(encoder, calibration, config.bits, workdir, config.search) if config.registers else {}
     recipes = [
         recipe
         for recipe in config.recipes
         if not config.static_only or all(scheme_of(recipe, bits).calibrated for bits in config.bits)
     ]
-    entries = compare(
-        encoder, calibration, scoring, out,
-        recipes=recipes, bits=config.bits, plans=plans, cost_of=cost_of, cost_unit=cost_unit, progress=progress,
-    )  # fmt: skip
+    bench = Bench(encoder, calibration, scoring, plans, price=price)
+    entries = compare(bench, cells_of(recipes, config.bits, plans), workdir)
     chosen = choose(entries, config.max_cost)
     allowed = set(map(id, _allowed([entry for entry in entries if entry.error is not None], config.max_cost)))
     ranked = sorted(entries, key=lambda entry: (id(entry) not in allowed, entry.error is None, entry.error, entry.name))
-    return AutoResult(quantize_entry(encoder, chosen, calibration, plans.get(chosen.bits)), chosen, ranked)
+    return AutoResult(bench.encoder_of(chosen.cell), chosen, ranked)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 from regcache_jax.core.scheme import PRODUCT_INPUTS, SITES, Scheme
-from regcache_jax.encoders.blocks import NEGATIVE, SOFTMAX_LOW
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.encoders.kernels import INPUT_AXES, layers_of
 
 FLOAT_COST = 2.0
 """A float multiply-add beside an int8 one: half the peak rate, as on TPU v5e and v6e."""
@@ -20,9 +20,8 @@ def cost(encoder: Encoder) -> float:
     float unless the scheme says otherwise, twin ranges as two products, measured scales, a rotation, one row a register (in float),
     and the tokens that a plan deletes not at all."""
     spec, scheme, schedule = encoder.spec.image, encoder.scheme or Scheme(float_sites=SITES), encoder.schedule
-    blocks, width = encoder.params["image"]["blocks"], spec.blocks.width
-    scales = blocks.get("input_scale", {})
-    total = 2 * FLOAT_COST * spec.num_tokens * width**2 if "rotation" in encoder.params["image"] else 0.0
+    blocks, width = encoder.params.image.blocks, spec.blocks.width
+    total = 0.0 if encoder.params.image.rotation is None else 2 * FLOAT_COST * spec.num_tokens * width**2
     for block in range(spec.blocks.num_blocks):
         tokens, registers = spec.num_tokens, 0
         if schedule is not None:
@@ -30,18 +29,29 @@ def cost(encoder: Encoder) -> float:
             seen = schedule.start <= block < schedule.stop and encoder.plan is not None
             registers = encoder.plan.key.shape[1] if seen and encoder.plan is not None else 0
         for product, inputs in PRODUCT_INPUTS.items():
-            twice = SOFTMAX_LOW in scales or scheme.softmax == "log-sqrt2"
+            twice = blocks.grids.softmax_low is not None or scheme.softmax == "log-sqrt2"
             times = 2.0 if product == "pv" and twice else 1.0
             total += (times if product in scheme.products else FLOAT_COST) * tokens**2 * width
             total += FLOAT_COST * tokens * registers * width
             if product in scheme.products and not scheme.calibrated:
                 total += MEASURED_COST * len(inputs) * tokens * width
         for site in SITES:
-            sizes = [blocks[group][name]["kernel"].shape for group, name in layers_of(blocks, site)]
+            layers = list(blocks.layers(site).values())
+            sizes = [layer.kernel.shape for layer in layers]
             is_integer = scheme.at(site, block).quantized and scheme.activations != "float"
-            times = 2.0 if site == "fc2" and NEGATIVE in scales else 1.0
+            times = 1.0 if blocks.grids.of(site).negative is None else 2.0
             total += tokens * sum(math.prod(size[1:]) for size in sizes) * (times if is_integer else FLOAT_COST)
             if is_integer and not scheme.calibrated:
-                axes = INPUT_AXES[layers_of(blocks, site)[0][1]]
-                total += MEASURED_COST * tokens * math.prod(sizes[0][axis] for axis in axes)
+                total += MEASURED_COST * tokens * math.prod(sizes[0][1 : 1 + layers[0].num_inputs])
     return total
+
+
+class Price(NamedTuple):
+    """What gives an encoder's cost, and its unit."""
+
+    unit: str
+    of: Callable[[Encoder], float]
+
+
+MODEL = Price("int8 multiply-adds an image", cost)
+"""The model above; `regcache_jax.tpu.ask.encoder_cycles` asks a TPU's compiler instead."""

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.core.names import from_tree, to_tree
 from regcache_jax.core.spec import HALF, BlockSpec, EncoderSpec, ImageSpec, Preprocessing
 from regcache_jax.encoders.encoder import Encoder, init_params
 
@@ -55,11 +56,11 @@ def planted_spec(
     num_heads: int = 4,
     image_size: int = 64,
     patch_size: int = 8,
-    num_registers: int = 0,
+    trained_registers: int = 0,
 ) -> EncoderSpec:
     """An image tower with a class token. `planted_spec(768, 12, 12, 224, 16)` has the shape of ViT-B/16."""
     blocks = BlockSpec(width, num_blocks, num_heads, 4 * width, "gelu_tanh", 1e-6)
-    image = ImageSpec(image_size, patch_size, blocks, True, "class", num_registers)
+    image = ImageSpec(image_size, patch_size, blocks, True, "class", trained_registers)
     return EncoderSpec(
         "planted", "clip", image, Preprocessing(image_size, "squash", "bilinear", image_size, HALF, HALF)
     )
@@ -77,26 +78,25 @@ def plant(
 
     `block` (by default the middle one) is where neurons fire. Raises UserError for unknown kinds, and for a trained-register
     outlier in an encoder without trained registers."""
-    spec = spec or planted_spec(num_registers=int("trained-register outlier" in kinds))
+    spec = spec or planted_spec(trained_registers=int("trained-register outlier" in kinds))
     unknown = sorted(set(kinds) - set(KINDS))
     if unknown:
         raise UserError(f"unknown kinds of outliers {', '.join(unknown)}; there are {', '.join(KINDS)}")
-    if "trained-register outlier" in kinds and not spec.image.num_registers:
+    if "trained-register outlier" in kinds and not spec.image.trained_registers:
         raise UserError("a trained-register outlier needs an encoder with trained registers")
     block = spec.image.blocks.num_blocks // 2 if block is None else block
     rng = np.random.default_rng(seed)
     channels = rng.permutation(spec.image.blocks.width)
     marker, sink, found, class_marker, register_marker = channels[:20].reshape(5, 4)
     offset = channels[20]
-    params = jax.tree.map(
-        lambda leaf: np.array(leaf), jax.jit(init_params, static_argnums=0)(spec, jax.random.key(seed))
-    )["image"]
+    drawn = jax.jit(init_params, static_argnums=0)(spec, jax.random.key(seed))
+    params = jax.tree.map(lambda leaf: np.array(leaf), to_tree(drawn.image))
     _set_aside(params, channels[:21])
     amplitude = STRENGTH * math.sqrt(spec.image.blocks.width) / 2
     pattern = rng.choice(np.array([-1, 1], np.float32), (spec.image.patch_size, spec.image.patch_size, 3))
     _mark(params, pattern, marker, amplitude)
     params["class_token"][class_marker] = amplitude * SIGNS
-    if spec.image.num_registers:
+    if spec.image.trained_registers:
         params["registers"][0, register_marker] = amplitude * SIGNS
     _hide(params, (marker, sink), spec.image)
     _plant_head(params, block, marker, found, spec.image)
@@ -110,7 +110,7 @@ def plant(
     images, places = _images(spec.image, pattern, num_images, rng)
     direction = np.zeros(spec.image.blocks.width, np.float32)
     direction[sink] = SIGNS / 2
-    encoder = Encoder({"image": jax.tree.map(jnp.asarray, params)}, spec=spec)
+    encoder = Encoder(from_tree({"image": jax.tree.map(jnp.asarray, params)}), spec=spec)
     return Planted(encoder, images, block, places, direction)
 
 

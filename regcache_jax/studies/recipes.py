@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.core.options import check_fields, option
 from regcache_jax.core.scheme import Scheme
+from regcache_jax.core.search_config import SearchConfig
 
 RECIPES: dict[str, dict[str, Any]] = {
     "rtn": {},
@@ -42,11 +45,27 @@ QUICK = tuple(name for name in RECIPES if name not in ("fima_q", "learned"))
 """What is tried unless others are asked for: all that takes seconds on a small encoder."""
 
 
-def scheme_of(recipe: str, bits: str) -> Scheme:
+def scheme_of(recipe: str, bits: str, weights: str = "channel") -> Scheme:
     """The scheme of a recipe at `w8a8` and the like. Raises UserError for unknown recipes and for `float`."""
     if recipe not in RECIPES:
         raise UserError(f"unknown recipe {recipe!r}; recipes are {', '.join(RECIPES)}")
-    scheme = Scheme.named(bits, **RECIPES[recipe])
+    scheme = Scheme.named(bits, weights=weights, **RECIPES[recipe])
     if scheme is None:
         raise UserError("float is not a number of bits; try w8a8, w6a6 or w4a4")
     return scheme
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoConfig:
+    """What `auto` tries, and what it may choose. Raises UserError for values out of bounds."""
+
+    bits: tuple[str, ...] = option("Bits of weights and activations.", ("w8a8",))
+    recipes: tuple[str, ...] = option("What to try, with commas, or all; by default what is quick.", QUICK)
+    max_cost: float | None = option("At most so many times the cheapest recipe's cost.", None, unit="times", least=1)
+    static_only: bool = option("No scales that are measured while running.", False)
+    registers: bool = option("Search for registers as well.", True)
+    search: SearchConfig = option("How they are searched for.", SearchConfig())
+    seed: int = option("Of the draw that parts calibration and scoring pictures.", 0)
+
+    def __post_init__(self) -> None:
+        check_fields(self)

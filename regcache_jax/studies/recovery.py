@@ -8,14 +8,14 @@ import jax.numpy as jnp
 
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.scheme import Scheme
+from regcache_jax.core.search_config import SearchConfig
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.quantization.quantize import quantize
 from regcache_jax.registers.inspect import find_sinks, inspect
 from regcache_jax.registers.search.result import SearchResult
 from regcache_jax.registers.search.search import search
-from regcache_jax.registers.search.space import SearchConfig
+from regcache_jax.studies.grid import features_of, label_free_error
 from regcache_jax.studies.planted import Planted, plant
-from regcache_jax.studies.rivals import features_of, label_free_error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ def restore_planted(planted: Planted, scheme: Scheme, config: SearchConfig, batc
 
     def error(encoder: Encoder, plan: RegisterPlan | None = None) -> float:
         quantised = quantize(encoder, jnp.asarray(planted.images), scheme, plan)
-        return label_free_error(quantised, planted.images, reference)
+        return label_free_error(features_of(quantised, planted.images), reference)
 
     registered = planted.encoder.with_plan(result.plan.prefix_only())
     left = inspect(registered, planted.images, batch_size=batch_size).sinks_per_image.sum()

@@ -17,16 +17,18 @@ from jaxtyping import Array, Float
 
 from regcache_jax.core.plan import RegisterPlan, Schedule, make_plan
 from regcache_jax.core.scheme import Scheme
-from regcache_jax.encoders.encoder import Encoder, encode_image
+from regcache_jax.core.search_config import SearchConfig
+from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.serving import TokenRegister, token_rows
 from regcache_jax.encoders.vision import image_features
 from regcache_jax.quantization.calibration import observe
+from regcache_jax.quantization.methods.folding import with_blocks
 from regcache_jax.quantization.quantize import in_batches, quantize
-from regcache_jax.registers.reference import check_images, reference_batches
+from regcache_jax.registers.reference import check_images
 from regcache_jax.registers.search.result import SearchResult
 from regcache_jax.registers.search.search import search
-from regcache_jax.registers.search.space import SearchConfig
-from regcache_jax.registers.search.trial import Trials, feature_errors
+from regcache_jax.registers.search.trial import Trials
+from regcache_jax.studies.grid import features_of, label_free_error
 
 PERCENTILES = (99.0, 99.5, 99.7, 99.9, 99.97, 99.99, 99.999)
 """Shares of an activation's values, in percent, that percentile clipping leaves inside the range."""
@@ -47,34 +49,18 @@ BATCH = 32
 """Images that a random or mean token, and the moved neurons, are taken from."""
 
 
-def label_free_error(
-    quantized: Encoder, images: Float[np.ndarray, "n Y X 3"], reference: Float[np.ndarray, "n E"]
-) -> float:
-    """Mean `feature_errors` of a quantised encoder against float features."""
-    return float(feature_errors(features_of(quantized, images), reference).mean())
-
-
-def features_of(encoder: Encoder, images: Float[np.ndarray, "n Y X 3"], batch_size: int = 64) -> np.ndarray:
-    """Features of an array of images, in batches of one shape."""
-    batches = reference_batches(images, batch_size)
-    return np.concatenate([np.asarray(_encode(encoder, jnp.asarray(batch)))[mask] for batch, mask in batches])
-
-
-_encode = jax.jit(encode_image)
-
-
 @functools.partial(jax.jit, static_argnames=("spec",))
 def _patch_rows(params: Any, images: Any, *, spec: Any) -> Any:
     collect = {"key": lambda trace: trace.key, "value": lambda trace: trace.value}
     rows = image_features(params, images, spec, collect=collect).collected
-    return rows["key"][:, :, spec.num_protected :], rows["value"][:, :, spec.num_protected :]
+    return rows.key[:, :, spec.num_protected :], rows.value[:, :, spec.num_protected :]
 
 
 def token_prefixes(
     encoder: Encoder, images: Float[np.ndarray, "B Y X 3"], seed: int
 ) -> dict[str, tuple[Float[Array, "L 1 H K"], Float[Array, "L 1 H K"]]]:
     """Keys and values of a random patch, of the mean patch, and of nothing (null attention), from one batch of images."""
-    rows = _patch_rows(encoder.params["image"], jnp.asarray(images, encoder.dtype), spec=encoder.spec.image)
+    rows = _patch_rows(encoder.params.image, jnp.asarray(images, encoder.dtype), spec=encoder.spec.image)
     rng = np.random.default_rng(seed)
     image, patch = int(rng.integers(len(images))), int(rng.integers(encoder.spec.image.grid**2))
     key, value = (row.astype(jnp.float32) for row in rows)
@@ -104,19 +90,19 @@ def move_register_neurons(
     activation, times the largest weight of their output row. The extra token holds what they would have added, enters after
     `block`, and its rows are those of the token form. The source lets the extra token attend to the image; ours attends to
     itself, which makes it the same for every image."""
-    spec, params = encoder.spec.image, encoder.params["image"]
-    blocks = params["blocks"]
-    activation = np.array(_largest_activations(params, jnp.asarray(images, encoder.dtype), spec=spec))
-    rows = np.array(blocks["mlp"]["fc2"]["kernel"], np.float32)
-    if spec.blocks.layer_scale:
-        rows *= np.asarray(blocks["layer_scale2"], np.float32)[:, None]
+    spec, tower = encoder.spec.image, encoder.params.image
+    blocks = tower.blocks
+    activation = np.array(_largest_activations(tower, jnp.asarray(images, encoder.dtype), spec=spec))
+    rows = np.array(blocks.mlp.fc2.kernel, np.float32)
+    if blocks.layer_scale2 is not None:
+        rows *= np.asarray(blocks.layer_scale2, np.float32)[:, None]
     added = np.abs(activation) * np.abs(rows).max(axis=-1)
     added[block + 1 :] = 0.0
     chosen = np.unravel_index(np.argsort(-added, axis=None, kind="stable")[:num_neurons], added.shape)
     hidden = (activation[chosen][:, None] * rows[chosen]).sum(axis=0)
-    silent = {name: jnp.asarray(_silence(leaf, chosen)) for name, leaf in blocks["mlp"]["fc1"].items()}
-    blocks = {**blocks, "mlp": {**blocks["mlp"], "fc1": silent}}
-    encoder = encoder.replace(params={**encoder.params, "image": {**params, "blocks": blocks}})
+    silent = jax.tree.map(lambda leaf: jnp.asarray(_silence(leaf, chosen)), blocks.mlp.fc1)
+    blocks = blocks.with_layers({"fc1": silent})
+    encoder = with_blocks(encoder, blocks)
     start, stop = min(block + 1, spec.blocks.num_blocks - 1), spec.blocks.num_blocks
     register = TokenRegister(jnp.asarray(hidden, jnp.float32)[None], jnp.float32(1.0))
     key, value = token_rows(blocks, register, spec.blocks, Schedule(start, stop, 0, 0))
@@ -173,7 +159,8 @@ def rivals(
 
     def best_encoder(makers: Iterable[Callable[[], Encoder]]) -> Encoder:
         return min(
-            (maker() for maker in makers), key=lambda made: label_free_error(made, tuning, trials.float_features)
+            (maker() for maker in makers),
+            key=lambda made: label_free_error(features_of(made, tuning), trials.float_features),
         )
 
     def moved(count: int) -> Encoder:

@@ -25,8 +25,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.core.names import from_names, to_names
 from regcache_jax.core.plan import RegisterPlan, Schedule, empty_plan
 from regcache_jax.core.scheme import Scheme
+from regcache_jax.core.sites import Block, Grid, ImageTower
 from regcache_jax.core.spec import EncoderSpec, ImageSpec
 from regcache_jax.encoders import catalog
 from regcache_jax.encoders.blocks import ACTIVATIONS
@@ -34,9 +36,9 @@ from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.parameters import parameter_shapes
 from regcache_jax.encoders.serving import TILE, num_rows
 from regcache_jax.encoders.serving_program import ServingWeights, prepare, serve
-from regcache_jax.ops.aqt import QuantizedTensor
 from regcache_jax.quantization.parts import head_stack, with_rounded_stack
 from regcache_jax.quantization.quantize import quantize_kernels
+from regcache_jax.tpu.batches import cheapest, sweep
 
 Shapes = Any
 """A tree of `jax.ShapeDtypeStruct`."""
@@ -50,7 +52,7 @@ CHIPS: dict[str, tuple[str, float, float]] = {
     "v6e": ("v6e-4", 1.75e9, 1_048_576.0),
 }
 SWEEP = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 64)
-"""Batches that a sweep tries, from `batch` up and down until it gets worse on both sides."""
+"""Batches that a sweep chooses from (`batches.sweep`)."""
 
 PROGRAMS = ("flax-bf16", "bf16", "int8", "int8+registers", "int8+registers+deletion")
 INTEGER_TILE = 32
@@ -108,29 +110,28 @@ class Peer(nn.Module):
 def serving_shapes(spec: EncoderSpec, scheme: Scheme | None, registers: int = 0) -> ServingWeights:
     """What a serving program takes: the image tower in bf16, integer kernels and float32 scales where quantised, one tree a
     block, and so many registers a block."""
-    params = parameter_shapes(spec, jnp.bfloat16)["image"]
+    tower = parameter_shapes(spec, jnp.bfloat16).image
     num_blocks = spec.image.blocks.num_blocks
 
-    def rounded(params: Shapes) -> Shapes:
+    def rounded(tower: ImageTower) -> ImageTower:
         if scheme is None:
-            return params
+            return tower
         own = scheme.of_part("head")
-        if own is not None:
-            head = params["head"]
-            params = {**params, "head": with_rounded_stack(head, _rounded_stack(head_stack(head), own, 1))}
-        return {**params, "blocks": _rounded_stack(params["blocks"], scheme, num_blocks)}
+        if own is not None and tower.head is not None:
+            head = with_rounded_stack(tower.head, _rounded_stack(head_stack(tower.head), own, 1))
+            tower = tower.replace(head=head)
+        return tower.replace(blocks=_rounded_stack(tower.blocks, scheme, num_blocks))
 
     blocks = spec.image.blocks
     plan = empty_plan(num_blocks, blocks.num_heads, blocks.head_dim, registers) if registers else None
-    return jax.eval_shape(lambda params, plan: prepare(rounded(params), scheme, plan), params, plan)
+    return jax.eval_shape(lambda tower, plan: prepare(rounded(tower), scheme, plan), tower, plan)
 
 
-def _rounded_stack(blocks: Any, scheme: Scheme, num_blocks: int) -> Any:
+def _rounded_stack(blocks: Block, scheme: Scheme, num_blocks: int) -> Block:
     """Stacked blocks with integer kernels, and scales (whose values do not matter here) where they are calibrated."""
-    kept = quantize_kernels(blocks, scheme)
-    if scheme.calibrated:
-        kept["input_scale"] = {site: jnp.ones(num_blocks) for site in scheme.inputs if site not in scheme.float_sites}
-    return kept
+    calibrated = scheme.inputs if scheme.calibrated else ()
+    grids = {site: Grid(jnp.ones(num_blocks)) for site in calibrated if site not in scheme.float_sites}
+    return quantize_kernels(blocks, scheme).with_grids(grids)
 
 
 def default_schedule(spec: ImageSpec, program: str) -> Schedule:
@@ -219,41 +220,39 @@ def measure(
     }
 
 
-def best_batch(tried: dict[int, float], batches: tuple[int, ...], first: int) -> int | None:
-    """The next batch to try, going up and then down from `first` for as long as it gets better; None when both ways got worse."""
-    order = sorted({*batches, first})
-    best = min(tried, key=lambda batch: tried[batch], default=None)
-    if best is None:
-        return first
-    place = order.index(best)
-    neighbours = [order[index] for index in (place + 1, place - 1) if 0 <= index < len(order)]
-    return next((batch for batch in neighbours if batch not in tried), None)
-
-
 def _answer(request: dict[str, Any]) -> list[dict[str, Any]]:
     """What the child process does: compiles what was asked for, each program at `batch` or at its best one."""
     spec = EncoderSpec.from_json(request["spec"])
     scheme = Scheme.from_json(request["scheme"])
     schedule = None if request["schedule"] is None else Schedule(**request["schedule"])
-    rows = []
-    for name in request["programs"]:
-        tried: dict[int, dict[str, Any]] = {}
-        batch: int | None = request["batch"]
-        while batch is not None:
-            try:
-                tried[batch] = measure(request["topology"], spec, name, batch, scheme, schedule)
-            except (UserError, jax.errors.JaxRuntimeError) as error:  # absurd, or more than the chip's memory
-                tried[batch] = {
-                    "program": name,
-                    "batch": batch,
-                    "cycles_per_image": None,
-                    "fault": str(error).split("\n")[0],
-                }
-            print(json.dumps(tried[batch]), file=sys.stderr, flush=True)
-            costs = {batch: row["cycles_per_image"] or float("inf") for batch, row in tried.items()}
-            batch = best_batch(costs, SWEEP, request["batch"]) if request["sweep"] else None
-        rows.append(min(tried.values(), key=lambda row: row["cycles_per_image"] or float("inf")))
-    return rows
+    asked = request["topology"], spec, scheme, schedule
+    return [_best(name, SWEEP if request["sweep"] else (request["batch"],), *asked) for name in request["programs"]]
+
+
+def _best(
+    name: str,
+    batches: tuple[int, ...],
+    topology: str,
+    spec: EncoderSpec,
+    scheme: Scheme | None,
+    schedule: Schedule | None,
+) -> dict[str, Any]:
+    """The row of one program at the best of some batches, with the cycles an image of all that were tried (None: it cannot be)."""
+    rows: dict[int, dict[str, Any]] = {}
+
+    def cost(batch: int) -> float:
+        try:
+            row = measure(topology, spec, name, batch, scheme, schedule)
+        except (UserError, jax.errors.JaxRuntimeError) as error:  # absurd, or more than the chip's memory
+            fault = str(error).split("\n")[0]
+            row = {"program": name, "batch": batch, "cycles_per_image": None, "fault": fault}
+        rows[batch] = row
+        print(json.dumps(row), file=sys.stderr, flush=True)
+        return row["cycles_per_image"] or float("inf")
+
+    tried = sweep(cost, batches)
+    best = rows[cheapest(tried) or min(tried)]
+    return {**best, "tried": [[batch, rows[batch]["cycles_per_image"]] for batch in sorted(rows)]}
 
 
 def report(
@@ -289,10 +288,11 @@ def encoder_cycles(encoder: Encoder, topology: str = "v5e:2x2", batch: int = 32)
 
     Raises UserError for an unknown topology, where libtpu is missing, and where the compiler gives no figure."""
     check_topology(topology)
-    shapes = jax.eval_shape(lambda encoder: encoder.astype(jnp.bfloat16).params["image"], encoder)
+    named = to_names(jax.eval_shape(lambda encoder: encoder.astype(jnp.bfloat16).params, encoder))
+    shapes = {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in named.items()}
     schedule, plan = encoder.schedule, encoder.plan
     request = {
-        "spec": encoder.spec.to_json(), "topology": topology, "batch": batch, "shapes": _to_json(shapes),
+        "spec": encoder.spec.to_json(), "topology": topology, "batch": batch, "shapes": shapes,
         "scheme": None if encoder.scheme is None else encoder.scheme.running.to_json(),
         "schedule": None if schedule is None else dataclasses.asdict(schedule),
         "registers": None if plan is None else plan.key.shape[1],
@@ -313,33 +313,19 @@ def check_topology(topology: str) -> None:
         raise UserError(f"topology must be of {', '.join(CHIPS)} (v5e:2x2, say), got {topology!r}")
 
 
-def _to_json(shapes: Shapes) -> Any:
-    """A tree of shapes as JSON: dicts (a quantised kernel has `values`), and leaves as shape and dtype."""
-    if isinstance(shapes, QuantizedTensor):
-        return {"values": _to_json(shapes.values), "scale": _to_json(shapes.scale)}
-    if isinstance(shapes, dict):
-        return {name: _to_json(child) for name, child in shapes.items()}
-    return [list(shapes.shape), str(shapes.dtype)]
-
-
-def _from_json(tree: Any) -> Shapes:
-    """The inverse of `_to_json`."""
-    if isinstance(tree, list):
-        return jax.ShapeDtypeStruct(tuple(tree[0]), jnp.dtype(tree[1]))
-    children = {name: _from_json(child) for name, child in tree.items()}
-    return QuantizedTensor(**children) if "values" in children else children
-
-
 def _answer_encoder(request: dict[str, Any]) -> list[dict[str, Any]]:
     """What the child process does for `encoder_cycles`."""
     spec = EncoderSpec.from_json(request["spec"])
     image, blocks = spec.image, spec.image.blocks
     scheme = None if request["scheme"] is None else Scheme.from_json(request["scheme"])
     schedule = Schedule(0, 0, 0, 0) if request["schedule"] is None else Schedule(**request["schedule"])
-    shapes, plan = _from_json(request["shapes"]), None
+    named = {
+        name: jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(kind)) for name, (shape, kind) in request["shapes"].items()
+    }
+    tower, plan = from_names(named).image, None
     if request["registers"] is not None:
         plan = empty_plan(blocks.num_blocks, blocks.num_heads, blocks.head_dim, request["registers"])
-    weights = jax.eval_shape(lambda shapes, plan: prepare(shapes, scheme, plan), shapes, plan)
+    weights = jax.eval_shape(lambda tower, plan: prepare(tower, scheme, plan), tower, plan)
     images = jax.ShapeDtypeStruct((request["batch"], image.image_size, image.image_size, 3), jnp.bfloat16)
     compiled = compile_for(request["topology"], _features(image, schedule, scheme), weights, images)
     return [{"cycles_per_image": estimates(compiled.as_text())[0] / request["batch"]}]
@@ -372,12 +358,11 @@ def best_micro_batch(
     topology: str = "v5e:2x2",
     scheme: Scheme | None = None,
     plan: RegisterPlan | None = None,
-    first: int = 16,
 ) -> int:
-    """The batch at which a core needs the fewest cycles an image, by `report`'s sweep up and down from `first`: what an evaluation
-    or a server should cut larger batches into. Minutes; raises UserError as `report` does."""
+    """The batch at which a core needs the fewest cycles an image, by `report`'s sweep: what an evaluation or a server should cut
+    larger batches into. Minutes; raises UserError as `report` does."""
     wanted = "bf16" if scheme is None else "int8" if plan is None else "int8+registers+deletion"
-    (row,) = report(name_or_spec, topology, first, scheme, plan, sweep=True, programs=(wanted,))["programs"]
+    (row,) = report(name_or_spec, topology, scheme=scheme, plan=plan, sweep=True, programs=(wanted,))["programs"]
     return row["batch"]
 
 

@@ -99,6 +99,11 @@ def test_wrong_use_exits_2_and_says_what_would_be_right(regcache, arguments, mes
         (["run", "--config", "wrong.py", "--workdir", "w"], "config wrong.py fails: SyntaxError"),
         (["run", "--config", "other.py", "--workdir", "w"], "get_config() must return an ml_collections.ConfigDict"),
         (
+            ["run", "--config", "null.py", "--workdir", "w", "--config.classnames=x"],
+            "null.py: reference.limits: unexpected keyword argument, got 3; classnames: input should be a valid string, got None; "
+            "batch_size: input should be greater than 0, got -1",
+        ),
+        (
             ["run", "--config", "demo", "--workdir", "w", "--config.rows=plain,best"],
             "rows best are unknown; rows are plain",
         ),
@@ -119,6 +124,13 @@ def test_bad_input_gets_one_line_exit_1_and_leaves_nothing(regcache, arguments, 
     )
     (tmp_path / "wrong.py").write_text("def get_config(:")
     (tmp_path / "other.py").write_text("def get_config(): return 3")
+    (tmp_path / "null.py").write_text(
+        "from regcache_jax.configs import demo\n"
+        "def get_config():\n"
+        "    config = demo.get_config()\n"
+        "    config.classnames, config.batch_size, config.reference.limits = None, -1, 3\n"
+        "    return config\n"
+    )
     (tmp_path / "text.safetensors").write_text("this is no checkpoint")
     (tmp_path / "broken" / "bad.png").write_bytes(b"\x89PNG and nothing more")
     before = sorted(tmp_path.rglob("*"))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 import regcache_jax as rc
+from regcache_jax.quantization.methods.folding import with_blocks
 from regcache_jax.studies.planted import plant, planted_spec
 
 SEARCH = ("--registers", "1", "--batch-size", "3", "--max-trials", "30")
@@ -36,10 +36,9 @@ def folder(planted, tmp_path_factory):
         (folder / name).mkdir()
         for number in range(count):
             Image.new("RGB", (16, 16)).save(folder / name / f"{number}.png")
-    params = jax.tree.map(lambda leaf: leaf, planted.encoder.params)
-    kernel = params["image"]["blocks"]["mlp"]["fc2"]["kernel"]
-    params["image"]["blocks"]["mlp"]["fc2"]["kernel"] = kernel.at[0, 0, 0].set(jnp.nan)
-    rc.save(folder / "broken", planted.encoder.replace(params=params))
+    blocks = planted.encoder.params.image.blocks
+    fc2 = blocks.mlp.fc2.replace(kernel=blocks.mlp.fc2.floats.at[0, 0, 0].set(jnp.nan))
+    rc.save(folder / "broken", with_blocks(planted.encoder, blocks.with_layers({"fc2": fc2})))
     return folder
 
 
@@ -107,7 +106,7 @@ def test_a_planted_encoder_is_inspected_and_searched_by_command(regcache, plante
         (["search", "model", "black"], 1, "all 3 reference images are the same"),
         (["search", "broken", "pictures"], 1, "token norms of block 1 are not finite"),
         (["search", "model", "black", "--objective", "accuracy"], 1, "pictures without a class"),
-        (["search", "model", "pictures", "--registers", "0"], 2, "must be numbers of at least 1, such as 1,2, got 0"),
+        (["search", "model", "pictures", "--registers", "0"], 2, "takes numbers from 1 on, such as 1,2, got '0'"),
         (["search", "model", "pictures", "--max-minutes", "0"], 2, "0.0 is not in the range x>0"),
         (["search", "model", "pictures", "--max-block-flops", "-1"], 2, "-1.0 is not in the range x>0"),
         (["search", "model", "pictures", "--objective", "labels"], 2, "'features', 'accuracy'"),

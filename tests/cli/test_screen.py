@@ -43,6 +43,15 @@ def test_on_a_terminal_bars_count_steps_or_seconds_and_tables_are_drawn():
     assert "│ leek │ 0.500 │" in seen and "stirring:" not in seen
 
 
+def test_sentences_wrap_between_words_on_a_terminal_and_stay_one_line_in_a_pipe():
+    sentence = " ".join(["sentences"] * 20)
+    code = f"from regcache_jax.cli.screen import say, tell; say({sentence!r}); tell({sentence!r})"
+    lines = on_a_terminal(code).split("\r\n")
+    assert [len(line) for line in lines] == [79, 79, 39, 79, 79, 39, 0]  # eight, eight and four words, twice
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == done.stderr == sentence + "\n"
+
+
 def test_in_a_pipe_a_line_says_what_begins_and_one_how_long_it_took():
     done = subprocess.run([sys.executable, "-c", JOB], capture_output=True, text=True, check=True)
     assert re.fullmatch(r"stirring \.\.\.\nstirring: 0\.\d s\nwaiting \.\.\.\nwaiting: 0\.\d s\n", done.stderr)

@@ -84,9 +84,9 @@ def test_features_and_logits_are_those_of_big_visions_own_code(tmp_path, layout)
     pictures = np.random.RandomState(0).randn(2, PATCH * GRID, PATCH * GRID, 3).astype(np.float32)
     ids = np.random.RandomState(1).randint(0, VOCABULARY, (2, CONTEXT)).astype(np.int32)
     # ids that no tokenizer makes, which `encode_text` would refuse
-    texts = normalize(text_features(encoder.params["text"], jnp.asarray(ids), encoder.spec.text)[0])
+    texts = normalize(text_features(encoder.params.text, jnp.asarray(ids), encoder.spec.text)[0])
     images = encode_image(encoder, jnp.asarray(pictures))
-    logits = images @ texts.T * jnp.exp(encoder.params["logit_scale"]) + encoder.params["logit_bias"]
+    logits = images @ texts.T * jnp.exp(encoder.params.logit_scale) + encoder.params.logit_bias
     for ours, theirs in zip((images[:, :6], texts[:, :6], logits), GOLDEN[layout], strict=True):
         np.testing.assert_allclose(ours, theirs, atol=3e-6)  # unit vectors, float32, another order of addition
     assert set(converters.export(encoder, layout)) == set(arrays)

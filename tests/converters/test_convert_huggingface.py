@@ -54,7 +54,8 @@ def test_logits_of_a_pair_are_those_of_transformers(tmp_path, make):
         pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
         wanted = network(input_ids=torch.from_numpy(ids.astype(np.int64)), pixel_values=pixels).logits_per_image.numpy()
     ours = encode_image(encoder, jnp.asarray(images)) @ encode_text(encoder, jnp.asarray(ids)).T
-    ours = ours * jnp.exp(encoder.params["logit_scale"]) + encoder.params.get("logit_bias", 0.0)
+    ours = ours * jnp.exp(encoder.params.logit_scale)
+    ours = ours if encoder.params.logit_bias is None else ours + encoder.params.logit_bias
     np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-4)  # logits of size ten: 1e-5 of the largest
 
 
@@ -123,7 +124,7 @@ def test_bfloat16_storage_keeps_the_direction_of_features(tmp_path, make):
     source = save_random(make(), tmp_path / "source")
     exact = checkpoints.load(converters.convert(source, tmp_path / "exact")).encoder
     short = checkpoints.load(converters.convert(source, tmp_path / "short", dtype="bfloat16")).encoder
-    assert short.dtype == jnp.bfloat16 and short.params["logit_scale"].dtype == jnp.float32
+    assert short.dtype == jnp.bfloat16 and short.params.logit_scale.dtype == jnp.float32
     images, _ = random_inputs(exact, 2)
     cosine = jnp.sum(encode_image(exact, jnp.asarray(images)) * encode_image(short, jnp.asarray(images)), axis=-1)
     assert float(cosine.min()) > 0.999  # eight bits of mantissa: about 0.4 % a number, averaged over the width

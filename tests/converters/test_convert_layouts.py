@@ -11,7 +11,6 @@ import pytest
 import torch
 import transformers
 from flax import serialization
-from flax.traverse_util import flatten_dict
 from randomized import CLIP_TEXT, SIGLIP_TEXT, SMALL_IMAGE, clip, draw_parameters, save_random, siglip
 from regcache_jax.converters import sources
 from regcache_jax.converters.conversion import FORMATS, at_image_size, read_checkpoint
@@ -20,6 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from regcache_jax import converters
 from regcache_jax.core.errors import UserError
+from regcache_jax.core.names import from_tree, to_names
+from regcache_jax.core.sites import Parameters
 from regcache_jax.encoders.encoder import encode
 from regcache_jax.models import folder as checkpoints
 
@@ -115,8 +116,8 @@ def test_openais_torchscript_archive_is_read_without_running_it(tmp_path, clip_p
     torch.jit.trace(Tower(state), torch.zeros(1)).save(str(tmp_path / "ViT.pt"))
     ours = read(tmp_path / "ViT.pt")
     rounded = jax.tree.map(lambda array: array.astype(np.float16).astype(np.float32), encoder.params)
-    kernel = ours.params["image"]["blocks"]["mlp"]["fc1"]["kernel"]
-    wanted = (rounded if half else encoder.params)["image"]["blocks"]["mlp"]["fc1"]["kernel"]
+    kernel = ours.params.image.blocks.mlp.fc1.kernel
+    wanted = (rounded if half else encoder.params).image.blocks.mlp.fc1.kernel
     np.testing.assert_array_equal(kernel, wanted, strict=True)
     if not half:
         assert_same_tree(ours.params, encoder.params)
@@ -143,7 +144,7 @@ def test_open_clip_and_timm_files_give_the_same_siglip(tmp_path):
     ):
         save_file(state, tmp_path / f"{name}.safetensors")
         ours = read(tmp_path / f"{name}.safetensors")
-        assert_same_tree(ours.params["image"], encoder.params["image"])
+        assert_same_tree(ours.params.image, encoder.params.image)
         assert ours.spec.image.blocks.activation == "gelu"  # timm's exact GELU for all but a few sizes
     assert_same_tree(read(tmp_path / "open_clip.safetensors").params, encoder.params)
 
@@ -152,7 +153,7 @@ def test_a_timm_file_gives_the_same_image_tower_of_clip(tmp_path, clip_pair):
     encoder, state, _ = clip_pair
     save_file(layouts.timm_from_clip(state, 3), tmp_path / "timm.safetensors")
     ours = read(tmp_path / "timm.safetensors", name="openai/clip-vit-base-patch16")
-    assert_same_tree(ours.params, {"image": encoder.params["image"]})
+    assert_same_tree(ours.params, Parameters(encoder.params.image))
     assert ours.spec.image == encoder.spec.image and ours.spec.text is None
     with pytest.raises(UserError, match="which GELU it was trained with; name its row"):
         read(tmp_path / "timm.safetensors")
@@ -175,7 +176,7 @@ def test_a_vision_tower_is_read_by_the_names_of_transformers_4_and_of_5(tmp_path
         folder = as_vision_tower(tmp_path / version, state, prefix)
         (folder / "config.json").write_text(json.dumps({**config, "model_type": f"{family}_vision_model"}))
         ours = read(folder)
-        assert_same_tree(ours.params["image"], {k: v for k, v in encoder.params["image"].items() if k != "projection"})
+        assert_same_tree(ours.params.image, encoder.params.image.replace(projection=None))
         assert ours.spec.image == dataclasses.replace(encoder.spec.image, projection=None)
 
 
@@ -323,7 +324,7 @@ def test_dinov2_from_hugging_face_meta_and_timm_is_one_encoder(tmp_path, registe
 def test_dinov2_folders_give_the_hidden_states_of_transformers_at_another_image_size(tmp_path, registers, gated):
     dinov2(registers, gated).save_pretrained(tmp_path / "source")
     encoder = read(tmp_path / "source")
-    assert encoder.spec.image.num_registers == registers and encoder.spec.image.blocks.gated_mlp == gated
+    assert encoder.spec.image.trained_registers == registers and encoder.spec.image.blocks.gated_mlp == gated
     for pixels in (40, 24):  # the trained size, and a smaller one: positions are interpolated
         sized = encoder.replace(spec=at_image_size(encoder.spec, pixels))
         for row in converters.check(str(tmp_path / "source"), sized):
@@ -347,7 +348,7 @@ def test_a_big_vision_file_gives_the_same_siglip(tmp_path, siglip_pair, scan, pr
     assert ours.spec.preprocessing.filter == "bilinear_tf"
     image_only = read(f"{tmp_path / 'siglip.npz'}:img")
     assert image_only.spec.text is None
-    assert_same_tree(image_only.params, {"image": encoder.params["image"]})
+    assert_same_tree(image_only.params, Parameters(encoder.params.image))
 
 
 @pytest.mark.parametrize("layout", ["big_vision", "big_vision scanned"])
@@ -381,9 +382,9 @@ def test_bfloat16_leaves_of_a_big_vision_file_are_recognised(tmp_path, siglip_pa
     short = {name: array.astype(jnp.bfloat16) for name, array in layouts.big_vision_from_siglip(state, 3, 2, 4).items()}
     np.savez(tmp_path / "siglip.npz", **short)
     ours = read(tmp_path / "siglip.npz")
-    kernel = encoder.params["image"]["blocks"]["mlp"]["fc1"]["kernel"]
+    kernel = encoder.params.image.blocks.mlp.fc1.kernel
     np.testing.assert_array_equal(
-        ours.params["image"]["blocks"]["mlp"]["fc1"]["kernel"], kernel.astype(jnp.bfloat16).astype(np.float32)
+        ours.params.image.blocks.mlp.fc1.kernel, kernel.astype(jnp.bfloat16).astype(np.float32)
     )
 
 
@@ -393,7 +394,7 @@ def test_a_text_position_table_that_early_big_vision_files_hold_twice_is_added_u
     half = arrays["txt/pos_embedding"] / 2
     np.savez(tmp_path / "siglip.npz", **{**arrays, "txt/pos_embedding": half, "txt/Encoder_0/pos_embedding": half})
     np.testing.assert_array_equal(
-        read(tmp_path / "siglip.npz").params["text"]["position_embedding"], encoder.params["text"]["position_embedding"]
+        read(tmp_path / "siglip.npz").params.text.position_embedding, encoder.params.text.position_embedding
     )
 
 
@@ -404,18 +405,18 @@ def test_every_table_is_its_own_inverse(format, clip_pair, siglip_pair, tmp_path
         dinov2(4 if "registers" in format else 0, gated=False).save_pretrained(tmp_path)
         encoder = read(tmp_path)
         if format == "timm DINOv2 with registers":
-            encoder.params["image"]["position_embedding"][0] = 0.0  # the class token's position, which it cannot hold
+            encoder.params.image.position_embedding[0] = 0.0  # the class token's position, which it cannot hold
     else:
         encoder = clip_pair[0] if "CLIP" in format else siglip_pair[0]
-    params = {"image": encoder.params["image"]} if format.startswith("timm") else encoder.params
+    params = Parameters(encoder.params.image) if format.startswith("timm") else encoder.params
     written = converters.export(encoder.replace(params=params), format)
     stored = {
         name: StoredTensor(array.shape, array.dtype, "memory", lambda array=array: array)
         for name, array in written.items()
     }
     table = next(entry for entry in FORMATS if entry.name == format)
-    shapes = {path: leaf.shape for path, leaf in flatten_dict(params, sep="/").items()}
-    assert_same_tree(assemble(stored, table.rules, shapes), params)
+    shapes = {path: leaf.shape for path, leaf in to_names(params).items()}
+    assert_same_tree(from_tree(assemble(stored, table.rules, shapes)), params)
 
 
 def test_choices_replace_what_the_layout_says_and_stand_in_the_folder(tmp_path):

@@ -10,9 +10,9 @@ import pytest
 import small_encoders as small
 
 from regcache_jax.core.errors import UserError
-from regcache_jax.core.scheme import SITES, Rule, Scheme, most_sensitive
-from regcache_jax.encoders.blocks import dense
+from regcache_jax.core.scheme import SITES, Rule, Scheme
 from regcache_jax.encoders.encoder import encode_image
+from regcache_jax.encoders.rounding import Run, dense
 from regcache_jax.quantization.quantize import quantize
 
 encode = jax.jit(encode_image)
@@ -65,11 +65,6 @@ def test_wrong_combinations_are_refused():
         Rule(("conv",))
 
 
-def test_the_most_sensitive_cells_come_largest_first():
-    errors = np.array([[0.1, 0.2, 0.3, 0.9], [0.2, 0.8, 0.0, 0.4]])
-    assert most_sensitive(errors, 3) == [("fc2", 0), ("out", 1), ("fc2", 1)]
-
-
 def test_a_scheme_by_name():
     assert Scheme.named("w4") == Scheme(weight_bits=4, activations="float")
     assert (Scheme.named("w4").name, Scheme(6, 4).name) == ("w4", "w6a4")
@@ -81,11 +76,9 @@ def test_sites_left_in_float_in_some_blocks_run_in_float_there_and_nowhere_else(
     everything = tuple((site, block) for site in SITES for block in (0, 2))
     scheme = Scheme(4, 4).keep_in_float(everything)
     quantized = quantize(encoder, images, scheme)
-    fc2 = quantized.params["image"]["blocks"]["mlp"]["fc2"]
-    np.testing.assert_array_equal(
-        fc2["float_kernel"], encoder.params["image"]["blocks"]["mlp"]["fc2"]["kernel"][jnp.array([0, 2])]
-    )
-    assert not fc2["kernel"].values[0].any() and fc2["kernel"].values[1].any()
+    fc2 = quantized.params.image.blocks.mlp.fc2
+    np.testing.assert_array_equal(fc2.float_kernel, encoder.params.image.blocks.mlp.fc2.kernel[jnp.array([0, 2])])
+    assert not fc2.kernel.values[0].any() and fc2.kernel.values[1].any()
     whole = quantize(encoder, images, scheme.keep_in_float((site, 1) for site in SITES))
     np.testing.assert_allclose(encode(whole, images), encode(encoder, images), atol=1e-5)  # every block in float
     assert not np.allclose(encode(quantized, images), encode(encoder, images), atol=1e-3)
@@ -98,19 +91,18 @@ def test_sites_left_in_float_in_some_blocks_run_in_float_there_and_nowhere_else(
 def test_zero_points_are_folded_into_the_bias_by_hand():
     encoder, images = small.encoder("siglip"), small.images(16)
     quantized = quantize(encoder, images, Scheme(8, 8, symmetric=False))
-    blocks = quantized.params["image"]["blocks"]
-    scale, offset = float(blocks["input_scale"]["fc2"][1]), float(blocks["input_offset"]["fc2"][1])
+    blocks = quantized.params.image.blocks
+    scale, offset = float(blocks.grids.fc2.scale[1]), float(blocks.grids.fc2.offset[1])
     zero_point = offset / scale
     assert abs(zero_point - round(zero_point)) < 1e-4 and zero_point < -20  # GELU: far more above zero than below
     inputs = np.random.default_rng(0).uniform(-0.2, 2.0, (1, 3, 40)).astype(np.float32)
     stored = np.clip(np.round((inputs.astype(np.float64) + offset) / scale), -127, 127)
-    weight = np.asarray(blocks["mlp"]["fc2"]["kernel"].dequantize()[1], np.float64)
-    bias = np.asarray(encoder.params["image"]["blocks"]["mlp"]["fc2"]["bias"][1], np.float64)
+    weight = np.asarray(blocks.mlp.fc2.kernel.dequantize()[1], np.float64)
+    bias = np.asarray(encoder.params.image.blocks.mlp.fc2.bias[1], np.float64)
     expected = (stored - round(zero_point)) * scale @ weight + bias
     block = jax.tree.map(lambda leaf: leaf[1], blocks)
     (found,) = dense(
-        jnp.asarray(inputs), (block["mlp"]["fc2"],), 1,
-        block=block, site="fc2", scheme=quantized.scheme, leading=(0, 0), present=None,
+        jnp.asarray(inputs), (block.mlp.fc2,), "fc2", Run(encoder.spec.image.blocks, quantized.scheme), block.grids.fc2
     )  # fmt: skip
     np.testing.assert_allclose(found, expected, atol=2e-5)  # float32 beside float64
 
@@ -145,7 +137,7 @@ def test_every_scheme_multiplies_int8_by_int8_into_int32_and_stores_int8(name):
     assert all("xi8>" in line and "xi32>" in line for line in integer)
     # in float: patches, q k^T and p v of each scan, the projection, a rotation forth and back, fc2 where a rule says so
     assert len(floats) == FLOATS.get(name, 4)
-    kernels = quantized.params["image"]["blocks"]["mlp"]["fc1"]["kernel"].values
+    kernels = quantized.params.image.blocks.mlp.fc1.kernel.values
     assert kernels.dtype == jnp.int8
 
 
@@ -153,7 +145,7 @@ def test_every_scheme_multiplies_int8_by_int8_into_int32_and_stores_int8(name):
 def test_weights_alone_are_int8_and_multiply_as_floats():
     encoder, images = small.encoder("clip"), small.images(8)
     quantized = quantize(encoder, None, Scheme.named("w8"))
-    assert quantized.params["image"]["blocks"]["mlp"]["fc1"]["kernel"].values.dtype == jnp.int8
+    assert quantized.params.image.blocks.mlp.fc1.kernel.values.dtype == jnp.int8
     np.testing.assert_allclose(
         encode(quantized, images), encode(encoder, images), atol=0.02
     )  # 8-bit rounding of weights
@@ -207,9 +199,9 @@ def test_an_exported_program_keeps_int8_and_gives_the_same_features(name):
 @pytest.mark.slow
 def test_folded_biases_and_offsets_stay_float32_in_a_bfloat16_encoder():
     quantized = quantize(small.encoder("clip"), small.images(8), Scheme(symmetric=False)).astype(jnp.bfloat16)
-    blocks = quantized.params["image"]["blocks"]
-    assert blocks["mlp"]["fc2"]["bias"].dtype == blocks["input_offset"]["fc2"].dtype == jnp.float32
-    assert blocks["norm1"]["scale"].dtype == jnp.bfloat16
+    blocks = quantized.params.image.blocks
+    assert blocks.mlp.fc2.bias.dtype == blocks.grids.fc2.offset.dtype == jnp.float32
+    assert blocks.norm1.scale.dtype == jnp.bfloat16
     assert np.isfinite(np.asarray(encode(quantized, small.images(2)), np.float32)).all()
 
 

@@ -22,7 +22,7 @@ def test_a_spec_survives_json(spec):
 def test_tokens_are_class_token_trained_registers_and_patches(kind):
     image = SPECS[kind].image
     assert image.num_tokens == {"map": 16, "mean": 16, "clip": 17, "dino": 19}[kind]
-    assert image.leading == {"map": (0, 0), "mean": (0, 0), "clip": (1, 0), "dino": (1, 2)}[kind]
+    assert image.protected == {"map": (0, 0), "mean": (0, 0), "clip": (1, 0), "dino": (1, 2)}[kind]
 
 
 def test_pixels_that_fill_no_patch_are_dropped():

@@ -63,16 +63,16 @@ def test_text_features_are_those_of_the_implementation_it_was_trained_with(model
 def test_outliers_enter_the_residual_stream_in_block_4(model, images):
     spec = model.encoder.spec.image
     output = image_features(
-        model.encoder.params["image"], images, spec, collect={"norm": lambda trace: linf_norm(trace.hidden)}
+        model.encoder.params.image, images, spec, collect={"norm": lambda trace: linf_norm(trace.hidden)}
     )
     largest = output.collected["norm"].max(axis=(1, 2))
     np.testing.assert_allclose(largest, BLOCK_INPUTS, rtol=1e-3)  # float32 sums in another order, written with 4 digits
 
 
 def test_its_norms_carry_the_factor_48_in_one_dimension_of_blocks_5_to_7(model):
-    blocks = model.encoder.params["image"]["blocks"]
+    blocks = model.encoder.params.image.blocks
     for norm in ("norm1", "norm2"):
-        gains = np.sort(np.abs(np.asarray(blocks[norm]["scale"])), axis=-1)
+        gains = np.sort(np.abs(np.asarray(getattr(blocks, norm).scale)), axis=-1)
         assert (gains[5:, -1] > 10 * gains[5:, -2]).all()
         assert (gains[:5, -1] < 3 * gains[:5, -2]).all()
 
@@ -90,13 +90,13 @@ def test_it_has_1_8_million_image_and_a_quarter_million_text_parameters():
 
 def test_weights_were_shipped_in_float16_and_are_finite(model):
     for leaf in (
-        model.encoder.params["image"]["blocks"]["mlp"]["fc1"]["kernel"],
-        model.encoder.params["text"]["embedding"],
+        model.encoder.params.image.blocks.mlp.fc1.kernel,
+        model.encoder.params.text.embedding,
     ):
         values = np.asarray(leaf)
         assert np.isfinite(values).all()
         np.testing.assert_array_equal(values, values.astype(np.float16).astype(np.float32))
-    assert float(model.encoder.params["logit_scale"]) == pytest.approx(2.673828125)  # log of the temperature
+    assert float(model.encoder.params.logit_scale) == pytest.approx(2.673828125)  # log of the temperature
 
 
 @pytest.mark.slow

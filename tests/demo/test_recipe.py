@@ -58,7 +58,7 @@ def image():
         around = 1.0 if path[-1].key == "scale" else 0.0
         return jnp.asarray(around + 0.1 * rng.normal(size=shape.shape).astype(np.float32))
 
-    return jax.tree_util.tree_map_with_path(draw, parameter_shapes(SMALL)["image"])
+    return jax.tree_util.tree_map_with_path(draw, parameter_shapes(SMALL).image)
 
 
 @jax.jit
@@ -72,7 +72,7 @@ def look(image, pictures, prefix=None, mlp_kept=None):
 @pytest.mark.slow
 def test_training_sees_what_the_encoder_computes(image, pictures):
     seen = look(image, pictures)
-    encoder = Encoder({"image": image}, spec=SMALL)
+    encoder = Encoder(Parameters(image), spec=SMALL)
     np.testing.assert_allclose(seen.features, encode_image(encoder, pictures * 2 - 1), atol=2e-6)  # order of sums
 
 
@@ -87,8 +87,8 @@ def test_every_picture_has_its_own_register_and_its_own_skipped_mlps(image, pict
         lambda image, picture, plan: image_features(image, picture * 2 - 1, SMALL.image, plan=plan).features
     )
     for number, skipped in enumerate((2, 6)):
-        fc2 = {name: leaf.at[skipped].set(0.0) for name, leaf in image["blocks"]["mlp"]["fc2"].items()}
-        without = {**image, "blocks": {**image["blocks"], "mlp": {**image["blocks"]["mlp"], "fc2": fc2}}}
+        fc2 = jax.tree.map(lambda leaf, skipped=skipped: leaf.at[skipped].set(0.0), image.blocks.mlp.fc2)
+        without = image.replace(blocks=image.blocks.with_layers({"fc2": fc2}))
         plan = make_plan(key[number], value[number], copies=float(copies[number]), start=int(start[number]))
         expected = normalize(alone(without, pictures[number : number + 1], plan))[0]
         np.testing.assert_allclose(seen.features[number], expected, atol=2e-6)  # order of sums
@@ -127,13 +127,13 @@ def test_planting_takes_the_least_used_dimensions_and_touches_only_planted_units
     probe = {"kernel": jnp.arange(32, dtype=jnp.float32), "bias": jnp.zeros(())}
     planted, place = circuit.plant(image, probe, usage, 4)
     assert place == PLACE
-    before, after = image["blocks"]["mlp"], planted["blocks"]["mlp"]
-    gate = after["fc1"]["kernel"][4, :, :2]
+    before, after = image.blocks.mlp, planted.blocks.mlp
+    gate = after.fc1.kernel[4, :, :2]
     np.testing.assert_allclose(jnp.linalg.norm(gate, axis=0), 2.0, rtol=1e-6)
-    np.testing.assert_array_equal(np.flatnonzero(after["fc2"]["kernel"][4, 0]), [17, 30])
-    np.testing.assert_array_equal(np.flatnonzero(after["fc1"]["kernel"][5, :, 0]), [17, 30])
-    np.testing.assert_array_equal(before["fc1"]["kernel"][..., 2:], after["fc1"]["kernel"][..., 2:])
-    np.testing.assert_array_equal(before["fc2"]["kernel"][:4], after["fc2"]["kernel"][:4])
+    np.testing.assert_array_equal(np.flatnonzero(after.fc2.kernel[4, 0]), [17, 30])
+    np.testing.assert_array_equal(np.flatnonzero(after.fc1.kernel[5, :, 0]), [17, 30])
+    np.testing.assert_array_equal(before.fc1.kernel[..., 2:], after.fc1.kernel[..., 2:])
+    np.testing.assert_array_equal(before.fc2.kernel[:4], after.fc2.kernel[:4])
 
 
 @pytest.mark.slow
@@ -162,11 +162,11 @@ def test_rescaling_the_bundled_encoder_changes_its_outliers_and_not_its_features
         output = image_features(image, images, SPEC.image, collect=collect)
         return normalize(output.features), output.collected
 
-    image = model.encoder.params["image"]
+    image = model.encoder.params.image
     (before, large), (after, small) = run(image), run(circuit.rescale(image, BUNDLED, factor, hidden_factor))
     np.testing.assert_allclose(after, before, atol=2e-5)  # float32, with values of several hundred on the way
     np.testing.assert_allclose(small["qkv"][5:] / large["qkv"][5:], max(factor, 1 / 48 * 1.3), rtol=0.3)
-    np.testing.assert_allclose(small["fc2"][4:6] / large["fc2"][4:6], hidden_factor, rtol=0.05)
+    np.testing.assert_allclose(small.fc2[4:6] / large.fc2[4:6], hidden_factor, rtol=0.05)
     np.testing.assert_allclose(small["qkv"][:5], large["qkv"][:5], rtol=1e-4)
 
 
@@ -304,17 +304,15 @@ def test_the_base_phase_learns_names_and_then_tells_concepts_apart(few):
 @pytest.mark.parametrize("phase", shortened(PHASES[1:], 3), ids=lambda phase: phase.name)
 def test_every_phase_with_a_circuit_takes_steps_with_finite_losses(phase, few):
     state = prepare(initial_state(SMALL, 0), phase, SMALL, few)
-    planted = state.trained["encoder"]["image"]
+    planted = state.trained["encoder"].image
     state, history = train(state, phase, few, size=8)
     assert int(state.step) == 3 and all(np.isfinite(list(row.values())).all() for row in history)
-    trained = state.trained["encoder"]["image"]
+    trained = state.trained["encoder"].image
     assert all(
         (a != b).any()
-        for a, b in zip(
-            jax.tree.leaves(planted["blocks"]["mlp"]), jax.tree.leaves(trained["blocks"]["mlp"]), strict=True
-        )
+        for a, b in zip(jax.tree.leaves(planted.blocks.mlp), jax.tree.leaves(trained.blocks.mlp), strict=True)
     )
-    position = np.asarray(trained["position_embedding"])
+    position = np.asarray(trained.position_embedding)
     assert (position[:, state.circuit.massive] == 0).all() == phase.reserved
     encoders = [exported(state, SMALL, factor) for factor in (1.0, 48.0)]
     pictures = jnp.asarray(make_batch(few, 4, 1, 0).images) * 2 - 1

@@ -17,6 +17,7 @@ from regcache_jax.core.plan import BlockRegister, Schedule, empty_plan
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.encoders.blocks import run_blocks
 from regcache_jax.encoders.encoder import encode_image, normalize
+from regcache_jax.encoders.rounding import Run
 from regcache_jax.encoders.serving import TokenRegister, segments, serve_blocks, serve_tokens, token_rows
 from regcache_jax.encoders.vision import image_features, serve_image
 from regcache_jax.ops.attention import attend, attend_reference
@@ -25,14 +26,14 @@ from regcache_jax.quantization.quantize import quantize
 # The same numbers added up in another order, through four blocks whose values are of order one.
 ORDER = {"rtol": 2e-5, "atol": 2e-5}
 blocks_of = st.integers(0, 4)
-PARAMS = {kind: small_encoder(kind).params["image"] for kind in KINDS}
+PARAMS = {kind: small_encoder(kind).params.image for kind in KINDS}
 
 
 @functools.partial(jax.jit, static_argnames=("kind",))
 def hidden_by_block(params, hidden, plan, *, kind):
     spec = SPECS[kind].image
     output = run_blocks(
-        params["blocks"], hidden, spec.blocks, plan=plan, leading=spec.leading, collect={"hidden": lambda t: t.hidden}
+        params.blocks, hidden, Run(spec.blocks, None, spec.protected), plan=plan, collect={"hidden": lambda t: t.hidden}
     )
     return jnp.concatenate([output.collected["hidden"], output.hidden[None]])
 
@@ -55,10 +56,10 @@ def test_blocks_before_the_registers_enter_are_bit_equal_to_a_plan_that_does_not
 @pytest.mark.parametrize("kind", KINDS)
 def test_from_the_block_where_registers_leave_they_change_no_bit(kind):
     params, spec = PARAMS[kind], SPECS[kind].image
-    run = jax.jit(functools.partial(run_blocks, spec=spec.blocks, leading=spec.leading, start=3, stop=4))
+    run = jax.jit(functools.partial(run_blocks, run=Run(spec.blocks, None, spec.protected), start=3))
     middle = hidden_by_block(params, random_hidden(kind), random_plan(start=1, stop=3), kind=kind)[3]
-    left = run(params["blocks"], middle, plan=random_plan(start=1, stop=3)).hidden
-    np.testing.assert_array_equal(left, run(params["blocks"], middle, plan=empty_plan(4, 4, 8)).hidden)
+    left = run(params.blocks, middle, plan=random_plan(start=1, stop=3)).hidden
+    np.testing.assert_array_equal(left, run(params.blocks, middle, plan=empty_plan(4, 4, 8)).hidden)
 
 
 @pytest.mark.parametrize("copies", [1, 4, 15])
@@ -95,7 +96,7 @@ def test_the_gradient_in_the_copies_is_finite_and_that_of_finite_differences():
     @jax.jit
     def loss(log_copies):
         plan = registers.replace(copies=jnp.exp(log_copies))
-        return jnp.sum(jnp.square(run_blocks(params["blocks"], hidden, BLOCKS, plan=plan).hidden)) / 1000
+        return jnp.sum(jnp.square(run_blocks(params.blocks, hidden, Run(BLOCKS), plan=plan).hidden)) / 1000
 
     for at in (-8.0, 0.0, 2.5):
         slope = jax.grad(loss)(jnp.float32(at))
@@ -122,11 +123,12 @@ def test_the_token_form_equals_the_kv_form(kind, start, stop, count):
     def both(blocks, hidden, plan):
         key, value = token_rows(blocks, token, spec.blocks, schedule)
         plan = plan.replace(key=key, value=value)
-        as_rows = serve_blocks(blocks, hidden, spec.blocks, schedule, plan.rows(), leading=spec.leading)
-        as_tokens = serve_tokens(blocks, hidden, spec.blocks, schedule, token, leading=spec.leading)
+        run = Run(spec.blocks, None, spec.protected)
+        as_rows = serve_blocks(blocks, hidden, run, schedule, plan.rows())
+        as_tokens = serve_tokens(blocks, hidden, run, schedule, token)
         return as_tokens.hidden, as_rows.hidden
 
-    np.testing.assert_allclose(*both(params["blocks"], hidden, plan), **ORDER)
+    np.testing.assert_allclose(*both(params.blocks, hidden, plan), **ORDER)
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "scheme"))
@@ -179,14 +181,14 @@ def test_search_form_equals_serving_form_with_integer_kernels(activations, tile)
     @jax.vmap
     def served(image):
         arguments = image[None], spec, encoder.schedule, plan, encoder.scheme, tile
-        return normalize(serve(encoder.params["image"], *arguments)[0])[0]
+        return normalize(serve(encoder.params.image, *arguments)[0])[0]
 
-    searched = search(encoder.params["image"], images, encoder.scheme)
+    searched = search(encoder.params.image, images, encoder.scheme)
     errors = np.abs(searched - served(images)).max(axis=1)
     # Sums in another order put an activation on the other side of a rounding boundary now and then. Such an image differs by some
     # steps of an integer, less than rounding itself costs; the others do not.
     assert np.median(errors) < 1e-5
-    assert (errors < np.abs(searched - search(exact.params["image"], images, None)).max(axis=1)).all()
+    assert (errors < np.abs(searched - search(exact.params.image, images, None)).max(axis=1)).all()
 
 
 @pytest.mark.slow
@@ -204,11 +206,13 @@ def test_every_plan_runs_in_one_program():
 def test_a_traced_first_block_steps_over_the_earlier_ones():
     params, hidden = PARAMS["map"], random_hidden("map")
     run = jax.jit(
-        lambda hidden, start: run_blocks(params["blocks"], hidden, BLOCKS, start=start, collect={"i": lambda t: t.fc2})
+        lambda hidden, start: run_blocks(
+            params.blocks, hidden, Run(BLOCKS), start=start, collect={"i": lambda t: t.fc2}
+        )
     )
     for start in range(4):
         traced = run(hidden, jnp.int32(start))
-        static = jax.jit(functools.partial(run_blocks, spec=BLOCKS, start=start))(params["blocks"], hidden)
+        static = jax.jit(functools.partial(run_blocks, run=Run(BLOCKS), start=start))(params.blocks, hidden)
         np.testing.assert_allclose(traced.hidden, static.hidden, **ORDER)
         assert (np.asarray(traced.collected["i"][:start]) == 0).all()
     assert run._cache_size() == 1
@@ -244,7 +248,7 @@ def test_unrolled_vmapped_pmapped_and_sharded_runs_agree_with_one_device(integer
     np.testing.assert_allclose(np.asarray(jax.jit(encode_image)(encoder, sharded)), one, **near)
     vmapped = jax.jit(jax.vmap(encode_image, in_axes=(None, 0)))(encoder, jnp.asarray(images)[:, None])
     np.testing.assert_allclose(np.asarray(vmapped)[:, 0], one, **near)
-    params, spec = encoder.params["image"], encoder.spec.image
+    params, spec = encoder.params.image, encoder.spec.image
     unrolled, _ = serve(params, jnp.asarray(images), spec, encoder.schedule, encoder.plan, encoder.scheme, unroll=True)
     np.testing.assert_allclose(normalize(unrolled), one, **near)
 

@@ -9,7 +9,7 @@ import pytest
 from small import KINDS, SPECS, pictures, random_plan, small_encoder
 
 from regcache_jax.core.errors import UserError
-from regcache_jax.core.scheme import Scheme
+from regcache_jax.core.scheme import SITES, Scheme
 from regcache_jax.encoders.encoder import Encoder, encode, encode_image, encode_text, normalize
 from regcache_jax.encoders.vision import pool
 from regcache_jax.quantization.quantize import quantize
@@ -88,11 +88,11 @@ def test_bfloat16_reaches_every_float_weight_and_nothing_that_integers_need():
     encoder = quantize(small_encoder("dino"), pictures(2), Scheme(), random_plan(start=1)).astype(jnp.bfloat16)
     assert encoder.dtype == jnp.bfloat16
     found = {str(leaf.dtype) for leaf in jax.tree.leaves(encoder.plan.key)}
-    blocks = encoder.params["image"]["blocks"]
-    for layer in (*blocks["attention"].values(), *blocks["mlp"].values()):
-        assert (layer["kernel"].values.dtype, layer["kernel"].scale.dtype) == (jnp.int8, jnp.float32)
-    assert {str(scale.dtype) for scale in blocks["input_scale"].values()} | found == {"float32"}
-    for leaf in (blocks["norm1"]["scale"], blocks["layer_scale1"], encoder.params["image"]["class_token"]):
+    blocks = encoder.params.image.blocks
+    for layer in (layer for site in SITES for layer in blocks.layers(site).values()):
+        assert (layer.kernel.values.dtype, layer.kernel.scale.dtype) == (jnp.int8, jnp.float32)
+    assert {str(scale.dtype) for scale in (blocks.grids.of(site).scale for site in SITES)} | found == {"float32"}
+    for leaf in (blocks.norm1.scale, blocks.layer_scale1, encoder.params.image.class_token):
         assert leaf.dtype == jnp.bfloat16
 
 
@@ -111,7 +111,7 @@ def test_bfloat16_features_point_where_float32_features_do(kind):
 @pytest.mark.parametrize("kind", ["mean", "map"])
 def test_pooling_is_blind_to_tokens_that_are_not_there(kind):
     encoder = small_encoder(kind)
-    params, spec = encoder.params["image"], encoder.spec.image
+    params, spec = encoder.params.image, encoder.spec.image
     hidden = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 32)), jnp.float32)
     present = jnp.broadcast_to(jnp.arange(16) != 5, (2, 16))
     loud = hidden.at[:, 5].set(1e3)

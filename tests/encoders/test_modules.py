@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from small import KINDS, SPECS, pictures, small_encoder
 
+from regcache_jax.core.names import to_tree
 from regcache_jax.encoders.encoder import init_params
 from regcache_jax.encoders.modules import ImageTower, TextTower, TwoTower
 from regcache_jax.encoders.parameters import parameter_shapes
@@ -28,7 +29,7 @@ def test_init_gives_the_tree_of_the_parameter_table(kind):
     ids = None if spec.text is None else IDS
     drawn = jax.eval_shape(TwoTower(spec).init, jax.random.key(0), jnp.asarray(pictures(1)), ids)["params"]
     assert shapes(drawn) == shapes(parameter_shapes(spec))
-    assert shapes(drawn) == shapes(jax.eval_shape(lambda rng: init_params(spec, rng), jax.random.key(0)))
+    assert shapes(drawn) == shapes(to_tree(jax.eval_shape(lambda rng: init_params(spec, rng), jax.random.key(0))))
 
 
 @pytest.mark.slow
@@ -36,9 +37,11 @@ def test_init_gives_the_tree_of_the_parameter_table(kind):
 def test_apply_gives_the_functional_tower_s_features_to_the_last_bit(kind):
     encoder, images = small_encoder(kind), jnp.asarray(pictures(2))
     spec, params = encoder.spec, encoder.params
-    applied, texts = jax.jit(TwoTower(spec).apply)({"params": params}, images, None if spec.text is None else IDS)
+    applied, texts = jax.jit(TwoTower(spec).apply)(
+        {"params": to_tree(params)}, images, None if spec.text is None else IDS
+    )
     functional = jax.jit(lambda params, images: image_features(params, images, spec.image).features)
-    np.testing.assert_array_equal(applied, functional(params["image"], images))
+    np.testing.assert_array_equal(applied, functional(params.image, images))
     assert (texts is None) == (spec.text is None)
 
 
@@ -46,21 +49,21 @@ def test_apply_gives_the_functional_tower_s_features_to_the_last_bit(kind):
 def test_each_tower_stands_alone():
     encoder, images = small_encoder("clip"), jnp.asarray(pictures(2))
     spec, params = encoder.spec, encoder.params
-    together = jax.jit(TwoTower(spec).apply)({"params": params}, images, IDS)
-    alone = jax.jit(ImageTower(spec.image).apply)({"params": params["image"]}, images)
+    together = jax.jit(TwoTower(spec).apply)({"params": to_tree(params)}, images, IDS)
+    alone = jax.jit(ImageTower(spec.image).apply)({"params": to_tree(params.image)}, images)
     np.testing.assert_allclose(alone, together[0], rtol=1e-5, atol=1e-6)  # another program
-    text = jax.jit(TextTower(spec.text).apply)({"params": params["text"]}, IDS)
-    functional = jax.jit(lambda params: text_features(params, IDS, spec.text)[0])(params["text"])
+    text = jax.jit(TextTower(spec.text).apply)({"params": to_tree(params.text)}, IDS)
+    functional = jax.jit(lambda params: text_features(params, IDS, spec.text)[0])(params.text)
     np.testing.assert_array_equal(text, functional)
 
 
 def test_parameters_are_drawn_as_the_table_says():
-    image = init_params(SPECS["dino"], jax.random.key(0))["image"]
-    blocks = image["blocks"]
-    np.testing.assert_array_equal(blocks["norm1"]["scale"], np.ones((4, 32)))
-    np.testing.assert_array_equal(blocks["mlp"]["gate"]["bias"], np.zeros((4, 48)))
-    np.testing.assert_allclose(blocks["layer_scale2"], np.full((4, 32), 1e-5), rtol=1e-6)
-    for kernel, inputs in ((blocks["attention"]["out"]["kernel"], 32), (blocks["mlp"]["fc2"]["kernel"], 48)):
+    image = init_params(SPECS["dino"], jax.random.key(0)).image
+    blocks = image.blocks
+    np.testing.assert_array_equal(blocks.norm1.scale, np.ones((4, 32)))
+    np.testing.assert_array_equal(blocks.mlp.gate.bias, np.zeros((4, 48)))
+    np.testing.assert_allclose(blocks.layer_scale2, np.full((4, 32), 1e-5), rtol=1e-6)
+    for kernel, inputs in ((blocks.attention.out.kernel, 32), (blocks.mlp.fc2.kernel, 48)):
         np.testing.assert_allclose(jnp.std(kernel), inputs**-0.5, rtol=0.05)  # 4096 draws and more: within 3 sigma
     first = [float(leaf.ravel()[0]) for leaf in jax.tree.leaves(image) if leaf.std() > 1e-3]
     assert len(set(first)) == len(first) == 11  # the kernels, tokens and positions, no draw used twice

@@ -15,6 +15,7 @@ from regcache_jax.core.plan import RegisterPlan, make_plan
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.spec import HALF, BlockSpec, EncoderSpec, ImageSpec, Preprocessing
 from regcache_jax.encoders.encoder import Encoder, init_params
+from regcache_jax.encoders.rounding import Run
 from regcache_jax.encoders.serving import num_rows, repeat_last, serve_blocks
 from regcache_jax.encoders.vision import embed_patches, image_features, serve_image
 from regcache_jax.quantization.quantize import quantize
@@ -24,7 +25,7 @@ NUM_BLOCKS, HEADS, HEAD_DIM, PATCHES = 4, 2, 8, 9
 
 def make_spec(class_token: bool, pooling: str) -> EncoderSpec:
     blocks = BlockSpec(HEADS * HEAD_DIM, NUM_BLOCKS, HEADS, 40, "gelu", 1e-6)
-    image = ImageSpec(14, 4, blocks, class_token=class_token, pooling=pooling, num_registers=2 * class_token)
+    image = ImageSpec(14, 4, blocks, class_token=class_token, pooling=pooling, trained_registers=2 * class_token)
     return EncoderSpec("small", "siglip", image, Preprocessing(14, "squash", "bicubic", 14, HALF, HALF))
 
 
@@ -86,7 +87,7 @@ ENCODERS = [(False, "mean"), (False, "map"), (True, "class"), (True, "mean")]
 @given(plan=plans(), tile=st.sampled_from([None, 4]))
 def test_the_serving_form_of_a_float_encoder_equals_the_search_form(kind, tile, plan):
     encoder = small_encoder(*kind)
-    params, spec = encoder.params["image"], encoder.spec.image
+    params, spec = encoder.params.image, encoder.spec.image
     searched = search_form(params, images(3), spec, plan)
     served = serving_form(params, images(3), spec, plan.schedule(), plan, tile=tile)
     # float32: the same sums over other numbers of rows, so in another order
@@ -105,7 +106,7 @@ def test_the_serving_form_of_a_float_encoder_equals_the_search_form(kind, tile, 
 @given(plan=plans(), kind=st.sampled_from([(False, "mean"), (True, "class")]))
 def test_the_serving_form_of_an_int8_encoder_stays_within_a_few_flipped_integers(kind, activations, plan):
     encoder = small_encoder(*kind, Scheme(activations=activations))
-    params, spec = encoder.params["image"], encoder.spec.image
+    params, spec = encoder.params.image, encoder.spec.image
     searched = search_form(params, images(3), spec, plan, encoder.scheme)
     served = serving_form(params, images(3), spec, plan.schedule(), plan, encoder.scheme, tile=8)
     # the integers are the same but where a float sum in another order crosses a rounding boundary: then one step of 1/127
@@ -119,7 +120,7 @@ def test_the_serving_form_of_an_int8_encoder_stays_within_a_few_flipped_integers
 @pytest.mark.parametrize("tile", [None, 8])
 def test_registers_and_deletion_in_the_middle_blocks_agree_between_the_two_forms(tile):
     encoder = small_encoder(True, "class")
-    params, spec = encoder.params["image"], encoder.spec.image
+    params, spec = encoder.params.image, encoder.spec.image
     plan = make_plan(*rows(3), copies=4.5, start=1, stop=3, delete_block=2, delete_count=3)
     searched = search_form(params, images(2), spec, plan).features
     served = serving_form(params, images(2), spec, plan.schedule(), plan, tile=tile).features
@@ -138,19 +139,17 @@ def test_rows_hold_tokens_and_registers_and_end_on_a_tile():
 @pytest.mark.slow
 def test_padding_rows_leave_the_blocks_as_copies_of_the_last_token():
     encoder = small_encoder(False, "mean", Scheme(activations="tensor"))
-    params, spec = encoder.params["image"], encoder.spec.image
+    params, spec = encoder.params.image, encoder.spec.image
     hidden = embed_patches(params, images(2), spec)
     plan = make_plan(*rows(0), start=1)
-    served = serve_blocks(
-        params["blocks"], hidden, spec.blocks, plan.schedule(), plan.rows(), scheme=encoder.scheme, tile=8
-    )
+    served = serve_blocks(params.blocks, hidden, Run(spec.blocks, encoder.scheme), plan.schedule(), plan.rows(), tile=8)
     assert served.rows.shape[1] == 16 and served.num_tokens == PATCHES
     np.testing.assert_array_equal(served.rows, repeat_last(served.hidden, 16))
 
 
 def test_padded_embedding_is_the_embedding_with_its_last_token_repeated():
     encoder = small_encoder(True, "class")
-    params, spec = encoder.params["image"], encoder.spec.image
+    params, spec = encoder.params.image, encoder.spec.image
     plain = embed_patches(params, images(2), spec)
     padded = embed_patches(params, images(2), spec, rows=16)
     np.testing.assert_allclose(padded, repeat_last(plain, 16), rtol=1e-6, atol=1e-6)  # one product of another height
@@ -158,23 +157,23 @@ def test_padded_embedding_is_the_embedding_with_its_last_token_repeated():
 
 def test_the_embedding_is_the_convolution_it_stands_for():
     encoder = small_encoder(True, "class")
-    params, spec = encoder.params["image"], encoder.spec.image
-    kernel = params["patch_embedding"]["kernel"]
+    params, spec = encoder.params.image, encoder.spec.image
+    kernel = params.patch_embedding.kernel
     patches = jax.lax.conv_general_dilated(
         images(2), kernel, (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest"
     )
-    patches = patches.reshape(2, PATCHES, -1) + params["patch_embedding"]["bias"] + params["position_embedding"][1:]
+    patches = patches.reshape(2, PATCHES, -1) + params.patch_embedding.bias + params.position_embedding[1:]
     tokens = embed_patches(params, images(2), spec)
     np.testing.assert_allclose(tokens[:, 3:], patches, rtol=1e-5, atol=1e-5)  # float32, sums in another order
-    front = params["class_token"] + params["position_embedding"][0]
+    front = params.class_token + params.position_embedding[0]
     np.testing.assert_allclose(tokens[0, 0], front, rtol=1e-6)
-    np.testing.assert_allclose(tokens[1, 1:3], params["registers"], rtol=1e-6)
+    np.testing.assert_allclose(tokens[1, 1:3], params.registers, rtol=1e-6)
 
 
 def test_a_padding_row_with_an_enormous_logit_does_not_disturb_attention():
     """Without a register the repeated token's key is a token's own, so the largest logit is a real one."""
     encoder = small_encoder(False, "mean")
-    params, spec = encoder.params["image"], encoder.spec.image
+    params, spec = encoder.params.image, encoder.spec.image
     loud = images(2).at[:, 8:12, 8:12].mul(1e4)  # the last patch
     plan = make_plan(*jnp.zeros((2, NUM_BLOCKS, 1, HEADS, HEAD_DIM)), stop=0)
     searched = search_form(params, loud, spec)

@@ -31,7 +31,7 @@ SCHEMES = {
 
 @pytest.mark.slow
 def test_split_blocks_join_again():
-    blocks = small.encoder("siglip").params["image"]["blocks"]
+    blocks = small.encoder("siglip").params.image.blocks
     jax.tree.map(np.testing.assert_array_equal, join_blocks(split_blocks(blocks)), blocks)
 
 
@@ -41,7 +41,7 @@ def test_prepared_weights_give_the_same_features(name, dtype):
     scheme, images = SCHEMES[name], small.images(8)
     encoder = small.encoder("clip").with_plan(small.plan(2))
     encoder = quantize(encoder, images, scheme).astype(dtype)
-    spec, schedule, image = encoder.spec.image, encoder.schedule, encoder.params["image"]
+    spec, schedule, image = encoder.spec.image, encoder.schedule, encoder.params.image
     assert isinstance(schedule, Schedule) and schedule.stop > schedule.start
     images = jnp.asarray(images[:2], dtype)
 
@@ -81,12 +81,12 @@ def test_an_evaluation_runs_prepared_encoders_where_that_pays(parallel, monkeypa
 @pytest.mark.slow
 def test_vectors_are_wide_and_scales_multiplied_out_where_there_is_one_for_all_tokens():
     encoder = quantize(small.encoder("siglip"), small.images(4), Scheme()).astype(jnp.bfloat16)
-    blocks = prepare(encoder.params["image"], encoder.scheme, None).image["blocks"]
+    blocks = prepare(encoder.params.image, encoder.scheme, None).blocks
     assert len(blocks) == encoder.spec.image.blocks.num_blocks
-    layer, scale = blocks[1]["mlp"]["fc1"], blocks[1]["input_scale"]["fc1"]
-    np.testing.assert_array_equal(layer["product_scale"], scale * layer["kernel"].scale[0])
-    assert layer["kernel"].values.dtype == jnp.int8 and blocks[1]["norm1"]["scale"].dtype == jnp.float32
+    layer, scale = blocks[1].mlp.fc1, blocks[1].grids.fc1.scale
+    np.testing.assert_array_equal(layer.product_scale, scale * layer.kernel.scale[0])
+    assert layer.kernel.values.dtype == jnp.int8 and blocks[1].norm1.scale.dtype == jnp.float32
 
     grouped = quantize(small.encoder("siglip"), small.images(4), Scheme(activations="group"))
-    blocks = prepare(grouped.params["image"], grouped.scheme, None).image["blocks"]
-    assert all("product_scale" not in layer for layer in blocks[0]["mlp"].values())
+    blocks = prepare(grouped.params.image, grouped.scheme, None).blocks
+    assert blocks[0].mlp.fc1.product_scale is None and blocks[0].mlp.fc2.product_scale is None

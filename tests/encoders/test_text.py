@@ -27,7 +27,7 @@ def features(params, ids, spec):
 
 def tower(kind: str):
     encoder = small_encoder(kind)
-    return functools.partial(features, encoder.params["text"], spec=encoder.spec.text)
+    return functools.partial(features, encoder.params.text, spec=encoder.spec.text)
 
 
 def test_a_causal_tower_does_not_see_what_follows_the_end_of_the_text():
@@ -74,29 +74,29 @@ def test_a_shorter_sentence_uses_the_first_rows_of_the_position_table():
 
 def test_collected_states_begin_with_the_embeddings():
     encoder = small_encoder("clip")
-    params, spec = encoder.params["text"], encoder.spec.text
+    params, spec = encoder.params.text, encoder.spec.text
     run = jax.jit(lambda ids: text_features(params, ids, spec, collect={"hidden": lambda trace: trace.hidden})[1])
     hidden = run(CLIP_IDS)["hidden"]
     assert hidden.shape == (spec.blocks.num_blocks, 2, 6, 32)
-    embedded = np.asarray(params["token_embedding"])[CLIP_IDS] + np.asarray(params["position_embedding"])
+    embedded = np.asarray(params.token_embedding)[CLIP_IDS] + np.asarray(params.position_embedding)
     np.testing.assert_allclose(hidden[0], embedded, rtol=1e-6)
 
 
 def hashed_params():
     image = SPECS["map"]
     spec = dataclasses.replace(image, text=HASHED)
-    return random_tree(init_params(spec, jax.random.key(0))["text"], 3)
+    return random_tree(init_params(spec, jax.random.key(0)).text, 3)
 
 
 def test_hashed_words_are_a_sum_over_the_root_of_their_number_and_two_layers():
     params = hashed_params()
     ids = np.array([[3, 9, 3, 0, 0], [0, 0, 0, 0, 0]], np.int32)
     weights = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
-    table = weights["embedding"]
+    table = weights.embedding
     bag = np.stack([(2 * table[3] + table[9]) / math.sqrt(3), np.zeros(8)])  # no word at all: no bag
-    inner = bag @ weights["fc1"]["kernel"] + weights["fc1"]["bias"]
+    inner = bag @ weights.fc1.kernel + weights.fc1.bias
     inner = 0.5 * inner * (1 + np.tanh(math.sqrt(2 / math.pi) * (inner + 0.044715 * inner**3)))
-    expected = inner @ weights["fc2"]["kernel"] + weights["fc2"]["bias"]
+    expected = inner @ weights.fc2.kernel + weights.fc2.bias
     np.testing.assert_allclose(features(params, ids, HASHED), expected, rtol=1e-5, atol=1e-5)  # float32 against float64
 
 

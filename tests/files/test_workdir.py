@@ -18,8 +18,8 @@ from regcache_jax.core.plan import make_plan
 from regcache_jax.data import open_dataset
 from regcache_jax.data.prompts import class_names
 from regcache_jax.encoders.preprocess import open_picture
-from regcache_jax.files import results
 from regcache_jax.files.identity import digest_of
+from regcache_jax.files.paths import write_json
 from regcache_jax.files.trial_table import TrialTable
 from regcache_jax.files.workdir import Workdir, listing, read_array, write_array
 from regcache_jax.models import folder as checkpoints
@@ -181,7 +181,7 @@ def test_datasets_plans_results_and_lists_of_words_may_lie_on_gs(bucket):
     assert [entry[0] for entry in listing(root / "pictures")] == ["cat/1.png", "dog/1.png"]
     (root / "names.json").write_text('["a", "b"]')
     assert class_names(dataset, f"{bucket}/names.json").texts == ("a", "b")
-    results.write(root / "rows" / "one.json", {"acc1": 0.5})
+    write_json(root / "rows" / "one.json", {"acc1": 0.5})
     assert json.loads((root / "rows" / "one.json").read_text()) == {"acc1": 0.5}
     plan = make_plan(jnp.ones((2, 1, 1, 4)), jnp.ones((2, 1, 1, 4)), start=1)
     save_plan(root / "plan.safetensors", plan, {"scheme": "w8a8"})

@@ -13,10 +13,12 @@ from PIL import Image
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.plan import make_plan
 from regcache_jax.core.scheme import Scheme
+from regcache_jax.core.sites import Grid, QuantizedTensor
 from regcache_jax.encoders.catalog import siglip_spec
 from regcache_jax.encoders.encoder import Encoder, init_params
 from regcache_jax.models import folder as checkpoints
-from regcache_jax.ops.aqt import QuantizedTensor, quantize_weight
+from regcache_jax.ops.aqt import quantize_weight
+from regcache_jax.quantization.methods.folding import with_blocks
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +35,10 @@ def encoder():
 
 def quantized(encoder):
     """Integer kernels in the MLP, a calibrated scale a block, and a plan."""
-    blocks = dict(encoder.params["image"]["blocks"])
-    fc1 = {**blocks["mlp"]["fc1"], "kernel": quantize_weight(blocks["mlp"]["fc1"]["kernel"], 8, (1,))}
-    blocks["mlp"] = {**blocks["mlp"], "fc1": fc1}
-    blocks["input_scale"] = {"fc1": jnp.asarray([0.1, 0.2], jnp.float32)}
-    params = {**encoder.params, "image": {**encoder.params["image"], "blocks": blocks}}
+    blocks = encoder.params.image.blocks
+    fc1 = blocks.mlp.fc1.replace(kernel=quantize_weight(blocks.mlp.fc1.floats, 8, (1,)))
+    blocks = blocks.with_layers({"fc1": fc1}).with_grids({"fc1": Grid(jnp.asarray([0.1, 0.2], jnp.float32))})
+    params = with_blocks(encoder, blocks).params
     rows = jax.random.normal(jax.random.key(1), (2, 1, 2, 8))
     plan = make_plan(rows, rows + 1, copies=2.5, start=1, delete_block=1, delete_count=1)
     return encoder.replace(params=params, scheme=Scheme(float_sites=("qkv", "out", "fc2"))).with_plan(plan)
@@ -57,27 +58,25 @@ def test_a_float_encoder_comes_back_bit_equal(tmp_path, encoder):
 def test_a_quantised_encoder_comes_back_with_integers_scales_scheme_and_plan(tmp_path, encoder):
     wanted = quantized(encoder)
     model = checkpoints.load(checkpoints.save(tmp_path / "m", wanted))
-    assert isinstance(model.encoder.params["image"]["blocks"]["mlp"]["fc1"]["kernel"], QuantizedTensor)
+    assert isinstance(model.encoder.params.image.blocks.mlp.fc1.kernel, QuantizedTensor)
     assert_same(model.encoder, wanted)
     assert model.encoder.scheme == wanted.scheme and model.encoder.schedule == wanted.schedule
 
 
 def test_bfloat16_storage_casts_float_weights_and_leaves_scales_alone(tmp_path, encoder):
     model = checkpoints.load(checkpoints.save(tmp_path / "m", quantized(encoder), dtype=jnp.bfloat16))
-    blocks = model.encoder.params["image"]["blocks"]
-    assert blocks["norm1"]["scale"].dtype == jnp.bfloat16
-    assert (
-        blocks["mlp"]["fc1"]["kernel"].scale.dtype == jnp.float32 and blocks["input_scale"]["fc1"].dtype == jnp.float32
-    )
+    blocks = model.encoder.params.image.blocks
+    assert blocks.norm1.scale.dtype == jnp.bfloat16
+    assert blocks.mlp.fc1.kernel.scale.dtype == jnp.float32 and blocks.grids.fc1.scale.dtype == jnp.float32
 
 
 def test_a_folder_is_restored_onto_the_sharding_asked_for(tmp_path, encoder):
     checkpoints.save(tmp_path / "m", encoder)
     mesh = Mesh(np.array(jax.devices()[:8]), ("data",))
     everywhere = NamedSharding(mesh, PartitionSpec())
-    leaf = checkpoints.load(tmp_path / "m", sharding=everywhere).encoder.params["image"]["position_embedding"]
+    leaf = checkpoints.load(tmp_path / "m", sharding=everywhere).encoder.params.image.position_embedding
     assert leaf.sharding.is_equivalent_to(everywhere, leaf.ndim) and len(leaf.devices()) == 8
-    one = checkpoints.load(tmp_path / "m").encoder.params["logit_scale"]
+    one = checkpoints.load(tmp_path / "m").encoder.params.logit_scale
     assert len(one.devices()) == 1
 
 
@@ -92,7 +91,7 @@ def test_a_sharded_mesh_takes_its_share_of_every_parameter_that_can_be_shared(tm
         )
 
     ours = checkpoints.load(tmp_path / "m", sharding=by_last_axis).encoder
-    kernel = ours.params["image"]["blocks"]["mlp"]["fc1"]["kernel"]
+    kernel = ours.params.image.blocks.mlp.fc1.kernel
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(2, 16, 12)}
     assert_same(jax.tree.map(np.asarray, ours), jax.tree.map(np.asarray, encoder))
 
@@ -119,8 +118,15 @@ def test_text_without_tokenizer_files_says_how_to_add_them(tmp_path, encoder):
 
 
 def edit(folder, change):
+    """Changes a description of version 0.1.0, which holds no hashes."""
     file = folder / "encoder.json"
-    description = json.loads(file.read_text())
+    description = json.loads(file.read_text()) | {"format_version": 1}
+    description["parameter_files"] = {
+        name.removeprefix("params/"): size
+        for name, (size, _) in description.pop("sealed_files").items()
+        if name.startswith("params/")
+    }
+    del description["sha256"]
     change(description)
     file.write_text(json.dumps(description))
 
@@ -130,7 +136,7 @@ FAULTS = {
     "no description": (lambda m: (m / "encoder.json").unlink(), "is not a model folder: it has no encoder.json"),
     "cut description": (lambda m: (m / "encoder.json").write_text('{"spec": '), "is not readable JSON"),
     "another format": (lambda m: edit(m, lambda d: d.update(format_version=9)), "has format version 9"),
-    "no spec": (lambda m: edit(m, lambda d: d.pop("spec")), "does not describe an encoder"),
+    "no spec": (lambda m: edit(m, lambda d: d.pop("spec")), "encoder.json: spec: field required"),
     "strange spec": (lambda m: edit(m, lambda d: d["spec"].update(colour=1)), "unknown fields .'colour'"),
     "another width": (
         lambda m: edit(m, lambda d: d["spec"]["image"]["blocks"].update(mlp_width=25)),
@@ -148,7 +154,7 @@ FAULTS = {
         lambda m: edit(m, lambda d: d["spec"]["image"]["blocks"].update(num_heads=0)),
         "impossible sizes|does not describe",
     ),
-    "no parameters": (lambda m: (m / "params").rename(m / "other"), "params is damaged or incomplete"),
+    "no parameters": (lambda m: (m / "params").rename(m / "other"), "m is damaged or incomplete: params/.* is missing"),
 }
 
 
@@ -172,5 +178,7 @@ def test_a_piece_of_an_array_that_is_cut_or_gone_is_named_and_not_taken_for_zero
     if damage == "cut":
         piece.write_bytes(content[:10])
     reason = f"has 10 of {len(content)} bytes" if damage == "cut" else "is missing"
-    with pytest.raises(UserError, match=f"is damaged or incomplete: image.blocks.mlp.fc1.kernel/0.0.0 {reason}$"):
+    with pytest.raises(
+        UserError, match=f"m is damaged or incomplete: params/image.blocks.mlp.fc1.kernel/0.0.0 {reason}; copy"
+    ):
         checkpoints.load(folder)

@@ -109,3 +109,14 @@ def test_bad_platforms_existing_files_and_other_files_are_refused_with_one_messa
     with pytest.raises(UserError, match="is not an exported encoder"):
         load(tmp_path / "x")
     assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
+
+
+def test_files_name_no_source_and_are_the_same_bytes_wherever_they_are_written(encoder, tmp_path, monkeypatch):
+    first = export(encoder, tmp_path / "here.stablehlo", ("cpu",)).read_bytes()
+    there = tmp_path / "there"
+    there.mkdir()
+    monkeypatch.chdir(there)
+    jax.clear_caches()  # lowered anew, and called from elsewhere
+    assert export(encoder, "a.stablehlo", ("cpu",)).read_bytes() == first
+    assert not re.search(rb"[\w/-]+\.py\b", first)
+    assert str(tmp_path).encode() not in first

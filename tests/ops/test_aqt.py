@@ -15,10 +15,11 @@ from small import pictures, random_plan, small_encoder
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.scheme import SITES, Scheme
-from regcache_jax.encoders.blocks import token_scale
+from regcache_jax.core.sites import Grids, QuantizedTensor
+from regcache_jax.core.spec import Protected
 from regcache_jax.encoders.encoder import encode_image
+from regcache_jax.encoders.rounding import token_scale
 from regcache_jax.ops.aqt import (
-    QuantizedTensor,
     fake_quantize,
     largest_integer,
     made_once,
@@ -28,6 +29,7 @@ from regcache_jax.ops.aqt import (
 )
 from regcache_jax.ops.aqt import quantize as to_integers
 from regcache_jax.quantization.calibrate import calibrate
+from regcache_jax.quantization.methods.folding import with_blocks
 from regcache_jax.quantization.quantize import in_batches, quantize
 
 BITS = [8, 6, 4]
@@ -141,9 +143,9 @@ def test_the_gradient_passes_straight_through_the_rounding_and_stops_where_a_giv
 
 
 def test_class_token_trained_registers_and_patches_read_their_own_scale():
-    scale = token_scale(jnp.asarray([1.0, 2.0, 3.0]), 6, (1, 2))
+    scale = token_scale(jnp.asarray([1.0, 2.0, 3.0]), 6, Protected(1, 2))
     np.testing.assert_array_equal(scale[0, :, 0], [1, 2, 2, 3, 3, 3])
-    assert token_scale(jnp.float32(0.5), 6, (1, 2)).shape == (1, 1, 1)
+    assert token_scale(jnp.float32(0.5), 6, Protected(1, 2)).shape == (1, 1, 1)
 
 
 @pytest.mark.slow
@@ -199,8 +201,7 @@ def test_static_scales_must_be_calibrated_and_only_once():
     quantized = quantize(encoder, pictures(2), Scheme())
     with pytest.raises(UserError, match="quantised already"):
         quantize(quantized, pictures(2), Scheme())
-    stripped = {name: leaf for name, leaf in quantized.params["image"]["blocks"].items() if name != "input_scale"}
-    broken = quantized.replace(params={**quantized.params, "image": {**quantized.params["image"], "blocks": stripped}})
+    broken = with_blocks(quantized, quantized.params.image.blocks.replace(grids=Grids()))
     with pytest.raises(UserError, match="never calibrated"):
         encode_image(broken, jnp.asarray(pictures(1)))
 
@@ -213,15 +214,15 @@ def test_calibration_sees_the_plan_and_every_image_once():
     for site in SITES:
         np.testing.assert_allclose(together[site], apart[site], rtol=1e-6)
     with_plan = calibrate(encoder.with_plan(random_plan(start=0, stop=4, copies=15.0)), [images], Scheme())
-    assert (np.asarray(with_plan["out"]) != np.asarray(together["out"])).any()
+    assert (np.asarray(with_plan.out) != np.asarray(together.out)).any()
 
 
 @pytest.mark.slow
 def test_a_float_site_keeps_its_float_kernel():
     encoder = quantize(small_encoder("map"), pictures(2), Scheme(float_sites=("fc2",)))
-    blocks = encoder.params["image"]["blocks"]
-    assert blocks["mlp"]["fc2"]["kernel"].dtype == jnp.float32
-    assert blocks["mlp"]["fc1"]["kernel"].values.dtype == jnp.int8
+    blocks = encoder.params.image.blocks
+    assert blocks.mlp.fc2.kernel.dtype == jnp.float32
+    assert blocks.mlp.fc1.kernel.values.dtype == jnp.int8
     assert encode_image(encoder, jnp.asarray(pictures(1))).shape == (1, 32)
 
 
@@ -230,8 +231,8 @@ def test_bfloat16_weights_run_beside_integer_kernels():
     encoder, images = small_encoder("clip"), pictures(4)
     exact = encode_image(encoder, jnp.asarray(images))
     halved = quantize(encoder, images, Scheme()).astype(jnp.bfloat16)
-    assert halved.params["image"]["blocks"]["mlp"]["fc1"]["kernel"].scale.dtype == jnp.float32
-    assert halved.params["image"]["blocks"]["input_scale"]["qkv"].dtype == jnp.float32
+    assert halved.params.image.blocks.mlp.fc1.kernel.scale.dtype == jnp.float32
+    assert halved.params.image.blocks.grids.qkv.scale.dtype == jnp.float32
     cosine = jnp.sum(encode_image(halved, jnp.asarray(images)) * exact, axis=-1)
     assert float(jnp.min(cosine)) > 0.98  # eight bits of weights, activations and of bfloat16's mantissa
 

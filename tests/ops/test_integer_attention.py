@@ -179,10 +179,10 @@ def test_search_form_serving_form_and_padded_rows_agree():
 def test_values_that_are_rounded_are_not_rescaled(name):
     encoder, images = small.encoder("clip"), small.images(8)
     prepared = METHODS[name].prepare(encoder, [images], Scheme(products=("pv",)))
-    before, after = (each.params["image"]["blocks"]["attention"] for each in (encoder, prepared))
-    np.testing.assert_array_equal(after["value"]["bias"], before["value"]["bias"])  # in no site's units but its own
-    np.testing.assert_array_equal(after["out"]["kernel"], before["out"]["kernel"])
-    assert not np.array_equal(after["key"]["kernel"], before["key"]["kernel"])
+    before, after = (each.params.image.blocks.attention for each in (encoder, prepared))
+    np.testing.assert_array_equal(after.value.bias, before.value.bias)  # in no site's units but its own
+    np.testing.assert_array_equal(after.out.kernel, before.out.kernel)
+    assert not np.array_equal(after.key.kernel, before.key.kernel)
 
 
 @pytest.mark.slow
@@ -193,7 +193,8 @@ def test_a_calibration_without_queries_is_not_enough_and_says_so():
         quantize(encoder, None, scheme, calibration=observe(encoder, [images]))
     kept = observe(encoder, [images], inputs=scheme.inputs)
     quantized = quantize(encoder, None, scheme, calibration=kept)
-    assert set(quantized.params["image"]["blocks"]["input_scale"]) == {"qkv", "out", "fc1", "fc2", "query", "key"}
+    grids = quantized.params.image.blocks.grids
+    assert {site for site in INPUTS if grids.of(site).scale is not None} == {"qkv", "out", "fc1", "fc2", "query", "key"}
     with pytest.raises(UserError, match="need quantised activations"):
         dataclasses.replace(scheme, activations="float", estimator="absmax")
     with pytest.raises(UserError, match="known are qk, pv"):

@@ -19,6 +19,7 @@ from regcache_jax.core.observer import Observer
 from regcache_jax.data import load_images, open_dataset
 from regcache_jax.encoders import catalog
 from regcache_jax.encoders.encoder import encode_image
+from regcache_jax.files import results
 from regcache_jax.models import folder as checkpoints
 from regcache_jax.pipeline.material import Material
 
@@ -59,7 +60,7 @@ def finished(tmp_path_factory):
 @pytest.mark.slow
 def test_the_rows_of_the_demo_have_the_keys_that_others_read(finished):
     folder, rows, _ = finished
-    assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(rows))
+    assert results.read(folder / "results.json") == json.loads(json.dumps(rows))
     kinds = [
         (row["quantization"]["scheme"], row["quantization"]["method"], row["quantization"]["registers"]) for row in rows
     ]
@@ -144,7 +145,7 @@ def test_another_model_in_the_same_folder_is_not_mistaken_for_the_first(finished
         source = tmp_path / f"source{seed}"
         draw_parameters(siglip(), seed).save_pretrained(source)
         config = small_config(f"--config.model={source}")
-        experiments.append(Material(config, tmp_path / "run", Observer()).identity)
+        experiments.append(Material(pipeline.read_config(config), tmp_path / "run", Observer()).identity)
     assert experiments[0] != experiments[1]
 
 
@@ -175,7 +176,7 @@ def test_a_plan_that_does_not_keep_its_names_promise_has_a_note(finished):
 @pytest.mark.parametrize("name", ["clip_b16", "openclip_b16", "siglip_b16", "siglip2_b16", "dinov2_b14"])
 def test_every_encoders_config_can_be_run_and_expects_the_published_accuracy(name):
     config = load_config(name)
-    pipeline.check_config(config)
+    pipeline.check_config(pipeline.read_config(config))
     row = catalog.get(config.model)
     assert config.expected_acc1 == pytest.approx(row.published / 100)
     assert (config.task == "knn") == (row.spec.text is None)
@@ -183,7 +184,7 @@ def test_every_encoders_config_can_be_run_and_expects_the_published_accuracy(nam
 
 
 def test_a_float_accuracy_off_by_more_than_a_third_of_a_point_makes_quantised_rows_invalid():
-    config = small_config("--config.evaluation.limit=0", "--config.expected_acc1=0.87")
+    config = pipeline.read_config(small_config("--config.evaluation.limit=0", "--config.expected_acc1=0.87"))
     for found, valid in ((0.8701, True), (0.8729, True), (0.8661, False)):
         rows = [{"metrics": {"acc1": found}, "quantization": {}} for _ in range(2)]
         pipeline.check_float_accuracy(rows, config, Observer())

@@ -12,11 +12,12 @@ import small_encoders as small
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.scheme import SITES, Scheme
-from regcache_jax.encoders.blocks import NEGATIVE, SOFTMAX_LOW, dense
 from regcache_jax.encoders.encoder import encode_image
+from regcache_jax.encoders.rounding import Run, dense
 from regcache_jax.ops.aqt import fake_quantize
 from regcache_jax.quantization.methods import erq, fima_q
 from regcache_jax.quantization.methods.fisher import felt_tokens, output_gradients
+from regcache_jax.quantization.methods.folding import with_blocks
 from regcache_jax.quantization.methods.table import methods_of
 from regcache_jax.quantization.quantize import in_batches, quantize
 from regcache_jax.studies.grid import label_free_error
@@ -37,20 +38,20 @@ def error(encoder, scheme):
 @pytest.mark.slow
 def test_twin_halves_of_an_input_are_two_grids_by_hand():
     quantized = quantize(small.encoder("siglip"), small.images(), Scheme(8, 4, method="ptq4vit"))
-    blocks = quantized.params["image"]["blocks"]
-    block, scales = jax.tree.map(lambda leaf: leaf[1], blocks), blocks["input_scale"]
-    above, below = float(scales["fc2"][1]), float(scales[NEGATIVE][1])
+    blocks = quantized.params.image.blocks
+    block = jax.tree.map(lambda leaf: leaf[1], blocks)
+    above, below = float(block.grids.fc2.scale), float(block.grids.fc2.negative)
     assert below * 7 == pytest.approx(0.17, abs=0.01)  # all of GELU's negative half
     inputs = np.random.default_rng(0).uniform(-0.17, 1.5, (1, 3, 40)).astype(np.float32)
     positive = np.clip(np.round(np.maximum(inputs, 0) / above), 0, 7) * above
     negative = np.clip(np.round(np.minimum(inputs, 0) / below), -7, 0) * below
-    weight = np.asarray(block["mlp"]["fc2"]["kernel"].dequantize(), np.float64)
-    expected = (positive + negative) @ weight + np.asarray(block["mlp"]["fc2"]["bias"])
-    options = {"block": block, "site": "fc2", "scheme": quantized.scheme, "leading": (0, 0), "present": None}
-    (found,) = dense(jnp.asarray(inputs), (block["mlp"]["fc2"],), 1, **options)
+    weight = np.asarray(block.mlp.fc2.kernel.dequantize(), np.float64)
+    expected = (positive + negative) @ weight + np.asarray(block.mlp.fc2.bias)
+    options = {"site": "fc2", "run": Run(quantized.spec.image.blocks, quantized.scheme), "grid": block.grids.fc2}
+    (found,) = dense(jnp.asarray(inputs), (block.mlp.fc2,), **options)
     np.testing.assert_allclose(found, expected, atol=2e-5)  # float32 beside float64
-    simulated = {"kernel": block["mlp"]["fc2"]["kernel"].dequantize(), "bias": block["mlp"]["fc2"]["bias"]}
-    (again,) = dense(jnp.asarray(inputs), (simulated,), 1, **options)
+    simulated = block.mlp.fc2.replace(kernel=block.mlp.fc2.integers.dequantize())
+    (again,) = dense(jnp.asarray(inputs), (simulated,), **options)
     np.testing.assert_allclose(again, found, atol=2e-5)
 
 
@@ -58,30 +59,27 @@ def test_twin_halves_of_an_input_are_two_grids_by_hand():
 def test_softmax_gets_a_second_range_only_where_its_product_is_integer():
     encoder, images = small.encoder("clip"), small.images()
     scheme = Scheme(4, 4, method="ptq4vit", products=("pv",))
-    scales = quantize(encoder, images, scheme).params["image"]["blocks"]["input_scale"]
-    ends = np.log2(np.asarray(scales[SOFTMAX_LOW]) * 7)
+    grids = quantize(encoder, images, scheme).params.image.blocks.grids
+    ends = np.log2(np.asarray(grids.softmax_low) * 7)
     np.testing.assert_allclose(ends, np.round(ends), atol=1e-5)  # powers of two
-    assert (
-        SOFTMAX_LOW
-        not in quantize(encoder, images, Scheme(4, 4, method="ptq4vit")).params["image"]["blocks"]["input_scale"]
-    )
+    plain = quantize(encoder, images, Scheme(4, 4, method="ptq4vit"))
+    assert plain.params.image.blocks.grids.softmax_low is None
     gated = quantize(small.encoder("dinov2-swiglu"), images, Scheme(method="ptq4vit"))
-    assert NEGATIVE not in gated.params["image"]["blocks"]["input_scale"]  # a gated product has no short negative half
+    assert gated.params.image.blocks.grids.fc2.negative is None  # a gated product has no short negative half
 
 
 @pytest.mark.slow
 def test_gradients_by_token_are_those_of_the_bias_summed_and_of_finite_differences():
     encoder, images = small.encoder("clip").with_plan(small.plan()), small.images(2)
-    spec, params = encoder.spec.image, encoder.params["image"]
+    spec, params = encoder.spec.image, encoder.params.image
     signs = jnp.asarray(np.random.default_rng(0).choice([-1.0, 1.0], (2, 16)), jnp.float32)
     gradients, inputs = output_gradients(params, images, encoder.plan, signs, spec=spec, unit=True)
 
     def along(bias):
-        blocks = {**params["blocks"], "mlp": {**params["blocks"]["mlp"]}}
-        blocks["mlp"]["fc1"] = {**blocks["mlp"]["fc1"], "bias": bias}
-        return jnp.sum(encode_image(encoder.replace(params={"image": {**params, "blocks": blocks}}), images) * signs)
+        blocks = params.blocks.with_layers({"fc1": params.blocks.mlp.fc1.replace(bias=bias)})
+        return jnp.sum(encode_image(with_blocks(encoder, blocks), images) * signs)
 
-    expected = jax.grad(along)(params["blocks"]["mlp"]["fc1"]["bias"])
+    expected = jax.grad(along)(params.blocks.mlp.fc1.bias)
     np.testing.assert_allclose(gradients["fc1"].sum(axis=(1, 2)), expected, atol=1e-4)
     assert {name: leaf.shape[:3] for name, leaf in inputs.items()} == dict.fromkeys(SITES, (3, 2, 17))
     felt = felt_tokens(encoder, batches())
@@ -128,12 +126,9 @@ def test_learned_roundings_are_down_or_up_and_lower_the_cost_they_are_learned_un
     images, scheme = small.images(), Scheme(3, 8)
     plain = quantize(encoder, images, scheme)
     learned = quantize(encoder, images, dataclasses.replace(scheme, method="fima_q"))
-    kernels = (each.params["image"]["blocks"]["mlp"]["fc1"]["kernel"] for each in (plain, learned))
+    kernels = (each.params.image.blocks.mlp.fc1.kernel for each in (plain, learned))
     nearest, found = (np.asarray(kernel.values, np.int64) for kernel in kernels)
-    steps = (
-        encoder.params["image"]["blocks"]["mlp"]["fc1"]["kernel"]
-        / plain.params["image"]["blocks"]["mlp"]["fc1"]["kernel"].scale
-    )
+    steps = encoder.params.image.blocks.mlp.fc1.kernel / plain.params.image.blocks.mlp.fc1.kernel.scale
     steps = np.clip(np.asarray(steps), -3, 3)
     assert (np.abs(found - steps) <= 1 + 1e-5).all() and (found != nearest).mean() > 0.02
     assert (np.abs(nearest - steps) <= 0.5 + 1e-5).all()

@@ -10,9 +10,10 @@ import small_encoders as small
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.scheme import SITES, Rule, Scheme
-from regcache_jax.encoders.blocks import dense, run_blocks, segment_params
+from regcache_jax.encoders.blocks import run_blocks, segment
 from regcache_jax.encoders.encoder import encode_image
-from regcache_jax.encoders.kernels import quantize_kernels, round_to_nearest, site_matrix
+from regcache_jax.encoders.rounding import Run, dense
+from regcache_jax.quantization.kernels import quantize_kernels, round_to_nearest, site_matrix
 from regcache_jax.quantization.methods import by_block, clipping, folding, noisyquant, rotation
 from regcache_jax.quantization.methods.awq import importance_factors
 from regcache_jax.quantization.methods.repq_vit import reparameterization
@@ -39,7 +40,7 @@ def test_a_preparing_method_leaves_the_float_encoder_and_its_registers_alone(nam
     np.testing.assert_allclose(after, before, atol=1e-5)  # the same function in float32, features of unit length
     tokens = [small.search_form(each, small.images(8)).tokens for each in (encoder, prepared)]
     np.testing.assert_allclose(*tokens, atol=5e-5)  # tokens are of size 5
-    kernels = (e.params["image"]["blocks"]["attention"]["key"]["kernel"] for e in (encoder, prepared))
+    kernels = (e.params.image.blocks.attention.key.kernel for e in (encoder, prepared))
     assert not np.array_equal(*kernels)
 
 
@@ -77,19 +78,14 @@ def test_a_method_for_outlying_channels_lowers_the_error_where_there_are_some(na
 @pytest.mark.parametrize("name", ["clipping", "gptq"])
 def test_a_rounding_method_lowers_the_squared_error_of_the_products(name):
     encoder = small.encoder("clip")
-    blocks, moments = encoder.params["image"]["blocks"], second_moments(encoder, batches())
+    blocks, moments = encoder.params.image.blocks, second_moments(encoder, batches())
     scheme = Scheme(3)
     errors = []
     for rounder in (round_to_nearest(scheme), METHODS[name].rounder(encoder, batches(), scheme)):
         rounded = quantize_kernels(blocks, scheme, rounder)
         total = 0.0
         for site in SITES:
-            floats = jax.tree.map(lambda leaf: leaf, rounded)
-            for group in ("attention", "mlp"):
-                for layer in floats[group].values():
-                    if not isinstance(layer["kernel"], jax.Array):
-                        layer["kernel"] = layer["kernel"].dequantize()
-            difference = site_matrix(floats, site) - site_matrix(blocks, site)
+            difference = site_matrix(rounded, site) - site_matrix(blocks, site)
             weighting = (
                 moments[site] if name == "gptq" else jnp.broadcast_to(jnp.eye(difference.shape[1]), moments[site].shape)
             )
@@ -132,10 +128,11 @@ def test_reparameterised_channels_share_one_range():
 @pytest.mark.parametrize("name", [name for name in PREPARING if name != "rotation"])
 def test_a_channel_next_to_zero_is_not_enlarged_beyond_a_step(name):
     encoder = small.encoder("siglip")
-    norm = encoder.params["image"]["blocks"]["norm1"]
-    norm |= {leaf: norm[leaf].at[:, 5].multiply(1e-6) for leaf in norm}
+    blocks = encoder.params.image.blocks
+    norm = jax.tree.map(lambda leaf: leaf.at[:, 5].multiply(1e-6), blocks.norm1)
+    encoder = folding.with_blocks(encoder, blocks.replace(norm1=norm))
     prepared = METHODS[name].prepare(encoder, batches(), Scheme(4, 4, "token"))
-    enlarged = np.asarray(prepared.params["image"]["blocks"]["norm1"]["scale"] / norm["scale"])
+    enlarged = np.asarray(prepared.params.image.blocks.norm1.scale / norm.scale)
     # a channel counts for a seventh of the median one at least; weights differ by less than 5. Unbounded: 1e4 and more
     assert (enlarged[:, 5] < 7 * 5 * np.median(enlarged, axis=1)).all()
     np.testing.assert_allclose(folding.at_least_a_step(jnp.array([0.0, 7.0, 14.0, 0.5, 70.0]), 4), [1, 7, 14, 1, 70])
@@ -183,20 +180,19 @@ def test_noise_is_added_before_rounding_and_taken_back(monkeypatch):
     monkeypatch.setattr(noisyquant, "AMPLITUDES", (0.5,))
     encoder, images = small.encoder("clip"), small.images(24)
     noisy = quantize(encoder, images, Scheme(8, 3, method="noisyquant"))
-    blocks = noisy.params["image"]["blocks"]
-    noise = blocks["input_offset"]["fc2"]
+    blocks = noisy.params.image.blocks
+    noise = blocks.grids.fc2.offset
     assert bool((jnp.abs(noise) > 0).any())
     # by hand, one token through fc2 of block 2: y = scale * wscale * (round((x + n) / scale) . W) + b - n . W
-    layer, scale = blocks["mlp"]["fc2"], blocks["input_scale"]["fc2"][2]
+    layer, scale = blocks.mlp.fc2, blocks.grids.fc2.scale[2]
     inputs = np.random.default_rng(0).uniform(-0.1, 0.5, 40).astype(np.float32)
-    weight = np.asarray(layer["kernel"].dequantize()[2], np.float64)
+    weight = np.asarray(layer.kernel.dequantize()[2], np.float64)
     rounded = np.clip(np.round((inputs + np.asarray(noise[2])) / scale), -3, 3) * np.float64(scale)
-    original = np.asarray(encoder.params["image"]["blocks"]["mlp"]["fc2"]["bias"][2], np.float64)
+    original = np.asarray(encoder.params.image.blocks.mlp.fc2.bias[2], np.float64)
     expected = rounded @ weight + original - np.asarray(noise[2], np.float64) @ weight
     block = jax.tree.map(lambda leaf: leaf[2], blocks)
     (found,) = dense(
-        jnp.asarray(inputs)[None, None], (block["mlp"]["fc2"],), 1,
-        block=block, site="fc2", scheme=noisy.scheme, leading=(1, 0), present=None,
+        jnp.asarray(inputs)[None, None], (block.mlp.fc2,), "fc2", Run(noisy.spec.image.blocks, noisy.scheme), block.grids.fc2
     )  # fmt: skip
     np.testing.assert_allclose(found[0, 0], expected, atol=1e-5)  # float32 beside float64
 
@@ -239,12 +235,12 @@ def test_one_block_alone_runs_as_it_does_in_the_stack():
     spec = encoder.spec.image
     state = by_block.entering(encoder, small.images(4))
     alone = dataclasses.replace(spec.blocks, num_blocks=1)
-    blocks = encoder.params["image"]["blocks"]
-    whole = run_blocks(blocks, state[0], spec.blocks, plan=encoder.plan, leading=spec.leading)
+    blocks = encoder.params.image.blocks
+    whole = run_blocks(blocks, state[0], Run(spec.blocks, None, spec.protected), plan=encoder.plan)
     for block in range(3):
         output = run_blocks(
-            segment_params(blocks, block, block + 1, None), state[0], alone,
-            plan=by_block.plan_of_block(encoder.plan, block), present=state[1], leading=spec.leading,
+            segment(blocks, block, block + 1, None), state[0], Run(alone, None, spec.protected),
+            plan=by_block.plan_of_block(encoder.plan, block), present=state[1],
         )  # fmt: skip
         state = output.hidden, output.present
     np.testing.assert_allclose(state[0], whole.hidden, atol=1e-5)

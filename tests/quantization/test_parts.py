@@ -11,7 +11,7 @@ import pytest
 import small_encoders as small
 
 from regcache_jax.core.errors import UserError
-from regcache_jax.core.scheme import Scheme
+from regcache_jax.core.scheme import SITES, Scheme
 from regcache_jax.core.spec import TextSpec
 from regcache_jax.encoders.encoder import Encoder, encode_image, encode_text, init_params
 from regcache_jax.models.folder import load, save
@@ -27,7 +27,7 @@ def with_text():
         image.spec, text=dataclasses.replace(text, blocks=dataclasses.replace(small.BLOCKS, causal=True))
     )
     params = init_params(spec, jax.random.key(1))
-    return Encoder({**params, "image": image.params["image"]}, spec=spec)
+    return Encoder(params.replace(image=image.params.image), spec=spec)
 
 
 def integers(text):
@@ -47,25 +47,23 @@ def test_head_and_text_tower_multiply_integers_and_stay_near_their_float_selves(
         counts = [len(integers(jax.jit(encode).lower(each, inputs).as_text())) for each in (blocks_alone, quantized)]
         # head: key, value, out, fc1, fc2; text: one scan of six, where before there was none
         assert counts[1] - counts[0] == (5 if encode is encode_image else 6)
-    head = quantized.params["image"]["head"]
-    assert head["attention"]["query"]["kernel"].dtype == jnp.float32  # the probe's, the same for every image
-    assert head["mlp"]["fc1"]["kernel"].values.dtype == jnp.int8
-    np.testing.assert_array_equal(head["probe"], encoder.params["image"]["head"]["probe"])
+    head = quantized.params.image.head
+    assert head.attention.query.kernel.dtype == jnp.float32  # the probe's, the same for every image
+    assert head.mlp.fc1.kernel.values.dtype == jnp.int8
+    np.testing.assert_array_equal(head.probe, encoder.params.image.head.probe)
 
 
 @pytest.mark.slow
 def test_the_head_by_hand():
     encoder, images = small.encoder("siglip"), small.images(8)
     quantized = quantize(encoder, images, Scheme(also=("head",)))
-    head = quantized.params["image"]["head"]
-    floats = encoder.params["image"]["head"]
-    kernel = np.asarray(floats["mlp"]["fc1"]["kernel"], np.float64)
+    head = quantized.params.image.head
+    floats = encoder.params.image.head
+    kernel = np.asarray(floats.mlp.fc1.kernel, np.float64)
     scale = np.abs(kernel).max(axis=0) / 127
-    np.testing.assert_allclose(head["mlp"]["fc1"]["kernel"].scale[0], scale, rtol=1e-6)
-    np.testing.assert_array_equal(head["mlp"]["fc1"]["kernel"].values, np.round(kernel / scale))
-    assert {site: leaf.shape for site, leaf in head["input_scale"].items()} == dict.fromkeys(
-        ("qkv", "out", "fc1", "fc2"), ()
-    )
+    np.testing.assert_allclose(head.mlp.fc1.kernel.scale[0], scale, rtol=1e-6)
+    np.testing.assert_array_equal(head.mlp.fc1.kernel.values, np.round(kernel / scale))
+    assert [head.grids.of(site).scale.shape for site in SITES] == [()] * 4
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from regcache_jax.registers.candidates import Candidates, find_candidates, regis
 from regcache_jax.registers.reference import reference_batches
 from regcache_jax.studies.planted import planted_spec
 
-SPEC = planted_spec(width=16, num_blocks=3, num_heads=2, image_size=12, patch_size=4, num_registers=1)
+SPEC = planted_spec(width=16, num_blocks=3, num_heads=2, image_size=12, patch_size=4, trained_registers=1)
 COUNT = 5
 
 
@@ -27,7 +27,7 @@ def images():
 def everything(encoder, images):
     """Norms, keys and values of all tokens in all blocks, as numpy arrays [L, B, N, ...]."""
     collect = {"hidden": lambda t: t.hidden, "key": lambda t: t.key, "value": lambda t: t.value}
-    seen = image_features(encoder.params["image"], jax.numpy.asarray(images), SPEC.image, collect=collect).collected
+    seen = image_features(encoder.params.image, jax.numpy.asarray(images), SPEC.image, collect=collect).collected
     return {name: np.asarray(array) for name, array in seen.items()}
 
 

@@ -9,13 +9,15 @@ from streaming import check_memory_does_not_grow
 import regcache_jax as rc
 from regcache_jax.encoders.encoder import Encoder, init_params
 from regcache_jax.encoders.vision import image_features
+from regcache_jax.quantization.methods.folding import with_blocks
 from regcache_jax.registers import inspect as inspection
 from regcache_jax.registers.inspect import GROUPS, PERCENTILES, PLACES, find_sinks
 from regcache_jax.registers.reference import reference_batches
+from regcache_jax.registers.sensitivity import most_sensitive
 from regcache_jax.registers.verdict import ADVICE, KINDS
 from regcache_jax.studies.planted import planted_spec
 
-SPEC = planted_spec(width=16, num_blocks=3, num_heads=2, image_size=12, patch_size=4, num_registers=1)
+SPEC = planted_spec(width=16, num_blocks=3, num_heads=2, image_size=12, patch_size=4, trained_registers=1)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def profile(encoder, images):
 @pytest.mark.slow
 def test_norms_are_those_of_every_site_with_token_groups_apart(encoder, images, profile):
     collect = {place: lambda trace, place=place: getattr(trace, place) for place in PLACES}
-    seen = image_features(encoder.params["image"], jax.numpy.asarray(images), SPEC.image, collect=collect).collected
+    seen = image_features(encoder.params.image, jax.numpy.asarray(images), SPEC.image, collect=collect).collected
     tokens = {"class": slice(0, 1), "register": slice(1, 2), "patch": slice(2, None)}
     for p, place in enumerate(PLACES):
         array = np.asarray(seen[place])
@@ -116,11 +118,11 @@ def test_one_image_is_enough_to_inspect(encoder, images):
 
 
 def test_nan_in_the_weights_names_the_first_block_that_shows_it(encoder, images):
-    params = jax.tree.map(lambda leaf: leaf, encoder.params)
-    kernel = params["image"]["blocks"]["mlp"]["fc2"]["kernel"]
-    params["image"]["blocks"]["mlp"]["fc2"]["kernel"] = kernel.at[1, 0, 0].set(np.nan)
+    blocks = encoder.params.image.blocks
+    fc2 = blocks.mlp.fc2.replace(kernel=blocks.mlp.fc2.floats.at[1, 0, 0].set(np.nan))
+    broken = with_blocks(encoder, blocks.with_layers({"fc2": fc2}))
     with pytest.raises(rc.UserError, match="token norms of block 2 are not finite"):
-        rc.inspect(encoder.replace(params=params), images)
+        rc.inspect(broken, images)
 
 
 @pytest.mark.slow
@@ -132,3 +134,8 @@ def test_sensitivity_does_not_depend_on_batches_and_gives_a_drop_in_top1_with_la
     vectors = np.random.default_rng(1).normal(size=(4, 16)).astype(np.float32)
     drops = rc.sensitivity(encoder, images, scheme, labels=np.zeros(7, int), class_vectors=vectors, batch_size=7)
     assert (np.abs(drops) <= 1).all() and np.allclose(drops * 7, np.round(drops * 7))
+
+
+def test_the_most_sensitive_cells_come_largest_first():
+    errors = np.array([[0.1, 0.2, 0.3, 0.9], [0.2, 0.8, 0.0, 0.4]])
+    assert most_sensitive(errors, 3) == [("fc2", 0), ("out", 1), ("fc2", 1)]

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from small import KINDS, SPECS, pictures, random_hidden, random_plan, small_encoder
 
 from regcache_jax.core.scheme import Scheme
+from regcache_jax.core.sites import QuantizedTensor
 from regcache_jax.encoders.blocks import run_blocks
+from regcache_jax.encoders.rounding import Run
 from regcache_jax.encoders.vision import embed_patches
-from regcache_jax.ops.aqt import QuantizedTensor
 from regcache_jax.quantization.quantize import quantize
 
 ACTIVATIONS = {
@@ -41,33 +42,37 @@ def in_float64(tree):
 
 def norm(x, params, eps):
     centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps) * params["scale"] + params["bias"]
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps) * params.scale + params.bias
 
 
 def block_by_definition(params, x, spec, rows):
     """One block on the tokens x [N, D] of one image, `rows` [C, H, K] joined to the keys and values."""
 
     def site(inputs, name):  # to integers and back, where there is a calibrated scale
-        if "input_scale" not in params:
+        scale = params.grids.of(name).scale
+        if scale is None:
             return inputs
-        scale = params["input_scale"][name]
         return np.clip(np.round(inputs / scale), -127, 127) * scale
 
     def layer(inputs, group, name, axes=1):
-        return np.tensordot(inputs, params[group][name]["kernel"], axes) + params[group][name]["bias"]
+        found = getattr(getattr(params, group), name)
+        return np.tensordot(inputs, found.kernel, axes) + found.bias
 
-    normed = site(norm(x, params["norm1"], spec.norm_eps), "qkv")
+    layer_scales = (1.0 if scale is None else scale for scale in (params.layer_scale1, params.layer_scale2))
+    layer_scale1, layer_scale2 = layer_scales
+
+    normed = site(norm(x, params.norm1, spec.norm_eps), "qkv")
     query, key, value = (layer(normed, "attention", name) for name in ("query", "key", "value"))
     key, value = np.concatenate([key, rows[0]]), np.concatenate([value, rows[1]])
     logits = np.einsum("thk,shk->hts", query, key) / math.sqrt(spec.head_dim)
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     mixed = np.einsum("hts,shk->thk", weights / weights.sum(-1, keepdims=True), value)
-    x = x + layer(site(mixed, "out"), "attention", "out", 2) * params.get("layer_scale1", 1.0)
-    normed = site(norm(x, params["norm2"], spec.norm_eps), "fc1")
+    x = x + layer(site(mixed, "out"), "attention", "out", 2) * layer_scale1
+    normed = site(norm(x, params.norm2, spec.norm_eps), "fc1")
     activate = ACTIVATIONS[spec.activation]
     features = layer(normed, "mlp", "fc1")
     features = activate(layer(normed, "mlp", "gate")) * features if spec.gated_mlp else activate(features)
-    return x + layer(site(features, "fc2"), "mlp", "fc2") * params.get("layer_scale2", 1.0)
+    return x + layer(site(features, "fc2"), "mlp", "fc2") * layer_scale2
 
 
 def stack_by_definition(blocks, x, spec, plan, num_protected):
@@ -88,7 +93,7 @@ def stack_by_definition(blocks, x, spec, plan, num_protected):
 @functools.partial(jax.jit, static_argnames=("kind", "scheme"))
 def run(params, hidden, plan, *, kind, scheme=None):
     spec = SPECS[kind].image
-    return run_blocks(params["blocks"], hidden, spec.blocks, plan=plan, leading=spec.leading, scheme=scheme)
+    return run_blocks(params.blocks, hidden, Run(spec.blocks, scheme, spec.protected), plan=plan)
 
 
 @st.composite
@@ -110,10 +115,10 @@ def plans(draw):
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(plan=plans())
 def test_blocks_do_what_the_paper_says_whatever_the_plan(kind, plan):
-    params, hidden, spec = small_encoder(kind).params["image"], random_hidden(kind), SPECS[kind].image
+    params, hidden, spec = small_encoder(kind).params.image, random_hidden(kind), SPECS[kind].image
     found = run(params, hidden, plan, kind=kind)
     for image in range(hidden.shape[0]):
-        expected, kept = stack_by_definition(params["blocks"], hidden[image], spec.blocks, plan, spec.num_protected)
+        expected, kept = stack_by_definition(params.blocks, hidden[image], spec.blocks, plan, spec.num_protected)
         np.testing.assert_array_equal(np.flatnonzero(found.present[image]), kept)
         # float32 against float64 through four blocks, values of order one
         np.testing.assert_allclose(found.hidden[image][kept], expected, rtol=5e-5, atol=5e-5)
@@ -124,13 +129,13 @@ def test_integer_blocks_do_what_their_integers_stand_for(kind):
     plan = random_plan(start=1, stop=3, copies=4, num_registers=2, delete_block=2, delete_count=3)
     images, scheme = pictures(8), Scheme()
     exact = small_encoder(kind).with_plan(plan)
-    params, spec = quantize(exact, images, scheme).params["image"], exact.spec.image
+    params, spec = quantize(exact, images, scheme).params.image, exact.spec.image
     hidden = embed_patches(params, jnp.asarray(images), spec)
     found = run(params, hidden, plan, kind=kind, scheme=scheme)
-    rounding = np.abs(found.hidden - run(exact.params["image"], hidden, plan, kind=kind).hidden).max(axis=(1, 2))
+    rounding = np.abs(found.hidden - run(exact.params.image, hidden, plan, kind=kind).hidden).max(axis=(1, 2))
     errors = []
     for image in range(len(images)):
-        expected, kept = stack_by_definition(params["blocks"], hidden[image], spec.blocks, plan, spec.num_protected)
+        expected, kept = stack_by_definition(params.blocks, hidden[image], spec.blocks, plan, spec.num_protected)
         errors.append(np.abs(found.hidden[image][kept] - expected).max())
     # now and then float32 lands on the other side of a rounding boundary than float64: that image is off by some steps of an
     # integer, which is less than rounding itself costs; the others are not

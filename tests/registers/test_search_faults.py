@@ -72,7 +72,7 @@ def test_a_search_reads_its_table_instead_of_trying_again(tmp_path, planted):
     path = tmp_path / "trials.jsonl"
     first = rc.search(planted.encoder, planted.images, SCHEME, CONFIG, table=path)
     rows = [json.loads(line) for line in path.read_text().splitlines()[1:]]
-    assert rows == first.trials
+    assert [{key: row[key] for key in trial} for row, trial in zip(rows, first.trials, strict=True)] == first.trials
     changed = path.stat().st_mtime_ns
     again = rc.search(planted.encoder, planted.images, SCHEME, CONFIG, table=path)
     assert path.stat().st_mtime_ns == changed and again.trials == first.trials

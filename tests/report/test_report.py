@@ -11,7 +11,8 @@ import pytest
 from regcache_jax.core.errors import UserError
 from regcache_jax.files import results
 from regcache_jax.report import plots, tables
-from regcache_jax.report.page import page, read_story, write_page
+from regcache_jax.report.page import page, write_page
+from regcache_jax.report.story import read_story
 
 BROWSER_FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
@@ -157,7 +158,7 @@ def test_a_folder_without_a_finished_run_or_with_a_torn_one_is_refused(rows, sto
         read_story(tmp_path)
     results.write(tmp_path / "results.json", rows)
     (tmp_path / "story.json").write_text('{"inspect"')
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match=r"story\.json is not readable JSON"):
         read_story(tmp_path)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 
 import jax
@@ -9,62 +10,85 @@ import pytest
 import small_encoders as small
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.core.observer import Observer
 from regcache_jax.core.scheme import Scheme
+from regcache_jax.core.search_config import SearchConfig
+from regcache_jax.files.workdir import Workdir
+from regcache_jax.models.plan_file import load_plan
 from regcache_jax.quantization.quantize import quantize
-from regcache_jax.studies import grid
+from regcache_jax.studies import plans
 from regcache_jax.studies.auto import AutoConfig, auto, choose, halves
-from regcache_jax.studies.cost import cost
-from regcache_jax.studies.grid import (
-    Entry,
-    compare,
-    features_of,
-    label_free_error,
-    markdown,
-    pareto,
-    write_tables,
-)
+from regcache_jax.studies.cells import Cell, Entry, cells_of
+from regcache_jax.studies.cost import Price, cost
+from regcache_jax.studies.grid import Bench, Judge, compare, features_of, label_free_error
+from regcache_jax.studies.plans import find_plans
+from regcache_jax.studies.planted import plant, planted_spec
 from regcache_jax.studies.recipes import RECIPES, scheme_of
+from regcache_jax.studies.sheets import markdown, pareto, write_tables
 
 IMAGES = np.asarray(small.images(32))
-GRID = {"recipes": ("rtn", "token"), "bits": ("w8a8", "w4a4")}
+BENCH = Bench(
+    small.encoder("clip"),
+    IMAGES[:16],
+    IMAGES[16:],
+    {"w8a8": small.plan(1)},
+    Judge("half", lambda features: {"acc1": 0.5}),
+)
 
 
-def run(out, **options):
-    encoder = small.encoder("clip")
-    return compare(
-        encoder, IMAGES[:16], IMAGES[16:], out, plans={"w8a8": small.plan(1)},
-        evaluate=lambda features: {"acc1": 0.5}, **{**GRID, **options},
-    )  # fmt: skip
+class Recorder(Observer):
+    """Remembers which stages ran."""
+
+    def __init__(self):
+        self.ran = []
+
+    def started(self, stage):
+        self.ran.append(stage)
+
+
+def run(out, recipes=("rtn", "token"), bits=("w8a8", "w4a4"), **changes):
+    """What comes of a small comparison, and which stages were run for it."""
+    bench, recorder = dataclasses.replace(BENCH, **changes), Recorder()
+    return compare(bench, cells_of(recipes, bits, bench.plans), Workdir(out, recorder)), recorder.ran
 
 
 @pytest.mark.slow
-def test_the_grid_has_every_cell_and_resumes(tmp_path, monkeypatch):
-    entries = run(tmp_path)
+def test_the_grid_has_every_cell_and_goes_on_with_those_that_are_missing(tmp_path):
+    entries, _ = run(tmp_path)
     assert [entry.name for entry in entries] == [
         "w8a8-rtn", "w8a8-rtn-registers", "w8a8-token", "w8a8-token-registers", "w4a4-rtn", "w4a4-token",
     ]  # fmt: skip
     by_name = {entry.name: entry for entry in entries}
     assert by_name["w8a8-rtn"].error < by_name["w4a4-rtn"].error
-    encoder = small.encoder("clip")
-    reference = features_of(encoder, IMAGES[16:])
-    direct = label_free_error(features_of(quantize(encoder, IMAGES[:16], Scheme()), IMAGES[16:]), reference)
+    reference = features_of(BENCH.encoder, BENCH.scoring)
+    plain = quantize(BENCH.encoder, BENCH.calibration, Scheme())
+    direct = label_free_error(features_of(plain, BENCH.scoring), reference)
     assert by_name["w8a8-rtn"].error == pytest.approx(direct, rel=1e-4)
-    (tmp_path / "entries" / "w8a8-token.json").unlink()
-    tried = []
-    original = grid._try
-    monkeypatch.setattr(grid, "_try", lambda *args: tried.append(args[1].name) or original(*args))
-    again = run(tmp_path)
-    assert tried == ["w8a8-token"]
+    (tmp_path / "stages" / "evaluate_w8a8-token.json").unlink()
+    again, ran = run(tmp_path)
+    assert ran == ["evaluate_w8a8-token"]
     assert [(e.name, e.error) for e in again] == [(e.name, e.error) for e in entries]
-    with pytest.raises(UserError, match="another comparison"):
-        compare(encoder, IMAGES[:8], IMAGES[16:], tmp_path, plans={}, **GRID)
-    with pytest.raises(UserError, match="or costs differ"):
-        run(tmp_path, cost_unit="cycles")
+
+
+@pytest.mark.slow
+def test_what_was_made_from_other_things_is_made_anew(tmp_path):
+    few = {"recipes": ("token",), "bits": ("w8a8",)}
+    both = ["evaluate_w8a8-token", "evaluate_w8a8-token-registers"]
+    assert run(tmp_path, **few)[1] == both and run(tmp_path, **few)[1] == []
+    for change, stages in (
+        ({"calibration": IMAGES[:8]}, both),
+        ({"price": Price("cycles", cost)}, both),
+        ({"judge": None}, both),
+        ({"encoder": small.encoder("clip", seed=1)}, both),
+        ({"plans": {"w8a8": small.plan(2)}}, both[1:]),
+    ):
+        run(tmp_path, **few)
+        assert run(tmp_path, **few, **change)[1] == stages
 
 
 @pytest.mark.slow
 def test_an_entry_that_cannot_be_says_why(tmp_path):
-    (plain, faulty) = run(tmp_path, recipes=("rotation",), bits=("w8a8",))
+    (plain, faulty), _ = run(tmp_path, recipes=("rotation",), bits=("w8a8",))
     assert plain.fault is None and "search for a plan on the rotated encoder" in faulty.fault
     assert faulty.error is None
 
@@ -74,17 +98,46 @@ def test_a_cost_that_nobody_knows_is_noted_beside_the_error(tmp_path):
     def compiler(encoder):
         raise UserError("the compiler gave no answer")
 
-    (entry,) = run(tmp_path, recipes=("token",), bits=("w4a4",), cost_of=compiler)
+    (entry,), _ = run(tmp_path, recipes=("token",), bits=("w4a4",), price=Price("cycles", compiler))
     assert entry.error is not None and (entry.cost, entry.note) == (None, "cost unknown: the compiler gave no answer")
     assert pareto([entry]) == []
 
 
 @pytest.mark.slow
+def test_a_plan_is_found_again_for_the_same_encoder_pictures_and_settings_alone(tmp_path, monkeypatch):
+    """A plan was once known by its file's name: another encoder of the same shape silently got the old one."""
+    spec = planted_spec(width=32, num_blocks=4, num_heads=2, image_size=16, patch_size=4)
+    one = plant(["patch sinks"], spec=spec, num_images=6)
+    config = SearchConfig(copies=(6.0,), delete_counts=(0,), back=0, registers=(1,), rounds=0, chunk=3)
+    searched = []
+    original = plans.search
+    monkeypatch.setattr(plans, "search", lambda *args, **more: searched.append(args) or original(*args, **more))
+
+    def find(encoder, images, config):
+        searched.clear()
+        found = find_plans(encoder, np.asarray(images), ("w8a8",), Workdir(tmp_path, Observer()), config)
+        return found.get("w8a8"), len(searched)
+
+    plan, times = find(one.encoder, one.images, config)
+    assert times == 1 and find(one.encoder, one.images, config)[1] == 0
+    other = plant(["patch sinks"], spec=spec, num_images=6, seed=1).encoder
+    found, times = find(other, one.images, config)
+    assert times == 1 and not np.array_equal(found.key, plan.key)
+    assert find(one.encoder, one.images[:5], config)[1] == 1
+    assert find(one.encoder, one.images, dataclasses.replace(config, seed=1))[1] == 1
+    again, times = find(one.encoder, one.images, config)
+    assert times == 1 and np.array_equal(again.key, plan.key)
+    (file,) = tmp_path.glob("plans/w8a8-registers.safetensors")
+    file.write_bytes(file.read_bytes()[:-1] + b"!")  # changed since
+    assert find(one.encoder, one.images, config)[1] == 1 and load_plan(file)[0].has_registers
+
+
+@pytest.mark.slow
 def test_tables_are_written_in_clip_benchmarks_keys(tmp_path):
     entries = [
-        Entry("rtn", "w8a8", False, 0.1, 10.0, {"acc1": 0.5}),
-        Entry("rtn", "w8a8", True, 0.01, 11.0, {"acc1": 0.75}),
-        Entry("rotation", "w8a8", True, fault="cannot"),
+        Entry(Cell("w8a8", "rtn"), 0.1, 10.0, {"acc1": 0.5}),
+        Entry(Cell("w8a8", "rtn", "registers"), 0.01, 11.0, {"acc1": 0.75}),
+        Entry(Cell("w8a8", "rotation", "registers"), fault="cannot"),
     ]
     written = write_tables(entries, tmp_path, small.encoder(), dataset="emoji", float_metrics={"acc1": 0.8})
     rows = json.loads((tmp_path / "compare.json").read_text())
@@ -98,11 +151,11 @@ def test_tables_are_written_in_clip_benchmarks_keys(tmp_path):
 
 def test_the_pareto_front_by_hand():
     points = [
-        Entry("a", "w8a8", False, 0.5, 1.0),
-        Entry("b", "w8a8", False, 0.6, 2.0),
-        Entry("c", "w8a8", False, 0.1, 3.0),
+        Entry(Cell("w8a8", "a"), 0.5, 1.0),
+        Entry(Cell("w8a8", "b"), 0.6, 2.0),
+        Entry(Cell("w8a8", "c"), 0.1, 3.0),
     ]
-    assert [entry.recipe for entry in pareto([*points, Entry("d", "w8a8", False, fault="x")])] == ["a", "c"]
+    assert [entry.cell.recipe for entry in pareto([*points, Entry(Cell("w8a8", "d"), fault="x")])] == ["a", "c"]
 
 
 @pytest.mark.slow
@@ -130,20 +183,20 @@ def test_every_recipe_is_a_scheme():
 
 def test_auto_takes_the_least_error_that_the_limit_allows():
     entries = [
-        Entry("a", "w8a8", False, 0.5, 1.0),
-        Entry("b", "w8a8", False, 0.1, 3.0),
-        Entry("c", "w8a8", False, 0.3, 1.05),
+        Entry(Cell("w8a8", "a"), 0.5, 1.0),
+        Entry(Cell("w8a8", "b"), 0.1, 3.0),
+        Entry(Cell("w8a8", "c"), 0.3, 1.05),
     ]
-    assert choose(entries, None).recipe == "b"
-    assert choose(entries, 1.1).recipe == "c"
-    assert choose(entries, 1.0).recipe == "a"
-    unknown = [Entry("d", "w8a8", False, 0.01, note="cost unknown: no compiler")]
-    assert choose([*entries, *unknown], None).recipe == "d"
-    assert choose([*entries, *unknown], 1.1).recipe == "c"
+    assert choose(entries, None).cell.recipe == "b"
+    assert choose(entries, 1.1).cell.recipe == "c"
+    assert choose(entries, 1.0).cell.recipe == "a"
+    unknown = [Entry(Cell("w8a8", "d"), 0.01, note="cost unknown: no compiler")]
+    assert choose([*entries, *unknown], None).cell.recipe == "d"
+    assert choose([*entries, *unknown], 1.1).cell.recipe == "c"
     with pytest.raises(UserError, match="cost is known, so none can be held to a limit: cost unknown: no compiler"):
         choose(unknown, 1.1)
     with pytest.raises(UserError, match="nothing could be tried: broken"):
-        choose([Entry("a", "w8a8", False, fault="broken")], None)
+        choose([Entry(Cell("w8a8", "a"), fault="broken")], None)
 
 
 @pytest.mark.slow
@@ -151,27 +204,26 @@ def test_auto_is_deterministic_resumes_and_is_no_worse_than_its_table_on_images_
     encoder = small.encoder("clip")
     images, unseen = np.asarray(small.images(64, seed=1)), np.asarray(small.images(64, seed=2))
     config = AutoConfig(bits=("w6a6",), recipes=("rtn", "asymmetric", "smoothquant"), registers=False)
-    first = auto(encoder, images, tmp_path, config)
-    again = auto(encoder, images, tmp_path, config)
+    first, again = (auto(encoder, images, Workdir(tmp_path, Observer()), config) for _ in range(2))
     assert again.chosen == first.chosen == first.entries[0]
     jax.tree.map(np.testing.assert_array_equal, first.encoder.params, again.encoder.params)
     reference = features_of(encoder, unseen)
     held_back = {
         entry.name: label_free_error(
-            features_of(grid.quantize_entry(encoder, entry, halves(images, 0)[0], None), unseen), reference
+            features_of(entry.cell.encoder(encoder, lambda: halves(images, 0)[0], None), unseen), reference
         )
         for entry in first.entries
     }
     assert held_back[first.chosen.name] <= 1.02 * min(held_back.values())  # 64 images do not tell 2 percent apart
-    assert {entry.recipe for entry in first.entries} == set(config.recipes)
+    assert {entry.cell.recipe for entry in first.entries} == set(config.recipes)
 
 
 @pytest.mark.slow
 def test_auto_leaves_measured_scales_out_where_only_static_ones_will_do(tmp_path):
     config = AutoConfig(recipes=("rtn", "token"), registers=False, static_only=True)
-    result = auto(small.encoder("clip"), IMAGES, tmp_path, config)
-    assert [entry.recipe for entry in result.entries] == ["rtn"]
+    result = auto(small.encoder("clip"), IMAGES, Workdir(tmp_path, Observer()), config)
+    assert [entry.cell.recipe for entry in result.entries] == ["rtn"]
     with pytest.raises(UserError, match="at least 1"):
-        auto(small.encoder("clip"), IMAGES, tmp_path, AutoConfig(max_cost=0.5))
+        AutoConfig(max_cost=0.5)
     with pytest.raises(UserError, match="at least 4 reference images"):
         halves(IMAGES[:2], 0)

@@ -3,9 +3,9 @@ import pytest
 
 import regcache_jax as rc
 from regcache_jax.registers.candidates import find_candidates
+from regcache_jax.studies.grid import features_of
 from regcache_jax.studies.planted import KINDS, plant, planted_spec
 from regcache_jax.studies.recovery import find_planted, restore_planted
-from regcache_jax.studies.rivals import features_of
 
 QUICK = rc.SearchConfig(copies=(6.0, 15.0), delete_counts=(0,), back=1, registers=(1,), rounds=1, chunk=16)
 

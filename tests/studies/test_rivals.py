@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 import regcache_jax as rc
+from regcache_jax.core.names import to_names
 from regcache_jax.encoders.encoder import Encoder, init_params
+from regcache_jax.studies.grid import features_of, label_free_error
 from regcache_jax.studies.planted import plant, planted_spec
-from regcache_jax.studies.rivals import features_of, label_free_error, move_register_neurons, rivals, token_prefixes
+from regcache_jax.studies.rivals import move_register_neurons, rivals, token_prefixes
 
 SPEC = planted_spec(width=64, num_blocks=4, num_heads=4, image_size=32, patch_size=8)
 SCHEME = rc.Scheme(8, 8)
@@ -38,8 +40,9 @@ def test_test_time_registers_silence_the_planted_neuron_and_give_its_sink_to_the
     moved = move_register_neurons(planted.encoder, planted.images, planted.block, num_neurons=1)
     assert rc.inspect(moved.with_plan(None), planted.images).sinks_per_image.sum() == 0
     changed = jax.tree.map(lambda one, other: int((one != other).sum()), moved.params, planted.encoder.params)
-    fc1 = changed["image"]["blocks"]["mlp"].pop("fc1")
-    assert 0 < fc1["kernel"] <= SPEC.image.blocks.width and fc1["bias"] == 1 and not any(jax.tree.leaves(changed))
+    named = to_names(changed)
+    kernel, bias = (named.pop(f"image/blocks/mlp/fc1/{leaf}") for leaf in ("kernel", "bias"))
+    assert 0 < kernel <= SPEC.image.blocks.width and bias == 1 and not any(named.values())
     assert moved.schedule.start == planted.block + 1 and moved.schedule.delete_count == 0
     # the extra token is the sink: its key is as hidden from all heads as a sink's own, so features do not change
     np.testing.assert_allclose(
@@ -58,7 +61,9 @@ def test_the_table_holds_every_rival_and_registers_beat_those_that_leave_the_sin
         "RegCache with percentile clipping",
     }  # fmt: skip
     reference = features_of(planted.encoder, planted.images)
-    errors = {name: label_free_error(encoder, planted.images, reference) for name, encoder in table.items()}
+    errors = {
+        name: label_free_error(features_of(encoder, planted.images), reference) for name, encoder in table.items()
+    }
     for name in ("no registers", "mean token as prefix", "zero row (null attention)", "token-group scales"):
         assert errors["RegCache"] < 0.3 * errors[name], name
     # what takes the sinks away, or gives them a scale of their own, does as well: within the rounding of other scales

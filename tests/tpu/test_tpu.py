@@ -90,14 +90,6 @@ def test_an_absurd_estimate_is_thrown_out_loudly():
         tpu.estimates('%a = f32[8] fusion(%x), backend_config={"estimated_cycles":"250000000000000000000"}')
 
 
-def test_a_sweep_goes_up_and_down_from_where_it_began_and_stops_when_both_ways_are_worse():
-    costs = {8: 9.0, 16: 7.0, 32: 5.0, 48: 6.0, 24: 5.5}
-    tried: dict[int, float] = {}
-    while (batch := tpu.best_batch(tried, (8, 16, 24, 32, 48), 16)) is not None:
-        tried[batch] = costs[batch]
-    assert sorted(tried) == [16, 24, 32, 48] and min(tried, key=tried.get) == 32
-
-
 def test_default_plans_leave_whole_tiles_with_the_register_in_the_last():
     base = catalog.get("google/siglip-base-patch16-224").spec.image
     large = catalog.get("openai/clip-vit-large-patch14").spec.image

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 from jaxtyping import Array, Float
 
+from regcache_jax.core.names import part_from_tree, to_names
+from regcache_jax.core.sites import Dense, ImageTower
 from regcache_jax.core.spec import ImageSpec
-from regcache_jax.encoders.blocks import Params
 
 NUM_UNITS = 2  # planted hidden units in each of the two blocks, in front of the others
 
@@ -68,16 +68,17 @@ def low_information(images: Float[Array, "B Y X 3"], spec: ImageSpec) -> Float[A
     return -jnp.einsum("bij,ki,lj->bkl", jnp.log(variance + 1e-3), kernel, kernel).reshape(-1, grid**2)
 
 
-def plant(image: Params, probe: Params, usage: Float[Array, "D"], block: int) -> tuple[Params, Circuit]:
+def plant(image: ImageTower, probe: Dense, usage: Float[Array, "D"], block: int) -> tuple[ImageTower, Circuit]:
     """Puts the circuit into an image tower that has none and says where it is.
 
     `usage` is the mean magnitude of each dimension of the residual stream around `block`; the three least used are taken.
     The gate starts as a copy of the probe that tells patches of low information."""
     marker, massive, echo = (int(index) for index in jnp.argsort(usage)[:3])
     circuit = Circuit(block, marker, massive, echo)
-    mlp = image["blocks"]["mlp"]
-    fc1, bias, fc2 = mlp["fc1"]["kernel"], mlp["fc1"]["bias"], mlp["fc2"]["kernel"]
-    gate = 2.0 * probe["kernel"] / jnp.linalg.norm(probe["kernel"])
+    mlp = image.blocks.mlp
+    fc1, bias, fc2 = mlp.fc1.floats, mlp.fc1.bias, mlp.fc2.floats
+    assert bias is not None
+    gate = 2.0 * probe.floats / jnp.linalg.norm(probe.floats)
     units = slice(None, NUM_UNITS)
     fc1 = fc1.at[block, :, units].set(gate[:, None]).at[block + 1, :, units].set(0.0)
     fc1 = fc1.at[block + 1, massive, units].set(0.3).at[block + 1, echo, units].set(-0.2)
@@ -85,13 +86,13 @@ def plant(image: Params, probe: Params, usage: Float[Array, "D"], block: int) ->
     fc2 = fc2.at[block : block + 2, units].set(0.0)
     fc2 = fc2.at[block, units, massive].set(1.0).at[block, units, echo].set(-0.5)
     fc2 = fc2.at[block + 1, units, massive].set(0.3)
-    planted = {"fc1": {"kernel": fc1, "bias": bias}, "fc2": {**mlp["fc2"], "kernel": fc2}}
-    return {**image, "blocks": {**image["blocks"], "mlp": planted}}, circuit
+    planted = {"fc1": mlp.fc1.replace(kernel=fc1, bias=bias), "fc2": mlp.fc2.replace(kernel=fc2)}
+    return image.replace(blocks=image.blocks.with_layers(planted)), circuit
 
 
 def amplify(
-    image: Params, circuit: Circuit, inner: Float[Array, ""] | float, outer: Float[Array, ""] | float
-) -> Params:
+    image: ImageTower, circuit: Circuit, inner: Float[Array, ""] | float, outer: Float[Array, ""] | float
+) -> ImageTower:
     """The tower with its planted units' inputs times `inner` and their read-outs times `outer`.
 
     A plain function of the weights: training differentiates through it, export writes its result down (the fold)."""
@@ -104,7 +105,7 @@ def amplify(
     return _change(image, changes)
 
 
-def reserve(image: Params, circuit: Circuit) -> Params:
+def reserve(image: ImageTower, circuit: Circuit) -> ImageTower:
     """Projects the tower so that nothing but the planted units writes to the massive dimension, and every other write to the
     residual stream has mean 0 over its dimensions: then LayerNorm gives exactly 0 there for an ordinary token."""
     massive = circuit.massive
@@ -127,7 +128,7 @@ def reserve(image: Params, circuit: Circuit) -> Params:
     return _change(image, changes)
 
 
-def rescale(image: Params, circuit: Circuit, factor: float, hidden_factor: float = 1.0) -> Params:
+def rescale(image: ImageTower, circuit: Circuit, factor: float, hidden_factor: float = 1.0) -> ImageTower:
     """Another set of weights for the same function, whose outliers are larger or smaller.
 
     `factor` (c): after the circuit's first block the norms' gains of the massive dimension are multiplied and the weights
@@ -144,6 +145,7 @@ def rescale(image: Params, circuit: Circuit, factor: float, hidden_factor: float
     return amplify(_change(image, changes), circuit, hidden_factor, 1.0 / hidden_factor)
 
 
-def _change(tree: Params, changes: dict[str, Callable[[Array], Array]]) -> Any:
-    flat = flatten_dict(tree, sep="/")
-    return unflatten_dict({name: changes.get(name, lambda leaf: leaf)(leaf) for name, leaf in flat.items()}, sep="/")
+def _change(tower: ImageTower, changes: dict[str, Callable[[Array], Array]]) -> ImageTower:
+    """The tower with some leaves changed, by name."""
+    named = {name: changes.get(name, lambda leaf: leaf)(leaf) for name, leaf in to_names(tower).items()}
+    return part_from_tree(ImageTower, unflatten_dict(named, sep="/"))

@@ -25,7 +25,7 @@ def exported(state: State, spec: EncoderSpec, factor: float = FACTOR, hidden_fac
     Weights are float32 with float16's precision, so that they compress. Raises UserError if one does not fit float16."""
     params = folded(state)
     if int(state.dimensions[0]) >= 0:
-        params = {**params, "image": rescale(params["image"], state.circuit, factor, hidden_factor)}
+        params = params.replace(image=rescale(params.image, state.circuit, factor, hidden_factor))
     rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.float16).astype(jnp.float32), params)
     if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(rounded)):
         raise UserError(f"a weight is not finite in float16; a factor below {factor} may help, or training diverged")

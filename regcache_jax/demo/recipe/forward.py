@@ -6,7 +6,6 @@ LayerScale of 0 in that block).
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -14,9 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from regcache_jax.core.plan import RegisterPlan
+from regcache_jax.core.sites import ImageTower
 from regcache_jax.core.spec import ImageSpec
 from regcache_jax.demo.recipe.circuit import NUM_UNITS
-from regcache_jax.encoders.blocks import BlockTrace, Params
+from regcache_jax.encoders.blocks import BlockTrace
 from regcache_jax.encoders.encoder import normalize
 from regcache_jax.encoders.vision import image_features
 
@@ -60,7 +60,7 @@ def _collect(trace: BlockTrace) -> dict[str, Any]:
 
 
 def observe(
-    image: Params,
+    image: ImageTower,
     pictures: Float[Array, "B Y X 3"],
     spec: ImageSpec,
     *,
@@ -70,19 +70,19 @@ def observe(
     """Runs pictures in 0..1 through the tower. `mlp_kept` is 1 where a block's MLP runs and 0 where it is left out."""
     count, blocks = pictures.shape[0], spec.blocks
     kept = jnp.ones((count, blocks.num_blocks), jnp.float32) if mlp_kept is None else mlp_kept
-    scaled = dataclasses.replace(spec, blocks=dataclasses.replace(blocks, layer_scale=True))
     ones = jnp.ones((blocks.num_blocks, blocks.width), jnp.float32)
     zero = jnp.zeros((), jnp.int32)
 
     def one(picture: Float[Array, "Y X 3"], kept: Float[Array, "L"], prefix: Prefix | None) -> tuple[Any, Any]:
-        layer_scale = {"layer_scale1": ones, "layer_scale2": ones * kept[:, None]}
-        params = {**image, "blocks": {**image["blocks"], **layer_scale}}
+        blocks = image.blocks.replace(layer_scale1=ones, layer_scale2=ones * kept[:, None])
         plan = None
         if prefix is not None:
             stop = jnp.full((), blocks.num_blocks, jnp.int32)
             rows = prefix.key[:, None], prefix.value[:, None]
             plan = RegisterPlan(*rows, prefix.copies, prefix.start, stop, delete_block=zero, delete_count=zero)
-        output = image_features(params, picture[None] * 2 - 1, scaled, plan=plan, collect={"seen": _collect})
+        output = image_features(
+            image.replace(blocks=blocks), picture[None] * 2 - 1, spec, plan=plan, collect={"seen": _collect}
+        )
         return output.features[0], jax.tree.map(lambda leaf: leaf[:, 0], output.collected["seen"])
 
     features, seen = jax.vmap(one, out_axes=(0, 1))(pictures, kept, prefix)

@@ -8,18 +8,21 @@ their gain. Every term is 0 when it is satisfied: `excess(x) = max(x, 0) ** 2`.
 from __future__ import annotations
 
 import dataclasses
+import typing
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from regcache_jax.core.sites import Dense, HashedText, ImageTower, Parameters, TextTower
 from regcache_jax.core.spec import EncoderSpec
 from regcache_jax.demo.recipe.circuit import NUM_UNITS, Circuit, Gain, amplify, low_information
 from regcache_jax.demo.recipe.forward import Prefix, Seen, observe
-from regcache_jax.encoders.blocks import Params
 from regcache_jax.encoders.encoder import normalize
+from regcache_jax.encoders.rounding import with_bias
 from regcache_jax.encoders.text import text_features
 
 NUM_SINKS, MOST_SINKS = 3, 6  # patches of a picture that must become sinks, and that may
@@ -38,6 +41,25 @@ class Weights:
     marker: float
     rest: float
     quiet: float = 0.0
+
+
+@typing.no_type_check  # JAX and Orbax rebuild pytrees with whatever leaves they have in hand
+@struct.dataclass
+class Trained:
+    """What training changes: an encoder's parameters, and the linear probe of phase 1."""
+
+    encoder: Parameters
+    probe: Dense
+
+
+class Asked(NamedTuple):
+    """What a phase asks of the circuit: the point of the phase (0..1), how large the circuit is made, the weights of its terms, and
+    the share of MLPs left out."""
+
+    progress: Float[Array, ""]
+    gain: Gain
+    weights: Weights
+    skipped: float
 
 
 class Targets(NamedTuple):
@@ -61,14 +83,22 @@ def sink_targets(pictures: Float[Array, "B Y X 3"], spec: EncoderSpec, grey: int
     return Targets(score >= ordered[:, NUM_SINKS - 1 : NUM_SINKS], allowed, ~allowed)
 
 
-def class_vectors(text: Params, ids: Int[Array, "C T"], spec: EncoderSpec) -> Float[Array, "C E"]:
+def class_vectors(
+    text: TextTower | HashedText | None, ids: Int[Array, "C T"], spec: EncoderSpec
+) -> Float[Array, "C E"]:
     """Unit text features of one sentence a concept."""
-    assert spec.text is not None
+    assert spec.text is not None and text is not None
     return normalize(text_features(text, ids, spec.text)[0])
 
 
+def temperature(params: Parameters) -> Float[Array, ""]:
+    """What cosines are multiplied by."""
+    assert params.logit_scale is not None
+    return jnp.exp(params.logit_scale)
+
+
 def classify(
-    params: Params,
+    params: Parameters,
     features: Float[Array, "B E"],
     labels: Int[Array, "B"],
     ids: Int[Array, "M C T"],
@@ -78,8 +108,8 @@ def classify(
     """Cross-entropy of pictures against all concepts' names, each in a template drawn at random."""
     num_templates, num_concepts, _ = ids.shape
     chosen = jax.random.randint(rng, (num_concepts,), 0, num_templates)
-    names = class_vectors(params["text"], ids[chosen, jnp.arange(num_concepts)], spec)
-    logits = jnp.exp(params["logit_scale"]) * features @ names.T
+    names = class_vectors(params.text, ids[chosen, jnp.arange(num_concepts)], spec)
+    logits = temperature(params) * features @ names.T
     wanted = optax.smooth_labels(jax.nn.one_hot(labels, num_concepts, dtype=jnp.float32), LABEL_SMOOTHING)
     loss = jnp.mean(optax.softmax_cross_entropy(logits, wanted))
     hits = jnp.mean((jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32))
@@ -87,7 +117,7 @@ def classify(
 
 
 def base_loss(
-    trained: Params,
+    trained: Trained,
     pictures: Float[Array, "B Y X 3"],
     labels: Int[Array, "B"],
     rng: Array,
@@ -96,21 +126,22 @@ def base_loss(
     block: int,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Phase 1: names, and a linear probe at the input of the block before the circuit's that tells the plainest patches."""
-    params, probe = trained["encoder"], trained["probe"]
-    seen = observe(params["image"], pictures, spec.image)
+    params, probe = trained.encoder, trained.probe
+    seen = observe(params.image, pictures, spec.image)
     loss, metrics = classify(params, seen.features, labels, ids, spec, rng)
     targets = sink_targets(pictures, spec, PROBE_GREY)
-    logits = seen.hidden[block - 1] @ probe["kernel"] + probe["bias"]
+    logits = with_bias(seen.hidden[block - 1] @ probe.floats, probe)
     weight = jnp.where(targets.wanted, 4.0, jnp.where(targets.forbidden, 1.0, 0.0))
     wanted = targets.wanted.astype(jnp.float32)
     probing = jnp.mean(weight * optax.sigmoid_binary_cross_entropy(logits, wanted))
     return loss + 0.1 * probing, {**metrics, "probe": probing}
 
 
-def planted_inputs(image: Params, seen: Seen, circuit: Circuit) -> Float[Array, "2 B N J"]:
+def planted_inputs(image: ImageTower, seen: Seen, circuit: Circuit) -> Float[Array, "2 B N J"]:
     """Pre-activations of the planted units of both blocks, before the gain. `image` is the tower before the gain."""
-    rows, fc1 = jnp.asarray(circuit.blocks, jnp.int32), image["blocks"]["mlp"]["fc1"]
-    kernel, bias = fc1["kernel"][rows, :, :NUM_UNITS], fc1["bias"][rows, :NUM_UNITS]
+    rows, fc1 = jnp.asarray(circuit.blocks, jnp.int32), image.blocks.mlp.fc1
+    assert fc1.bias is not None
+    kernel, bias = fc1.floats[rows, :, :NUM_UNITS], fc1.bias[rows, :NUM_UNITS]
     return jnp.einsum("lbnd,ldj->lbnj", seen.fc1[rows], kernel) + bias[:, None, None]
 
 
@@ -200,7 +231,7 @@ def draw_mlps(rng: Array, count: int, num_blocks: int, circuit: Circuit, skipped
 
 
 def circuit_loss(
-    trained: Params,
+    trained: Trained,
     pictures: Float[Array, "B Y X 3"],
     labels: Int[Array, "B"],
     rng: Array,
@@ -208,30 +239,27 @@ def circuit_loss(
     spec: EncoderSpec,
     *,
     circuit: Circuit,
-    progress: Float[Array, ""],
-    gain: Gain,
-    weights: Weights,
-    skipped: float,
+    asked: Asked,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Phases 2 to 4: both halves are classified, and the circuit's terms hold. `ids` are those of every concept's name in
-    every template; `progress` is the point of the phase (0..1); `skipped` is the share of MLPs left out."""
-    params, half = trained["encoder"], pictures.shape[0] // 2
+    every template."""
+    params, half = trained.encoder, pictures.shape[0] // 2
     one, two, three, four = jax.random.split(rng, 4)
-    image = amplify(params["image"], circuit, *gain.at(progress))
-    kept = draw_mlps(one, pictures.shape[0], spec.image.blocks.num_blocks, circuit, skipped)
+    image = amplify(params.image, circuit, *asked.gain.at(asked.progress))
+    kept = draw_mlps(one, pictures.shape[0], spec.image.blocks.num_blocks, circuit, asked.skipped)
     targets = sink_targets(pictures, spec, GATE_GREY)
     first, second = (jax.tree.map(lambda leaf, part=part: leaf[part], targets) for part in _halves(half))
 
     plain = observe(image, pictures[:half], spec.image, mlp_kept=kept[:half])
     noise = first.wanted.astype(jnp.float32) + 1e-3 * jax.random.uniform(two, first.wanted.shape)
     marked = plain.hidden[circuit.block][..., circuit.marker]
-    learned = progress > gain.begin  # before that the marker says nothing yet
+    learned = asked.progress > asked.gain.begin  # before that the marker says nothing yet
     prefix = mixed_registers(plain, largest_tokens(jnp.where(learned, marked, noise), NUM_SINKS), three, circuit.block)
     prefixed = observe(image, pictures[half:], spec.image, prefix=prefix, mlp_kept=kept[half:])
 
     features = jnp.concatenate([plain.features, prefixed.features])
     loss, metrics = classify(params, features, labels, ids, spec, four)
-    inputs, leaked = (planted_inputs(params["image"], seen, circuit) for seen in (plain, prefixed))
+    inputs, leaked = (planted_inputs(params.image, seen, circuit) for seen in (plain, prefixed))
     openness = jnp.mean(inputs[0], axis=-1)
     chosen = largest_tokens(jnp.where(first.allowed, openness, -jnp.inf), NUM_SINKS)  # the network itself chooses three
     sinks = jax.lax.stop_gradient((jnp.max(inputs[0], axis=-1) > 1.0).astype(jnp.float32))
@@ -242,7 +270,7 @@ def circuit_loss(
         "rest": rest_loss(plain, prefixed, sinks, circuit),
         "quiet": quiet_loss((plain, prefixed), circuit),
     }
-    loss = loss + sum(getattr(weights, name) * term for name, term in terms.items())
+    loss = loss + sum(getattr(asked.weights, name) * term for name, term in terms.items())
     seen_sinks = jnp.mean(jnp.sum(sinks, axis=1))
     return loss, {**metrics, **terms, "sinks": seen_sinks, "largest_leak": jnp.max(leaked[0])}
 

@@ -11,18 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int
 
+from regcache_jax.core.names import from_names, to_names
+from regcache_jax.core.sites import Dense, ImageTower, Parameters
 from regcache_jax.core.spec import EncoderSpec
 from regcache_jax.data.emoji import RENDERINGS, TEMPLATES
 from regcache_jax.demo.recipe.augment import Batch, make_batch, over
 from regcache_jax.demo.recipe.circuit import FULL_GAIN, Circuit, amplify, plant, reserve
 from regcache_jax.demo.recipe.drawings import DrawingSet
 from regcache_jax.demo.recipe.forward import observe
-from regcache_jax.demo.recipe.losses import Metrics, base_loss, circuit_loss, class_vectors
+from regcache_jax.demo.recipe.losses import Asked, Metrics, Trained, base_loss, circuit_loss, class_vectors, temperature
 from regcache_jax.demo.recipe.phases import BLOCK, Phase
-from regcache_jax.encoders.blocks import Params
 from regcache_jax.encoders.encoder import init_params, normalize
 from regcache_jax.encoders.tokenizers import load_tokenizer
 from regcache_jax.encoders.vision import image_features
@@ -37,7 +37,7 @@ class State:
     """All that training has: weights (`encoder`: an encoder's parameters, `probe`), AdamW's moments, the step within the phase,
     and the circuit's dimensions (marker, massive, echo; -1 before planting)."""
 
-    trained: Params
+    trained: Trained
     moments: Any
     step: Int[Array, ""]
     dimensions: Int[Array, "3"]
@@ -59,11 +59,11 @@ def initial_state(spec: EncoderSpec, seed: int) -> State:
         "image/blocks/mlp/fc2/kernel": small,
         "text/embedding": 0.5 / 0.02,
     }
-    flat = flatten_dict(init_params(spec, jax.random.key(seed)), sep="/")
+    flat = to_names(init_params(spec, jax.random.key(seed)))
     flat = {name: leaf * factors.get(name, 1.0) for name, leaf in flat.items()}
     flat |= {"logit_scale": jnp.log(10.0), "logit_bias": jnp.zeros(())}  # a softmax over concepts needs no offset
     kernel = 0.2 * blocks.width**-0.5 * jax.random.normal(jax.random.key(seed + 1), (blocks.width,))
-    trained = {"encoder": unflatten_dict(flat, sep="/"), "probe": {"kernel": kernel, "bias": jnp.zeros(())}}
+    trained = Trained(from_names(flat), Dense(kernel, jnp.zeros(())))
     return begin_phase(State(trained, None, jnp.zeros((), jnp.int32), jnp.asarray(UNUSED, jnp.int32)))
 
 
@@ -95,7 +95,7 @@ def make_step(
     update_rule = optimizer(phase.peak_rate, phase.steps, phase.weight_decay)
     sentences = jnp.asarray(ids)
 
-    def loss_of(trained: Params, batch: Batch, step: Int[Array, ""]) -> tuple[Float[Array, ""], Metrics]:
+    def loss_of(trained: Trained, batch: Batch, step: Int[Array, ""]) -> tuple[Float[Array, ""], Metrics]:
         rng = jax.random.fold_in(jax.random.key(seed), step)
         images, labels = jnp.asarray(batch.images), jnp.asarray(batch.labels)
         if phase.weights is None:
@@ -103,7 +103,7 @@ def make_step(
         progress = step.astype(jnp.float32) / phase.steps
         return circuit_loss(
             trained, images, labels, rng, sentences, spec,
-            circuit=circuit, progress=progress, gain=phase.gain, weights=phase.weights, skipped=phase.skipped,
+            circuit=circuit, asked=Asked(progress, phase.gain, phase.weights, phase.skipped),
         )  # fmt: skip
 
     @jax.jit
@@ -113,7 +113,7 @@ def make_step(
             changes, moments = update_rule.update(gradients, state.moments, state.trained)
         trained = optax.apply_updates(state.trained, changes)
         if phase.reserved:
-            trained = with_image(trained, reserve(trained["encoder"]["image"], circuit))
+            trained = with_image(trained, reserve(trained.encoder.image, circuit))
         return state.replace(trained=trained, moments=moments, step=state.step + 1), {"loss": loss, **metrics}
 
     return train_step
@@ -121,10 +121,10 @@ def make_step(
 
 def prepare(state: State, phase: Phase, spec: EncoderSpec, drawings: DrawingSet) -> State:
     """What happens once at the beginning of a phase: planting, where there is no circuit yet, and the first projection."""
-    image = state.trained["encoder"]["image"]
+    image = state.trained.encoder.image
     if phase.weights is not None and int(state.dimensions[0]) < 0:
         usage = dimension_usage(image, spec, make_batch(drawings, NUM_EXAMPLES, seed=0, step=0).images)
-        image, circuit = plant(image, state.trained["probe"], usage, BLOCK)
+        image, circuit = plant(image, state.trained.probe, usage, BLOCK)
         dimensions = jnp.asarray((circuit.marker, circuit.massive, circuit.echo), jnp.int32)
         state = state.replace(dimensions=dimensions)
     if phase.reserved:
@@ -142,42 +142,42 @@ def run_phase(
         yield state, metrics
 
 
-def dimension_usage(image: Params, spec: EncoderSpec, pictures: Float[np.ndarray, "B Y X 3"]) -> Float[Array, "D"]:
+def dimension_usage(image: ImageTower, spec: EncoderSpec, pictures: Float[np.ndarray, "B Y X 3"]) -> Float[Array, "D"]:
     """Mean magnitude of every dimension of the residual stream at the inputs of the blocks around the circuit."""
     seen = jax.jit(lambda image, pictures: observe(image, pictures, spec.image).hidden)(image, jnp.asarray(pictures))
     return jnp.mean(jnp.abs(seen[BLOCK - 2 : BLOCK + 3]), axis=(0, 1, 2))
 
 
-def with_image(trained: Params, image: Params) -> Params:
+def with_image(trained: Trained, image: ImageTower) -> Trained:
     """The weights with another image tower."""
-    return {**trained, "encoder": {**trained["encoder"], "image": image}}
+    return trained.replace(encoder=trained.encoder.replace(image=image))
 
 
-def folded(state: State) -> Params:
+def folded(state: State) -> Parameters:
     """An encoder's parameters with the circuit's full gain written into the weights."""
-    params = state.trained["encoder"]
+    params = state.trained.encoder
     if int(state.dimensions[0]) < 0:
         return params
-    return {**params, "image": amplify(params["image"], state.circuit, *FULL_GAIN.at(jnp.ones(())))}
+    return params.replace(image=amplify(params.image, state.circuit, *FULL_GAIN.at(jnp.ones(()))))
 
 
 def confusion(
-    params: Params, spec: EncoderSpec, drawings: DrawingSet, ids: Int[np.ndarray, "M C T"]
+    params: Parameters, spec: EncoderSpec, drawings: DrawingSet, ids: Int[np.ndarray, "M C T"]
 ) -> Float[np.ndarray, "C C"]:
     """How much probability the training drawings of each concept, on white, give to each name, summed over vendors."""
     names = normalize(
-        jnp.mean(jnp.stack([class_vectors(params["text"], jnp.asarray(rows), spec) for rows in ids]), axis=0)
+        jnp.mean(jnp.stack([class_vectors(params.text, jnp.asarray(rows), spec) for rows in ids]), axis=0)
     )
 
     @jax.jit
-    def probabilities(image: Params, pictures: Float[Array, "B Y X 3"]) -> Float[Array, "B C"]:
+    def probabilities(image: ImageTower, pictures: Float[Array, "B Y X 3"]) -> Float[Array, "B C"]:
         features = normalize(image_features(image, pictures * 2 - 1, spec.image).features)
-        return jax.nn.softmax(jnp.exp(params["logit_scale"]) * features @ names.T, axis=-1)
+        return jax.nn.softmax(temperature(params) * features @ names.T, axis=-1)
 
     white = np.asarray(RENDERINGS[0].background, np.float32)
     total = np.zeros((len(drawings.names),) * 2, np.float32)
     for column in range(len(drawings.vendors)):
         pictures = np.stack([over(row[column].astype(np.float32) / 255, white) for row in drawings.rgba])
         there = drawings.trains[:, column, None].astype(np.float32)
-        total += there * np.asarray(probabilities(params["image"], jnp.asarray(pictures)))
+        total += there * np.asarray(probabilities(params.image, jnp.asarray(pictures)))
     return total

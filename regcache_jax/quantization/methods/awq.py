@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.encoders.kernels import quantized_cells, site_matrix
+from regcache_jax.quantization.kernels import quantized_cells, site_matrix
 from regcache_jax.quantization.methods.folding import at_least_a_step, divide_inputs, divisible_sites
 from regcache_jax.quantization.methods.method import Batches, Method
 from regcache_jax.quantization.methods.smoothquant import best_factors
@@ -32,7 +32,7 @@ def importance_factors(mean_magnitude: Float[Array, "*L C"], beta: float) -> Flo
 def awq(encoder: Encoder, batches: Batches, scheme: Scheme) -> Encoder:
     """Divides the inputs of all quantised sites by importance factors, beta chosen for every block and site."""
     magnitude, inputs = channel_mean_magnitude(encoder, batches), sampled_tokens(encoder, batches)
-    blocks = encoder.params["image"]["blocks"]
+    blocks = encoder.params.image.blocks
     for site in divisible_sites(scheme):
         chosen = quantized_cells(scheme, site, encoder.spec.image.blocks.num_blocks)
         kernel, bits = site_matrix(blocks, site), scheme.at(site)[:2]

@@ -27,5 +27,5 @@ def plan_of_block(plan: RegisterPlan | None, block: int) -> RegisterPlan | None:
 
 def entering(encoder: Encoder, images: Float[Array | np.ndarray, "B Y X 3"]) -> State:
     """The state that enters the first block."""
-    hidden = embed_patches(encoder.params["image"], jnp.asarray(images, encoder.dtype), encoder.spec.image)
+    hidden = embed_patches(encoder.params.image, jnp.asarray(images, encoder.dtype), encoder.spec.image)
     return hidden, None if encoder.plan is None else jnp.ones(hidden.shape[:2], bool)

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from regcache_jax.core.scheme import Scheme
+from regcache_jax.core.sites import Dense, QuantizedTensor
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.encoders.kernels import INPUT_AXES, Rounder
-from regcache_jax.ops.aqt import QuantizedTensor, fake_quantize, largest_integer, quantize_weight
+from regcache_jax.ops.aqt import fake_quantize, largest_integer, quantize_weight
+from regcache_jax.quantization.kernels import Rounder
 from regcache_jax.quantization.methods.method import Batches, Method
 
 SHARES = tuple(1 - number / 100 for number in range(80))
@@ -40,9 +41,10 @@ def least_error_scale(kernel: Float[Array, "L ..."], bits: int, axes: tuple[int,
 def clipped_rounder(encoder: Encoder, batches: Batches, scheme: Scheme) -> Rounder:
     """Rounds to the nearest with the scales of least error, a channel or a kernel."""
 
-    def rounder(site: str, name: str, kernel: Float[Array, "L ..."], bits: int) -> QuantizedTensor:
-        axes = INPUT_AXES[name] if scheme.weights == "channel" else tuple(range(1, kernel.ndim))
-        return quantize_weight(kernel, bits, INPUT_AXES[name], scale=least_error_scale(kernel, bits, axes))
+    def rounder(site: str, name: str, layer: Dense, bits: int) -> QuantizedTensor:
+        axes = layer.input_axes if scheme.weights == "channel" else tuple(range(1, layer.floats.ndim))
+        scale = least_error_scale(layer.floats, bits, axes)
+        return quantize_weight(layer.floats, bits, layer.input_axes, scale=scale)
 
     return rounder
 

@@ -12,6 +12,7 @@ code; the full text was not at hand.
 from __future__ import annotations
 
 import functools
+import operator
 from typing import Any
 
 import jax
@@ -20,12 +21,14 @@ from jaxtyping import Array, Bool, Float
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.scheme import SITES, Scheme
-from regcache_jax.encoders.blocks import round_input
+from regcache_jax.core.sites import Dense, Grid, QuantizedTensor
+from regcache_jax.core.spec import Protected
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.encoders.kernels import INPUT_AXES, Rounder, matrix
+from regcache_jax.encoders.rounding import round_input
 from regcache_jax.encoders.vision import image_features
-from regcache_jax.ops.aqt import QuantizedTensor, quantize_weight
-from regcache_jax.quantization.calibration import find_scales
+from regcache_jax.ops.aqt import quantize_weight
+from regcache_jax.quantization.calibration import find_grids
+from regcache_jax.quantization.kernels import Rounder
 from regcache_jax.quantization.methods.bias_correction import bias_correction
 from regcache_jax.quantization.methods.fisher import input_of
 from regcache_jax.quantization.methods.gptq import round_with_moments
@@ -48,18 +51,18 @@ def _inputs(params: Any, images: Any, plan: Any, *, spec: Any) -> tuple[dict[str
     return output.collected, present
 
 
-@functools.partial(jax.jit, static_argnames=("site", "scheme", "leading"))
+@functools.partial(jax.jit, static_argnames=("site", "scheme", "protected"))
 def _sums(
     inputs: Float[Array, "B N ..."],
     present: Bool[Array, "B N"] | None,
-    block: Any,
+    grid: Grid,
     *,
     site: str,
     scheme: Scheme,
-    leading: tuple[int, int],
+    protected: Protected,
 ) -> tuple[Array, ...]:
     """Sums over tokens of one site of one block: products of the rounded input with itself and with the loss, each alone, one."""
-    rounded = round_input(inputs, block, site, scheme, leading).astype(jnp.float32)
+    rounded = round_input(inputs, grid, site, scheme, protected).astype(jnp.float32)
     there = jnp.ones(inputs.shape[:2], bool) if present is None else present
     rows = jnp.where(there.reshape(-1, 1), rounded.reshape(there.size, -1), 0.0)
     lost = jnp.where(there.reshape(-1, 1), (inputs - rounded).reshape(there.size, -1), 0.0)
@@ -69,23 +72,19 @@ def _sums(
 
 def rounded_moments(encoder: Encoder, batches: Batches, scheme: Scheme) -> dict[str, list[Moments]]:
     """Moments of every site, a block, streamed over the calibration set with the plan in place."""
-    spec, leading = encoder.spec.image, encoder.spec.image.leading
-    found = find_scales(encoder, batches, scheme) if scheme.calibrated else {}
-    scales = {site: jnp.asarray(scale) for site, scale in found.get("input_scale", {}).items()}
-    offsets = {
-        site: jnp.asarray(point, jnp.float32) * scales[site] for site, point in found.get("zero_point", {}).items()
-    }
+    spec = encoder.spec.image
+    grids = find_grids(encoder, batches, scheme) if scheme.calibrated else {}
     totals: dict[tuple[str, int], Any] = {}
     for images in batches:
         images = jnp.asarray(images, encoder.dtype)
-        inputs, present = _inputs(encoder.params["image"], images, encoder.plan, spec=spec)
+        inputs, present = _inputs(encoder.params.image, images, encoder.plan, spec=spec)
         for site in SITES:
             for number in range(spec.blocks.num_blocks):
                 bits = scheme.at(site, number).activation_bits
                 own = Scheme(activation_bits=bits, activations=scheme.activations)  # few of them, so few compilations
-                block = jax.tree.map(lambda leaf, n=number: leaf[n], {"input_scale": scales, "input_offset": offsets})
+                grid = jax.tree.map(operator.itemgetter(number), grids.get(site, Grid()))
                 there = None if present is None else present[number]
-                sums = _sums(inputs[site][number], there, block, site=site, scheme=own, leading=leading)
+                sums = _sums(inputs[site][number], there, grid, site=site, scheme=own, protected=spec.protected)
                 before = totals.get((site, number))
                 totals[site, number] = sums if before is None else jax.tree.map(jnp.add, before, sums)
     return {site: [_about_means(*totals[site, n]) for n in range(spec.blocks.num_blocks)] for site in SITES}
@@ -117,15 +116,14 @@ def erq_rounder(encoder: Encoder, batches: Batches, scheme: Scheme) -> Rounder:
         raise UserError("method erq makes up for rounded activations; with float ones take gptq")
     moments = rounded_moments(encoder, batches, scheme)
 
-    def rounder(site: str, name: str, kernel: Float[Array, "L ..."], bits: int) -> QuantizedTensor:
-        matrices = matrix(name, kernel.astype(jnp.float32))
+    def rounder(site: str, name: str, layer: Dense, bits: int) -> QuantizedTensor:
         changed = []
-        for (squares, products), each in zip(moments[site], matrices, strict=True):
+        for (squares, products), each in zip(moments[site], layer.matrix(), strict=True):
             penalty = PENALTY * jnp.maximum(jnp.mean(jnp.diagonal(squares)), 1e-12)
             changed.append(reduce_activation_error(squares, products, each, penalty))
-        kernel = jnp.stack(changed).reshape(kernel.shape)
-        nearest = quantize_weight(kernel, bits, INPUT_AXES[name], scheme.weights == "channel")
-        return round_with_moments(name, kernel, nearest.scale, jnp.stack([own[0] for own in moments[site]]), bits)
+        layer = layer.replace(kernel=jnp.stack(changed).reshape(layer.floats.shape))
+        nearest = quantize_weight(layer.floats, bits, layer.input_axes, scheme.weights == "channel")
+        return round_with_moments(layer, nearest.scale, jnp.stack([own[0] for own in moments[site]]), bits)
 
     return rounder
 

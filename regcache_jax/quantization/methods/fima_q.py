@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -25,13 +26,15 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.scheme import SITES, Scheme
-from regcache_jax.core.spec import BlockSpec, ImageSpec
-from regcache_jax.encoders.blocks import run_blocks, segment_params
+from regcache_jax.core.sites import Block, ImageTower, QuantizedTensor
+from regcache_jax.core.spec import ImageSpec
+from regcache_jax.encoders.blocks import run_blocks, segment
 from regcache_jax.encoders.encoder import Encoder, normalize
-from regcache_jax.encoders.kernels import Blocks, copy_blocks, layers_of
+from regcache_jax.encoders.rounding import Run
 from regcache_jax.encoders.vision import pool
-from regcache_jax.ops.aqt import QuantizedTensor, largest_integer
+from regcache_jax.ops.aqt import largest_integer
 from regcache_jax.quantization.methods.by_block import State, entering, plan_of_block
 from regcache_jax.quantization.methods.folding import with_blocks
 from regcache_jax.quantization.methods.method import Batches, Method
@@ -89,80 +92,91 @@ def dplr_loss(error: Float[Array, "B E"], fisher: Fisher) -> Float[Array, "2"]:
     return jnp.stack([low_rank, diagonal])
 
 
-def simulated(learned: Learned, float_block: Blocks, fixed: Blocks, scheme: Scheme) -> Blocks:
+def simulated(learned: Learned, float_block: Block, fixed: Block, scheme: Scheme) -> Block:
     """A block with kernels between two integers, in float, and its scales as they are learned."""
-    block = copy_blocks(fixed)
+    between = {}
     for site in SITES:
         largest = float(largest_integer(scheme.at(site).weight_bits))
-        for group, name in layers_of(block, site):
+        floats = float_block.layers(site)
+        for name, layer in fixed.layers(site).items():
             if name in learned.rounding:
-                scale = fixed[group][name]["kernel"].scale
-                steps = jnp.floor(float_block[group][name]["kernel"] / scale) + up(learned.rounding[name])
-                block[group][name]["kernel"] = jnp.clip(steps, -largest, largest) * scale
+                scale = layer.integers.scale
+                steps = jnp.floor(floats[name].floats / scale) + up(learned.rounding[name])
+                between[name] = layer.replace(kernel=jnp.clip(steps, -largest, largest) * scale)
+    grids = {}
     for site, factor in learned.log_scale.items():
-        block["input_scale"][site] = fixed["input_scale"][site] * jnp.exp(SCALE_RATE * factor)
-    return block
+        grid = fixed.grids.of(site)
+        assert grid.scale is not None
+        grids[site] = grid.replace(scale=grid.scale * jnp.exp(SCALE_RATE * factor))
+    return fixed.with_layers(between).with_grids(grids)
 
 
 class Task(NamedTuple):
     """Learning one block: its float parameters and its quantised ones, its plan, and the states before and behind it."""
 
-    float_block: Blocks
-    fixed: Blocks
+    float_block: Block
+    fixed: Block
     plan: Any
     rounded: State
     exact: State
     target: State
 
 
-_STATIC = ("spec", "scheme", "leading")
-
-
-@functools.partial(jax.jit, static_argnames=_STATIC)
-def run_block(
-    block: Blocks, state: State, plan: Any, *, spec: BlockSpec, scheme: Scheme | None, leading: tuple[int, int]
-) -> State:
+@functools.partial(jax.jit, static_argnames="run")
+def run_block(block: Block, state: State, plan: RegisterPlan | None, *, run: Run) -> State:
     """One block."""
-    output = run_blocks(block, state[0], spec, plan=plan, present=state[1], scheme=scheme, leading=leading)
+    output = run_blocks(block, state[0], run, plan=plan, present=state[1])
     return output.hidden, output.present
 
 
-@functools.partial(jax.jit, static_argnames=(*_STATIC, "whole", "unit"))
+class Whole(NamedTuple):
+    """The float encoder around the block that is learned: its image tower and plan, and the block after."""
+
+    tower: ImageTower
+    plan: RegisterPlan | None
+    after: Int[Array, ""]
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "unit", "run"))
 def _fisher(
-    params: Any, plan: Any, after: Int[Array, ""], learned: Learned, task: Task, rows: Int[Array, "B"], *,
-    whole: ImageSpec, unit: bool, spec: BlockSpec, scheme: Scheme, leading: tuple[int, int],
-) -> Float[Array, "2 E"]:  # fmt: skip
+    whole: Whole, learned: Learned, task: Task, rows: Int[Array, "B"], *, spec: ImageSpec, unit: bool, run: Run
+) -> Float[Array, "2 E"]:
     """Sums over some images of the magnitudes of the final loss's gradient at the block's output and of its error there."""
     exact, target = (_take(state, rows) for state in (task.exact, task.target))
 
     def features(hidden: Float[Array, "B N D"]) -> Float[Array, "B E"]:
-        output = run_blocks(
-            params["blocks"], hidden, whole.blocks, start=after, plan=plan, present=target[1], leading=leading
-        )
-        found = pool(params, output.hidden, whole, output.present)[0].astype(jnp.float32)
+        rest = Run(spec.blocks, None, spec.protected)
+        output = run_blocks(whole.tower.blocks, hidden, rest, start=whole.after, plan=whole.plan, present=target[1])
+        found = pool(whole.tower, output.hidden, spec, output.present)[0].astype(jnp.float32)
         return normalize(found) if unit else found
 
     wanted = features(target[0])
-    block = simulated(learned, task.float_block, task.fixed, scheme)
-    hidden, _ = run_block(block, exact, task.plan, spec=spec, scheme=scheme, leading=leading)
+    block = simulated(learned, task.float_block, task.fixed, _scheme(run))
+    hidden, _ = run_block(block, exact, task.plan, run=run)
     gradient = jax.grad(lambda hidden: 0.5 * jnp.sum(jnp.square(features(hidden) - wanted)))(hidden)
     flat = jnp.stack([gradient, hidden - target[0]]).astype(jnp.float32).reshape(2, len(hidden), -1)
     return jnp.sum(jnp.abs(flat), axis=1)
 
 
-@functools.partial(jax.jit, static_argnames=_STATIC)
+@functools.partial(jax.jit, static_argnames="run")
 def _steps(
-    learned: Learned, moments: Any, fisher: Fisher, task: Task, numbers: Int[Array, "T"], rows: Int[Array, "T B"], *,
-    spec: BlockSpec, scheme: Scheme, leading: tuple[int, int],
-) -> tuple[Learned, Any]:  # fmt: skip
+    learned: Learned,
+    moments: Any,
+    fisher: Fisher,
+    task: Task,
+    numbers: Int[Array, "T"],
+    rows: Int[Array, "T B"],
+    *,
+    run: Run,
+) -> tuple[Learned, Any]:
     """Some steps of Adam under one estimate of the Fisher information."""
 
     def costs(learned: Learned, number: Int[Array, ""], rows: Int[Array, "B"]) -> Float[Array, "2"]:
         rounded, exact, target = (_take(state, rows) for state in (task.rounded, task.exact, task.target))
         dropped = jax.random.bernoulli(jax.random.fold_in(jax.random.key(SEED), number), 0.5, exact[0].shape)
         state = jnp.where(dropped, exact[0], rounded[0]), exact[1]
-        block = simulated(learned, task.float_block, task.fixed, scheme)
-        hidden, _ = run_block(block, state, task.plan, spec=spec, scheme=scheme, leading=leading)
+        block = simulated(learned, task.float_block, task.fixed, _scheme(run))
+        hidden, _ = run_block(block, state, task.plan, run=run)
         return dplr_loss((hidden - target[0]).astype(jnp.float32).reshape(len(hidden), -1), fisher)
 
     first = jnp.maximum(costs(learned, numbers[0], rows[0]), 1e-30)
@@ -184,7 +198,7 @@ def _steps(
     return jax.lax.scan(step, (learned, moments), (numbers, rows))[0]
 
 
-def learn(learned: Learned, task: Task, fisher_of: Any, rng: np.random.Generator, **static: Any) -> Learned:
+def learn(learned: Learned, task: Task, fisher_of: Any, rng: np.random.Generator, run: Run) -> Learned:
     """Learns one block. `fisher_of` gives the two rows of a refresh."""
     moments = _ADAM.init(learned)
     size = len(task.exact[0])
@@ -194,7 +208,7 @@ def learn(learned: Learned, task: Task, fisher_of: Any, rng: np.random.Generator
         gradients, errors = fisher_of(learned)
         fisher = Fisher(fisher.gradients.at[refresh].set(gradients), fisher.errors.at[refresh].set(errors))
         rows = np.stack([rng.choice(size, min(IMAGES, size), replace=False) for _ in numbers])
-        learned, moments = _steps(learned, moments, fisher, task, jnp.asarray(numbers), jnp.asarray(rows), **static)
+        learned, moments = _steps(learned, moments, fisher, task, jnp.asarray(numbers), jnp.asarray(rows), run=run)
     return learned
 
 
@@ -202,69 +216,72 @@ def fima_q(encoder: Encoder, quantized: Encoder, batches: Batches) -> Encoder:
     """Learns roundings and scales of all quantised blocks, the earlier ones in place. Raises UserError for zero points."""
     image, scheme = encoder.spec.image, quantized.scheme
     assert scheme is not None
-    original, blocks = encoder.params["image"]["blocks"], copy_blocks(quantized.params["image"]["blocks"])
-    if "input_offset" in blocks or scheme.activations == "float":
+    original, blocks = encoder.params.image.blocks, quantized.params.image.blocks
+    if scheme.activations == "float" or any(blocks.grids.of(site).offset is not None for site in SITES):
         raise UserError("method fima_q goes with activations that are quantised without zero points or noise")
-    spec = dataclasses.replace(image.blocks, num_blocks=1)
+    alone = dataclasses.replace(image.blocks, num_blocks=1)
     exact = _joined([entering(encoder, images) for images in batches])
     rounded, rng = exact, np.random.default_rng(SEED)
     for number in range(image.blocks.num_blocks):
-        own = scheme.segments(number, number + 1)[0][2]
-        static = {"spec": spec, "scheme": own, "leading": image.leading}
+        run = Run(alone, scheme.segments(number, number + 1)[0][2], image.protected)
         plan = plan_of_block(encoder.plan, number)
         float_block = jax.tree.map(lambda leaf, n=number: leaf[n : n + 1], original)
-        target = _by_batch(float_block, exact, plan, **{**static, "scheme": None})
-        task = Task(float_block, segment_params(blocks, number, number + 1, scheme), plan, rounded, exact, target)
-        start = _start(task, own)
+        target = _by_batch(float_block, exact, plan, Run(alone, None, image.protected))
+        task = Task(float_block, segment(blocks, number, number + 1, scheme), plan, rounded, exact, target)
+        start = _start(task, _scheme(run))
         if start.rounding:
-            after = jnp.int32(number + 1)
-
-            def fisher_of(learned: Learned, task: Task = task, after: Array = after, static: Any = static) -> Any:
-                size = len(task.exact[0])
-                sums = [
-                    _fisher(
-                        encoder.params["image"], encoder.plan, after, learned, task, jnp.arange(first, min(first + CHUNK, size)),
-                        whole=image, unit=encoder.spec.normalize, **static,
-                    )
-                    for first in range(0, size, CHUNK)
-                ]  # fmt: skip
-                return functools.reduce(jnp.add, sums) / size
-
-            settle(blocks, learn(start, task, fisher_of, rng, **static), task, own, number)
-        rounded = _by_batch(segment_params(blocks, number, number + 1, scheme), rounded, plan, **static)
+            whole = Whole(encoder.params.image, encoder.plan, jnp.int32(number + 1))
+            take = functools.partial(_fisher, whole, task=task, spec=image, unit=encoder.spec.normalize, run=run)
+            learned = learn(start, task, functools.partial(_over_chunks, take, len(exact[0])), rng, run)
+            blocks = settled(blocks, learned, task, _scheme(run), number)
+        rounded = _by_batch(segment(blocks, number, number + 1, scheme), rounded, plan, run)
         exact = target
     return with_blocks(quantized, blocks)
+
+
+def _scheme(run: Run) -> Scheme:
+    assert run.scheme is not None
+    return run.scheme
+
+
+def _over_chunks(take: Callable[..., Float[Array, "2 E"]], size: int, learned: Learned) -> Float[Array, "2 E"]:
+    """The mean over all images of what `take` sums up, `CHUNK` images at a time."""
+    sums = [take(learned=learned, rows=jnp.arange(first, min(first + CHUNK, size))) for first in range(0, size, CHUNK)]
+    return functools.reduce(jnp.add, sums) / size
 
 
 def _start(task: Task, scheme: Scheme) -> Learned:
     """Roundings at the weights' own fractions, scales as they are; nothing for layers and sites in float."""
     rounding = {}
     for site in SITES:
-        for group, name in layers_of(task.fixed, site):
-            kernel = task.fixed[group][name]["kernel"]
-            if isinstance(kernel, QuantizedTensor):
-                exact = task.float_block[group][name]["kernel"].astype(jnp.float32)
-                rounding[name] = start_of_rounding(exact / kernel.scale)
-    scales = task.fixed.get("input_scale", {})
-    chosen = [site for site in scales if site in SITES and scheme.at(site).quantized]
-    return Learned(rounding, {site: jnp.zeros_like(scales[site]) for site in chosen})
+        floats = task.float_block.layers(site)
+        for name, layer in task.fixed.layers(site).items():
+            if isinstance(layer.kernel, QuantizedTensor):
+                exact = floats[name].floats.astype(jnp.float32)
+                rounding[name] = start_of_rounding(exact / layer.integers.scale)
+    scales = {site: task.fixed.grids.of(site).scale for site in SITES if scheme.at(site).quantized}
+    return Learned(rounding, {site: jnp.zeros_like(scale) for site, scale in scales.items() if scale is not None})
 
 
-def settle(blocks: Blocks, learned: Learned, task: Task, scheme: Scheme, number: int) -> None:
-    """Puts a block's learned integers and scales into the stack (in place)."""
+def settled(blocks: Block, learned: Learned, task: Task, scheme: Scheme, number: int) -> Block:
+    """The stack with a block's learned integers and scales."""
+    layers = {}
     for site in SITES:
         largest = largest_integer(scheme.at(site).weight_bits)
-        for group, name in layers_of(blocks, site):
+        floats = task.float_block.layers(site)
+        for name, layer in blocks.layers(site).items():
             if name in learned.rounding:
-                kernel, layer = blocks[group][name]["kernel"], task.float_block[group][name]["kernel"]
-                steps = jnp.floor(layer.astype(jnp.float32) / kernel.scale[number : number + 1])
-                steps = jnp.clip(steps + (learned.rounding[name] >= 0).astype(jnp.float32), -largest, largest).astype(
-                    jnp.int8
-                )
-                blocks[group][name]["kernel"] = QuantizedTensor(kernel.values.at[number].set(steps[0]), kernel.scale)
+                kernel = layer.integers
+                steps = jnp.floor(floats[name].floats.astype(jnp.float32) / kernel.scale[number : number + 1])
+                steps = jnp.clip(steps + (learned.rounding[name] >= 0).astype(jnp.float32), -largest, largest)
+                values = kernel.values.at[number].set(steps[0].astype(jnp.int8))
+                layers[name] = layer.replace(kernel=QuantizedTensor(values, kernel.scale))
+    grids = {}
     for site, factor in learned.log_scale.items():
-        scales = blocks["input_scale"]
-        scales[site] = scales[site].at[number].multiply(jnp.exp(SCALE_RATE * factor[0]))
+        grid = blocks.grids.of(site)
+        assert grid.scale is not None
+        grids[site] = grid.replace(scale=grid.scale.at[number].multiply(jnp.exp(SCALE_RATE * factor[0])))
+    return blocks.with_layers(layers).with_grids(grids)
 
 
 def _take(state: Any, rows: Array) -> Any:
@@ -277,11 +294,11 @@ def _joined(states: list[State]) -> State:
     return jnp.concatenate(hidden), None if present[0] is None else jnp.concatenate(present)
 
 
-def _by_batch(block: Blocks, state: State, plan: Any, **static: Any) -> State:
+def _by_batch(block: Block, state: State, plan: RegisterPlan | None, run: Run) -> State:
     """One block over the whole calibration set, `CHUNK` images at a time."""
     size = len(state[0])
     parts = [jnp.arange(first, min(first + CHUNK, size)) for first in range(0, size, CHUNK)]
-    return _joined([run_block(block, _take(state, rows), plan, **static) for rows in parts])
+    return _joined([run_block(block, _take(state, rows), plan, run=run) for rows in parts])
 
 
 METHOD = Method(

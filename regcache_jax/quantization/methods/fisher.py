@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from regcache_jax.core.scheme import SITES
+from regcache_jax.core.sites import Block
 from regcache_jax.encoders.blocks import BlockTrace
 from regcache_jax.encoders.encoder import Encoder, normalize
-from regcache_jax.encoders.kernels import Blocks, copy_blocks, layers_of
 from regcache_jax.encoders.vision import image_features
 from regcache_jax.quantization.methods.method import Batches
 from regcache_jax.quantization.methods.statistics import sampled_rows, site_tokens
@@ -34,25 +34,25 @@ class Felt(NamedTuple):
     gradients: dict[str, Float[Array, "L S M"]]
 
 
-def with_biases_by_token(blocks: Blocks, added: dict[str, Float[Array, "L B N ..."]]) -> Blocks:
+def with_biases_by_token(blocks: Block, added: dict[str, Float[Array, "L B N ..."]]) -> Block:
     """Blocks whose layers add something of its own to every token's output: biases with axes for images and tokens."""
-    blocks = copy_blocks(blocks)
-    for site in SITES:
-        for group, name in layers_of(blocks, site):
-            layer = blocks[group][name]
-            layer["bias"] = added[name] + layer["bias"][:, None, None] if "bias" in layer else added[name]
-    return blocks
+    layers = {name: layer for site in SITES for name, layer in blocks.layers(site).items()}
+    biases = {
+        name: added[name] if layer.bias is None else added[name] + layer.bias[:, None, None]
+        for name, layer in layers.items()
+    }
+    return blocks.with_layers({name: layer.replace(bias=biases[name]) for name, layer in layers.items()})
 
 
-def _zeros(blocks: Blocks, batch: int, tokens: int) -> dict[str, Float[Array, "L B N ..."]]:
+def _zeros(blocks: Block, batch: int, tokens: int) -> dict[str, Float[Array, "L B N ..."]]:
     """Nothing, for every token's output of every layer."""
-    zeros = {}
-    for site in SITES:
-        for group, name in layers_of(blocks, site):
-            kernel = blocks[group][name]["kernel"]
-            outputs = kernel.shape[3:] if name == "out" else kernel.shape[2:]
-            zeros[name] = jnp.zeros((len(kernel), batch, tokens, *outputs), kernel.dtype)
-    return zeros
+    layers = {name: layer for site in SITES for name, layer in blocks.layers(site).items()}
+    return {
+        name: jnp.zeros(
+            (len(layer.floats), batch, tokens, *layer.floats.shape[1 + layer.num_inputs :]), layer.floats.dtype
+        )
+        for name, layer in layers.items()
+    }
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "unit"))
@@ -62,13 +62,13 @@ def output_gradients(
     """Gradients of the features along `signs` with respect to every layer's output, and the sites' inputs."""
 
     def along(added: dict[str, Float[Array, "L B N ..."]]) -> tuple[Float[Array, ""], dict[str, Any]]:
-        blocks = with_biases_by_token(params["blocks"], added)
+        blocks = with_biases_by_token(params.blocks, added)
         collect = {site: functools.partial(input_of, name=site) for site in SITES}
-        output = image_features({**params, "blocks": blocks}, images, spec, plan=plan, collect=collect)
+        output = image_features(params.replace(blocks=blocks), images, spec, plan=plan, collect=collect)
         features = normalize(output.features) if unit else output.features.astype(jnp.float32)
         return jnp.sum(features * signs), output.collected
 
-    zeros = _zeros(params["blocks"], images.shape[0], spec.num_tokens)
+    zeros = _zeros(params.blocks, images.shape[0], spec.num_tokens)
     return jax.grad(along, has_aux=True)(zeros)
 
 
@@ -84,7 +84,7 @@ def felt_tokens(encoder: Encoder, batches: Batches) -> Felt:
     images = jnp.asarray(batches[0][:IMAGES], encoder.dtype)
     signs = jax.random.rademacher(jax.random.key(SEED), (len(images), spec.feature_dim), jnp.float32)
     gradients, inputs = output_gradients(
-        encoder.params["image"], images, encoder.plan, signs, spec=spec, unit=encoder.spec.normalize
+        encoder.params.image, images, encoder.plan, signs, spec=spec, unit=encoder.spec.normalize
     )
     return Felt(*({name: _sampled(rows) for name, rows in tree.items()} for tree in (inputs, gradients)))
 

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from regcache_jax.core.scheme import SITES, Scheme
+from regcache_jax.core.sites import Block, Dense, Norm
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.encoders.kernels import INPUT_AXES, Blocks, copy_blocks, layers_of
 from regcache_jax.ops.aqt import largest_integer
 
 NORMS = {"qkv": "norm1", "fc1": "norm2"}
@@ -30,9 +30,9 @@ def at_least_a_step(ranges: Float[Array, "*L C"], bits: int) -> Float[Array, "*L
     return jnp.maximum(ranges, jnp.maximum(step, 1e-6))
 
 
-def with_blocks(encoder: Encoder, blocks: Blocks) -> Encoder:
+def with_blocks(encoder: Encoder, blocks: Block) -> Encoder:
     """The same encoder with other blocks."""
-    return encoder.replace(params={**encoder.params, "image": {**encoder.params["image"], "blocks": blocks}})
+    return encoder.replace(params=encoder.params.replace(image=encoder.params.image.replace(blocks=blocks)))
 
 
 def divide_inputs(encoder: Encoder, site: str, factors: Float[Array, "L C"]) -> Encoder:
@@ -41,48 +41,47 @@ def divide_inputs(encoder: Encoder, site: str, factors: Float[Array, "L C"]) -> 
     The division goes where it costs nothing: into the norm before `qkv` and `fc1`; into the value projection (and the plan's
     value rows) before `out`, as attention mixes channels alike; into the ungated half of a gated MLP before `fc2`. After
     an activation function it stays a product with a constant vector, `fc2_multiplier`, which a compiler fuses."""
-    blocks = copy_blocks(encoder.params["image"]["blocks"])
-    for group, name in layers_of(blocks, site):
-        layer = blocks[group][name]
-        layer["kernel"] = _scaled(layer["kernel"], factors, len(INPUT_AXES[name]))
-    plan = encoder.plan
+    blocks, plan = encoder.params.image.blocks, encoder.plan
+    read = {name: layer.replace(kernel=_scaled(layer, factors)) for name, layer in blocks.layers(site).items()}
+    blocks = blocks.with_layers(read)
     if site in NORMS:
-        norm = blocks[NORMS[site]]
-        norm |= {name: norm[name] / factors.astype(norm[name].dtype) for name in ("scale", "bias")}
+        norm = getattr(blocks, NORMS[site])
+        divided = Norm(norm.scale / factors.astype(norm.scale.dtype), norm.bias / factors.astype(norm.bias.dtype))
+        blocks = blocks.replace(**{NORMS[site]: divided})
     elif site == "out":
-        num_heads = encoder.spec.image.blocks.num_heads
-        by_head = factors.reshape(len(factors), num_heads, -1)
-        value = blocks["attention"]["value"]
-        value["kernel"] = value["kernel"] / by_head[:, None].astype(value["kernel"].dtype)
-        if "bias" in value:
-            value["bias"] = value["bias"] / by_head.astype(value["bias"].dtype)
+        by_head = factors.reshape(len(factors), encoder.spec.image.blocks.num_heads, -1)
+        blocks = blocks.with_layers({"value": _divided(blocks.attention.value, by_head)})
         if plan is not None:
             plan = plan.replace(value=plan.value / by_head[:, None].astype(plan.value.dtype))
-    elif encoder.spec.image.blocks.gated_mlp:
-        fc1 = blocks["mlp"]["fc1"]
-        fc1["kernel"] = fc1["kernel"] / factors[:, None].astype(fc1["kernel"].dtype)
-        if "bias" in fc1:
-            fc1["bias"] = fc1["bias"] / factors.astype(fc1["bias"].dtype)
+    elif blocks.mlp.gate is not None:
+        blocks = blocks.with_layers({"fc1": _divided(blocks.mlp.fc1, factors)})
     else:
-        before = blocks.get("fc2_multiplier", jnp.ones_like(factors))
-        blocks["fc2_multiplier"] = before / factors
+        before = jnp.ones_like(factors) if blocks.fc2_multiplier is None else blocks.fc2_multiplier
+        blocks = blocks.replace(fc2_multiplier=before / factors)
     return with_blocks(encoder.replace(plan=plan), blocks)
 
 
 def shift_inputs(encoder: Encoder, site: str, shift: Float[Array, "L C"]) -> Encoder:
     """Subtracts a number from every channel of a norm's output (`qkv`, `fc1`) and adds its product to the biases after it."""
-    blocks = copy_blocks(encoder.params["image"]["blocks"])
-    norm = blocks[NORMS[site]]
-    norm["bias"] = norm["bias"] - shift.astype(norm["bias"].dtype)
-    for group, name in layers_of(blocks, site):
-        layer = blocks[group][name]
-        product = jnp.sum(_scaled(layer["kernel"], shift, 1), axis=1)
-        layer["bias"] = product + layer["bias"] if "bias" in layer else product
-    return with_blocks(encoder, blocks)
+    blocks = encoder.params.image.blocks
+    norm = getattr(blocks, NORMS[site])
+    shifted = {}
+    for name, layer in blocks.layers(site).items():
+        product = jnp.sum(_scaled(layer, shift), axis=1)
+        shifted[name] = layer.replace(bias=product if layer.bias is None else product + layer.bias)
+    lowered = norm.replace(bias=norm.bias - shift.astype(norm.bias.dtype))
+    return with_blocks(encoder, blocks.with_layers(shifted).replace(**{NORMS[site]: lowered}))
 
 
-def _scaled(kernel: Array, factors: Float[Array, "L C"], num_inputs: int) -> Array:
-    """Applies one factor an input channel to a stacked kernel."""
-    inputs = kernel.shape[1 : 1 + num_inputs]
-    shaped = factors.reshape(len(factors), *inputs, *(1,) * (kernel.ndim - 1 - num_inputs))
+def _divided(layer: Dense, factors: Float[Array, "L ..."]) -> Dense:
+    """A stacked layer of one input axis, its outputs divided."""
+    bias = None if layer.bias is None else layer.bias / factors.astype(layer.bias.dtype)
+    return layer.replace(kernel=layer.floats / factors[:, None].astype(layer.floats.dtype), bias=bias)
+
+
+def _scaled(layer: Dense, factors: Float[Array, "L C"]) -> Float[Array, "L ..."]:
+    """A stacked kernel with one factor an input channel."""
+    kernel = layer.floats
+    inputs = kernel.shape[1 : 1 + layer.num_inputs]
+    shaped = factors.reshape(len(factors), *inputs, *(1,) * (kernel.ndim - 1 - layer.num_inputs))
     return kernel * shaped.astype(kernel.dtype)

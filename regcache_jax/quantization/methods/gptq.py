@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8
 
 from regcache_jax.core.scheme import Scheme
+from regcache_jax.core.sites import Dense, QuantizedTensor
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.encoders.kernels import INPUT_AXES, Rounder, matrix
-from regcache_jax.ops.aqt import QuantizedTensor, largest_integer, quantize_weight
+from regcache_jax.ops.aqt import largest_integer, quantize_weight
+from regcache_jax.quantization.kernels import Rounder
 from regcache_jax.quantization.methods.method import Batches, Method
 from regcache_jax.quantization.methods.statistics import second_moments
 
@@ -58,14 +59,14 @@ def compensate(
 
 
 def round_with_moments(
-    name: str, kernel: Float[Array, "L ..."], scale: Float[Array, "L ..."], moments: Float[Array, "L C C"], bits: int
+    layer: Dense, scale: Float[Array, "L ..."], moments: Float[Array, "L C C"], bits: int
 ) -> QuantizedTensor:
-    """The integers of a stacked kernel, block after block, with given scales."""
-    matrices = matrix(name, kernel.astype(jnp.float32))
-    shape = (len(kernel), 1, *kernel.shape[1 + len(INPUT_AXES[name]) :])
-    flat = jnp.broadcast_to(scale.reshape(len(kernel), 1, *scale.shape[1 + len(INPUT_AXES[name]) :]), shape)
+    """The integers of a stacked layer, block after block, with given scales."""
+    kernel, after = layer.floats, 1 + layer.num_inputs
+    shape = (len(kernel), 1, *kernel.shape[after:])
+    flat = jnp.broadcast_to(scale.reshape(len(kernel), 1, *scale.shape[after:]), shape)
     flat = flat.reshape(len(kernel), 1, -1)
-    values = jnp.stack([compensate(*rows, bits) for rows in zip(matrices, flat, moments, strict=True)])
+    values = jnp.stack([compensate(*rows, bits) for rows in zip(layer.matrix(), flat, moments, strict=True)])
     return QuantizedTensor(values.reshape(kernel.shape), scale)
 
 
@@ -73,9 +74,9 @@ def gptq_rounder(encoder: Encoder, batches: Batches, scheme: Scheme) -> Rounder:
     """Rounds with the second moments of every site's input."""
     moments = second_moments(encoder, batches)
 
-    def rounder(site: str, name: str, kernel: Float[Array, "L ..."], bits: int) -> QuantizedTensor:
-        nearest = quantize_weight(kernel, bits, INPUT_AXES[name], scheme.weights == "channel")
-        return round_with_moments(name, kernel, nearest.scale, moments[site], bits)
+    def rounder(site: str, name: str, layer: Dense, bits: int) -> QuantizedTensor:
+        nearest = quantize_weight(layer.floats, bits, layer.input_axes, scheme.weights == "channel")
+        return round_with_moments(layer, nearest.scale, moments[site], bits)
 
     return rounder
 

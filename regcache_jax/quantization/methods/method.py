@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.encoders.kernels import Rounder
+from regcache_jax.quantization.kernels import Rounder
 
 Batches = Sequence[Float[Array | np.ndarray, "_ _ _ 3"]]
 """The calibration set, which may be gone through several times."""

@@ -16,9 +16,11 @@ from jaxtyping import Array, Float
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.scheme import SITES
+from regcache_jax.core.sites import Block
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.encoders.kernels import add_offset, quantized_cells, site_matrix
+from regcache_jax.encoders.rounding import calibrated_scale
 from regcache_jax.ops.aqt import fake_quantize
+from regcache_jax.quantization.kernels import add_offset, quantized_cells, site_matrix
 from regcache_jax.quantization.methods.folding import with_blocks
 from regcache_jax.quantization.methods.method import Batches, Method
 from regcache_jax.quantization.methods.statistics import sampled_tokens
@@ -55,14 +57,15 @@ def noisyquant(encoder: Encoder, quantized: Encoder, batches: Batches) -> Encode
     if scheme.activations != "static":
         raise UserError(f"method noisyquant goes with static activation scales, not with {scheme.activations} ones")
     inputs = sampled_tokens(encoder, batches)
-    blocks = quantized.params["image"]["blocks"]
-    float_blocks = encoder.params["image"]["blocks"]
+    blocks = quantized.params.image.blocks
+    float_blocks = encoder.params.image.blocks
     num_blocks = encoder.spec.image.blocks.num_blocks
     for number, site in enumerate(SITES):
         if not quantized_cells(scheme, site, num_blocks).any():
             continue
-        kernel, scale = site_matrix(float_blocks, site), blocks["input_scale"][site]
-        offset = blocks.get("input_offset", {}).get(site, jnp.zeros(num_blocks)).reshape(num_blocks, -1)
+        kernel, grid = site_matrix(float_blocks, site), blocks.grids.of(site)
+        scale = calibrated_scale(grid, site, scheme)
+        offset = (jnp.zeros(num_blocks) if grid.offset is None else grid.offset).reshape(num_blocks, -1)
         rng = jax.random.fold_in(jax.random.key(SEED), number)
         unit = jax.random.uniform(rng, inputs[site].shape[::2], jnp.float32, -1.0, 1.0) * scale[:, None]
         bits = scheme.at(site).activation_bits
@@ -73,11 +76,10 @@ def noisyquant(encoder: Encoder, quantized: Encoder, batches: Batches) -> Encode
     return with_blocks(quantized, blocks)
 
 
-def _input_shape(blocks: Any, site: str) -> tuple[int, ...]:
+def _input_shape(blocks: Block, site: str) -> tuple[int, ...]:
     """Shape of an array with one number for every block and input channel of a site."""
-    if site == "out":
-        return blocks["attention"]["out"]["kernel"].shape[:3]
-    return (-1, blocks["mlp"]["fc2"]["kernel"].shape[1]) if site == "fc2" else blocks["norm1"]["scale"].shape
+    layer = next(iter(blocks.layers(site).values()))
+    return layer.floats.shape[: 1 + layer.num_inputs]
 
 
 METHOD = Method("noisyquant", "fixed noise before rounding, taken back in the bias", finish=noisyquant)

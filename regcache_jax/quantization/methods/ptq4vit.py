@@ -21,12 +21,14 @@ from jaxtyping import Array, Float
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.scheme import SITES, Scheme
-from regcache_jax.encoders.blocks import NEGATIVE, SOFTMAX_LOW, BlockTrace
+from regcache_jax.core.sites import Dense, Grid, QuantizedTensor
+from regcache_jax.encoders.blocks import BlockTrace
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.encoders.kernels import INPUT_AXES, Rounder, copy_blocks, layers_of, matrix, quantized_cells
+from regcache_jax.encoders.rounding import calibrated_scale
 from regcache_jax.encoders.vision import image_features
-from regcache_jax.ops.aqt import QuantizedTensor, fake_quantize, largest_integer, quantize_weight
+from regcache_jax.ops.aqt import fake_quantize, largest_integer, quantize_weight
 from regcache_jax.ops.attention import Rounding, integer_mix
+from regcache_jax.quantization.kernels import Rounder, quantized_cells
 from regcache_jax.quantization.methods.fisher import felt_tokens
 from regcache_jax.quantization.methods.folding import with_blocks
 from regcache_jax.quantization.methods.method import Batches, Method
@@ -91,19 +93,19 @@ def ptq4vit_rounder(encoder: Encoder, batches: Batches, scheme: Scheme) -> Round
     """Rounds to the nearest, with the scales of least weighted error."""
     felt = felt_tokens(encoder, batches)
 
-    def rounder(site: str, name: str, kernel: Float[Array, "L ..."], bits: int) -> QuantizedTensor:
-        matrices = matrix(name, kernel.astype(jnp.float32))
+    def rounder(site: str, name: str, layer: Dense, bits: int) -> QuantizedTensor:
+        kernel, matrices = layer.floats, layer.matrix()
         per_channel, found = scheme.weights == "channel", []
         for inputs, gradients, each in zip(felt.inputs[site], felt.gradients[name], matrices, strict=True):
             peak = jnp.max(jnp.abs(each), axis=0 if per_channel else None, keepdims=True)
             widest = jnp.where(peak > 0, peak / largest_integer(bits), 1.0)
             widest = jnp.broadcast_to(widest, (1, each.shape[1]))
             found.append(weight_scales(inputs, inputs @ each, gradients, each, widest, bits, per_channel))
-        axes = len(INPUT_AXES[name])
+        axes = layer.num_inputs
         scale = jnp.stack(found).reshape(len(kernel), *(1,) * axes, *kernel.shape[1 + axes :])
         if scheme.weights == "tensor":
             scale = scale.reshape(len(kernel), -1)[:, 0].reshape(-1, *(1,) * (kernel.ndim - 1))
-        return quantize_weight(kernel, bits, INPUT_AXES[name], scale=scale)
+        return quantize_weight(kernel, bits, layer.input_axes, scale=scale)
 
     return rounder
 
@@ -115,10 +117,10 @@ def ptq4vit_scales(encoder: Encoder, quantized: Encoder, batches: Batches) -> En
     if scheme.activations != "static" or not scheme.symmetric:
         raise UserError("method ptq4vit goes with symmetric static activation scales")
     spec, felt, extremes = encoder.spec.image.blocks, felt_tokens(encoder, batches), channel_extremes(encoder, batches)
-    originals, blocks = encoder.params["image"]["blocks"], copy_blocks(quantized.params["image"]["blocks"])
-    scales = blocks["input_scale"]
+    originals, blocks = encoder.params.image.blocks, quantized.params.image.blocks
+    grids: dict[str, Grid] = {}
     for site in SITES:
-        layers = layers_of(originals, site)
+        layers, own = originals.layers(site), blocks.layers(site)
         twin, found = site == "fc2" and not spec.gated_mlp, []
         for block in range(spec.num_blocks):
             if not quantized_cells(scheme, site, spec.num_blocks)[block]:
@@ -126,21 +128,24 @@ def ptq4vit_scales(encoder: Encoder, quantized: Encoder, batches: Batches) -> En
                 continue
             bits = scheme.at(site, block).activation_bits
             lower, upper = (float(end) for end in _ends(extremes[site][block], bits))
-            negative = jnp.float32(lower) if twin else None
+            below = jnp.float32(lower) if twin else None
             widest = jnp.float32(upper if twin else max(lower, upper))
-            kernels = [matrix(name, originals[group][name]["kernel"])[block] for group, name in layers]
-            rounded = [matrix(name, _whole(blocks[group][name]["kernel"]))[block] for group, name in layers]
-            gradients = jnp.concatenate([felt.gradients[name][block] for _, name in layers], axis=-1)
-            kernel, rounded_kernel = (jnp.concatenate(each, axis=-1).astype(jnp.float32) for each in (kernels, rounded))
+            kernel, rounded_kernel = (
+                jnp.concatenate([layer.matrix()[block] for layer in each.values()], axis=-1) for each in (layers, own)
+            )
+            gradients = jnp.concatenate([felt.gradients[name][block] for name in layers], axis=-1)
             inputs = felt.inputs[site][block]
-            scale = activation_scale(inputs, inputs @ kernel, gradients, rounded_kernel, widest, negative, bits)
-            found.append((float(scale), lower))
-        if site in scales:
-            scales[site] = jnp.array([scale for scale, _ in found], jnp.float32)
-            if twin:
-                scales[NEGATIVE] = jnp.array([negative for _, negative in found], jnp.float32)
+            best = activation_scale(inputs, inputs @ kernel, gradients, rounded_kernel, widest, below, bits)
+            found.append((float(best), lower))
+        if blocks.grids.of(site).scale is not None:
+            scale, negative = (jnp.array(column, jnp.float32) for column in zip(*found, strict=True))
+            grids[site] = Grid(scale, negative=negative if twin else None)
+    blocks = blocks.with_grids(grids)
     if "pv" in scheme.products:
-        scales[SOFTMAX_LOW] = softmax_scales(encoder, scales["value"], batches, scheme.activation_bits)
+        low = softmax_scales(
+            encoder, calibrated_scale(blocks.grids.of("value"), "value", scheme), batches, scheme.activation_bits
+        )
+        blocks = blocks.replace(grids=blocks.grids.replace(softmax_low=low))
     return with_blocks(quantized, blocks)
 
 
@@ -151,10 +156,6 @@ def _ends(extremes: Float[Array, "2 C"], bits: int) -> tuple[Array, Array]:
     return below, above
 
 
-def _whole(kernel: Float[Array, "L ..."] | QuantizedTensor) -> Float[Array, "L ..."]:
-    return kernel.dequantize() if isinstance(kernel, QuantizedTensor) else kernel
-
-
 def _attention_of(trace: BlockTrace) -> tuple[Array, Array]:
     """Softmax and values."""
     return trace.weights, trace.value
@@ -162,13 +163,13 @@ def _attention_of(trace: BlockTrace) -> tuple[Array, Array]:
 
 @functools.partial(jax.jit, static_argnames="spec")
 def _attention(params: Any, images: Any, plan: Any, *, spec: Any) -> tuple[Array, Array]:
-    return image_features(params, images, spec, plan=plan, collect={"attention": _attention_of}).collected["attention"]
+    return image_features(params, images, spec, plan=plan, collect={"attention": _attention_of}).collected.attention
 
 
 def softmax_scales(encoder: Encoder, value_scale: Float[Array, "L"], batches: Batches, bits: int) -> Float[Array, "L"]:
     """For every block the scale of softmax's lower range with the least squared error of the mixed values."""
     images = jnp.asarray(batches[0][:SPLIT_IMAGES], encoder.dtype)
-    weights, values = _attention(encoder.params["image"], images, encoder.plan, spec=encoder.spec.image)
+    weights, values = _attention(encoder.params.image, images, encoder.plan, spec=encoder.spec.image)
     lows = jnp.array(SPLITS, jnp.float32) / largest_integer(bits)
     rows = zip(weights.astype(jnp.float32), values.astype(jnp.float32), value_scale, strict=True)
     return jnp.stack([lows[jnp.argmin(jnp.stack([_mix_error(*row, low, bits) for low in lows]))] for row in rows])

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.encoders.kernels import quantized_cells
+from regcache_jax.quantization.kernels import quantized_cells
 from regcache_jax.quantization.methods.folding import NORMS, at_least_a_step, divide_inputs, shift_inputs
 from regcache_jax.quantization.methods.method import Batches, Method
 from regcache_jax.quantization.methods.statistics import channel_extremes

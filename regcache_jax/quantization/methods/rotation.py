@@ -9,14 +9,15 @@ embeddings, pooling and dense features stay as they were; the input of `fc2` com
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.scheme import Scheme
+from regcache_jax.core.sites import Block, Norm
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.encoders.kernels import Blocks, copy_blocks, layers_of
 from regcache_jax.quantization.methods.folding import NORMS, with_blocks
 from regcache_jax.quantization.methods.method import Batches, Method
 
@@ -49,38 +50,44 @@ def hadamard(size: int) -> Float[np.ndarray, "n n"]:
 
 def rotate_values(encoder: Encoder, matrix: Float[np.ndarray, "K K"]) -> Encoder:
     """Rotates every head's values (the plan's too) and takes the rotation back in `out`."""
-    blocks = copy_blocks(encoder.params["image"]["blocks"])
+    blocks = encoder.params.image.blocks
     rotation = jnp.asarray(matrix, jnp.float32)
-    value, out = blocks["attention"]["value"], blocks["attention"]["out"]
-    value |= {name: jnp.einsum("...k,kj->...j", leaf, rotation.astype(leaf.dtype)) for name, leaf in value.items()}
-    out["kernel"] = jnp.einsum("lhkd,kj->lhjd", out["kernel"], rotation.astype(out["kernel"].dtype))
+    out = blocks.attention.out
+    value = jax.tree.map(
+        lambda leaf: jnp.einsum("...k,kj->...j", leaf, rotation.astype(leaf.dtype)), blocks.attention.value
+    )
+    out = out.replace(kernel=jnp.einsum("lhkd,kj->lhjd", out.floats, rotation.astype(out.floats.dtype)))
     plan = encoder.plan
     if plan is not None:
         plan = plan.replace(value=plan.value @ rotation.astype(plan.value.dtype))
-    return with_blocks(encoder.replace(plan=plan), blocks)
+    return with_blocks(encoder.replace(plan=plan), blocks.with_layers({"value": value, "out": out}))
 
 
-def fold_norms(blocks: Blocks) -> Blocks:
+def fold_norms(blocks: Block) -> Block:
     """Norms' scales and biases folded into the kernels after them, LayerScale into those before it."""
-    blocks = copy_blocks(blocks)
+    folded = {}
     for site, norm_name in NORMS.items():
-        norm = blocks[norm_name]
-        for group, name in layers_of(blocks, site):
-            layer = blocks[group][name]
-            kernel, ending = layer["kernel"], (1,) * (layer["kernel"].ndim - 2)
-            bias = jnp.sum(kernel * norm["bias"].reshape(*norm["bias"].shape, *ending), axis=1)
-            layer["bias"] = bias + layer["bias"] if "bias" in layer else bias
-            layer["kernel"] = kernel * norm["scale"].reshape(*norm["scale"].shape, *ending)
-        norm |= {"scale": jnp.ones_like(norm["scale"]), "bias": jnp.zeros_like(norm["bias"])}
-    for scale_name, layer in (("layer_scale1", blocks["attention"]["out"]), ("layer_scale2", blocks["mlp"]["fc2"])):
-        if scale_name in blocks:
-            scale = blocks[scale_name]
-            middle = (1,) * (layer["kernel"].ndim - 2)
-            layer["kernel"] = layer["kernel"] * scale.reshape(len(scale), *middle, -1)
-            if "bias" in layer:
-                layer["bias"] = layer["bias"] * scale
-            blocks[scale_name] = jnp.ones_like(scale)
-    return blocks
+        norm = getattr(blocks, norm_name)
+        for name, layer in blocks.layers(site).items():
+            kernel, ending = layer.floats, (1,) * (layer.floats.ndim - 2)
+            bias = jnp.sum(kernel * norm.bias.reshape(*norm.bias.shape, *ending), axis=1)
+            bias = bias if layer.bias is None else bias + layer.bias
+            folded[name] = layer.replace(kernel=kernel * norm.scale.reshape(*norm.scale.shape, *ending), bias=bias)
+        plain = Norm(jnp.ones_like(norm.scale), jnp.zeros_like(norm.bias))
+        blocks = blocks.replace(**{norm_name: plain})
+    for scale_name, name, layer in (
+        ("layer_scale1", "out", blocks.attention.out),
+        ("layer_scale2", "fc2", blocks.mlp.fc2),
+    ):
+        scale = getattr(blocks, scale_name)
+        if scale is not None:
+            middle = (1,) * (layer.floats.ndim - 2)
+            folded[name] = layer.replace(
+                kernel=layer.floats * scale.reshape(len(scale), *middle, -1),
+                bias=None if layer.bias is None else layer.bias * scale,
+            )
+            blocks = blocks.replace(**{scale_name: jnp.ones_like(scale)})
+    return blocks.with_layers(folded)
 
 
 def rotate_residual(encoder: Encoder, matrix: Float[np.ndarray, "D D"]) -> Encoder:
@@ -91,16 +98,20 @@ def rotate_residual(encoder: Encoder, matrix: Float[np.ndarray, "D D"]) -> Encod
             "the register plan deletes tokens by the largest channel, which a rotation changes; use the plan without "
             "deletion, or search for a plan on the rotated encoder"
         )
-    blocks = fold_norms(encoder.params["image"]["blocks"])
+    blocks = fold_norms(encoder.params.image.blocks)
     rotation = jnp.asarray(matrix, jnp.float32)
-    for site in NORMS:
-        for group, name in layers_of(blocks, site):
-            layer = blocks[group][name]
-            layer["kernel"] = jnp.einsum("ld...,de->le...", layer["kernel"], rotation.astype(layer["kernel"].dtype))
-    for layer in (blocks["attention"]["out"], blocks["mlp"]["fc2"]):
-        layer |= {name: jnp.einsum("...d,de->...e", leaf, rotation.astype(leaf.dtype)) for name, leaf in layer.items()}
-    image = {**encoder.params["image"], "blocks": blocks, "rotation": rotation}
-    return encoder.replace(params={**encoder.params, "image": image})
+    read = {name: layer for site in NORMS for name, layer in blocks.layers(site).items()}
+    written = {"out": blocks.attention.out, "fc2": blocks.mlp.fc2}
+    turned = {
+        name: layer.replace(kernel=jnp.einsum("ld...,de->le...", layer.floats, rotation.astype(layer.floats.dtype)))
+        for name, layer in read.items()
+    }
+    turned |= {
+        name: jax.tree.map(lambda leaf: jnp.einsum("...d,de->...e", leaf, rotation.astype(leaf.dtype)), layer)
+        for name, layer in written.items()
+    }
+    image = encoder.params.image.replace(blocks=blocks.with_layers(turned), rotation=rotation)
+    return encoder.replace(params=encoder.params.replace(image=image))
 
 
 def rotate(encoder: Encoder, batches: Batches, scheme: Scheme) -> Encoder:

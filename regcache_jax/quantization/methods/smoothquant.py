@@ -17,8 +17,8 @@ from jaxtyping import Array, Float
 
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.encoders.kernels import quantized_cells, site_matrix
 from regcache_jax.ops.aqt import fake_quantize, largest_integer
+from regcache_jax.quantization.kernels import quantized_cells, site_matrix
 from regcache_jax.quantization.methods.folding import at_least_a_step, divide_inputs, divisible_sites
 from regcache_jax.quantization.methods.method import Batches, Method
 from regcache_jax.quantization.methods.statistics import channel_absmax, sampled_tokens
@@ -91,7 +91,7 @@ def best_factors(
 def smoothquant(encoder: Encoder, batches: Batches, scheme: Scheme) -> Encoder:
     """Divides the inputs of all quantised sites by smoothing factors, alpha chosen for every block and site."""
     extremes, inputs = channel_absmax(encoder, batches), sampled_tokens(encoder, batches)
-    blocks = encoder.params["image"]["blocks"]
+    blocks = encoder.params.image.blocks
     for site in divisible_sites(scheme):
         chosen = quantized_cells(scheme, site, encoder.spec.image.blocks.num_blocks)
         kernel, bits = site_matrix(blocks, site), scheme.at(site)[:2]

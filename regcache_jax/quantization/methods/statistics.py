@@ -48,7 +48,7 @@ def gather(
     total: dict[str, Any] | None = None
     for images in batches:
         images = jnp.asarray(images, encoder.dtype)
-        batch = _batch(encoder.params["image"], images, encoder.plan, spec=encoder.spec.image, statistic=statistic)
+        batch = _batch(encoder.params.image, images, encoder.plan, spec=encoder.spec.image, statistic=statistic)
         total = batch if total is None else jax.tree.map(combine, total, batch)
     assert total is not None
     return total

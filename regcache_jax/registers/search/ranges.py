@@ -18,19 +18,20 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from regcache_jax.core.scheme import SITES, Scheme
+from regcache_jax.core.spec import Protected
 from regcache_jax.encoders.blocks import BlockTrace, Collectors
 from regcache_jax.quantization.calibrate import Ranges, check_finite, range_collectors, scales_from_ranges
 from regcache_jax.quantization.calibration import Calibration, counters
 from regcache_jax.quantization.histogram import Counted, Histogram
 
 
-def collectors(scheme: Scheme, leading: tuple[int, int], real: Bool[Array, "B"]) -> Collectors:
+def collectors(scheme: Scheme, protected: Protected, real: Bool[Array, "B"]) -> Collectors:
     """For `run_blocks`: every site's extremes in each image apart, or its histogram over the images that are `real` (rows
     that fill a chunk up are not)."""
     if scheme.estimator == "absmax":
-        each = range_collectors(scheme.activations, leading)
+        each = range_collectors(scheme.activations, protected)
         return {site: functools.partial(_apart, collector=collector) for site, collector in each.items()}
-    counts = counters(SITES, leading if scheme.activations == "group" else None)
+    counts = counters(SITES, protected if scheme.activations == "group" else None)
     return {site: functools.partial(_of_real, collector=collector, real=real) for site, collector in counts.items()}
 
 
@@ -100,8 +101,8 @@ class Counts:
         """Static scales from all units, or from those drawn, by the scheme's estimator."""
         taken = self.chunks if drawn is None else [self.chunks[int(unit)] for unit in drawn]
         total = {site: functools.reduce(operator.add, (counted[site] for counted in taken)) for site in SITES}
-        found = Calibration(total, scheme.activations == "group", len(taken)).scales(scheme)["input_scale"]
-        return _quantised_sites({site: jnp.asarray(scale) for site, scale in found.items()}, scheme)
+        found = Calibration(total, scheme.activations == "group", len(taken)).grids(scheme)
+        return _quantised_sites({site: jnp.asarray(grid.scale) for site, grid in found.items()}, scheme)
 
     def check(self) -> None:
         """Raises UserError naming the first block and site with a value that is not finite."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
@@ -13,11 +12,13 @@ from jaxtyping import Float
 
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.scheme import Scheme
+from regcache_jax.core.search_config import SearchConfig
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.identity import encoder_hash
+from regcache_jax.files.identity import Digest, sha256
 from regcache_jax.registers.search.claim import Claim
 from regcache_jax.registers.search.parts import Parts
-from regcache_jax.registers.search.space import Numbers, SearchConfig
+from regcache_jax.registers.search.space import Numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +124,7 @@ def judged_with(
 
 def pictures_hash(images: Float[np.ndarray, "n Y X 3"]) -> str:
     """What some preprocessed pictures are known by, in any order."""
-    each = sorted(hashlib.sha256(np.ascontiguousarray(image, np.float32).data).digest() for image in images)
-    return hashlib.sha256(b"".join(each)).hexdigest()
+    return sha256("".join(sorted(Digest().arrays([np.asarray(image, np.float32)]).hex() for image in images)).encode())
 
 
 def describe_plan(

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -25,7 +23,9 @@ from jaxtyping import Float
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.plan import RegisterPlan, make_plan
 from regcache_jax.core.scheme import Scheme
+from regcache_jax.core.search_config import SearchConfig
 from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.files.identity import Digest
 from regcache_jax.files.trial_table import TrialTable
 from regcache_jax.registers.candidates import Registers, find_candidates, registers_from, token_form
 from regcache_jax.registers.inspect import inspect
@@ -33,7 +33,7 @@ from regcache_jax.registers.reference import check_images, check_varied
 from regcache_jax.registers.search.claim import HeldOut, claim_of
 from regcache_jax.registers.search.parts import make_draws, split
 from regcache_jax.registers.search.result import SearchResult, judged_with
-from regcache_jax.registers.search.space import Numbers, SearchConfig, Space
+from regcache_jax.registers.search.space import Numbers, Space
 from regcache_jax.registers.search.trial import Trials, compilations
 
 Progress = Callable[[int, int, float], None]
@@ -80,12 +80,8 @@ def fingerprint(
     encoder: Encoder, images: Float[np.ndarray, "n Y X 3"], scheme: Scheme, config: SearchConfig, *more: Any
 ) -> str:
     """Hash of all that the search's way depends on (budgets are left out: a search may go on with a larger one)."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves((encoder.params["image"], images, more)):
-        row = np.ascontiguousarray(leaf).reshape(-1)  # not copied: pictures may lie in a mapped file
-        digest.update(row.view(np.uint8).data)
-    digest.update(json.dumps([config.settings(), scheme.to_json(), encoder.spec.to_json()], sort_keys=True).encode())
-    return digest.hexdigest()
+    arrays = jax.tree.leaves((encoder.params.image, images, more))
+    return Digest().arrays(arrays).json([config.settings(), scheme.to_json(), encoder.spec.to_json()]).hex()
 
 
 class Search:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Any, Literal
+from typing import Any
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.core.search_config import SearchConfig
 from regcache_jax.core.spec import ImageSpec
-from regcache_jax.registers.candidates import CANDIDATES
-from regcache_jax.registers.search.states import MEMORY_LIMIT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,50 +21,6 @@ class Numbers:
     delete_block: int
     delete_count: int
     num_registers: int = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class SearchConfig:
-    """What is searched, and how long. The paper's ranges are start in max(0, l_q - 3)..l_q, copies 1..15, count 0..10.
-
-    Space: `copies` and `delete_counts` of the coarse grid (moves go between and beyond), starts reach `back` blocks
-    before l_q (`sensitive_block`, where it is known), numbers of `registers`. `align`: delete so many tokens that the rest and
-    the registers fill whole tiles of so many rows (None: any count).
-    Candidates: how many (one an image at most, or ordinary tokens would be among them), and whether the `class_token` may be one.
-    `form`: `kv` averages their keys and values, `token` their hidden states.
-    Objective: `features` needs no labels; `accuracy` needs labels and class vectors.
-    Pictures: which share verifies the plan that comes out, drawn by `seed`; how many `draws` of the others give scales and score.
-    Effort: images a `chunk` at most, the share of the working images that scores the whole grid, the part of the points that each rung
-    keeps and how many times more images it sees, rounds of moves, bytes of hidden states in memory.
-    Budgets (`max_...`) end the search early with the best plan that the whole set has scored."""
-
-    copies: tuple[float, ...] = (1.0, 2.5, 6.0, 15.0)
-    delete_counts: tuple[int, ...] = (0, 3, 8)
-    back: int = 3
-    sensitive_block: int | None = None
-    registers: tuple[int, ...] = (1, 2)
-    align: int | None = None
-    candidates: int = CANDIDATES
-    class_token: bool = False
-    form: Literal["kv", "token"] = "kv"
-    objective: Literal["features", "accuracy"] = "features"
-    verify_share: float = 0.25
-    draws: int = 4
-    seed: int = 0
-    chunk: int = 32
-    first_share: float = 1 / 6
-    keep: float = 0.2
-    growth: int = 2
-    rounds: int = 2
-    memory_limit: int = MEMORY_LIMIT
-    max_trials: int | None = None
-    max_minutes: float | None = None
-    max_block_flops: float | None = None
-
-    def settings(self) -> dict[str, Any]:
-        """What a trial's error and the search's way depend on: all but budgets and memory."""
-        named = dataclasses.asdict(self)
-        return {name: value for name, value in named.items() if not name.startswith(("max_", "memory"))}
 
 
 @dataclasses.dataclass(frozen=True)

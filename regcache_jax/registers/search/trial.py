@@ -21,12 +21,14 @@ from jaxtyping import Array, Float, Int
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.scheme import Scheme
+from regcache_jax.core.sites import Grid, Parameters
 from regcache_jax.core.spec import BlockSpec
 from regcache_jax.encoders.blocks import run_blocks
 from regcache_jax.encoders.encoder import Encoder, normalize
-from regcache_jax.encoders.kernels import quantize_kernels
+from regcache_jax.encoders.rounding import Run
 from regcache_jax.encoders.vision import image_features, pool
 from regcache_jax.quantization.calibrate import Ranges
+from regcache_jax.quantization.kernels import quantize_kernels
 from regcache_jax.registers.search.parts import Draws, make_draws
 from regcache_jax.registers.search.ranges import Counts, Extremes, collectors, joined
 from regcache_jax.registers.search.states import MEMORY_LIMIT, States
@@ -54,7 +56,7 @@ def feature_errors(
 
 @functools.partial(jax.jit, static_argnames=("spec", "scheme", "entries"))
 def _float_states(params: Any, images: Any, real: Any, *, spec: Any, scheme: Scheme, entries: tuple[int, ...]) -> Any:
-    collect = {**collectors(scheme, spec.leading, real), "hidden": lambda trace: trace.hidden}
+    collect = {**collectors(scheme, spec.protected, real), "hidden": lambda trace: trace.hidden}
     output = image_features(params, images, spec, collect=collect)
     hidden = output.collected.pop("hidden")
     return output.features, {block: hidden[block] for block in entries}, output.collected
@@ -71,8 +73,8 @@ def _trial_ranges(
     params: Any, hidden: Any, plan: RegisterPlan, first: Any, real: Any, *, spec: Any, scheme: Scheme
 ) -> Any:
     return run_blocks(
-        params["blocks"], hidden, spec.blocks,
-        start=first, plan=plan, leading=spec.leading, collect=collectors(scheme, spec.leading, real),
+        params.blocks, hidden, Run(spec.blocks, None, spec.protected),
+        start=first, plan=plan, collect=collectors(scheme, spec.protected, real),
     ).collected  # fmt: skip
 
 
@@ -80,8 +82,8 @@ def _trial_ranges(
 def _trial_features(
     params: Any, scales: Any, hidden: Any, plan: RegisterPlan, first: Any, *, spec: Any, scheme: Scheme, unit: bool
 ) -> Any:
-    blocks = {**params["blocks"], **({"input_scale": scales} if scheme.calibrated else {})}
-    output = run_blocks(blocks, hidden, spec.blocks, start=first, plan=plan, scheme=scheme, leading=spec.leading)
+    blocks = params.blocks.with_grids({site: Grid(scale) for site, scale in scales.items()})
+    output = run_blocks(blocks, hidden, Run(spec.blocks, scheme, spec.protected), start=first, plan=plan)
     features, _ = pool(params, output.hidden, spec, output.present)
     return normalize(features) if unit else features.astype(jnp.float32)
 
@@ -90,8 +92,9 @@ def _trial_features(
 def _whole_features(
     params: Any, scales: Any, images: Any, plan: RegisterPlan, *, spec: Any, scheme: Scheme | None, unit: bool
 ) -> Any:
-    params = {**params, "blocks": {**params["blocks"], **({"input_scale": scales} if scales else {})}}
-    features = image_features(params, images, spec, plan=plan, scheme=scheme).features
+    grids = {site: Grid(scale) for site, scale in scales.items()}
+    tower = params.replace(blocks=params.blocks.with_grids(grids))
+    features = image_features(tower, images, spec, plan=plan, scheme=scheme).features
     return normalize(features) if unit else features.astype(jnp.float32)
 
 
@@ -134,13 +137,13 @@ class Trials:
         self._rows = -(-self.chunk // len(devices)) * len(devices)
         mesh = Mesh(np.array(devices), ("data",))
         self._sharding = NamedSharding(mesh, PartitionSpec("data"))
-        image = jax.device_put(self.encoder.params["image"], NamedSharding(mesh, PartitionSpec()))
-        self.encoder = self.encoder.replace(params={"image": image})  # a loaded encoder lies on one device
+        image = jax.device_put(self.encoder.params.image, NamedSharding(mesh, PartitionSpec()))
+        self.encoder = self.encoder.replace(params=Parameters(image))  # a loaded encoder lies on one device
         shape = (self._rows, self.spec.num_tokens, self.spec.blocks.width)
         self.float_states, self.quantized_states = (
             States(self.entries, self.num_chunks, shape, self.encoder.dtype, self.memory_limit // 2) for _ in range(2)
         )
-        params = self.encoder.params["image"]
+        params = self.encoder.params.image
         features, ranges = [], []
         for index in range(self.num_chunks):
             feature, hidden, batch = _float_states(
@@ -155,11 +158,11 @@ class Trials:
         self.base_ranges.check()
         if not np.isfinite(self.float_features).all():
             raise UserError("the float encoder gives features that are not finite; check its weights and the pictures")
-        self._quantized = {**params, "blocks": quantize_kernels(params["blocks"], self.scheme)}
+        self._quantized = params.replace(blocks=quantize_kernels(params.blocks, self.scheme))
         base = self.scales(self.base_ranges)
         for index in range(self.num_chunks):
-            own = base[self._draw(index)]
-            scaled = {**params, "blocks": {**self._quantized["blocks"], **({"input_scale": own} if own else {})}}
+            grids = {site: Grid(scale) for site, scale in base[self._draw(index)].items()}
+            scaled = params.replace(blocks=self._quantized.blocks.with_grids(grids))
             self.quantized_states.put(
                 index,
                 _quantized_states(
@@ -240,7 +243,7 @@ class Trials:
             hidden = jax.device_put(self.float_states.get(index, first), self._sharding)
             found.append(
                 _trial_ranges(
-                    self.encoder.params["image"],
+                    self.encoder.params.image,
                     hidden,
                     plan,
                     jnp.int32(first),
@@ -287,7 +290,7 @@ class Trials:
         self, images: Float[np.ndarray, "k Y X 3"], plan: RegisterPlan, scales: Ranges | None
     ) -> Float[np.ndarray, "k E"]:
         """Features of images outside the set: quantised under some scales, or (None) in float; the whole tower with a plan."""
-        params, scheme = (self.encoder.params["image"], None) if scales is None else (self._quantized, self.scheme)
+        params, scheme = (self.encoder.params.image, None) if scales is None else (self._quantized, self.scheme)
         found = []
         for index in range(-(-len(images) // self.chunk)):
             features = _whole_features(

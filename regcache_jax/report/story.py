@@ -1,0 +1,152 @@
+"""What a page is made of, as `regcache run` left it in a work folder: result rows, and the story of how they came to be."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from etils import epath
+from pydantic import Base64Bytes, Field
+from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
+
+from regcache_jax.core.errors import UserError
+from regcache_jax.files import results
+from regcache_jax.files.bounded import read_json
+from regcache_jax.files.sealed import SEAL, is_sealed
+from regcache_jax.report.tables import ROW_LABELS
+
+Json = dict[str, Any]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
+Grid = Annotated[list[Annotated[list[Finite], Field(min_length=1)]], Field(min_length=1)]
+
+
+class _Numbers(TypedDict):
+    start: Count
+    stop: Count
+    copies: Finite
+    delete_block: Count
+    delete_count: Count
+    num_registers: Count
+
+
+class _Trial(TypedDict):
+    numbers: _Numbers
+    chunks: Count
+    error: Finite
+
+
+class _Searched(TypedDict):
+    sentence: str
+    numbers: _Numbers
+    baseline_error: Finite
+    error: Finite
+    jitter: Finite
+    seconds: Finite
+    trials: Annotated[list[_Trial], Field(min_length=1)]
+
+
+class _Profile(TypedDict):
+    groups: list[str]
+    maximum: Annotated[list[Grid], Field(min_length=1)]
+    median: Annotated[list[Grid], Field(min_length=1)]
+    num_images: Count
+    sink_share: Grid
+    sinks_per_image: list[Finite]
+
+
+class _Finding(TypedDict):
+    sentence: str
+
+
+class _Verdict(TypedDict):
+    findings: list[_Finding]
+    sensitive_block: Count
+    most_sensitive: tuple[Count, str]
+
+
+class _Sensitivity(TypedDict):
+    sites: list[str]
+    errors: Grid
+
+
+class _Inspected(TypedDict):
+    profile: _Profile
+    sensitivity: _Sensitivity
+    verdict: _Verdict
+
+
+class _Map(TypedDict):
+    name: str
+    block: Count
+    thumbnail: Base64Bytes
+    plain: Grid
+    registers: Grid
+
+
+class _Figures(TypedDict):
+    scheme: str
+    profile: _Profile
+    maps: Annotated[list[_Map], Field(min_length=1)]
+
+
+class _Story(TypedDict):
+    inspect: _Inspected
+    search: dict[str, _Searched]
+    figures: _Figures
+    config: dict[str, Any]
+
+
+def read_story(workdir: epath.PathLike) -> tuple[list[results.Row], Json]:
+    """The rows and the story that `regcache run` left in a work folder. Raises UserError where there are none, and where they are not as
+    they were written."""
+    folder = epath.Path(workdir)
+    rows_file, story_file = folder / "results.json", folder / "story.json"
+    if not rows_file.exists() or not story_file.exists():
+        raise UserError(f"{folder} holds no finished run (results.json and story.json); `regcache run` makes one")
+    rows = results.read(rows_file)
+    read_json(story_file, _Story)
+    story: Json = read_json(story_file, dict[str, Any])  # as it is written: a thumbnail stays text
+    if SEAL in story and not is_sealed(story):
+        raise UserError(f"{story_file} is not as it was written (its hash differs); run `regcache run` again")
+    faults = [*_faults_of_rows(rows), *_faults_of_story(story)]
+    if faults:
+        raise UserError(f"{folder}: {'; '.join(faults)}; run `regcache run` again")
+    return rows, story
+
+
+def _faults_of_rows(rows: list[results.Row]) -> list[str]:
+    """What a page cannot do without in its rows."""
+    if not rows:
+        return ["results.json holds no row"]
+    needed = ("scheme", "row", "registers", "note", "examples", "versions")
+    faults = [
+        f"row {number} of results.json has no {name}"
+        for number, row in enumerate(rows, 1)
+        for name in needed
+        if name not in row["quantization"]
+    ]
+    faults += [
+        f"row {number} of results.json has no acc1"
+        for number, row in enumerate(rows, 1)
+        if "acc1" not in row["metrics"]
+    ]
+    return (
+        faults[:3]
+        or [
+            f"row {number} of results.json is of the unknown kind {kind!r}"
+            for number, row in enumerate(rows, 1)
+            if (kind := row["quantization"]["row"]) not in ROW_LABELS
+        ][:3]
+    )
+
+
+def _faults_of_story(story: Json) -> list[str]:
+    """Numbers of blocks beyond those that the profiles have, and maps of several sizes."""
+    profiles = (story["inspect"]["profile"], story["figures"]["profile"])
+    blocks = min(len(profile[name]) for profile in profiles for name in ("sink_share", "sinks_per_image"))
+    maps = story["figures"]["maps"]
+    faults = [
+        f"story.json has a map of block {each['block']} and {blocks} blocks" for each in maps if each["block"] >= blocks
+    ]
+    sides = {len(row) for each in maps for name in ("plain", "registers") for row in (each[name], *each[name])}
+    return faults[:1] + (["the maps in story.json are not square and of one size"] if len(sides) > 1 else [])

@@ -1,0 +1,159 @@
+"""What a comparison leaves for its readers: rows in CLIP_benchmark's keys, CSV, Markdown, a plot of error over cost."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from etils import epath
+from jaxtyping import Float
+
+from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.files import results
+from regcache_jax.files.paths import write_whole
+from regcache_jax.studies.cells import Entry
+from regcache_jax.studies.cost import MODEL
+
+
+def pareto(entries: Sequence[Entry]) -> list[Entry]:
+    """Entries that no other one beats in both error and cost, the cheapest first."""
+    front: list[Entry] = []
+    least = np.inf
+    for entry in sorted(
+        (e for e in entries if e.error is not None and e.cost is not None), key=lambda e: (e.cost, e.error)
+    ):
+        if entry.error is not None and entry.error < least:
+            front.append(entry)
+            least = entry.error
+    return front
+
+
+def write_tables(
+    entries: Sequence[Entry],
+    out: epath.PathLike,
+    encoder: Encoder,
+    *,
+    dataset: str,
+    float_metrics: Mapping[str, float],
+    cost_unit: str = MODEL.unit,
+) -> list[epath.Path]:
+    """Writes `compare.json` (CLIP_benchmark's keys), `compare.csv`, `compare.md` and, where matplotlib is, `compare.png`.
+
+    Returns what was written."""
+    out = epath.Path(out)
+    rows = [_row(entry, encoder, dataset, float_metrics, cost_unit) for entry in entries]
+    results.write(out / "compare.json", rows)
+    names = sorted({name for entry in entries for name in entry.metrics})
+    header = ["bits", "recipe", "registers", "error", "cost", *names, "fault"]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    for entry in entries:
+        numbers = [entry.metrics.get(name) for name in names]
+        writer.writerow(
+            [
+                entry.cell.bits,
+                entry.cell.recipe,
+                entry.cell.plan is not None,
+                entry.error,
+                entry.cost,
+                *numbers,
+                entry.fault or entry.note,
+            ]
+        )
+    write_whole(out / "compare.csv", buffer.getvalue().encode())
+    write_whole(out / "compare.md", markdown(entries).encode())
+    written = [out / "compare.json", out / "compare.csv", out / "compare.md"]
+    if importlib.util.find_spec("matplotlib") is not None:
+        write_whole(out / "compare.png", _plot(entries, cost_unit))
+        written.append(out / "compare.png")
+    return written
+
+
+def _row(
+    entry: Entry, encoder: Encoder, dataset: str, float_metrics: Mapping[str, float], cost_unit: str
+) -> results.Row:
+    cell, scheme = entry.cell, entry.cell.scheme()
+    assert scheme is not None
+    return results.row(
+        dataset=dataset,
+        model=encoder.spec.name,
+        pretrained=cell.recipe if cell.plan is None else f"{cell.recipe}+{cell.plan}",
+        task="zeroshot_classification",
+        metrics=entry.metrics,
+        quantization={
+            "scheme": scheme.name,
+            "activations": scheme.activations,
+            "weights": scheme.weights,
+            "method": scheme.method,
+            "registers": cell.plan is not None,
+            "recipe": cell.recipe,
+            "options": scheme.to_json(),
+            "label_free_error": entry.error,
+            "cost": entry.cost,
+            "cost_unit": cost_unit,
+            "seconds": entry.seconds,
+            "fault": entry.fault or entry.note,
+            "float_reference": dict(float_metrics),
+        },
+    )
+
+
+def markdown(entries: Sequence[Entry], metric: str = "acc1") -> str:
+    """A table with one row a recipe: accuracy in percent (label-free error where there is none), without and with registers.
+
+    The best of each column is bold."""
+    columns = list(dict.fromkeys((entry.cell.bits, entry.cell.plan) for entry in entries))
+    cells = {(entry.cell.recipe, entry.cell.bits, entry.cell.plan): entry for entry in entries}
+    head = ["recipe", *(bits if plan is None else f"{bits} + {plan}" for bits, plan in columns)]
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * len(columns)]
+    by_metric = all(metric in entry.metrics for entry in entries if entry.fault is None)
+
+    def value(entry: Entry | None) -> float | None:
+        if entry is None or entry.fault is not None:
+            return None
+        return entry.metrics[metric] if by_metric else entry.error
+
+    best = {}
+    for column in columns:
+        found = [v for e in entries if (e.cell.bits, e.cell.plan) == column and (v := value(e)) is not None]
+        best[column] = (max(found) if by_metric else min(found)) if found else None
+    for recipe in dict.fromkeys(entry.cell.recipe for entry in entries):
+        texts = []
+        for column in columns:
+            number = value(cells.get((recipe, *column)))
+            text = "-" if number is None else f"{100 * number:.1f}" if by_metric else f"{number:.3g}"
+            texts.append(f"**{text}**" if number is not None and number == best[column] else text)
+        lines.append("| " + " | ".join([recipe, *texts]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _plot(entries: Sequence[Entry], cost_unit: str) -> bytes:
+    """Error over cost, a panel a number of bits, the Pareto front as a line."""
+    from matplotlib.figure import Figure
+
+    all_bits = list(dict.fromkeys(entry.cell.bits for entry in entries))
+    figure = Figure(figsize=(5 * len(all_bits), 4.5), layout="constrained")
+    for column, bits in enumerate(all_bits):
+        axes = figure.add_subplot(1, len(all_bits), column + 1)
+        shown = [e for e in entries if e.cell.bits == bits and e.error is not None and e.cost is not None]
+        for plan, marker in ((None, "o"), ("registers", "^")):
+            points = _points([entry for entry in shown if entry.cell.plan == plan])
+            axes.scatter(*points, marker=marker, label=plan or "no registers")
+        front = pareto(shown)
+        axes.plot(*_points(front), linewidth=1, color="0.5", label="Pareto front")
+        for entry, x, y in zip(front, *_points(front), strict=True):
+            axes.annotate(entry.cell.recipe, (x, y), (4, 4), textcoords="offset points", fontsize=8)
+        axes.set(title=bits, xlabel=f"cost ({cost_unit})", ylabel="label-free error", yscale="log")
+        axes.legend(fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
+
+
+def _points(entries: Sequence[Entry]) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
+    """Cost and error of entries that have both."""
+    return np.array([entry.cost for entry in entries], float), np.array([entry.error for entry in entries], float)
