@@ -77,11 +77,14 @@ def measure(
     verifying: Float[np.ndarray, "k Y X 3"],
     scheme: Scheme,
     plan: RegisterPlan,
-    chunk: int = 32,
-) -> Claim:
-    """The claim of any plan: calibrated on some pictures, measured on others, without labels."""
+    labels: np.ndarray | None = None,
+    class_vectors: np.ndarray | None = None,
+) -> tuple[Claim, float]:
+    """The claim of any plan, calibrated on some pictures and measured on others (`labels` are theirs); and how far the plan alone moves the
+    features of the others."""
     numbers = plan.schedule()
     first = min(numbers.start, numbers.delete_block) if numbers.delete_count else numbers.start
     entry = min(first, plan.num_blocks - 1)
-    trials = Trials(encoder.with_plan(None), working, scheme.nearest(), (entry,), chunk=chunk)
-    return claim_of(HeldOut(trials, verifying, plan.prefix_only().delete_only()).errors(plan))
+    trials = Trials(encoder.with_plan(None), working, scheme.nearest(), (entry,), class_vectors=class_vectors)
+    held_out = HeldOut(trials, verifying, plan.prefix_only().delete_only(), labels)
+    return claim_of(held_out.errors(plan)), held_out.moved(plan)
