@@ -24,7 +24,7 @@ _HOMES = {
     "RegisterPlan": "core.plan",
     "Scheme": "core.scheme",
     "SearchConfig": "core.search_config",
-    "SearchResult": "registers.search.search",
+    "SearchResult": "registers.search.result",
     "UserError": "core.errors",
     "bundled_model": "demo.bundled",
     "convert": "converters",

@@ -185,13 +185,16 @@ def read_images(model: Model, dataset: Dataset, preprocess: Callable[[Any], np.n
 
 def read_plan(path: str | None, model: Model) -> RegisterPlan | None:
     """A plan from its file, checked to belong to the model; None without a file."""
-    if path is None:
-        return None
+    return None if path is None else read_plan_file(path, model)[0]
+
+
+def read_plan_file(path: str, model: Model) -> tuple[RegisterPlan, dict[str, Any]]:
+    """A plan from its file, checked to belong to the model, and its metadata."""
     from regcache_jax.models.plan_file import check_plan, load_plan
 
     plan, metadata = load_plan(path)
     check_plan(path, metadata, model.encoder)
-    return plan
+    return plan, metadata
 
 
 def recipes_of(names: tuple[str, ...] | None) -> tuple[str, ...]:
