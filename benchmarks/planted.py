@@ -34,7 +34,7 @@ def main() -> None:
         f"{found.recall:.3f}; direction: cosine {found.cosine:.5f}",
         flush=True,
     )
-    config = SearchConfig(copies=(6.0, 15.0), delete_counts=(0,), back=0, registers=(1,), rounds=0, redraws=2, chunk=16)
+    config = SearchConfig(copies=(6.0, 15.0), delete_counts=(0,), back=0, registers=(1,), rounds=0, chunk=16)
     restored = restore_planted(planted, Scheme(8, 8), config)
     print(
         f"W8A8 error: without sinks {restored.without_sinks:.3g}, with sinks {restored.with_sinks:.3g}, with the plan "

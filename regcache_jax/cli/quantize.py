@@ -15,10 +15,11 @@ from regcache_jax.cli.arguments import (
     SchemeArgs,
     read_images,
     read_plan,
+    read_plan_file,
     recipes_of,
 )
 from regcache_jax.cli.options import takes
-from regcache_jax.cli.screen import BarsOfCells, digits, print_table, progress, say, write_json
+from regcache_jax.cli.screen import BarsOfCells, digits, print_table, progress, say, tell, write_json
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.options import like, option
 from regcache_jax.core.scheme import Estimator, Scheme
@@ -27,9 +28,12 @@ from regcache_jax.studies.recipes import AutoConfig
 if TYPE_CHECKING:
     import numpy as np
 
+    from regcache_jax.data import Dataset
     from regcache_jax.encoders.encoder import Encoder
     from regcache_jax.models.folder import Model
     from regcache_jax.quantization.calibration import Calibration
+    from regcache_jax.registers.search.claim import Claim
+    from regcache_jax.registers.search.promise import Promise
     from regcache_jax.studies.cost import Price
 
 
@@ -38,6 +42,17 @@ class PicturesArgs(CalibrationData):
     """Pictures that give scales, which a calibration file can do as well."""
 
     dataset: str = like(CalibrationData, "dataset", default="")  # none
+    limit: int | None = like(
+        CalibrationData,
+        "limit",
+        default=None,
+        help="Only so many pictures: the first, of a folder evenly spread ones; by default 512, with a plan as many as its search had.",
+    )
+
+    def taken(self, promise: Promise | None) -> Dataset:
+        """The dataset that is named, with as many pictures as are asked for, or as the search of a plan had."""
+        usual = CalibrationData(self.dataset).limit if promise is None else promise.pictures
+        return dataclasses.replace(self, limit=self.limit or usual).open()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +62,12 @@ class MethodArgs:
     registers: str | None = option("Register plan from `regcache search`.", None, path="file")
     method: str = like(Scheme, "method")
     asymmetric: bool = option("Static scales with zero points.", False)
-    estimator: Estimator = like(Scheme, "estimator")
+    estimator: Estimator | None = like(
+        Scheme,
+        "estimator",
+        default=None,
+        help="How a static range is taken from what calibration saw; by default absmax, with a plan as its search did.",
+    )
     calibration: str | None = option(
         "Take the scales from this file of `regcache calibrate`; no pictures are needed then.", None, path="file"
     )
@@ -61,13 +81,14 @@ class MethodArgs:
         if self.log_softmax and not self.integer_attention:
             raise UserError("--log-softmax goes with --integer-attention")
 
-    def applied_to(self, scheme: Scheme) -> Scheme:
-        """The scheme with all that is asked for here."""
+    def applied_to(self, scheme: Scheme, promise: Promise | None) -> Scheme:
+        """The scheme with all that is asked for here, and the estimator of a plan's search where none is."""
+        usual = scheme.estimator if promise is None else promise.estimator
         return dataclasses.replace(
             scheme,
             method=self.method,
             symmetric=not self.asymmetric,
-            estimator=self.estimator,
+            estimator=self.estimator or usual,
             products=("qk", "pv") if self.integer_attention else (),
             softmax="log-sqrt2" if self.log_softmax else "uniform",
             also=(("head",) if self.integer_head else ()) + (("text",) if self.texts is not None else ()),
@@ -129,13 +150,15 @@ def quantize(
 ) -> None:
     """Quantise the image tower of MODEL, with or without registers.
 
-    Weights become integers; static scales are calibrated on pictures, with the registers in place. With --auto, recipes and
+    Weights become integers; static scales are calibrated on pictures, with the registers in place. With a plan from `search` the
+    pictures are split as its search did: most give scales, and on the rest what is written is measured. With --auto, recipes and
     registers are tried on one half of the pictures and scored on the other, without labels; --scheme gives the bits.
     """
     from regcache_jax.files.paths import refuse_existing
     from regcache_jax.models import folder as checkpoints
     from regcache_jax.quantization.calibration import Calibration
     from regcache_jax.quantization.methods.table import methods_of
+    from regcache_jax.registers.search.promise import Promise
 
     _check_together(pictures, chosen, choice)
     scheme = bits.read()
@@ -145,20 +168,31 @@ def quantize(
     methods_of(chosen.method)
     refuse_existing(written.out)
     loaded = checkpoints.load(model)
-    plan = read_plan(chosen.registers, loaded)
+    plan, metadata = (None, {}) if chosen.registers is None else read_plan_file(chosen.registers, loaded)
+    promise = Promise.of(metadata)
     kept = None if chosen.calibration is None else Calibration.load(chosen.calibration)
     if kept is not None:
         kept.check(loaded.encoder if plan is None else loaded.encoder.with_plan(plan))
-    data = None if not pictures.dataset else pictures.open()
+    data = None if not pictures.dataset else pictures.taken(promise)
     images = None if data is None else read_images(loaded, data)
-    name = None
+    name = found = held_out = None
     if choice.auto:
         assert choice.work is not None and images is not None
         encoder, name = _auto(loaded.encoder, images, choice.work, choice.config(scheme), price)
     else:
-        wanted = chosen.applied_to(scheme)
+        wanted = chosen.applied_to(scheme, promise)
+        if promise is not None and images is not None:
+            parts = promise.parts(images)
+            images, held_out = images[parts.working], images[parts.verifying]
+            if kept is None:
+                say(promise.taken(images, len(held_out)))
         with progress(f"quantising to {wanted.name}"):
             encoder = _quantized(loaded, images, wanted, chosen, kept)
+        if promise is not None and held_out is not None and len(held_out):
+            found = _measured(loaded.encoder, encoder, held_out)
+            say(promise.compared(found))
+            if warning := promise.broken(found, wanted):
+                tell(warning)
     made = encoder.scheme
     assert made is not None
     seen = None if data is None else {"dataset": data.name, "split": data.split, "images": len(data)}
@@ -167,6 +201,7 @@ def quantize(
         "calibration": chosen.calibration or seen,
         "registers": chosen.registers,
         "auto": name,
+        "held_out": None if found is None else dataclasses.asdict(found),
     }
     tokenizers = [loaded.folder / name for name in checkpoints.tokenizer_files(loaded.folder)]
     checkpoints.save(written.out, encoder, metadata=made_from, tokenizer_files=tokenizers)
@@ -197,6 +232,16 @@ def _quantized(
         scheme = scheme.keep_in_float(most_sensitive(errors, chosen.keep_float))
     ids = None if chosen.texts is None else loaded.tokenize(read_texts(chosen.texts))
     return run_quantize(loaded.encoder, images, scheme, read_plan(chosen.registers, loaded), kept, texts=ids)
+
+
+def _measured(encoder: Encoder, quantized: Encoder, held_out: np.ndarray) -> Claim:
+    """The error of an encoder that was quantised, on pictures that gave no scale."""
+    from regcache_jax.registers.search.claim import claim_of
+    from regcache_jax.registers.search.trial import feature_errors
+    from regcache_jax.studies.grid import features_of
+
+    with progress(f"measuring on {len(held_out)} held-out pictures"):
+        return claim_of([feature_errors(features_of(quantized, held_out), features_of(encoder, held_out))])
 
 
 def _auto(encoder: Encoder, images: np.ndarray, work: str, config: AutoConfig, price: Price) -> tuple[Encoder, str]:

@@ -195,7 +195,8 @@ def search(
     from regcache_jax.models.plan_file import save_plan
     from regcache_jax.registers.refine import RefineConfig
     from regcache_jax.registers.refine import refine as run_refine
-    from regcache_jax.registers.search.search import describe_plan
+    from regcache_jax.registers.search.claim import measure
+    from regcache_jax.registers.search.result import describe_plan
     from regcache_jax.registers.search.search import search as run_search
 
     scheme = bits.read()
@@ -228,18 +229,27 @@ def search(
             progress=tell,
         )
     reference = {"dataset": data.name, "split": data.split, "images": len(data)}
-    metadata = describe_plan(result, loaded.encoder, scheme, config, reference)
-    plan, refine, refined = result.plan, chosen.refine, None
-    if refine is not None and result.helps and plan.has_registers:
+    refine, refined, working = chosen.refine, None, images[result.parts.working]
+    if refine is not None and result.helps and result.plan.has_registers:
         with progress("refining", refine) as update:
             refined = run_refine(
-                loaded.encoder, images, scheme, plan, RefineConfig(passes=refine, chunk=pictures.batch_size),
+                loaded.encoder, working, scheme, result.plan, RefineConfig(passes=refine, chunk=pictures.batch_size),
                 progress=lambda done, error: update(1, note=f"held-back error {error:.3g}"),
             )  # fmt: skip
-        plan, metadata["refined"] = refined.plan, refined.to_json()
-    save_plan(chosen.out, plan, metadata)
+        verifying = result.parts.verifying
+        claim, moved = measure(
+            loaded.encoder, working, images[verifying], scheme, refined.plan,
+            labels=None if labels is None else labels[verifying], class_vectors=vectors,
+        )  # fmt: skip
+        result = dataclasses.replace(result, plan=refined.plan, claim=claim, moved=moved)
+    metadata = describe_plan(result, loaded.encoder, scheme, config, reference)
+    metadata |= {} if refined is None else {"refined": refined.to_json()}
+    save_plan(chosen.out, result.plan, metadata)
     print_table("Register plan", ("what", "value"), list(metadata["numbers"].items()))
+    say(result.parts.sentence())
     say(result.sentence())
+    for remark in result.remarks():
+        say(remark)
     if refine is not None:
         say(refined.sentence() if refined else "there are no registers to refine")
     say(

@@ -30,14 +30,16 @@ class SearchConfig:
     objective: Literal["features", "accuracy"] = option(
         "Error of the features (no labels), or top-1 (labels and a text tower).", "features"
     )
+    # Pictures.
+    verify_share: float = option("Share of the pictures that verify what comes out.", 0.25, above=0)
+    draws: int = option("Draws of the others: each gives scales from some and scores the rest.", 4, least=2)
+    seed: int = option("Of who verifies, and of the order of the others.", 0)
     # Effort.
-    chunk: int = option("Pictures a step.", 32, unit="pictures", least=1)
-    first_share: float = option("Share of the set that scores the whole grid.", 0.0625, above=0)
+    chunk: int = option("Pictures a step, at most.", 32, unit="pictures", least=1)
+    first_share: float = option("Share of the pictures that scores the whole grid.", 1 / 6, above=0)
     keep: float = option("Part of the points that each rung keeps.", 0.2, above=0)
-    growth: int = option("How many times more pictures the next rung sees.", 4, least=2)
+    growth: int = option("How many times more pictures the next rung sees.", 2, least=2)
     rounds: int = option("Rounds of moves around the best point.", 2, least=0)
-    redraws: int = option("Redraws of the calibration pictures, which tell a gain from chance.", 8, least=1)
-    seed: int = option("Of the redraws.", 0)
     memory_limit: int = option("Of the hidden states that are kept.", 4 << 30, unit="bytes", least=1)
     # Budgets end the search early, with the best plan that the whole set has scored.
     max_trials: int | None = option(

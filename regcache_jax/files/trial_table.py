@@ -14,11 +14,12 @@ from regcache_jax.files.log import Log
 
 
 class Trial(TypedDict):
-    """A point of the search, how many chunks of the reference set judged it, its error, and what it cost."""
+    """A point of the search, how many images judged it, its bound, its error under each draw, and what it cost."""
 
     numbers: dict[str, int | float]
-    chunks: Annotated[int, Field(ge=0)]
+    images: Annotated[int, Field(ge=0)]
     error: float
+    draws: list[float]
     block_flops: Annotated[int, Field(ge=0)]
 
 
@@ -29,7 +30,7 @@ class TrialTable:
 
     def __init__(self, path: epath.PathLike | None, fingerprint: str) -> None:
         self._log: Log[Any] = Log(path, {"search": fingerprint}, Trial, "search")
-        self._known = {self._key(row["numbers"], row["chunks"]): row["error"] for row in self.rows}
+        self._known = {self._key(row["numbers"], row["images"]): row["draws"] for row in self.rows}
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -37,20 +38,21 @@ class TrialTable:
         return self._log.rows
 
     @staticmethod
-    def _key(numbers: dict[str, Any], chunks: int) -> str:
-        return json.dumps([numbers, chunks], sort_keys=True)
+    def _key(numbers: dict[str, Any], images: int) -> str:
+        return json.dumps([numbers, images], sort_keys=True)
 
-    def find(self, numbers: Any, chunks: int) -> float | None:
-        """The error of a point on so many chunks, if it has been tried."""
-        return self._known.get(self._key(dataclasses.asdict(numbers), chunks))
+    def find(self, numbers: Any, images: int) -> list[float] | None:
+        """The errors of a point under each draw, on so many images, if it has been tried (the last time it was)."""
+        return self._known.get(self._key(dataclasses.asdict(numbers), images))
 
-    def add(self, numbers: Any, chunks: int, error: float, block_flops: int) -> None:
-        """Adds a trial and appends its line."""
+    def add(self, numbers: Any, images: int, error: float, draws: list[float], block_flops: int) -> None:
+        """Adds a trial and appends its line; `draws` are fewer than there were where it was given up early."""
         row: dict[str, Any] = {
             "numbers": dataclasses.asdict(numbers),
-            "chunks": chunks,
+            "images": images,
             "error": error,
+            "draws": draws,
             "block_flops": block_flops,
         }
-        self._known[self._key(row["numbers"], chunks)] = error
+        self._known[self._key(row["numbers"], images)] = draws
         self._log.append(row)

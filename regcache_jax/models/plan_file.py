@@ -14,11 +14,12 @@ from typing import Annotated, Any
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from pydantic import StringConstraints
+from pydantic import Field, StringConstraints
 from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from regcache_jax.core.errors import UserError, shown
 from regcache_jax.core.plan import RegisterPlan, make_plan
+from regcache_jax.core.scheme import Estimator
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.identity import encoder_hash
 from regcache_jax.files.bounded import parse_json
@@ -28,11 +29,34 @@ from regcache_jax.files.tensors import read_tensors, write_tensors
 FLOATS, NUMBERS = ("key", "value", "copies"), ("start", "stop", "delete_block", "delete_count")
 
 
+class _Calibration(TypedDict):
+    """The calibration that a plan was judged with."""
+
+    images: Annotated[int, Field(ge=1)]
+    held_out: Annotated[int, Field(ge=1)]
+    verify_share: Annotated[float, Field(gt=0, lt=1)]
+    seed: Annotated[int, Field(ge=0)]
+    draws: Annotated[int, Field(ge=1)]
+    estimator: Estimator
+    hash: str
+
+
+class _Claim(TypedDict):
+    """The error that a plan was found to have on held-out pictures."""
+
+    error: float
+    spread: float
+    worst: float
+    images: Annotated[int, Field(ge=1)]
+
+
 class _Metadata(TypedDict, total=False):
     """The part of a plan's metadata that is read again."""
 
     encoder: str
     encoder_hash: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    calibration: _Calibration
+    claim: _Claim
 
 
 def save_plan(path: epath.PathLike, plan: RegisterPlan, metadata: Mapping[str, Any] | None = None) -> None:

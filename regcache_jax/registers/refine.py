@@ -2,8 +2,8 @@
 
 Adam on the label-free error through blocks whose integers are simulated in float, straight through the rounding. The gradient
 does not see how a plan moves the static scales (rounding hides it), so scales are calibrated again after every pass, and
-what counts is the error of the real integer encoder on images that no gradient has seen: the best plan there is returned,
-which is the one that came in if nothing was better.
+what counts is the error of the real integer encoder on images that no gradient has seen, each scored under the scales of a draw
+that leaves it out, as in the search: the best plan there is returned, which is the one that came in if nothing was better.
 """
 
 from __future__ import annotations
@@ -30,7 +30,11 @@ from regcache_jax.encoders.rounding import Run
 from regcache_jax.encoders.vision import pool
 from regcache_jax.quantization.quantize import quantize_kernels
 from regcache_jax.registers.reference import check_images, check_varied
+from regcache_jax.registers.search.parts import Draws
 from regcache_jax.registers.search.trial import Trials
+
+DRAWS = 4
+"""Draws of the calibration images, of which each scores the images that it leaves out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +159,8 @@ def refine(
     chunk = min(config.chunk, max(1, int(len(images) * config.held_back)))
     numbers = plan.schedule()
     first = min(numbers.start, numbers.delete_block) if numbers.delete_count else numbers.start
-    trials = Trials(encoder.with_plan(None), images, scheme, (first,), chunk=chunk)
+    draws = Draws(min(DRAWS, -(-len(images) // chunk)), chunk)
+    trials = Trials(encoder.with_plan(None), images, scheme, (first,), chunk=chunk, draws=draws)
     num_held = max(1, round(trials.num_chunks * config.held_back))
     training = range(trials.num_chunks - num_held)
     held_from = len(training) * trials.chunk

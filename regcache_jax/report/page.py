@@ -190,10 +190,11 @@ def search_section(searched: dict[str, Json]) -> str:
         sentences(f"{name}: {result['sentence']}" for name, result in searched.items())
         + chosen_table(searched)
         + "<p>The search needs no labels: its error is the squared distance between float and quantised features of unit length, "
-        "on reference pictures that the results do not use. A plan is kept only if it gains more than twice the jitter that "
-        "redrawing the calibration pictures causes.</p>"
+        "on reference pictures that the results do not use. What it says of a plan is measured on pictures held out of search and "
+        "calibration; the spread is that of other calibration pictures and of the held-out ones.</p>"
         f'<h3>Every trial</h3><p class="soft">Error in the order of the trials: first a coarse grid on few pictures, then the '
-        f'best on more.</p><div class="plots">{"".join(pictures)}</div>'
+        f"best on more; of a trial given up early, the least that its error can be.</p>"
+        f'<div class="plots">{"".join(pictures)}</div>'
         "<h3>The best of each kind</h3>" + trials_table(searched)
     )
 

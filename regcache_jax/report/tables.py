@@ -81,9 +81,9 @@ def chosen_table(searched: dict[str, Json]) -> str:
         deletes = (
             f"{numbers['delete_count']} before block {numbers['delete_block']}" if numbers["delete_count"] else "none"
         )
-        errors = [f"{found[name]:.3g}" for name in ("baseline_error", "error", "jitter")]
+        errors = [f"{found['baseline_error']:.3g}", f"{found['error']:.3g} &plusmn; {found['claim']['spread']:.1g}"]
         body.append([html.escape(scheme), registers, deletes, *errors, f"{found['seconds']:.0f} s"])
-    return table(("scheme", "registers", "deleted tokens", "error without", "with", "jitter", "search"), body)
+    return table(("scheme", "registers", "deleted tokens", "error without", "with", "search"), body)
 
 
 def trials_table(searched: dict[str, Json]) -> str:
@@ -93,8 +93,8 @@ def trials_table(searched: dict[str, Json]) -> str:
         for kind in TRIAL_KINDS:
             rows = [row for row in found["trials"] if trial_kind(row["numbers"]) == kind]
             if rows:
-                best = min(rows, key=lambda row: (-row["chunks"], row["error"]))
-                share = best["chunks"] / max(row["chunks"] for row in found["trials"])
+                best = min(rows, key=lambda row: (-row["images"], row["error"]))
+                share = best["images"] / max(row["images"] for row in found["trials"])
                 body.append([html.escape(scheme), kind, str(len(rows)), f"{best['error']:.3g}", f"{share:.0%}"])
     marks = ["first" * (number == 0 or body[number - 1][0] != row[0]) for number, row in enumerate(body)]
     return table(("scheme", "plan", "tried", "least error", "of the pictures"), body, marks)

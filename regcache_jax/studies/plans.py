@@ -16,7 +16,8 @@ from regcache_jax.encoders.identity import encoder_hash
 from regcache_jax.files.identity import content_hash
 from regcache_jax.files.workdir import Json, Stage, Workdir
 from regcache_jax.models.plan_file import load_plan, save_plan
-from regcache_jax.registers.search.search import SearchResult, describe_plan, search
+from regcache_jax.registers.search.result import SearchResult, describe_plan
+from regcache_jax.registers.search.search import search
 from regcache_jax.studies.cells import Images, PlanKind
 from regcache_jax.studies.recipes import scheme_of
 
@@ -91,7 +92,7 @@ def alternatives(result: SearchResult) -> dict[PlanKind, RegisterPlan]:
         if row["numbers"]["start"] == row["numbers"]["stop"] and row["numbers"]["delete_count"] > 0
     ]  # fmt: skip
     if alone and result.numbers.delete_count == 0:
-        numbers = min(alone, key=lambda row: (-row["chunks"], row["error"]))["numbers"]
+        numbers = min(alone, key=lambda row: (-row["images"], row["error"]))["numbers"]
         chosen = {name: jnp.int32(numbers[name]) for name in ("start", "stop", "delete_block", "delete_count")}
         plans["delete-only"] = result.plan.replace(**chosen)
     return plans

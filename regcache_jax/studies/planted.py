@@ -73,11 +73,12 @@ def plant(
     spec: EncoderSpec | None = None,
     block: int | None = None,
     num_images: int = 64,
+    firing: float = FIRING,
 ) -> Planted:
     """An encoder with outliers of the given `kinds` (of `KINDS`; none: no outliers), and images with marker patches.
 
-    `block` (by default the middle one) is where neurons fire. Raises UserError for unknown kinds, and for a trained-register
-    outlier in an encoder without trained registers."""
+    `block` (by default the middle one) is where neurons fire, as strongly as `firing` says. Raises UserError for unknown kinds, and for
+    a trained-register outlier in an encoder without trained registers."""
     spec = spec or planted_spec(trained_registers=int("trained-register outlier" in kinds))
     unknown = sorted(set(kinds) - set(KINDS))
     if unknown:
@@ -101,9 +102,9 @@ def plant(
     _hide(params, (marker, sink), spec.image)
     _plant_head(params, block, marker, found, spec.image)
     for neuron, (kind, carrier) in enumerate(zip(KINDS[:3], (marker, class_marker, register_marker), strict=True)):
-        _plant_neuron(params, block, neuron, carrier, fires=kind in kinds)
+        _plant_neuron(params, block, neuron, carrier, firing if kind in kinds else None)
     # the first neuron falls silent where its marker has found company, and writes the sink
-    params["blocks"]["mlp"]["fc1"]["kernel"][block, found, 0] = -SIGNS * 2 * FIRING * STRENGTH / 4
+    params["blocks"]["mlp"]["fc1"]["kernel"][block, found, 0] = -SIGNS * 2 * firing * STRENGTH / 4
     params["blocks"]["mlp"]["fc2"]["kernel"][block, 0, sink] = SIGNS
     if "channel outlier" in kinds:
         params["position_embedding"][:, offset] += CHANNEL_OFFSET
@@ -166,13 +167,13 @@ def _plant_head(params: dict[str, Any], block: int, marker: np.ndarray, found: n
     attention["out"]["kernel"][block, 0, :, found] = (2 / (blocks.head_dim * value) * SIGNS)[:, None]
 
 
-def _plant_neuron(params: dict[str, Any], block: int, neuron: int, carrier: np.ndarray, *, fires: bool) -> None:
-    """A neuron that only tokens with this direction move: to 2 x FIRING, or nowhere near firing."""
+def _plant_neuron(params: dict[str, Any], block: int, neuron: int, carrier: np.ndarray, firing: float | None) -> None:
+    """A neuron that only tokens with this direction move: to 2 x `firing`, or (None) nowhere near it."""
     fc1, fc2 = params["blocks"]["mlp"]["fc1"], params["blocks"]["mlp"]["fc2"]
     projection = 2 * math.sqrt(fc1["kernel"].shape[1])
     fc1["kernel"][block, :, neuron] = 0
-    fc1["kernel"][block, carrier, neuron] = 4 * FIRING / projection * SIGNS
-    fc1["bias"][block, neuron] = -2 * FIRING if fires else -100 * FIRING
+    fc1["kernel"][block, carrier, neuron] = 4 * (firing or FIRING) / projection * SIGNS
+    fc1["bias"][block, neuron] = -100 * FIRING if firing is None else -2 * firing
     fc2["kernel"][block, neuron] = 0
 
 

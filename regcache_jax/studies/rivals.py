@@ -18,14 +18,16 @@ from jaxtyping import Array, Float
 from regcache_jax.core.plan import RegisterPlan, Schedule, make_plan
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.search_config import SearchConfig
+from regcache_jax.data.cut import in_batches
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.serving import TokenRegister, token_rows
 from regcache_jax.encoders.vision import image_features
 from regcache_jax.quantization.calibration import observe
 from regcache_jax.quantization.methods.folding import with_blocks
-from regcache_jax.quantization.quantize import in_batches, quantize
+from regcache_jax.quantization.quantize import quantize
 from regcache_jax.registers.reference import check_images
-from regcache_jax.registers.search.search import SearchResult, search
+from regcache_jax.registers.search.result import SearchResult
+from regcache_jax.registers.search.search import search
 from regcache_jax.registers.search.trial import Trials
 from regcache_jax.studies.grid import features_of, label_free_error
 
@@ -44,6 +46,8 @@ REGISTER_NEURONS = (1, 2, 5, 10, 20)
 """How many neurons test-time registers move (2506.08010 uses at most a few dozen)."""
 
 TUNING_IMAGES = 128
+BATCH = 32
+"""Images that a random or mean token, and the moved neurons, are taken from."""
 
 
 @functools.partial(jax.jit, static_argnames=("spec",))
@@ -139,7 +143,7 @@ def rivals(
     def best_plan(plans: Iterable[RegisterPlan]) -> RegisterPlan:
         return min(plans, key=lambda plan: trials.errors(plan).mean())
 
-    rows = token_prefixes(encoder, images[: trials.chunk], seed)
+    rows = token_prefixes(encoder, images[:BATCH], seed)
     nothing = make_plan(*rows["zero row (null attention)"], start=l_q, stop=l_q)
     deletions = [
         nothing.replace(delete_block=jnp.int32(block), delete_count=jnp.int32(count))
@@ -161,7 +165,7 @@ def rivals(
         )
 
     def moved(count: int) -> Encoder:
-        return quantize(move_register_neurons(encoder, tuning[: trials.chunk], l_q, count), calibration, scheme)
+        return quantize(move_register_neurons(encoder, tuning[:BATCH], l_q, count), calibration, scheme)
 
     table.append(("test-time registers", best_encoder(functools.partial(moved, count) for count in REGISTER_NEURONS)))
 

@@ -17,7 +17,7 @@ from regcache_jax.studies.planted import plant, planted_spec
 
 SPEC = planted_spec(width=32, num_blocks=4, num_heads=2, image_size=16, patch_size=4)
 SCHEME = rc.Scheme(8, 8)
-CONFIG = rc.SearchConfig(copies=(6.0,), delete_counts=(0, 2), back=1, rounds=1, chunk=2, redraws=2)
+CONFIG = rc.SearchConfig(copies=(6.0,), delete_counts=(0, 2), back=1, rounds=1, chunk=2)
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +32,12 @@ def point(start=1):
 # ---- the trial table -------------------------------------------------------------------------------------------------
 
 
-def test_a_table_remembers_trials_by_point_and_chunks(tmp_path):
+def test_a_table_remembers_trials_by_point_and_images(tmp_path):
     path = tmp_path / "trials.jsonl"
     table = TrialTable(path, "one search")
-    table.add(point(), 2, 0.5, 10)
+    table.add(point(), 2, 0.5, [0.4, 0.6], 10)
     again = TrialTable(path, "one search")
-    assert again.find(point(), 2) == 0.5 and again.find(point(), 3) is None and again.find(point(2), 2) is None
+    assert again.find(point(), 2) == [0.4, 0.6] and again.find(point(), 3) is None and again.find(point(2), 2) is None
     assert again.rows == table.rows
 
 
@@ -46,7 +46,7 @@ def test_wherever_a_table_is_cut_it_keeps_whole_lines_and_goes_on(tmp_path):
     path = tmp_path / "trials.jsonl"
     table = TrialTable(path, "one search")
     for start in range(3):
-        table.add(point(start), 2, 0.1 * start, 10)
+        table.add(point(start), 2, 0.1 * start, [0.1 * start], 10)
     whole = path.read_bytes()
     lines = whole.splitlines(keepends=True)
     for length in range(len(whole) + 1):
@@ -55,7 +55,7 @@ def test_wherever_a_table_is_cut_it_keeps_whole_lines_and_goes_on(tmp_path):
         complete = max(0, len(whole[:length].splitlines(keepends=True)) - (not whole[:length].endswith(b"\n")) - 1)
         assert len(again.rows) == complete, length
         for start in range(complete, 3):
-            again.add(point(start), 2, 0.1 * start, 10)
+            again.add(point(start), 2, 0.1 * start, [0.1 * start], 10)
         assert path.read_bytes() == whole
     assert len(lines) == 4
 
@@ -96,7 +96,7 @@ from regcache_jax.studies.planted import plant, planted_spec
 def search(folder):
     folder.mkdir(exist_ok=True)
     planted = plant(["patch sinks"], spec=planted_spec(32, 4, 2, 16, 4), num_images=6)
-    config = rc.SearchConfig(copies=(6.0,), delete_counts=(0, 2), back=1, rounds=1, chunk=2, redraws=2)
+    config = rc.SearchConfig(copies=(6.0,), delete_counts=(0, 2), back=1, rounds=1, chunk=2)
     result = rc.search(planted.encoder, planted.images, rc.Scheme(8, 8), config, table=folder / "trials.jsonl")
     (folder / "plan.safetensors").unlink(missing_ok=True)
     rc.save_plan(folder / "plan.safetensors", result.plan, {"numbers": vars(result.numbers), "error": result.error})
@@ -121,11 +121,12 @@ def test_killed_at_twenty_random_moments_the_search_ends_with_the_same_plan_and_
     [
         (np.zeros((0, 16, 16, 3)), "the reference set is empty"),
         (np.ones((1, 16, 16, 3)), "needs at least 2 images to tell a gain from chance, got 1"),
+        (np.eye(16)[:3, :, None, None] * np.ones((3, 16, 16, 3)), "needs at least 4 images .*, got 3"),
         (np.full((4, 16, 16, 3), -1.0), "all 4 reference images are the same"),
         (np.full((4, 16, 16, 3), np.nan), "image 0 of the reference set holds NaN or infinity after preprocessing"),
         (np.ones((4, 8, 8, 3)), r"takes preprocessed images of shape \[n, 16, 16, 3\], got \[4, 8, 8, 3\]"),
     ],
-    ids=["empty", "one image", "all black", "NaN", "another size"],
+    ids=["empty", "one image", "three images", "all black", "NaN", "another size"],
 )
 def test_a_set_that_cannot_be_searched_gets_one_message(planted, images, message):
     with pytest.raises(rc.UserError, match=message):

@@ -31,9 +31,9 @@ def result(scheme: str, row: str, acc1: float, note: str | None = None, **metric
     }  # fmt: skip
 
 
-def trial(error: float, start: int = 4, stop: int = 4, delete_count: int = 0, chunks: int = 1) -> dict:
+def trial(error: float, start: int = 4, stop: int = 4, delete_count: int = 0, images: int = 1) -> dict:
     numbers = {"start": start, "stop": stop, "copies": 2.5, "delete_block": 5, "delete_count": delete_count}
-    return {"numbers": {**numbers, "num_registers": 1}, "chunks": chunks, "error": error}
+    return {"numbers": {**numbers, "num_registers": 1}, "images": images, "error": error}
 
 
 def profile(largest: float) -> dict:
@@ -58,8 +58,8 @@ def rows():
 def story():
     searched = {
         "sentence": "registers take away 99.7% of the error", "numbers": trial(0, 3, 8)["numbers"], "baseline_error": 0.565,
-        "error": 0.00158, "jitter": 0.0016, "seconds": 12.0,
-        "trials": [trial(0.565, chunks=4), trial(0.4, delete_count=3), trial(0.2, 3, 8), trial(0.00158, 3, 8, chunks=4)],
+        "error": 0.00158, "claim": {"spread": 0.0002}, "seconds": 12.0,
+        "trials": [trial(0.565, images=4), trial(0.4, delete_count=3), trial(0.2, 3, 8), trial(0.00158, 3, 8, images=4)],
     }  # fmt: skip
     maps = [{"name": "cat", "block": 1, "thumbnail": PIXEL, "plain": [[1, 90], [2, 3]], "registers": [[1, 2], [2, 3]]}]
     return {

@@ -108,7 +108,7 @@ def test_a_plan_is_found_again_for_the_same_encoder_pictures_and_settings_alone(
     """A plan was once known by its file's name: another encoder of the same shape silently got the old one."""
     spec = planted_spec(width=32, num_blocks=4, num_heads=2, image_size=16, patch_size=4)
     one = plant(["patch sinks"], spec=spec, num_images=6)
-    config = SearchConfig(copies=(6.0,), delete_counts=(0,), back=0, registers=(1,), rounds=0, redraws=2, chunk=3)
+    config = SearchConfig(copies=(6.0,), delete_counts=(0,), back=0, registers=(1,), rounds=0, chunk=3)
     searched = []
     original = plans.search
     monkeypatch.setattr(plans, "search", lambda *args, **more: searched.append(args) or original(*args, **more))

@@ -97,11 +97,12 @@ class Space:
         points = [dataclasses.replace(best, **change) for change in changes]
         return [point for point in dict.fromkeys(points) if point != best and point.start <= point.stop]
 
-    def rungs(self, num_chunks: int) -> list[int]:
-        """Chunks that each rung of the successive halving sees: from a share of the set to all of it."""
-        rungs = [max(1, round(num_chunks * self.config.first_share))]
-        while rungs[-1] < num_chunks:
-            rungs.append(min(num_chunks, rungs[-1] * self.config.growth))
+    def rungs(self, first: int, num_images: int) -> list[int]:
+        """Images that each rung of the successive halving takes: `first`, then `growth` times more, and all where half is passed."""
+        rungs = [min(first, num_images)]
+        while rungs[-1] < num_images:
+            larger = rungs[-1] * self.config.growth
+            rungs.append(larger if 2 * larger <= num_images else num_images)
         return rungs
 
     def kept(self, num_points: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -22,12 +23,14 @@ from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.sites import Grid, Parameters
 from regcache_jax.core.spec import BlockSpec
+from regcache_jax.data.cut import filled
 from regcache_jax.encoders.blocks import run_blocks
 from regcache_jax.encoders.encoder import Encoder, normalize
 from regcache_jax.encoders.rounding import Run
 from regcache_jax.encoders.vision import image_features, pool
 from regcache_jax.quantization.calibrate import Ranges
 from regcache_jax.quantization.kernels import quantize_kernels
+from regcache_jax.registers.search.parts import Draws, make_draws
 from regcache_jax.registers.search.ranges import Counts, Extremes, collectors, joined
 from regcache_jax.registers.search.states import MEMORY_LIMIT, States
 
@@ -86,7 +89,17 @@ def _trial_features(
     return normalize(features) if unit else features.astype(jnp.float32)
 
 
-PROGRAMS: tuple[Any, ...] = (_float_states, _quantized_states, _trial_ranges, _trial_features)
+@functools.partial(jax.jit, static_argnames=("spec", "scheme", "unit"))
+def _whole_features(
+    params: Any, scales: Any, images: Any, plan: RegisterPlan, *, spec: Any, scheme: Scheme | None, unit: bool
+) -> Any:
+    grids = {site: Grid(scale) for site, scale in scales.items()}
+    tower = params.replace(blocks=params.blocks.with_grids(grids))
+    features = image_features(tower, images, spec, plan=plan, scheme=scheme).features
+    return normalize(features) if unit else features.astype(jnp.float32)
+
+
+PROGRAMS: tuple[Any, ...] = (_float_states, _quantized_states, _trial_ranges, _trial_features, _whole_features)
 
 
 def compilations() -> int:
@@ -98,15 +111,17 @@ def compilations() -> int:
 class Trials:
     """Scores plans on a reference set of preprocessed images `[n, S, S, 3]` for one scheme.
 
-    Errors are `feature_errors`, of top-1 where `labels [n]` and `class_vectors [C, E]` are given. `entries`: the blocks
-    where a plan may begin. `block_flops` counts the operations of all blocks run so far. Images are spread over this
-    process's devices; a chunk holds the same images on any number of them."""
+    Every image is scored under the scales of its draw, which come from the images of the other draws. Errors are `feature_errors`, of
+    top-1 where `labels [n]` and `class_vectors [C, E]` are given. `entries`: the blocks where a plan may begin. `block_flops`
+    counts the operations of all blocks run so far. Images are spread over this process's devices; a chunk holds the same images on
+    any number of them, and belongs to one draw."""
 
     encoder: Encoder
     images: dataclasses.InitVar[Float[np.ndarray, "n Y X 3"]]
     scheme: Scheme
     entries: tuple[int, ...]
     chunk: int = 32
+    draws: Draws | None = None
     labels: np.ndarray | None = None
     class_vectors: np.ndarray | None = None
     memory_limit: int = MEMORY_LIMIT
@@ -116,10 +131,8 @@ class Trials:
         """Runs the set once in float and once quantised, without a plan, and keeps the states at the entries."""
         self.spec, self.num_images = self.encoder.spec.image, len(images)
         self.entries = tuple(sorted(set(self.entries)))
-        smallest = (
-            1 if self.scheme.estimator == "absmax" else 4
-        )  # chunks, of which redraws draw where they are the units
-        self.chunk = min(self.chunk, -(-self.num_images // smallest))
+        self.draws = self.draws or make_draws(self.num_images)
+        self.chunk = self.draws.chunk(self.chunk)
         self.num_chunks = -(-self.num_images // self.chunk)
         devices = jax.local_devices()
         self._rows = -(-self.chunk // len(devices)) * len(devices)
@@ -147,10 +160,10 @@ class Trials:
         if not np.isfinite(self.float_features).all():
             raise UserError("the float encoder gives features that are not finite; check its weights and the pictures")
         self._quantized = params.replace(blocks=quantize_kernels(params.blocks, self.scheme))
-        scales = self.base_ranges.scales(self.scheme) if self.scheme.calibrated else {}
-        grids = {site: Grid(scale) for site, scale in scales.items()}
-        scaled = params.replace(blocks=self._quantized.blocks.with_grids(grids))
+        base = self.scales(self.base_ranges)
         for index in range(self.num_chunks):
+            grids = {site: Grid(scale) for site, scale in base[self._draw(index)].items()}
+            scaled = params.replace(blocks=self._quantized.blocks.with_grids(grids))
             self.quantized_states.put(
                 index,
                 _quantized_states(
@@ -162,8 +175,7 @@ class Trials:
     def _images(self, images: np.ndarray, index: int) -> Array:
         """One chunk, filled up with its last image to a row count that the devices share evenly."""
         part = np.asarray(images[index * self.chunk : (index + 1) * self.chunk], self.encoder.dtype)
-        filled = np.concatenate([part, np.repeat(part[-1:], self._rows - len(part), axis=0)])
-        return jax.device_put(filled, self._sharding)
+        return jax.device_put(filled(part, self._rows), self._sharding)
 
     def quantized_chunk(self, index: int, block: int) -> tuple[Array, Array, Array]:
         """One chunk's quantised states at an entry block, its float features, and a mask that leaves the fillers out."""
@@ -190,14 +202,26 @@ class Trials:
             [np.asarray(part, np.float32)[:length] for part, length in zip(chunks, lengths, strict=True)]
         )
 
-    def count(self, passes: int, num_chunks: int | None = None, first: int = 0) -> None:
-        """Adds runs of the blocks from `first` on over the first chunks to `block_flops`."""
-        images = self._num_images(num_chunks)
+    def _draw(self, index: int) -> int:
+        """The draw that scores a chunk."""
+        assert self.draws is not None
+        return int(self.draws.of(np.array([index * self.chunk]))[0])
+
+    def scales(self, ranges: Extremes | Counts) -> list[Ranges]:
+        """The static scales of every draw: from all units that it does not score (none where scales are measured as they pass)."""
+        assert self.draws is not None
+        if not self.scheme.calibrated:
+            return [{}] * self.draws.count
+        size = 1 if isinstance(ranges, Extremes) else self.chunk
+        own = self.draws.of(np.arange(ranges.num_units) * size)
+        others = [np.flatnonzero((own != number) | (self.draws.count == 1)) for number in range(self.draws.count)]
+        return [ranges.scales(self.scheme, drawn) for drawn in others]
+
+    def count(self, passes: int, num_images: int | None = None, first: int = 0) -> None:
+        """Adds runs of the blocks from `first` on over so many images to `block_flops`."""
+        images = self.num_images if num_images is None else num_images
         per_block = block_flops(self.spec.blocks, self.spec.num_tokens)
         self.block_flops += passes * images * (self.spec.blocks.num_blocks - first) * per_block
-
-    def _num_images(self, num_chunks: int | None) -> int:
-        return self.num_images if num_chunks is None else min(self.num_images, num_chunks * self.chunk)
 
     def first_block(self, plan: RegisterPlan) -> int:
         """The last entry at or before the first block that a plan changes (the last of all for a plan that does nothing)."""
@@ -210,10 +234,11 @@ class Trials:
             raise ValueError(f"a plan that begins at block {wanted} is before the first entry {self.entries[0]}")
         return reachable[-1]
 
-    def ranges(self, plan: RegisterPlan, num_chunks: int | None = None) -> Extremes | Counts:
-        """What the scales come from, over the first chunks and with the plan in place."""
+    def ranges(self, plan: RegisterPlan, num_images: int | None = None) -> Extremes | Counts:
+        """What the scales come from, over the first images (whole chunks) and with the plan in place."""
         first, found = self.first_block(plan), []
-        number = self.num_chunks if num_chunks is None else num_chunks
+        images = self.num_images if num_images is None else num_images
+        number = -(-images // self.chunk)
         for index in range(number):
             hidden = jax.device_put(self.float_states.get(index, first), self._sharding)
             found.append(
@@ -227,55 +252,51 @@ class Trials:
                     scheme=self.scheme,
                 )
             )
-        self.count(1, num_chunks, first)
+        self.count(1, images, first)
         return self.base_ranges.followed_by(joined(found, self._lengths(number), self.scheme), first)
 
-    def features(
-        self,
-        plan: RegisterPlan,
-        num_chunks: int | None = None,
-        ranges: Extremes | Counts | None = None,
-        drawn: Int[np.ndarray, "m"] | None = None,
-    ) -> Float[np.ndarray, "n E"]:
-        """Quantised features of the images of the first chunks, calibrated on the same images unless `ranges` (and which of
-        their units are `drawn`) say otherwise."""
-        first = self.first_block(plan)
-        scales: Ranges = {}
-        if self.scheme.calibrated:
-            scales = (self.ranges(plan, num_chunks) if ranges is None else ranges).scales(self.scheme, drawn)
+    def drawn_errors(self, plan: RegisterPlan, num_images: int | None = None) -> Iterator[Float[np.ndarray, "c"]]:
+        """One trial, a draw at a time: the errors of the images, among the first so many, that the draw scores."""
+        assert self.draws is not None
+        first, images = self.first_block(plan), self.num_images if num_images is None else num_images
+        scales = self.scales(self.ranges(plan, images)) if self.scheme.calibrated else [{}] * self.draws.count
+        chunks = range(-(-images // self.chunk))
+        for draw, own in enumerate(scales):
+            found = []
+            for index in (index for index in chunks if self._draw(index) == draw):
+                hidden = jax.device_put(self.quantized_states.get(index, first), self._sharding)
+                features = _trial_features(
+                    self._quantized, own, hidden, plan, jnp.int32(first),
+                    spec=self.spec, scheme=self.scheme, unit=self.encoder.spec.normalize,
+                )  # fmt: skip
+                rows = slice(index * self.chunk, index * self.chunk + self._lengths(index + 1)[-1])
+                found.append(self._errors(np.asarray(features, np.float32)[: rows.stop - rows.start], rows))
+            self.count(1, sum(map(len, found)), first)
+            yield np.concatenate(found)
+
+    def _errors(self, features: Float[np.ndarray, "c E"], rows: slice) -> Float[np.ndarray, "c"]:
+        labels = None if self.labels is None else self.labels[rows]
+        return feature_errors(features, self.float_features[rows], labels, self.class_vectors)
+
+    def errors(self, plan: RegisterPlan) -> Float[np.ndarray, "n"]:
+        """One trial: the error of each image, under the scales of its draw."""
+        assert self.draws is not None
+        own, errors = self.draws.of(np.arange(self.num_images)), np.empty(self.num_images)
+        for draw, found in enumerate(self.drawn_errors(plan)):
+            errors[own == draw] = found
+        return errors
+
+    def unseen_features(
+        self, images: Float[np.ndarray, "k Y X 3"], plan: RegisterPlan, scales: Ranges | None
+    ) -> Float[np.ndarray, "k E"]:
+        """Features of images outside the set: quantised under some scales, or (None) in float; the whole tower with a plan."""
+        params, scheme = (self.encoder.params.image, None) if scales is None else (self._quantized, self.scheme)
         found = []
-        for index in range(self.num_chunks if num_chunks is None else num_chunks):
-            hidden = jax.device_put(self.quantized_states.get(index, first), self._sharding)
-            found.append(
-                _trial_features(
-                    self._quantized,
-                    scales,
-                    hidden,
-                    plan,
-                    jnp.int32(first),
-                    spec=self.spec,
-                    scheme=self.scheme,
-                    unit=self.encoder.spec.normalize,
-                )
-            )
-        self.count(1, num_chunks, first)
-        return self._join(found)
-
-    def errors_of(self, features: Float[np.ndarray, "n E"]) -> Float[np.ndarray, "n"]:
-        """The error of each of the first n images, given their quantised features."""
-        count = len(features)
-        labels = None if self.labels is None else self.labels[:count]
-        return feature_errors(features, self.float_features[:count], labels, self.class_vectors)
-
-    def errors(self, plan: RegisterPlan, num_chunks: int | None = None) -> Float[np.ndarray, "n"]:
-        """One trial: the error of each image of the first chunks."""
-        return self.errors_of(self.features(plan, num_chunks))
-
-    def redrawn_errors(
-        self, plan: RegisterPlan, draws: list[Int[np.ndarray, "m"]], num_chunks: int
-    ) -> Float[np.ndarray, "draws"]:
-        """Mean error over the first chunks for scales calibrated on each draw (numbers of units, see `base_ranges`)."""
-        if not self.scheme.calibrated:
-            return np.full(len(draws), self.errors(plan, num_chunks).mean())
-        ranges = self.ranges(plan)
-        return np.array([self.errors_of(self.features(plan, num_chunks, ranges, drawn)).mean() for drawn in draws])
+        for index in range(-(-len(images) // self.chunk)):
+            features = _whole_features(
+                params, scales or {}, self._images(images, index), plan,
+                spec=self.spec, scheme=scheme, unit=self.encoder.spec.normalize,
+            )  # fmt: skip
+            found.append(np.asarray(features, np.float32))
+        self.count(1, len(images))
+        return np.concatenate([part[: self.chunk] for part in found])[: len(images)]

@@ -1,0 +1,90 @@
+"""What a plan is claimed to do: the error on pictures that no candidate, no scale and no score has seen, with its spread."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+from jaxtyping import Float
+
+from regcache_jax.core.plan import RegisterPlan
+from regcache_jax.core.scheme import Scheme
+from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.quantization.calibrate import Ranges
+from regcache_jax.registers.search.trial import Trials, feature_errors
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """An error on held-out pictures, calibrated on all the others.
+
+    `spread`: its standard deviation, from drawing the calibration pictures again and from how much the held-out ones differ; `worst`:
+    the picture of the largest error."""
+
+    error: float
+    spread: float
+    worst: float
+    images: int
+
+    def sentence(self) -> str:
+        """The figures, in a few words."""
+        return f"{self.error:.3g} +- {self.spread:.1g} on {self.images} held-out pictures (worst {self.worst:.3g})"
+
+
+def claim_of(errors: list[Float[np.ndarray, "k"]]) -> Claim:
+    """A claim from each held-out picture's error: with all calibration pictures first, then under each draw of them."""
+    every, *drawn = errors
+    variance = float(every.var(ddof=1)) / len(every) if len(every) > 1 else 0.0
+    variance += float(np.var([one.mean() for one in drawn], ddof=1)) if len(drawn) > 1 else 0.0
+    return Claim(float(every.mean()), math.sqrt(variance), float(every.max()), len(every))
+
+
+class HeldOut:
+    """Held-out pictures beside trials that have not seen them, and their float features."""
+
+    def __init__(
+        self,
+        trials: Trials,
+        images: Float[np.ndarray, "k Y X 3"],
+        nothing: RegisterPlan,
+        labels: np.ndarray | None = None,
+    ) -> None:
+        self.trials, self.images, self.labels = trials, images, labels
+        self.reference = trials.unseen_features(images, nothing, None)
+
+    def _errors(self, plan: RegisterPlan, scales: Ranges) -> Float[np.ndarray, "k"]:
+        features = self.trials.unseen_features(self.images, plan, scales)
+        return feature_errors(features, self.reference, self.labels, self.trials.class_vectors)
+
+    def errors(self, plan: RegisterPlan) -> list[Float[np.ndarray, "k"]]:
+        """Each picture's error, calibrated on all pictures of the trials; then on those of each draw."""
+        if not self.trials.scheme.calibrated:
+            return [self._errors(plan, {})]
+        ranges = self.trials.ranges(plan)
+        every = ranges.scales(self.trials.scheme)
+        return [self._errors(plan, scales) for scales in (every, *self.trials.scales(ranges))]
+
+    def moved(self, plan: RegisterPlan) -> float:
+        """How far a plan alone, in float, moves the features."""
+        features = self.trials.unseen_features(self.images, plan, None)
+        return float(feature_errors(features, self.reference).mean())
+
+
+def measure(
+    encoder: Encoder,
+    working: Float[np.ndarray, "m Y X 3"],
+    verifying: Float[np.ndarray, "k Y X 3"],
+    scheme: Scheme,
+    plan: RegisterPlan,
+    labels: np.ndarray | None = None,
+    class_vectors: np.ndarray | None = None,
+) -> tuple[Claim, float]:
+    """The claim of any plan, calibrated on some pictures and measured on others (`labels` are theirs); and how far the plan alone moves the
+    features of the others."""
+    numbers = plan.schedule()
+    first = min(numbers.start, numbers.delete_block) if numbers.delete_count else numbers.start
+    entry = min(first, plan.num_blocks - 1)
+    trials = Trials(encoder.with_plan(None), working, scheme.nearest(), (entry,), class_vectors=class_vectors)
+    held_out = HeldOut(trials, verifying, plan.prefix_only().delete_only(), labels)
+    return claim_of(held_out.errors(plan)), held_out.moved(plan)

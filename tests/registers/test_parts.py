@@ -1,0 +1,48 @@
+"""Who does what: pictures that verify are apart from all others, and a draw's scores from its scales."""
+
+import numpy as np
+import pytest
+
+import regcache_jax as rc
+from regcache_jax.registers.search.claim import claim_of
+from regcache_jax.registers.search.parts import make_draws, split
+
+
+@pytest.mark.parametrize("num_images", [4, 5, 13, 64, 256])
+def test_every_picture_is_worked_with_or_verifies_and_none_does_both(num_images):
+    parts = split(num_images, 0.25, seed=0)
+    assert sorted([*parts.working, *parts.verifying]) == list(range(num_images))
+    assert len(parts.verifying) == max(1, round(num_images / 4))
+    again, other = split(num_images, 0.25, seed=0), split(num_images, 0.25, seed=1)
+    np.testing.assert_array_equal(parts.working, again.working)
+    assert num_images < 64 or not np.array_equal(parts.working, other.working)
+
+
+def test_too_few_pictures_are_refused():
+    with pytest.raises(rc.UserError, match=r"needs at least 4 images .*, got 3"):
+        split(3, 0.25, 0)
+
+
+@pytest.mark.parametrize(
+    ("num_images", "first"), [(192, 32), (96, 16), (48, 16), (10, 8), (3, 3), (1, 1), (37500, 6144)]
+)
+def test_the_first_rung_holds_a_group_of_every_draw(num_images, first):
+    draws = make_draws(num_images)
+    assert draws.first_rung(num_images) == first == draws.count * draws.group
+    assert set(draws.of(np.arange(first))) == set(range(draws.count))
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8, 32, 64])
+def test_whose_draw_a_picture_is_does_not_depend_on_the_batch(batch):
+    draws = make_draws(192)
+    chunk = draws.chunk(batch)
+    assert chunk <= batch and draws.group % chunk == 0  # no chunk reaches over the edge of a group
+
+
+def test_a_claim_says_the_mean_the_worst_and_a_spread_of_pictures_and_of_draws():
+    every, shifted = np.array([1.0, 3.0]), [np.array([1.0, 1.0]), np.array([3.0, 3.0])]
+    alone, both = claim_of([every]), claim_of([every, *shifted])
+    assert (alone.error, alone.worst, alone.images) == (2.0, 3.0, 2)
+    assert alone.spread == 1.0  # deviation sqrt(2), over two pictures
+    np.testing.assert_allclose(both.spread, 3**0.5)  # and variance 2 of the draws' means 1 and 3
+    assert both.sentence() == "2 +- 2 on 2 held-out pictures (worst 3)"
