@@ -213,7 +213,9 @@ def test_every_trial_is_cheaper_than_the_whole_set(found):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "budget", [{"max_trials": 4}, {"max_minutes": 1e-9}, {"max_block_flops": 1.0}], ids=lambda budget: next(iter(budget))
+    "budget",
+    [{"max_trials": 4}, {"max_minutes": 1e-9}, {"max_block_flops": 1.0}],
+    ids=lambda budget: next(iter(budget)),
 )
 def test_a_spent_budget_ends_the_search_with_what_all_images_have_scored(planted, budget):
     result = rc.search(planted.encoder, planted.images, SCHEME, dataclasses.replace(QUICK, **budget))
