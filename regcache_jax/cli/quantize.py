@@ -250,7 +250,7 @@ def _auto(encoder: Encoder, images: np.ndarray, work: str, config: AutoConfig, p
     from regcache_jax.files.workdir import Workdir
     from regcache_jax.studies.auto import auto
 
-    with held(work), BarsOfCells("trying recipes") as bars:
+    with held(work, folder=True), BarsOfCells("trying recipes") as bars:
         result = auto(encoder, images, Workdir(work, bars), config, price)
     rows = [(e.name, digits(e.error), digits(e.cost), e.fault or e.note) for e in result.entries]
     print_table(f"Recipes, the best first; cost: {price.unit}", ("recipe", "error", "cost", "note"), rows)

@@ -14,6 +14,7 @@ from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.data.cut import in_batches
 from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.encoders.finite import check_weights
 from regcache_jax.quantization.calibration import Calibration, add_grids, find_grids
 from regcache_jax.quantization.kernels import quantize_kernels
 from regcache_jax.quantization.methods.folding import with_blocks
@@ -37,7 +38,7 @@ def quantize(
     scheme measures its scales as it runs, or where a `calibration` was made before (with the same plan in place). It is streamed
     once, unless the scheme's method needs it several times. `texts`: padded ids, from which a text tower's scales are calibrated.
     `plan=None` keeps the plan that the encoder has. Raises UserError where a static scheme or a method has nothing to be
-    calibrated on."""
+    calibrated on, and where a range, scale or weight is not finite."""
     if encoder.scheme is not None:
         raise UserError(f"{encoder.spec.name} is quantised already ({encoder.scheme.name})")
     scheme.check_rules(encoder.spec.image.blocks.num_blocks)
@@ -69,4 +70,6 @@ def quantize(
         quantized = method.finish(encoder, quantized, batches) if method.finish else quantized
     if "head" in scheme.also:
         quantized = quantize_head(encoder, quantized, batches)
-    return quantize_text(quantized, texts) if "text" in scheme.also else quantized
+    quantized = quantize_text(quantized, texts) if "text" in scheme.also else quantized
+    check_weights(quantized, "image")
+    return quantized
