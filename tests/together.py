@@ -1,4 +1,4 @@
-"""Several processes of several simulated devices each, forked from one that has imported everything and not yet started JAX."""
+"""One or more processes of two simulated devices each, forked from one that has imported everything and not yet started JAX."""
 
 from __future__ import annotations
 
@@ -12,16 +12,14 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from killing import EVENTS
-
-DEVICES = 2
+from killing import is_change
 
 
 def run_together(
     arguments: Sequence[str], processes: int, log: Path, kill_after: int | None = None, delay: float = 0.0
 ) -> tuple[bool, int]:
-    """Runs one command in all processes; whether it came to its end, and what the first did to files of the log's folder (counted by
-    audit events). After `kill_after` of those and `delay` seconds all processes are killed at once.
+    """Runs one command in all processes; whether it came to its end, and how often the first changed files of the log's folder (counted by
+    audit events). After `kill_after` changes and `delay` seconds all processes are killed at once.
 
     Raises RuntimeError where one fails by itself."""
     with socket.socket() as free:
@@ -32,7 +30,6 @@ def run_together(
     for process in range(processes):
         child = os.fork()
         if child == 0:
-            os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES}"
             if processes > 1:
                 os.environ |= {
                     "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
@@ -70,7 +67,7 @@ def _work(arguments: Sequence[str], log: Path, process: int, pipe: int) -> int:
     folder = str(log.parent)
 
     def hook(event: str, given: tuple) -> None:
-        if event in EVENTS and given and folder in str(given[0]):
+        if is_change(event, given) and folder in str(given[0]):
             os.write(pipe, b".")
 
     try:

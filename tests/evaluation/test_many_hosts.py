@@ -47,7 +47,7 @@ for (examples, scheme), others in CASES.items():
 
 @pytest.mark.slow
 def test_every_number_of_processes_gives_the_counts_of_a_single_one(tmp_path):
-    lines = in_a_fresh_process(SAME, tmp_path, str(bundled_model())).splitlines()
+    lines = in_a_fresh_process(SAME, tmp_path, bundled_model()).splitlines()
     assert len(lines) == 6
     for line in map(json.loads, lines):
         (seen, alone), (also, found) = line[4:]
@@ -96,7 +96,7 @@ print(f"{killed} kills, {turn} evaluations, {events} events")
 @pytest.mark.slow
 def test_killed_at_random_moments_two_processes_end_with_the_same_rows_and_files(tmp_path):
     """KILLS=20 in the environment for as many as docs/evaluation.md speaks of."""
-    kills = os.environ.get("KILLS", "4")
-    said = in_a_fresh_process(KILLED, tmp_path, str(bundled_model()), kills)
+    kills = os.environ.get("KILLS", "2")
+    said = in_a_fresh_process(KILLED, tmp_path, bundled_model(), kills)
     assert said.startswith(f"{kills} kills")
     print(said)

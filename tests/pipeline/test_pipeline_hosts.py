@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from killing import in_a_fresh_process
-from test_pipeline_killed import TINY
+import small_encoders as small
+from killing import TINY, in_a_fresh_process
+
+from regcache_jax.models.folder import save
 
 ODD = ("--config.evaluation.limit=9", "--config.bank.limit=11")
 """Numbers of pictures that neither two processes nor their batches share evenly."""
@@ -44,7 +46,8 @@ print(json.dumps([outcome("alone"), outcome("killed"), spoken, failure]))
 
 @pytest.mark.slow
 def test_two_processes_that_are_killed_and_started_again_end_with_the_rows_of_one(tmp_path):
-    said = in_a_fresh_process(SCRIPT, tmp_path, *TINY, *ODD)
+    model = save(tmp_path / "model", small.encoder("siglip"))
+    said = in_a_fresh_process(SCRIPT, tmp_path, f"--config.model={model}", *TINY, *ODD)
     (alone, left_alone), (together, left), spoken, failure = json.loads(said.splitlines()[-1])
     assert left_alone == left == [] and len(alone) == 4
     assert "top-1" in spoken[0] and spoken[1] == ""  # the first speaks for both

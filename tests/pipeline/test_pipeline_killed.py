@@ -9,51 +9,33 @@ import shutil
 import types
 
 import pytest
+import safetensors.numpy
 from etils import epath
-from killing import in_a_fresh_process
+from killing import TINY, check_every_moment
 from randomized import save_random, siglip
 
+from regcache_jax import pipeline
 from regcache_jax.cli.main import main
-
-TINY = (
-    "--config.task=knn", "--config.neighbours=3", "--config.schemes=w8a8", "--config.rows=plain,registers",
-    "--config.reference.limit=6", "--config.calibration.limit=6", "--config.evaluation.limit=8", "--config.bank.limit=8",
-    "--config.search.max_trials=4", "--config.search.chunk=6", "--config.batch_size=8",
-)  # fmt: skip
-"""The demo's config for a small encoder without a tokenizer."""
-
-SCRIPT = """
-import json, pathlib, sys, killing
-import safetensors.numpy
-from regcache_jax import converters, pipeline
 from regcache_jax.cli.run import load_config, override
-from regcache_jax.report import page
+from regcache_jax.files import results
 
-config = load_config("demo")
-override(config, tuple(sys.argv[2:]))
-
-def run(folder):
-    pipeline.run(config, folder)
 
 def outcome(folder):
-    # Results, plans (whose metadata tell the time), trials, and no half-written file or folder beside them.
-    plans = [safetensors.numpy.load_file(file) for file in sorted(folder.glob("plans/*.safetensors"))]
-    return (
-        json.loads((folder / "results.json").read_text()),
-        [{name: array.tolist() for name, array in plan.items()} for plan in plans],
-        [file.read_bytes() for file in sorted(folder.glob("plans/*.jsonl"))],
-        sorted(str(file.relative_to(folder)) for file in folder.rglob(".*")),
-    )
-
-killing.kill_and_compare(run, outcome, pathlib.Path(sys.argv[1]))
-"""
+    """Results, plans (whose metadata tell the time), trials, and no half-written file or folder beside them."""
+    arrays = {file.name: safetensors.numpy.load_file(file) for file in folder.glob("plans/*.safetensors")}
+    return {
+        "results": results.read(folder / "results.json"),
+        **{name: {key: array.tolist() for key, array in plan.items()} for name, plan in arrays.items()},
+        **{file.name: file.read_bytes() for file in folder.glob("plans/*.jsonl")},
+        "half-written": [file for ending in ("tmp", "partial") for file in folder.rglob(f".*.{ending}")],
+    }
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_random_moments_a_run_ends_with_the_same_results_plans_and_trials(tmp_path):
-    model = save_random(siglip(), tmp_path / "model")
-    (tmp_path / "runs").mkdir()
-    assert in_a_fresh_process(SCRIPT, tmp_path / "runs", f"--config.model={model}", *TINY).startswith("20 kills")
+def test_killed_at_any_moment_a_run_ends_with_the_same_results_plans_and_trials(tmp_path):
+    config = load_config("demo")
+    override(config, (f"--config.model={save_random(siglip(), tmp_path / 'model')}", *TINY))
+    assert check_every_moment(lambda folder: pipeline.run(config, folder), outcome, tmp_path, each_file=True) > 30
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from killing import in_a_fresh_process
+from killing import check_every_moment
 
 import regcache_jax as rc
 from regcache_jax.files.trial_table import TrialTable
@@ -89,28 +89,20 @@ def test_a_search_is_known_by_its_weights_pictures_scheme_and_settings_but_not_b
     assert known(max_trials=3, memory_limit=1) == known()
 
 
-SCRIPT = """
-import sys, pathlib, killing, regcache_jax as rc
-from regcache_jax.studies.planted import plant, planted_spec
-
-def search(folder):
-    folder.mkdir(exist_ok=True)
-    planted = plant(["patch sinks"], spec=planted_spec(32, 4, 2, 16, 4), num_images=6)
-    config = rc.SearchConfig(copies=(6.0,), delete_counts=(0, 2), back=1, rounds=1, chunk=2)
-    result = rc.search(planted.encoder, planted.images, rc.Scheme(8, 8), config, table=folder / "trials.jsonl")
-    (folder / "plan.safetensors").unlink(missing_ok=True)
-    rc.save_plan(folder / "plan.safetensors", result.plan, {"numbers": vars(result.numbers), "error": result.error})
-
-def outcome(folder):
-    return [(folder / name).read_bytes() for name in ("trials.jsonl", "plan.safetensors")]
-
-killing.kill_and_compare(search, outcome, pathlib.Path(sys.argv[1]))
-"""
-
-
 @pytest.mark.slow
-def test_killed_at_twenty_random_moments_the_search_ends_with_the_same_plan_and_table_byte_for_byte(tmp_path):
-    assert in_a_fresh_process(SCRIPT, tmp_path).startswith("20 kills")
+def test_killed_at_any_moment_the_search_ends_with_the_same_plan_and_table_byte_for_byte(planted, tmp_path):
+    config = dataclasses.replace(CONFIG, max_trials=5)
+
+    def search(folder):
+        folder.mkdir(exist_ok=True)
+        result = rc.search(planted.encoder, planted.images, SCHEME, config, table=folder / "trials.jsonl")
+        (folder / "plan.safetensors").unlink(missing_ok=True)
+        rc.save_plan(folder / "plan.safetensors", result.plan, {"numbers": vars(result.numbers), "error": result.error})
+
+    def outcome(folder):
+        return {name: (folder / name).read_bytes() for name in ("trials.jsonl", "plan.safetensors")}
+
+    assert check_every_moment(search, outcome, tmp_path) > 20
 
 
 # ---- sets and encoders -----------------------------------------------------------------------------------------------
