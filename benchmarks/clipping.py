@@ -21,11 +21,11 @@ from regcache_jax import Encoder, Scheme, bundled_model, load, quantize
 from regcache_jax.core.search_config import SearchConfig
 from regcache_jax.data import prompts
 from regcache_jax.data.batches import load_images
+from regcache_jax.data.cut import in_batches
 from regcache_jax.data.sources import open_dataset
 from regcache_jax.evaluation.zero_shot import class_vectors
 from regcache_jax.files.paths import write_whole
 from regcache_jax.quantization.calibration import observe
-from regcache_jax.quantization.quantize import in_batches
 from regcache_jax.registers.search.search import Search
 from regcache_jax.registers.search.space import Numbers
 from regcache_jax.registers.search.trial import feature_errors

@@ -24,6 +24,7 @@ from regcache_jax.converters import (
     openai,
     sources,
     timm,
+    wrappers,
 )
 from regcache_jax.converters.engine import assemble, disassemble
 from regcache_jax.converters.formats import Format, Given
@@ -77,6 +78,25 @@ CHOICES = {
 }
 
 
+class Choices(NamedTuple):
+    """What a user replaces of a checkpoint, and which of several sets of weights is taken (the beginning of its names)."""
+
+    activation: str | None = None
+    interpolation: str | None = None
+    filter: str | None = None
+    image_size: int | None = None
+    weights: str | None = None
+
+
+class Read(NamedTuple):
+    """A checkpoint that was read: its encoder on the host, its layout, what its files hold, and what is to be said of it."""
+
+    encoder: Encoder
+    format: Format
+    tensors: Tensors
+    notes: tuple[str, ...]
+
+
 def convert(
     source: str | Path,
     out: epath.PathLike,
@@ -88,26 +108,29 @@ def convert(
     interpolation: str | None = None,
     filter: str | None = None,
     image_size: int | None = None,
+    weights: str | None = None,
 ) -> epath.Path:
     """Converts a checkpoint into the model folder `out` and returns its path.
 
     `name`: the catalog's row, for a file that does not say what it is. `tokenizer`: a tokenizer.json or a folder with
     one, for a checkpoint without. `activation`, `interpolation`, `filter` replace what the checkpoint's own library does;
-    `image_size` resamples the positions to pictures of another side.
+    `image_size` resamples the positions to pictures of another side; `weights` takes one of several sets (`state_dict_ema`, say).
+    What was taken off and left out stands as `notes` in encoder.json.
     Raises UserError with every fault found; then nothing is left behind."""
     out = epath.Path(out)
     refuse_existing(out)
     found = sources.resolve(str(source))
-    choices = {"activation": activation, "interpolation": interpolation, "filter": filter, "image_size": image_size}
+    choices = Choices(activation, interpolation, filter, image_size, weights)
     if tokenizer is not None and not tokenizer.exists():
         raise UserError(f"--tokenizer should be a file or a folder that holds one, got {tokenizer}")
-    encoder, format, tensors = read_checkpoint(found, name=name, dtype=dtype, choices=choices)
+    encoder, format, tensors, notes = read_checkpoint(found, name=name, dtype=dtype, choices=choices)
     files = found.files(tensors)
     metadata = {
         "source": str(source),
         "layout": format.name,
         "files": {file.name: sources.sha256(file) for file in files},
         "converter_version": CONVERTER_VERSION,
+        "notes": list(notes),
         "choices": {choice: _value(encoder.spec, known.places[0]) for choice, known in CHOICES.items()},
     }
     words = find_tokenizer(encoder.spec, tokenizer, found.folder)
@@ -119,17 +142,27 @@ def read_checkpoint(
     *,
     name: str | None = None,
     dtype: str = "float32",
-    choices: Mapping[str, Any] | None = None,
-) -> tuple[Encoder, Format, Tensors]:
-    """Reads a checkpoint into an encoder on the host; also gives its layout and what its files hold."""
+    choices: Choices | None = None,
+) -> Read:
+    """Reads a checkpoint into an encoder on the host."""
+    choices = choices or Choices()
     if dtype not in DTYPES:
         raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     found = sources.resolve(source) if isinstance(source, str) else source
-    tensors = found.tensors()
     config = found.config
+    tensors = found.tensors()
+    wrappers.refuse_foreign(tensors, found.weights)
+    refuse_quantised(config, found)
+    tensors, notes = wrappers.unwrap(tensors, lambda held: bool(fitting(held, found)), found.weights, choices.weights)
     refuse_unsupported(tensors, config, found)
     format = recognise(tensors, config, found)
     tensors = format.read_names(tensors)
+    heads = sorted(name for name in tensors if any(fnmatch.fnmatchcase(name, pattern) for pattern in format.heads))
+    if heads:
+        notes = (
+            *notes,
+            f"left out what was trained on top of the encoder: {', '.join(heads[:4])}{', ...' if len(heads) > 4 else ''}",
+        )
     row = found.row if name is None else catalog.get(name)
     given = Given(
         name=(
@@ -143,20 +176,22 @@ def read_checkpoint(
         config=config,
         preprocessor=found.json("preprocessor_config.json", "processor_config.json"),
         tokenizer=found.json("tokenizer_config.json"),
+        marks=found.special_ids(),
         row=row,
     )
-    spec = choose(format.spec(given), choices or {})
+    spec = choose(format.spec(given), choices)
     check_sizes(spec)
+    check_pictures(spec)
     shapes = {path: leaf.shape for path, leaf in to_names(parameter_shapes(spec)).items()}
     params = assemble(
         tensors,
         format.rules,
         shapes,
-        ignored=format.ignored,
+        ignored=(*format.ignored, *format.heads),
         dtype=DTYPES[dtype],
         what=f"{found.weights} ({format.name})",
     )
-    return Encoder(from_tree(params), spec=spec), format, tensors
+    return Read(Encoder(from_tree(params), spec=spec), format, tensors, notes)
 
 
 def refuse_unsupported(tensors: Tensors, config: Mapping[str, Any], source: sources.Source) -> None:
@@ -172,11 +207,36 @@ def refuse_unsupported(tensors: Tensors, config: Mapping[str, Any], source: sour
             raise UserError(f"{source.weights} is not supported yet: {row.reason}")
 
 
+def fitting(tensors: Tensors, source: sources.Source) -> list[Format]:
+    """The layouts whose names these are."""
+    return [format for format in FORMATS if format.fits(tensors) and (source.torchscript or not format.torchscript)]
+
+
+def refuse_quantised(config: Mapping[str, Any], source: sources.Source) -> None:
+    """Raises UserError for a checkpoint whose configuration says that its weights are quantised."""
+    quantised = config.get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method", "some method") if isinstance(quantised, Mapping) else quantised
+        raise UserError(
+            f"{source.folder}: config.json says that its weights are quantised ({method}); convert the float checkpoint they were made from"
+        )
+
+
+def check_pictures(spec: EncoderSpec) -> None:
+    """Raises UserError where the pictures that the processor makes are not those that the tower takes."""
+    made, taken = spec.preprocessing.image_size, spec.image.image_size
+    if made != taken:
+        raise UserError(
+            f"{spec.name}: the processor makes pictures of {made} px, the tower takes {taken} px; one of the files is of another model "
+            "(--image-size resamples the positions for another size)"
+        )
+
+
 def recognise(tensors: Tensors, config: Mapping[str, Any], source: sources.Source) -> Format:
     """The layout of a checkpoint: by its config's `model_type` where it has one, else by its names."""
     model_type = config.get("model_type")
     by_type = [format for format in FORMATS if model_type in format.model_types]
-    by_names = [format for format in FORMATS if format.fits(tensors) and (source.torchscript or not format.torchscript)]
+    by_names = fitting(tensors, source)
     if model_type and not by_type and not by_names:
         known = sorted({kind for format in FORMATS for kind in format.model_types})
         raise UserError(f"{source.folder} holds a {model_type!r}; encoders that can be converted: {', '.join(known)}")
@@ -208,13 +268,12 @@ def check_sizes(spec: EncoderSpec) -> None:
         raise UserError(f"{spec.name} has impossible sizes: {'; '.join(faults)}")
 
 
-def choose(spec: EncoderSpec, choices: Mapping[str, Any]) -> EncoderSpec:
+def choose(spec: EncoderSpec, choices: Choices) -> EncoderSpec:
     """The spec with a user's choices in place. Raises UserError for a value that there is not."""
-    for choice, value in choices.items():
+    spec = spec if choices.image_size is None else at_image_size(spec, choices.image_size)
+    for choice in CHOICES:
+        value = getattr(choices, choice)
         if value is None:
-            continue
-        if choice == "image_size":
-            spec = at_image_size(spec, value)
             continue
         if value not in CHOICES[choice].values:
             raise UserError(f"{choice} must be one of {', '.join(CHOICES[choice].values)}, got {value!r}")

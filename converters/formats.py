@@ -11,27 +11,32 @@ from typing import Any
 
 from regcache_jax.converters.engine import Rule, StoredTensor
 
-from regcache_jax.core.errors import UserError
+from regcache_jax.core.errors import UserError, shown
 from regcache_jax.core.spec import Activation, EncoderSpec, Filter, Preprocessing, Resize
 from regcache_jax.encoders import catalog
 
 
 @dataclasses.dataclass(frozen=True)
 class Given:
-    """What a checkpoint tells of itself: its tensors, the JSON files beside them, and its row of the catalog if it has one."""
+    """What a checkpoint tells of itself: its tensors, the JSON files beside them, the ids of its tokenizer's `bos_token`, `eos_token` and
+    `pad_token`, and its row of the catalog if it has one."""
 
     name: str
     tensors: Mapping[str, StoredTensor]
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     preprocessor: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     tokenizer: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    marks: Mapping[str, int] = dataclasses.field(default_factory=dict)
     row: catalog.Row | None = None
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one of their tensors. Raises UserError if it is missing."""
+    def shape(self, name: str, axes: int) -> tuple[int, ...]:
+        """Shape of one of their tensors. Raises UserError if it is missing, has another number of axes, or is empty."""
         if name not in self.tensors:
             raise UserError(f"{self.name} lacks {name}, without which its sizes are not known")
-        return self.tensors[name].shape
+        shape = self.tensors[name].shape
+        if len(shape) != axes or 0 in shape:
+            raise UserError(f"{self.name}: {name} is {list(shape)}, expected {axes} axes, none of them empty")
+        return shape
 
     def has(self, pattern: str) -> bool:
         """Whether any tensor's name fits the pattern."""
@@ -39,7 +44,7 @@ class Given:
 
     def count(self, name: str) -> int:
         """How many numbered blocks there are; `*` stands for the number."""
-        expression = re.compile(re.escape(name).replace(r"\*", r"(\d+)"))
+        expression = re.compile(re.escape(name).replace(r"\*", r"([0-9]{1,6})"))
         numbers = {int(match[1]) for match in map(expression.fullmatch, self.tensors) if match}
         return max(numbers) + 1 if numbers else 0
 
@@ -57,8 +62,8 @@ class Format:
 
     `marks`: patterns of names that all occur in it and tell it from the others. `model_types`: what a Hugging Face
     `config.json` calls it. `prefixes`: beginnings of names and what to read in their place. `ignored`: patterns of names
-    that carry nothing we use. `torchscript`: found in TorchScript archives only. `repair`: puts right what early
-    versions of the library wrote otherwise."""
+    that carry nothing we use. `heads`: patterns of what was trained on top of the encoder, which is left out and said.
+    `torchscript`: found in TorchScript archives only. `repair`: puts right what early versions of the library wrote otherwise."""
 
     name: str
     marks: tuple[str, ...]
@@ -67,6 +72,7 @@ class Format:
     model_types: tuple[str, ...] = ()
     prefixes: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ("classifier.*",)
     torchscript: bool = False
     repair: Callable[[dict[str, StoredTensor]], dict[str, StoredTensor]] = lambda tensors: tensors
 
@@ -94,12 +100,18 @@ ACTIVATIONS: dict[str, Activation] = {
     "quick_gelu": "quick_gelu",
     "silu": "silu",
 }
-FILTERS: dict[Any, Filter] = {
+PROCESSOR = "preprocessor_config.json"
+_FILTERS: dict[Any, Filter] = {
     2: "bilinear",
     3: "bicubic",
     "bilinear": "bilinear",
     "bicubic": "bicubic",
 }  # PIL's numbers
+
+
+def filter_of(told: Any) -> Filter | None:
+    """A filter's name or PIL's number in our words; None for another."""
+    return _FILTERS.get(told) if isinstance(told, str | int) else None
 
 
 # Heads are 64 wide but for these widths, which all have 16 of them.
@@ -111,10 +123,22 @@ def num_heads(width: int) -> int:
     return 16 if width in _SIXTEEN_HEADS else max(1, width // 64)
 
 
+def section(config: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
+    """A part of a configuration; empty where it is not there or null. Raises UserError for what is no object."""
+    part = config.get(key)
+    if part is not None and not isinstance(part, Mapping):
+        raise UserError(f"{where}: {key} should be an object, got {shown(repr(part))}")
+    return part or {}
+
+
 def setting(config: Mapping[str, Any], key: str, default: Any, where: str = "config.json") -> Any:
-    """A value of a configuration, of the default's type. Raises UserError for another type or a size below one."""
+    """A value of a configuration, of the default's type. Raises UserError for another type, a size below one, and a number that is
+    not finite or not positive."""
     value = config.get(key, default)
-    right = isinstance(value, int | float) if isinstance(default, float) else isinstance(value, type(default))
+    if isinstance(default, float):
+        right = type(value) in (int, float) and math.isfinite(value) and value > 0
+    else:
+        right = isinstance(value, type(default))
     if not right or (type(default) is int and (isinstance(value, bool) or value < 1)):
         raise UserError(f"{where}: {key} should be like {default!r}, got {value!r}")
     return value
@@ -128,41 +152,86 @@ def activation(config: Mapping[str, Any], default: str) -> Activation:
     return ACTIVATIONS[name]
 
 
+def needs_config(given: Given, family: str) -> None:
+    """Raises UserError where there is neither a configuration nor a row of the catalog: tensors show neither activation nor heads."""
+    if not given.config:
+        raise UserError(
+            f"{given.name} is a {family} in Hugging Face's names without config.json, which alone says its activation and its heads; put "
+            "the config.json it was trained with beside it, or name its row of the catalog with --name"
+        )
+
+
 def preprocessing(config: Mapping[str, Any], default: Preprocessing) -> Preprocessing:
-    """A Hugging Face `preprocessor_config.json` in our words; what it leaves open is as in `default`."""
+    """A Hugging Face `preprocessor_config.json` in our words; what it leaves open is as in `default`.
+
+    Raises UserError for what our preprocessing cannot do: sides that differ, a crop that would be padded, no resizing, other units."""
     if not config:
         return default
-    config = config.get("image_processor", config)
+    config = section(config, "image_processor", PROCESSOR) or config
     size = config.get("size", default.resize_size)
     resize: Resize = "shortest"
     if isinstance(size, Mapping):
         resize = "shortest" if "shortest_edge" in size else "squash"
-        size = size.get("shortest_edge", size.get("height"))
+        size = size["shortest_edge"] if "shortest_edge" in size else _one_side(size, "size")
     crop = config.get("crop_size", default.image_size)
-    crop = crop.get("height") if isinstance(crop, Mapping) else crop
+    crop = _one_side(crop, "crop_size") if isinstance(crop, Mapping) else crop
     cropped = config.get("do_center_crop", resize == "shortest")
-    filter = FILTERS.get(config.get("resample", default.filter))
+    filter = filter_of(config.get("resample", default.filter))
     numbers = [size, crop if cropped else size]
-    if filter is None or not all(isinstance(number, int) and number > 0 for number in numbers):
+    if filter is None or not all(type(number) is int and number > 0 for number in numbers):
         raise UserError(
-            "preprocessor_config.json: size and crop_size should be whole numbers and resample 2 (bilinear) or 3 (bicubic); "
+            f"{PROCESSOR}: size and crop_size should be whole numbers and resample 2 (bilinear) or 3 (bicubic); "
             f"got {config.get('size')}, {config.get('crop_size')}, {config.get('resample')}"
         )
+    if numbers[1] > size:
+        raise UserError(
+            f"{PROCESSOR}: crop_size {crop} is larger than size {size}; transformers would pad with black, which is not supported"
+        )
+    if resize == "shortest" and not cropped:
+        raise UserError(
+            f"{PROCESSOR}: shortest_edge {size} without do_center_crop leaves pictures of other shapes, which is not supported"
+        )
+    _refuse_other_steps(config)
     mean, std = (
-        three_numbers(config.get(key, ours), f"preprocessor_config.json: {key}")
+        three_numbers(config.get(key, ours), f"{PROCESSOR}: {key}")
         for key, ours in (
             ("image_mean", default.mean),
             ("image_std", default.std),
         )
     )
-    if not all(std):
-        raise UserError(f"preprocessor_config.json: image_std should not be zero, got {list(std)}")
+    if not config.get("do_normalize", True):
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if not all(part > 0 for part in std):
+        raise UserError(f"{PROCESSOR}: image_std should be above zero, got {list(std)}")
     return Preprocessing(numbers[1], resize, filter, size, mean, std)
+
+
+def _one_side(size: Mapping[str, Any], what: str) -> Any:
+    """The side of a square. Raises UserError for a rectangle."""
+    sides = [size.get("height"), size.get("width", size.get("height"))]
+    if sides[0] != sides[1]:
+        raise UserError(
+            f"{PROCESSOR}: {what} is {sides[0]} x {sides[1]}; encoders here take square pictures, other shapes are not supported"
+        )
+    return sides[0]
+
+
+def _refuse_other_steps(config: Mapping[str, Any]) -> None:
+    """Raises UserError for steps that are switched off or differ, and that no field of `Preprocessing` holds."""
+    for key in ("do_resize", "do_rescale"):
+        if not config.get(key, True):
+            raise UserError(
+                f"{PROCESSOR}: {key} is false, which is not supported: pictures are resized and scaled to 0..1"
+            )
+    factor = config.get("rescale_factor", 1 / 255)
+    if not isinstance(factor, int | float) or not math.isclose(factor, 1 / 255, rel_tol=1e-3):
+        raise UserError(f"{PROCESSOR}: rescale_factor is {factor!r}; only 1/255 is supported")
 
 
 def three_numbers(value: Any, what: str) -> tuple[float, float, float]:
     """One number a colour. Raises UserError for anything else."""
-    if not isinstance(value, list | tuple) or [type(number) in (int, float) for number in value] != [True] * 3:
-        raise UserError(f"{what} should be three numbers, got {value!r}")
+    numbers = list(value) if isinstance(value, list | tuple) else []
+    if [type(number) in (int, float) and math.isfinite(number) for number in numbers] != [True] * 3:
+        raise UserError(f"{what} should be three finite numbers, got {value!r}")
     red, green, blue = map(float, value)
     return red, green, blue

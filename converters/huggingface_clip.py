@@ -13,10 +13,10 @@ from regcache_jax.converters.engine import (
     out_heads_to_heads_out,
     out_in_to_in_out,
 )
-from regcache_jax.converters.formats import Format, Given, activation, preprocessing, setting
+from regcache_jax.converters.formats import Format, Given, activation, needs_config, preprocessing, setting
 
 from regcache_jax.core.errors import UserError
-from regcache_jax.core.spec import BlockSpec, EncoderSpec, ImageSpec, TextSpec
+from regcache_jax.core.spec import BlockSpec, EncoderSpec, ImageSpec, TextSpec, Tokenization
 from regcache_jax.encoders import catalog
 
 
@@ -65,6 +65,8 @@ VISION_ALONE = tuple(
     (start, f"vision_model.{start}")
     for start in ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.", "head.")
 )
+_END = 49407
+"""The end of a text in OpenAI's vocabulary, which tokens that were added later follow."""
 _END_OF_OLD_CONFIGS = 2  # what configurations before transformers 4.31 call the end of text; the largest id was meant
 
 
@@ -96,6 +98,7 @@ def spec(given: Given) -> EncoderSpec:
     config = given.config
     if not config and given.row is not None and given.row.spec is not None:
         return given.row.spec
+    needs_config(given, "CLIP")
     vision, text = sub_config(config, "vision_config"), sub_config(config, "text_config")
     pixels = setting(vision, "image_size", 224)
     out = setting(config, "projection_dim", 512) if given.has("visual_projection.weight") else None
@@ -115,20 +118,50 @@ def spec(given: Given) -> EncoderSpec:
     if not given.has("text_model.*"):
         return result
     vocabulary, context = setting(text, "vocab_size", 49408), setting(text, "max_position_embeddings", 77)
-    end = setting(text, "eos_token_id", vocabulary - 1)
-    is_old = end == _END_OF_OLD_CONFIGS
+    end, is_old = end_of_text(given, text, vocabulary)
     towers = TextSpec(
         vocab_size=vocabulary,
         context_length=context,
         blocks=block_spec(text, catalog.blocks("clip text B", "quick_gelu", 1e-5, causal=True), "quick_gelu"),
         pooling="argmax" if is_old else "eot",
-        eot_id=vocabulary - 1 if is_old else end,
+        eot_id=end,
         projection=out,
     )
     pads_with_zero = given.tokenizer.get("pad_token") == "!"  # id 0, as LAION's folders have it
-    tokenization = catalog.clip_tokenization(context, vocabulary, 0 if pads_with_zero else vocabulary - 1)
-    tokenization = dataclasses.replace(tokenization, cleaning="none")  # its tokenizer cleans
+    tokenization = Tokenization(
+        "clip",
+        context,
+        vocabulary,
+        "none",
+        0 if pads_with_zero else end,
+        bos_id=beginning_of_text(given, text, end),
+        eos_id=end,
+    )  # its tokenizer cleans
     return dataclasses.replace(result, text=towers, tokenization=tokenization)
+
+
+def end_of_text(given: Given, text: Mapping[str, Any], vocabulary: int) -> tuple[int, bool]:
+    """The id that ends a text, and whether the configuration is an old one, under which the largest id is pooled.
+
+    Stated by the configuration and by the tokenizer; raises UserError where they differ."""
+    stated = setting(text, "eos_token_id", _END if vocabulary > _END else vocabulary - 1)
+    is_old = stated == _END_OF_OLD_CONFIGS
+    known = given.marks.get("eos_token")
+    if not is_old and known is not None and known != stated:
+        raise UserError(
+            f"{given.name}: config.json says eos_token_id {stated}, its tokenizer ends texts with {known}; one of them is of another model"
+        )
+    end = stated if not is_old else known if known is not None else _END if vocabulary > _END else vocabulary - 1
+    if end >= vocabulary:
+        raise UserError(f"{given.name}: eos_token_id {end} is outside the vocabulary of {vocabulary}")
+    return end, is_old
+
+
+def beginning_of_text(given: Given, text: Mapping[str, Any], end: int) -> int:
+    """The id that begins a text: the tokenizer's, else the configuration's where that is one of its own, else the one before the end."""
+    known = given.marks.get("bos_token")
+    stated = text.get("bos_token_id")
+    return known if known is not None else stated if type(stated) is int and stated > _END_OF_OLD_CONFIGS else end - 1
 
 
 FORMAT = Format(

@@ -13,7 +13,7 @@ from regcache_jax.converters.engine import (
     out_in_to_in_out,
     two_in_front,
 )
-from regcache_jax.converters.formats import Format, Given, activation, preprocessing, setting
+from regcache_jax.converters.formats import Format, Given, activation, needs_config, preprocessing, setting
 
 from regcache_jax.core.spec import BlockSpec, EncoderSpec, ImageSpec
 from regcache_jax.encoders import catalog
@@ -80,6 +80,7 @@ def spec(given: Given) -> EncoderSpec:
     config = given.config
     if not config and given.row is not None and given.row.spec is not None:
         return given.row.spec
+    needs_config(given, "DINOv2")
     width = setting(config, "hidden_size", 768)
     mlp_width = round(width * setting(config, "mlp_ratio", 4.0))
     gated = setting(config, "use_swiglu_ffn", False)
@@ -116,5 +117,5 @@ FORMAT = Format(
     spec=spec,
     model_types=("dinov2", "dinov2_with_registers"),
     prefixes=(("dinov2.", ""), ("dinov2_with_registers.", "")),
-    ignored=("embeddings.mask_token", "classifier.*"),
+    ignored=("embeddings.mask_token",),
 )

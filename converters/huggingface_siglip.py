@@ -12,9 +12,10 @@ from regcache_jax.converters.engine import (
     out_in_to_in_out,
     two_in_front,
 )
-from regcache_jax.converters.formats import Format, Given, preprocessing, setting
+from regcache_jax.converters.formats import Format, Given, needs_config, preprocessing, setting
 from regcache_jax.converters.huggingface_clip import VISION_ALONE, block_spec, sub_config, tower
 
+from regcache_jax.core.errors import UserError
 from regcache_jax.core.spec import EncoderSpec, ImageSpec, TextSpec
 from regcache_jax.encoders import catalog
 
@@ -62,6 +63,12 @@ def spec(given: Given) -> EncoderSpec:
     config = given.config
     if not config and given.row is not None and given.row.spec is not None:
         return given.row.spec
+    needs_config(given, "SigLIP")
+    if not given.has("vision_model.head.*"):
+        raise UserError(
+            f"{given.name} is a SigLIP tower without its pooling head (vision_use_head is false); it has no pooled feature, and patch "
+            "features alone are not supported yet"
+        )
     vision, text = sub_config(config, "vision_config"), sub_config(config, "text_config")
     vocabulary, context = setting(text, "vocab_size", 32_000), setting(text, "max_position_embeddings", 64)
     pixels = setting(vision, "image_size", 224)

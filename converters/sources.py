@@ -9,10 +9,11 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from regcache_jax.converters.readers import READERS, Tensors, read_json, read_tensors
+from regcache_jax.converters.readers import READERS, Tensors, read_tensors
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.encoders import catalog, tokenizers
+from regcache_jax.files.bounded import read_json
 
 # In the order in which they are preferred: files that cannot hold code first.
 WEIGHT_FILES = (
@@ -74,13 +75,37 @@ class Source:
         """The first of these JSON files that stands beside the weights; empty if none does."""
         for name in names:
             if (self.folder / name).is_file():
-                return read_json(self.folder / name)
+                return read_json(self.folder / name, dict[str, Any])
         return {}
+
+    def special_ids(self) -> dict[str, int]:
+        """Ids of the tokenizer's `bos_token`, `eos_token` and `pad_token`, as far as its files say them."""
+        told = self.json("tokenizer_config.json")
+        contents = {mark: told.get(mark) for mark in ("bos_token", "eos_token", "pad_token")}
+        words = {mark: word.get("content") if isinstance(word, dict) else word for mark, word in contents.items()}
+        vocabulary = self._vocabulary()
+        return {mark: vocabulary[word] for mark, word in words.items() if isinstance(word, str) and word in vocabulary}
+
+    def _vocabulary(self) -> dict[str, int]:
+        tokenizer = self.json("tokenizer.json")
+        model = tokenizer.get("model")
+        words = dict(model.get("vocab", {})) if isinstance(model, dict) and isinstance(model.get("vocab"), dict) else {}
+        words |= {
+            str(each.get("content")): each.get("id")
+            for each in tokenizer.get("added_tokens") or []
+            if isinstance(each, dict)
+        }
+        return {word: number for word, number in (words or self.json("vocab.json")).items() if type(number) is int}
 
     def files(self, tensors: Tensors) -> list[Path]:
         """The files that hold the weights."""
         names = sorted({tensor.file for tensor in tensors.values()})
         return [self.weights.parent / name for name in names]
+
+
+def is_checkpoint(name: str) -> bool:
+    """Whether a file's name ends as a checkpoint's."""
+    return name.endswith(tuple(READERS))
 
 
 def sha256(file: Path) -> str:
@@ -98,10 +123,11 @@ def resolve(asked: str) -> Source:
     if row is not None and row.spec is None:
         raise UserError(f"{row.huggingface} is not supported yet: {row.reason}")
     if path.is_dir():
+        path = _sentence_transformer(path)
         return Source(asked, _weights(path, asked), path, row, part)
     if path.is_file():
         return Source(asked, path, path.parent, row, part)
-    if path.suffix in READERS:
+    if is_checkpoint(path.name):
         raise UserError(f"there is no file {path}")
     if asked.startswith("open_clip:"):
         row = catalog.get(asked)
@@ -112,6 +138,16 @@ def resolve(asked: str) -> Source:
         return Source(asked, _weights(folder, asked), folder, row)
     catalog.get(asked)  # raises, with the nearest names
     raise UserError(f"{asked} is neither a file, a folder nor an encoder that is known")
+
+
+def _sentence_transformer(folder: Path) -> Path:
+    """Of a sentence-transformers folder (modules.json) the one that holds the encoder; else the folder itself."""
+    if not (folder / "modules.json").is_file() or any((folder / name).is_file() for name in WEIGHT_FILES):
+        return folder
+    for inside in sorted(entry for entry in folder.iterdir() if entry.is_dir()):
+        if any((inside / name).is_file() for name in WEIGHT_FILES):
+            return inside
+    return folder
 
 
 def _split_part(asked: str) -> tuple[Path, str | None]:
@@ -134,7 +170,12 @@ def _weights(folder: Path, asked: str) -> Path:
     for name in _in_order(asked):
         if (folder / name).is_file():
             return folder / name
-    others = sorted(file for file in folder.iterdir() if file.suffix in READERS and file.is_file())
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"{folder} holds an adapter (LoRA and the like) without the weights it adapts; merge it first (peft: `merge_and_unload()`, "
+            "then `save_pretrained`) and convert the result"
+        )
+    others = sorted(file for file in folder.iterdir() if is_checkpoint(file.name) and file.is_file())
     if len(others) == 1:
         return others[0]
     there = [file.name for file in others] or sorted(file.name for file in folder.iterdir())[:8]

@@ -47,12 +47,14 @@ def save_random(network: torch.nn.Module, folder: Path, **options: Any) -> Path:
     return folder
 
 
-def clip(text: dict = CLIP_TEXT, image: dict = SMALL_IMAGE, **options: Any) -> transformers.CLIPModel:
+def clip(
+    text: dict = CLIP_TEXT, image: dict = SMALL_IMAGE, projection: int = 24, **options: Any
+) -> transformers.CLIPModel:
     """A small CLIP with its own widths for image, text and output."""
     config = transformers.CLIPConfig(
         vision_config={"hidden_act": "quick_gelu", **image, **options},
         text_config={"hidden_act": "quick_gelu", **text, **options},
-        projection_dim=24,
+        projection_dim=projection,
     )
     return transformers.CLIPModel(config)
 

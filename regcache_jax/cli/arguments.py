@@ -44,10 +44,14 @@ class DataArgs:
         return self.other(self.split or (self.default_split if self.dataset == "emoji" else None), self.limit)
 
     def other(self, split: str | None, limit: int | None) -> Dataset:
-        """Another split of the same dataset."""
+        """Another split of the same dataset. What was left out of it is told."""
+        from regcache_jax.cli.screen import tell
         from regcache_jax.data import open_dataset
 
-        return open_dataset(self.dataset, self.data_dir, split, limit)
+        data = open_dataset(self.dataset, self.data_dir, split, limit)
+        for note in data.notes:
+            tell(note)
+        return data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,12 +170,17 @@ class JsonArgs:
 
 
 def read_images(model: Model, dataset: Dataset, preprocess: Callable[[Any], np.ndarray] | None = None) -> np.ndarray:
-    """All pictures of a dataset as one preprocessed array, as the model takes them or as a protocol does."""
-    from regcache_jax.cli.screen import progress
+    """All pictures of a dataset as one preprocessed array, as the model takes them or as a protocol does. It is told where they
+    teach nothing."""
+    from regcache_jax.cli.screen import progress, tell
     from regcache_jax.data import load_images
+    from regcache_jax.data.batches import dullness
 
     with progress(f"reading {len(dataset)} pictures of {dataset.name}"):
-        return load_images(dataset, preprocess or model.preprocess)
+        images = load_images(dataset, preprocess or model.preprocess)
+    if (dull := dullness(images)) is not None:
+        tell(f"{dataset.name}: {dull}")
+    return images
 
 
 def read_plan(path: str | None, model: Model) -> RegisterPlan | None:

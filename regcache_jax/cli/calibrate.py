@@ -36,10 +36,10 @@ def calibrate(model: str, data: CalibrationData, chosen: CalibrateArgs) -> None:
     `regcache quantize --calibration FILE` then needs no pictures, `regcache calibration FILE` shows what is in it.
     """
     from regcache_jax.core.scheme import INPUTS, SITES
+    from regcache_jax.data.cut import in_batches
     from regcache_jax.files.paths import refuse_existing
     from regcache_jax.models import folder as checkpoints
     from regcache_jax.quantization.calibration import observe
-    from regcache_jax.quantization.quantize import in_batches
 
     refuse_existing(chosen.out)
     loaded = checkpoints.load(model)

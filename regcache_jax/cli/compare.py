@@ -99,7 +99,7 @@ def compare(model: str, pictures: TestedData, chosen: CompareArgs, cost: CostArg
     drawn = read_images(loaded, pictures.other(chosen.calibration_split, chosen.calibration))
     plan = read_plan(chosen.registers, loaded)
     plans = {} if plan is None else dict.fromkeys(bits, plan)
-    with held(chosen.out), BarsOfCells("comparing") as bars:
+    with held(chosen.out, folder=True), BarsOfCells("comparing") as bars:
         workdir = Workdir(chosen.out, bars)
         if plan is None and not chosen.no_registers:
             plans = find_plans(loaded.encoder, drawn, bits, workdir)

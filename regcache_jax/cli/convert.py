@@ -65,6 +65,9 @@ class ConvertArgs:
     image_size: int | None = option(
         "Take pictures of another size; the positions are resampled.", None, unit="pixels", least=1
     )
+    weights: str | None = option(
+        "Which of several sets of weights: the beginning of its names, state_dict_ema say.", None
+    )
     check: bool = option("Run the original in PyTorch too and print the differences by block.", False)
 
 
@@ -81,6 +84,7 @@ def convert(source: str, chosen: ConvertArgs, output: JsonArgs) -> None:
     file is written.
     """
     from regcache_jax import converters
+    from regcache_jax.models import description as described
     from regcache_jax.models import folder as checkpoints
 
     if chosen.to is not None:
@@ -93,8 +97,10 @@ def convert(source: str, chosen: ConvertArgs, output: JsonArgs) -> None:
             source, chosen.out,
             name=chosen.name, tokenizer=None if chosen.tokenizer is None else Path(chosen.tokenizer), dtype=chosen.dtype,
             activation=chosen.activation, interpolation=chosen.interpolation, filter=chosen.filter,
-            image_size=chosen.image_size,
+            image_size=chosen.image_size, weights=chosen.weights,
         )  # fmt: skip
+    for note in described.read_description(folder).get("notes", ()):
+        say(f"note: {note}")
     say(f"{source} -> {folder}")
     if chosen.check:
         with progress("comparing with PyTorch"):

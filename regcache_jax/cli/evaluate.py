@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from regcache_jax.core.spec import Preprocessing
     from regcache_jax.data import Dataset
     from regcache_jax.encoders.encoder import Encoder
+    from regcache_jax.evaluation.job import Found
     from regcache_jax.evaluation.measure import Measured
     from regcache_jax.evaluation.rows import Rows, Setting
-    from regcache_jax.evaluation.tasks import Found
     from regcache_jax.files.results import Row
     from regcache_jax.models.folder import Model
 
@@ -133,29 +133,22 @@ def evaluate(
     every accuracy. With --scheme, float models are quantised on the way, calibrated on 512 pictures of the train split, and each is
     its own reference.
     """
+    from regcache_jax.evaluation.job import Job, Options
     from regcache_jax.evaluation.measure import describe
     from regcache_jax.evaluation.protocol import PROTOCOLS
-    from regcache_jax.evaluation.tasks import TRAINED, Options, measure_task
+    from regcache_jax.evaluation.tasks import TASKS
     from regcache_jax.files import results
     from regcache_jax.files.store import Cache
     from regcache_jax.models import folder as checkpoints
     from regcache_jax.quantization.quantize import quantize
 
     processes.join()
-    task, trained = chosen.task, chosen.task in TRAINED
-    if trained and pictures.dataset == "folder":
-        # the whole folder would hold the training pictures too
-        pictures = dataclasses.replace(pictures, split=pictures.split or "test")
-    data = _annotated(pictures.open(), chosen.captions, chosen.masks, pictures.split)
-    bank = None
-    if trained:
-        bank = pictures.other(chosen.bank_split, chosen.bank_limit)
-        bank = _annotated(bank, None, chosen.masks, chosen.bank_split)
+    task = TASKS[chosen.task]
+    data, bank = _pictures(pictures, chosen, task.trained)
     scheme, protocol = bits.read(), PROTOCOLS[words.protocol]
-    named = task == "zeroshot_classification"
-    prompts = protocol.prompts(data, words.classnames, words.templates) if named else None
+    prompts = protocol.prompts(data, words.classnames, words.templates) if task.worded else None
     dumped = {} if prompts is None else prompts.dump(words.dump_classnames, words.dump_templates)
-    setting, cache = loop.setting(pictures.batch_size, task), Cache(loop.workdir)
+    setting, cache = loop.setting(pictures.batch_size, chosen.task), Cache(loop.workdir)
     options = Options(chosen.neighbours, chosen.temperature, chosen.features, chosen.recall_at)
     rows: list[Row] = []
     reference: Measured | None = None
@@ -173,41 +166,41 @@ def evaluate(
             preparation: Preprocessing = preparation,
         ) -> Found:
             encode = functools.partial(_encode, encoder, loaded.folder.name, preparation, setting)
-            return measure_task(
-                task, loaded, encoder, encode, data,
-                bank=bank, prompts=prompts, options=options, cache=cache, reference=reference,
-            )  # fmt: skip
+            return task.run(Job(loaded, encoder, encode, data, bank, prompts, options, cache, reference))
 
         encoder = loaded.encoder
         if encoder.scheme is None:
             encoder = encoder.with_plan(read_plan(chosen.registers, loaded) or encoder.plan)
             if scheme is not None:
-                reference, _ = measure(encoder.with_plan(None), None)
+                reference = measure(encoder.with_plan(None), None).measured
                 float_metrics = reference.metrics
                 images = None
                 if scheme.calibrated:
                     calibration = pictures.other("train", 512)
                     images = read_images(loaded, calibration, protocol.preprocess(loaded.encoder.spec.preprocessing))
                 encoder = quantize(encoder, images, scheme)
-        found, made_of = measure(encoder, reference)
+        found = measure(encoder, reference)
+        for note in found.notes:
+            tell(note)
         missing = {}
-        if made_of.missing:
-            tell(f"unreadable and left out ({len(made_of.missing)}): {'; '.join(made_of.missing)}")
-            missing = {"missing": made_of.missing}
+        if found.missing:
+            tell(f"unreadable and left out ({len(found.missing)}): {'; '.join(found.missing)}")
+            missing = {"missing": found.missing}
         row = results.row(
             dataset=data.name,
             model=loaded.encoder.spec.name,
             pretrained=str(folder),
-            task=task,
-            metrics=found.metrics,
+            task=chosen.task,
+            metrics=found.measured.metrics,
             quantization=describe(
-                encoder, len(made_of.places), protocol=words.protocol, float_reference=float_metrics, **missing
+                encoder, found.examples, protocol=words.protocol, float_reference=float_metrics, **missing
             ),
             dumped=dumped,
         )
         rows.append(row)
         if reference is None:
-            reference, float_metrics = found, found.metrics if encoder.scheme is None else None
+            reference = found.measured
+            float_metrics = reference.metrics if encoder.scheme is None else None
     measures = dict.fromkeys(name for row in rows for name in row["metrics"])  # the first row has no cosine to itself
     columns = ("model", "scheme", "registers", *measures)
     shown = [
@@ -218,11 +211,30 @@ def evaluate(
         for row in rows
     ]  # fmt: skip
     seen = rows[0]["quantization"]["examples"]
-    print_table(f"{task} on {data.name} ({data.split}, n = {seen})", columns, shown)
+    print_table(f"{chosen.task} on {data.name} ({data.split}, n = {seen})", columns, shown)
     written = [results.sealed(row) for row in rows]
     write_json(output.json, written[0] if len(written) == 1 else written)
     if output.results is not None and is_first():
         results.write_each(output.results, rows)
+
+
+def _pictures(pictures: TestedData, chosen: TaskArgs, trained: bool) -> tuple[Dataset, Dataset | None]:
+    """The tested pictures and, of a task that is trained, the training pictures, with captions and masks. Of a folder these are splits;
+    one without splits is parted, and that is told."""
+    from regcache_jax.data.splits import has_splits, held_out
+
+    split, bank_split = pictures.split, chosen.bank_split
+    if not trained:
+        return _annotated(pictures.open(), chosen.captions, chosen.masks, split), None
+    if pictures.dataset == "folder" and split is None:
+        if not has_splits(pictures.data_dir, "test", bank_split):
+            bank, data = held_out(dataclasses.replace(pictures, limit=None).open())
+            tell(data.notes[-1])
+            data, bank = data.spread(pictures.limit), bank.spread(chosen.bank_limit)
+            return _annotated(data, None, chosen.masks, None), _annotated(bank, None, chosen.masks, None)
+        split = "test"
+    data, bank = dataclasses.replace(pictures, split=split).open(), pictures.other(bank_split, chosen.bank_limit)
+    return _annotated(data, None, chosen.masks, split), _annotated(bank, None, chosen.masks, bank_split)
 
 
 def _annotated(data: Dataset, captions: str | None, masks: str | None, split: str | None) -> Dataset:
@@ -275,20 +287,20 @@ def embed(model: str, chosen: EmbedArgs) -> None:
     """
     from regcache_jax.core.errors import UserError
     from regcache_jax.data import open_dataset
+    from regcache_jax.data.folders import lines
     from regcache_jax.evaluation.embedding import embed_pictures, embed_texts, write_embeddings
+    from regcache_jax.files.bounded import read_text
     from regcache_jax.files.paths import refuse_existing
     from regcache_jax.models import folder as checkpoints
 
     refuse_existing(chosen.out)
     loaded = checkpoints.load(model)
     data = open_dataset("folder", chosen.images)
+    for note in data.notes:
+        tell(note)
     text_features = None
     if chosen.texts is not None:
-        try:
-            lines = [line for line in Path(chosen.texts).read_text(encoding="utf-8").splitlines() if line.strip()]
-        except UnicodeDecodeError as error:
-            raise UserError(f"{chosen.texts} is not text in UTF-8: {error}") from None
-        text_features = embed_texts(loaded, lines)
+        text_features = embed_texts(loaded, list(lines(read_text(chosen.texts))))
     with progress(f"embedding {len(data)} pictures", len(data)) as update:
         found = embed_pictures(
             loaded, data, chosen.batch_size, strict=chosen.strict, parallel=chosen.parallel, progress=update

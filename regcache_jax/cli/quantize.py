@@ -250,7 +250,7 @@ def _auto(encoder: Encoder, images: np.ndarray, work: str, config: AutoConfig, p
     from regcache_jax.files.workdir import Workdir
     from regcache_jax.studies.auto import auto
 
-    with held(work), BarsOfCells("trying recipes") as bars:
+    with held(work, folder=True), BarsOfCells("trying recipes") as bars:
         result = auto(encoder, images, Workdir(work, bars), config, price)
     rows = [(e.name, digits(e.error), digits(e.cost), e.fault or e.note) for e in result.entries]
     print_table(f"Recipes, the best first; cost: {price.unit}", ("recipe", "error", "cost", "note"), rows)
@@ -260,8 +260,9 @@ def _auto(encoder: Encoder, images: np.ndarray, work: str, config: AutoConfig, p
 
 def read_texts(path: str) -> list[str]:
     """The lines of a file that hold something. Raises UserError where none does."""
-    with open(path) as file:
-        lines = [line.strip() for line in file if line.strip()]
+    from regcache_jax.files.bounded import read_text
+
+    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     if not lines:
         raise UserError(f"{path} holds no texts; give one a line")
     return lines

@@ -24,9 +24,12 @@ The hashed text tower of the bundled encoder has instead `embedding [V, C]`, `fc
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from typing import Any, Literal, NamedTuple
+
+from regcache_jax.core.errors import UserError, shown
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
 Resize = Literal["squash", "shortest"]
@@ -35,6 +38,10 @@ Filter = Literal["bicubic", "bilinear", "bilinear_tf"]
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
+
+SIDE, WIDTH, BLOCKS, TOKENS, WORDS, NAME = 1 << 13, 1 << 16, 1 << 10, 1 << 16, 1 << 22, 300
+"""The most that a spec may state of pixels a side, of channels, of blocks (heads, trained registers, patches a side), of tokens, of words
+in a vocabulary, of characters in a name: far beyond what is known, far below what a mistake or a hostile file asks for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +57,13 @@ class BlockSpec:
     layer_scale: bool = False
     gated_mlp: bool = False
     causal: bool = False
+
+    def __post_init__(self) -> None:
+        _check_ranges(self, width=(1, WIDTH), num_blocks=(0, BLOCKS), num_heads=(1, BLOCKS), mlp_width=(1, 8 * WIDTH))
+        if self.width % self.num_heads:
+            raise UserError(f"width must be a multiple of num_heads, got {self.width} and {self.num_heads}")
+        if not 0 < self.norm_eps < 1:
+            raise UserError(f"norm_eps must be between 0 and 1, got {self.norm_eps}")
 
     @property
     def head_dim(self) -> int:
@@ -83,6 +97,17 @@ class ImageSpec:
     projection_bias: bool = False
     position_grid: int | None = None
     position_interpolation: Literal["bicubic", "bicubic_antialias", "bicubic_offset", "bilinear"] = "bicubic"
+
+    def __post_init__(self) -> None:
+        _check_ranges(
+            self,
+            image_size=(1, SIDE),
+            patch_size=(1, self.image_size),
+            trained_registers=(0, BLOCKS),
+            projection=(1, WIDTH),
+            position_grid=(1, BLOCKS),
+        )
+        _check_ranges(self.blocks, num_blocks=(1, BLOCKS))
 
     @property
     def grid(self) -> int:
@@ -128,6 +153,12 @@ class TextSpec:
     projection: int | None = None
     projection_bias: bool = False
 
+    def __post_init__(self) -> None:
+        _check_ranges(self, vocab_size=(1, WORDS), context_length=(1, TOKENS), projection=(1, WIDTH))
+        _check_ranges(self, eot_id=(0, self.vocab_size - 1))
+        if self.kind == "transformer":  # a bag of words has no blocks
+            _check_ranges(self.blocks, num_blocks=(1, BLOCKS))
+
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
@@ -141,6 +172,13 @@ class Preprocessing:
     resize_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        _check_ranges(self, image_size=(1, SIDE), resize_size=(1, SIDE))
+        if not all(map(math.isfinite, self.mean)):
+            raise UserError(f"mean must be finite, got {self.mean}")
+        if not all(math.isfinite(each) and each > 0 for each in self.std):
+            raise UserError(f"std must be finite and above 0, got {self.std}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +194,10 @@ class Tokenization:
     bos_id: int | None = None
     eos_id: int | None = None
 
+    def __post_init__(self) -> None:
+        _check_ranges(self, context_length=(1, TOKENS), vocab_size=(1, WORDS))
+        _check_ranges(self, **dict.fromkeys(("pad_id", "bos_id", "eos_id"), (0, self.vocab_size - 1)))
+
 
 @dataclasses.dataclass(frozen=True)
 class EncoderSpec:
@@ -168,6 +210,12 @@ class EncoderSpec:
     text: TextSpec | None = None
     tokenization: Tokenization | None = None
     normalize: bool = True
+    logit_bias: bool = False
+    """Whether a CLIP was trained with SigLIP's loss, and has its offset; a SigLIP always has."""
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.name) <= NAME or not self.name.isprintable():
+            raise UserError(f"name must be 1..{NAME} printable characters, got {shown(repr(self.name), 80)}")
 
     def to_json(self) -> dict[str, Any]:
         """The spec as plain JSON values."""
@@ -175,8 +223,16 @@ class EncoderSpec:
 
     @classmethod
     def from_json(cls, tree: dict[str, Any]) -> EncoderSpec:
-        """The inverse of `to_json`. Raises ValueError naming the first field that is missing, unknown or of the wrong type."""
+        """The inverse of `to_json`. Raises ValueError naming the first field that is missing, unknown or not what it may be."""
         return _from_json(cls, tree, "spec")
+
+
+def _check_ranges(spec: Any, **ranges: tuple[int, int]) -> None:
+    """Raises UserError for the first number outside its range; what is None is not asked."""
+    for name, (least, most) in ranges.items():
+        value = getattr(spec, name)
+        if value is not None and not least <= value <= most:
+            raise UserError(f"{name} must be {least}..{most}, got {value}")
 
 
 def _name(field: dataclasses.Field) -> str:
@@ -202,12 +258,13 @@ def _from_json(cls: Any, tree: Any, where: str) -> Any:
     if unknown or missing:
         raise ValueError(f"{where} has unknown fields {unknown} and lacks {missing}")
     hints = typing.get_type_hints(cls)
-    return cls(
-        **{
-            fields[name].name: _field(hints[fields[name].name], value, f"{where}.{name}")
-            for name, value in tree.items()
-        }
-    )
+    given = {
+        fields[name].name: _field(hints[fields[name].name], value, f"{where}.{name}") for name, value in tree.items()
+    }
+    try:
+        return cls(**given)
+    except UserError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _field(hint: Any, value: Any, where: str, or_null: str = "") -> Any:

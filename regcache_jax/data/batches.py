@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.data.cut import filled
 from regcache_jax.data.dataset import Dataset, Example
 
 MEMORY_LIMIT = 4 << 30
@@ -176,13 +177,8 @@ def pad_batch(
     places: Int[np.ndarray, "n"],
 ) -> Batch:
     """Fills a batch up with zeros, mask False, label and place -1."""
-    missing = batch_size - len(images)
     mask = np.arange(batch_size) < len(images)
-    if missing:
-        images = np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)])
-        labels = np.concatenate([labels, np.full(missing, -1, np.int32)])
-        places = np.concatenate([places, np.full(missing, -1, np.int32)])
-    return Batch(images, labels, mask, places)
+    return Batch(filled(images, batch_size, 0), filled(labels, batch_size, -1), mask, filled(places, batch_size, -1))
 
 
 def load_images(
@@ -202,3 +198,12 @@ def load_images(
         for index, image in enumerate(itertools.chain([first], loaded)):
             images[index] = image
     return images
+
+
+def dullness(images: Float[np.ndarray, "n S S 3"]) -> str | None:
+    """What to say of pictures that give no scale and no register worth having: all the same, or each of one colour. Else None."""
+    if len(images) > 1 and all(np.array_equal(image, images[0]) for image in images[1:]):
+        return f"all {len(images)} pictures are the same; scales and registers found on them fit no others"
+    if all((image == image[:1, :1]).all() for image in images):
+        return f"each of the {len(images)} pictures is of one colour; scales and registers found on them fit no others"
+    return None

@@ -5,20 +5,21 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from etils import epath
-
 from regcache_jax.core.errors import UserError
 from regcache_jax.data.dataset import Dataset
 from regcache_jax.data.sources import CLIP_BENCHMARK_NAMES, without_prefix
+from regcache_jax.files.bounded import read_json, read_text
 
 IMAGENET = ("imagenet1k", "imagenet2012", "imagenetv2", "imagenet_v2", "imagenet_sketch")
 """Datasets with ImageNet's 1,000 classes in ImageNet's order; TFDS knows them by WordNet numbers only."""
+
+SPLITS = {"train", "training", "test", "val", "valid", "validation"}
+"""Folders that hold pictures by split, not by class."""
 
 OWN_TEMPLATES = ("a photo of a {c}.", "a picture of a {c}.", "an image that shows a {c}.", "{c}")
 OPEN_CLIP = "open_clip_torch"
@@ -42,6 +43,8 @@ def class_names(dataset: Dataset, file: str | None = None) -> Words:
     if file is not None:
         return _checked(Words(tuple(_from_json(file, dataset.name)), file), dataset)
     own = dataset.classnames
+    if dataset.name == "folder" and own is not None and set(own) <= SPLITS:
+        raise UserError(f"the folder holds {', '.join(own)}, which are no classes; choose one with --split")
     if without_prefix(dataset.name) in IMAGENET and (own is None or _are_wordnet_numbers(own)):
         return Words(tuple(_imagenet_names(dataset)), OPEN_CLIP)
     if own is None:
@@ -68,15 +71,20 @@ def templates(dataset: Dataset, file: str | None = None) -> Words:
     """Prompt templates with `{c}` for the class: from a JSON file, the dataset's own, open_clip's 80 for ImageNet, or ours."""
     if file is not None:
         found = tuple(_from_json(file, dataset.name))
-        bad = [template for template in found if "{c}" not in template]
-        if bad:
-            raise UserError(f"{file}: templates need {{c}} where the class name goes; these have none: {bad[:3]}")
-        return Words(found, file)
+        return _with_place(Words(found, file))
     if dataset.templates is not None:
-        return Words(tuple(dataset.templates), "dataset")
+        return _with_place(Words(tuple(dataset.templates), "dataset"))
     imagenet = without_prefix(dataset.name) in IMAGENET or _are_wordnet_numbers(dataset.classnames or ())
     published = _from_open_clip("OPENAI_IMAGENET_TEMPLATES") if imagenet else None
     return Words(OWN_TEMPLATES, "regcache_jax") if published is None else Words(tuple(published), OPEN_CLIP)
+
+
+def _with_place(words: Words) -> Words:
+    """Raises UserError for templates that have no place for the name, and where there are none."""
+    bad = [template for template in words.texts if "{c}" not in template]
+    if bad or not words.texts:
+        raise UserError(f"{words.source}: templates need {{c}} where the class name goes; these have none: {bad[:3]}")
+    return words
 
 
 def _are_wordnet_numbers(names: Sequence[str]) -> bool:
@@ -100,10 +108,7 @@ def _imagenet_order() -> list[str]:
 
 
 def _from_json(file: str, name: str) -> list[str]:
-    try:
-        tree = json.loads(epath.Path(file).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read as JSON: {error}") from None
+    tree = read_json(file, object)
     if isinstance(tree, dict):
         bare = without_prefix(name)
         others = [short for short, long in CLIP_BENCHMARK_NAMES.items() if long == bare]
@@ -125,7 +130,7 @@ def _from_open_clip(name: str) -> list[str] | None:
         return None
     file = Path(found.origin).with_name("zero_shot_metadata.py")
     try:
-        for node in ast.parse(file.read_text()).body:
+        for node in ast.parse(read_text(file)).body:
             if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
                 assert isinstance(node.value, ast.List | ast.Tuple)
                 return [_text_of(entry) for entry in node.value.elts]

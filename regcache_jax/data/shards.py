@@ -1,16 +1,12 @@
-"""Stored datasets whose records are read one by one from large files: webdataset tar shards, and TFDS's classic TFRecord files.
-
-Both are indexed once, by reading headers only; nothing is unpacked and TensorFlow is not needed.
-"""
+"""Records that are read one by one from large files, and TFDS's classic TFRecord files, which are indexed once by their headers and need
+no TensorFlow."""
 
 from __future__ import annotations
 
 import functools
 import struct
-import tarfile
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -44,29 +40,6 @@ def read(place: Place) -> bytes:
     if len(data) != place.size:
         raise UserError(f"{place.file} ends inside the record at byte {place.offset}")
     return data
-
-
-def tar_index(files: Sequence[epath.Path]) -> list[dict[str, Place]]:
-    """The samples of webdataset shards: files that share a name up to the first point, by suffix, in order.
-
-    Raises UserError that names a shard which is no tar file."""
-    samples: list[dict[str, Place]] = []
-    for file in files:
-        last = None
-        try:
-            with file.open("rb") as raw, tarfile.open(fileobj=raw, mode="r:") as archive:
-                for member in archive:
-                    if not member.isfile():
-                        continue
-                    path = PurePosixPath(member.name)
-                    stem, _, suffix = path.name.partition(".")
-                    if last != (path.parent, stem):
-                        samples.append({})
-                        last = (path.parent, stem)
-                    samples[-1][suffix.lower()] = Place(str(file), member.offset_data, member.size)
-        except tarfile.TarError as error:
-            raise UserError(f"{file} is not an uncompressed tar shard: {error}") from None
-    return samples
 
 
 def tfrecord_index(file: epath.Path, skip: int = 0, take: int | None = None) -> list[Place]:

@@ -14,12 +14,11 @@ from etils import epath
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.data import emoji
-from regcache_jax.data.annotations import json_captions
 from regcache_jax.data.dataset import Dataset, Example
-from regcache_jax.data.shards import TfrecordSource, read, tar_index
-from regcache_jax.files.paths import files_below
-
-PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
+from regcache_jax.data.folders import folder_dataset
+from regcache_jax.data.shards import TfrecordSource
+from regcache_jax.data.webdataset import webdataset
+from regcache_jax.files.bounded import decode
 
 CLIP_BENCHMARK_NAMES = {
     "imagenet1k": "imagenet2012", "imagenetv2": "imagenet_v2", "imagenet_sketch": "imagenet_sketch",
@@ -49,9 +48,7 @@ def open_dataset(name: str, data_dir: str | None = None, split: str | None = Non
     dataset = (_webdataset if name.startswith("wds/") else openers.get(name, _tfds))(name, data_dir, split)
     if limit is None or limit >= len(dataset):
         return dataset
-    return dataset.chosen(
-        np.linspace(0, len(dataset) - 1, limit).round().astype(int).tolist() if name == "folder" else range(limit)
-    )
+    return dataset.spread(limit) if name == "folder" else dataset.chosen(range(limit))
 
 
 def without_prefix(name: str) -> str:
@@ -68,14 +65,17 @@ def _emoji(name: str, data_dir: str | None, split: str | None) -> Dataset:
 
     def get(index: int) -> Example:
         vendor, concept, rendering = listed[index]
-        picture = emoji.render(vendor, concept, rendering)
-        return Example(
-            picture, concept, f"{vendor}/{concept:03d}-{rendering}",
-            (emoji.class_names()[concept],) if rendering == 0 else (),  # one picture a text
-            emoji.foreground(vendor, concept, rendering),
-        )  # fmt: skip
+        return Example(emoji.render(vendor, concept, rendering), concept, f"{vendor}/{concept:03d}-{rendering}")
 
-    return Dataset(name, split, len(listed), get, emoji.class_names(), emoji.TEMPLATES)
+    def captions(index: int) -> tuple[str, ...]:
+        _, concept, rendering = listed[index]
+        return (emoji.class_names()[concept],) if rendering == 0 else ()  # one picture a text
+
+    return Dataset(
+        name, split, len(listed), get, emoji.class_names(), emoji.TEMPLATES,
+        labels=[concept for _, concept, _ in listed], captions=captions,
+        segmentation=lambda index: emoji.foreground(*listed[index]),
+    )  # fmt: skip
 
 
 def _root(name: str, data_dir: str | None, split: str | None) -> epath.Path:
@@ -89,58 +89,13 @@ def _root(name: str, data_dir: str | None, split: str | None) -> epath.Path:
     return root
 
 
-def _lines(text: str) -> tuple[str, ...]:
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
-
-
 def _folder(name: str, data_dir: str | None, split: str | None) -> Dataset:
-    """Pictures under a folder, sorted; where they lie in subfolders, the first folder's name is the class. A text file of
-    the same name beside a picture holds its captions, one a line."""
-    root = _root(name, data_dir, split)
-    files = [file for file in files_below(root) if file.suffix.lower() in PICTURE_SUFFIXES]
-    if not files:
-        raise UserError(f"{root} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))})")
-    classes = sorted({file.relative_to(root).parts[0] for file in files if len(file.relative_to(root).parts) > 1})
-    number = {classname: index for index, classname in enumerate(classes)}
-
-    def get(index: int) -> Example:
-        file = files[index]
-        relative, beside = file.relative_to(root), file.with_suffix(".txt")
-        captions = _lines(beside.read_text()) if beside.exists() else ()
-        return Example(file, number.get(relative.parts[0]), relative.as_posix(), captions)
-
-    return Dataset(name, split or "all", len(files), get, classes or None, files=files)
+    return folder_dataset(name, _root(name, data_dir, split), split)
 
 
 def _webdataset(name: str, data_dir: str | None, split: str | None) -> Dataset:
-    """Tar shards as CLIP_benchmark lays them out: SPLIT/0.tar ..., with .cls (a number) or .txt (captions) beside every
-    picture, or .json with `caption` or `captions`, and classnames.txt and zeroshot_classification_templates.txt in the dataset's folder."""
     split = split or "test"
-    root = _root(name, data_dir, split)
-    files = sorted(root.glob("*.tar"), key=lambda file: (len(file.name), file.name))
-    if not files:
-        raise UserError(f"{root} holds no .tar shards")
-    suffixes = {suffix.removeprefix(".") for suffix in PICTURE_SUFFIXES}
-    samples = [sample for sample in tar_index(files) if suffixes & set(sample)]
-    if not samples:
-        raise UserError(f"the shards in {root} hold no pictures ({', '.join(sorted(suffixes))})")
-
-    def get(index: int) -> Example:
-        sample = samples[index]
-        suffix = next(suffix for suffix in sample if suffix in suffixes)
-        label = int(read(sample["cls"])) if "cls" in sample else None
-        captions = _lines(read(sample["txt"]).decode()) if "txt" in sample else ()
-        if not captions and "json" in sample:
-            captions = json_captions(read(sample["json"]), f"{name}/{split}/{index}")
-        return Example(read(sample[suffix]), label, f"{name}/{split}/{index}", captions)
-
-    def listed(file: str) -> tuple[str, ...] | None:
-        path = root.parent / file
-        return _lines(path.read_text()) if path.exists() else None
-
-    return Dataset(
-        name, split, len(samples), get, listed("classnames.txt"), listed("zeroshot_classification_templates.txt"), files
-    )
+    return webdataset(name, _root(name, data_dir, split), split)
 
 
 def _dummy(split: str | None, length: int) -> Dataset:
@@ -199,10 +154,17 @@ def _tfds(name: str, data_dir: str | None, split: str | None) -> Dataset:
 
     def get(index: int) -> Example:
         row = source[index]
-        label = int(row["label"]) if "label" in row else None
-        captions = row["captions"]["text"] if "captions" in row else ()
-        texts = tuple(text.decode() if isinstance(text, bytes) else str(text) for text in captions)
-        return Example(row["image"], label, f"{asked}/{split}/{index}", texts, row.get("segmentation_mask"))
+        label = int(row["label"]) if "label" in row else -1
+        return Example(row["image"], None if label < 0 else label, f"{asked}/{split}/{index}")  # TFDS says -1 for none
 
-    files = [epath.Path(part.filename) for part in instructions]
-    return Dataset(name, split, len(source), get, classnames, files=files)
+    def captions(index: int) -> tuple[str, ...]:
+        row = source[index]
+        texts = row["captions"]["text"] if "captions" in row else ()
+        return tuple(
+            decode(text, f"{asked}/{split}/{index}") if isinstance(text, bytes) else str(text) for text in texts
+        )
+
+    return Dataset(
+        name, split, len(source), get, classnames, files=[epath.Path(part.filename) for part in instructions],
+        captions=captions, segmentation=lambda index: source[index].get("segmentation_mask"),
+    )  # fmt: skip

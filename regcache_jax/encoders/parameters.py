@@ -117,7 +117,7 @@ def parameter_table(spec: EncoderSpec) -> Table:
     table: Table = {"image": image_table(spec.image)}
     if spec.text is not None:
         table |= {"text": text_table(spec.text), "logit_scale": Leaf((), nn.initializers.constant(math.log(1 / 0.07)))}
-        if spec.family == "siglip":
+        if spec.family == "siglip" or spec.logit_bias:
             table["logit_bias"] = Leaf((), nn.initializers.constant(-10.0))
     return table
 

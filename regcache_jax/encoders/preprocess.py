@@ -5,45 +5,44 @@ Pictures come as files people have: greyscale, palette, CMYK, 16-bit, with alpha
 
 from __future__ import annotations
 
-import io
 import os
 from typing import Any
 
 import numpy as np
-from etils import epath
-from jaxtyping import Float, Shaped, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageOps
 
-from regcache_jax.core.errors import UserError
+from regcache_jax.core.errors import UserError, shown
 from regcache_jax.core.spec import Preprocessing
+from regcache_jax.encoders.resampling import Axis, resize_part
+from regcache_jax.files.bounded import read_bytes
+from regcache_jax.files.pictures import LARGEST_FILE, decoded
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-LARGEST_PICTURE = 1 << 28
-"""Pixels beyond which a file is taken for a decompression bomb."""
+MOST_RESIZED = 1 << 24
+"""Pixels that Pillow may make while it resizes; beyond (of 1 x 2,000,000, say) only what is kept is made, by `resampling`."""
 
 
 def open_picture(source: Any, name: str | None = None) -> Image.Image:
-    """Reads a PIL image, path or bytes into RGB. Raises UserError that names what cannot be read.
+    """Reads a PIL image, uint8 array, path or bytes into upright RGB. Raises UserError that names what cannot be read.
 
     `name` stands in the message for a source without one."""
-    if isinstance(source, np.ndarray):
-        source = Image.fromarray(source)
-    given = "picture" if isinstance(source, bytes | Image.Image) else os.fspath(source)
+    given = os.fspath(source) if isinstance(source, str | os.PathLike) else "picture"
     name = name or given
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim not in (2, 3) or source.shape[2:] not in ((), (1,), (3,), (4,)):
+            raise UserError(
+                f"{name} must be an array [Y, X, 3] (or [Y, X]) of uint8, got {list(source.shape)} of {source.dtype}"
+            )
+        source = Image.fromarray(source[..., 0] if source.shape[2:] == (1,) else source)
+    if not isinstance(source, Image.Image):
+        source = decoded(source if isinstance(source, bytes) else read_bytes(source, LARGEST_FILE), name)
     try:
-        if not isinstance(source, Image.Image):
-            data = source if isinstance(source, bytes) else epath.Path(source).read_bytes()
-            source = Image.open(io.BytesIO(data))
-            if source.width * source.height > LARGEST_PICTURE:
-                raise UserError(f"{name} claims {source.width} x {source.height} pixels; that is no picture")
-            source.load()
         return to_rgb(ImageOps.exif_transpose(source))
-    except UserError:
-        raise
-    except UnidentifiedImageError:
-        raise UserError(f"{name} cannot be read as a picture: it is cut off, or in no format that is known") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{name} cannot be read as a picture: {error}") from None
+    except (
+        Exception
+    ) as error:  # Pillow raises what it likes on damaged EXIF and profiles, and on files that it reads only now
+        raise UserError(f"{name} cannot be read as a picture: {shown(error)}") from None
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
@@ -59,49 +58,68 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def resized(picture: Image.Image, spec: Preprocessing) -> tuple[int, int]:
-    """Width and height after the resize. `squash` ignores the aspect; `shortest` scales the shorter side to `resize_size` and
-    rounds the longer one down, as torchvision does."""
+def axes(picture: Image.Image, spec: Preprocessing) -> tuple[Axis, Axis]:
+    """Rows and columns: how many there are, how many after the resize, and which the crop keeps.
+
+    `squash` ignores the aspect; `shortest` scales the shorter side to `resize_size` and rounds the longer one down, as torchvision
+    does. The middle is kept: as transformers cut it; torchvision rounds up."""
+    width, height = picture.size
     side = spec.resize_size
     if spec.resize == "squash":
-        return side, side
-    width, height = picture.size
-    return (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
+        wanted = side, side
+    else:
+        wanted = (int(side * height / width), side) if width <= height else (side, int(side * width / height))
+    rows, columns = (
+        Axis(stored, extent, (extent - spec.image_size) // 2, min(extent, spec.image_size))
+        for stored, extent in zip((height, width), wanted, strict=True)
+    )
+    return rows, columns
 
 
-def crop(pixels: Shaped[np.ndarray, "Y X *C"], spec: Preprocessing) -> Shaped[np.ndarray, "S S *C"]:
-    """The middle of what was resized."""
-    top, left = (
-        (extent - spec.image_size) // 2 for extent in pixels.shape[:2]
-    )  # as transformers; torchvision rounds up
-    return pixels[top : top + spec.image_size, left : left + spec.image_size]
-
-
-def resize(picture: Image.Image, spec: Preprocessing) -> Float[np.ndarray, "Y X 3"]:
-    """Grey levels 0..255 after the resize, before the crop."""
-    size = resized(picture, spec)
+def resize_and_crop(picture: Image.Image, spec: Preprocessing) -> Float[np.ndarray, "S S 3"]:
+    """Grey levels 0..255 of what the crop keeps of the resized picture."""
+    rows, columns = axes(picture, spec)
     if spec.filter == "bilinear_tf":
-        return _bilinear_without_antialias(np.asarray(picture, np.float32), size)
-    return np.asarray(picture.resize(size, FILTERS[spec.filter]), np.float32)
+        return _bilinear_without_antialias(np.asarray(picture), rows, columns)
+    if _pixels(rows, columns) > MOST_RESIZED:
+        return resize_part(np.asarray(picture), rows, columns, spec.filter).astype(np.float32)
+    return np.asarray(_by_pillow(picture, rows, columns, FILTERS[spec.filter]), np.float32)
 
 
-def _bilinear_without_antialias(array: Float[np.ndarray, "Y X 3"], size: tuple[int, int]) -> Float[np.ndarray, "V U 3"]:
+def _pixels(rows: Axis, columns: Axis) -> int:
+    """Pixels after the first of Pillow's two steps, whichever that is, or at the end."""
+    return max(columns.wanted * max(rows.stored, rows.wanted), columns.stored * rows.wanted)
+
+
+def _by_pillow(picture: Image.Image, rows: Axis, columns: Axis, filter: Image.Resampling) -> Image.Image:
+    resized = picture.resize((columns.wanted, rows.wanted), filter)
+    return resized.crop((columns.first, rows.first, columns.first + columns.kept, rows.first + rows.kept))
+
+
+def _bilinear_without_antialias(
+    pixels: UInt8[np.ndarray, "Y X 3"], rows: Axis, columns: Axis
+) -> Float[np.ndarray, "V U 3"]:
     """TensorFlow's `tf.image.resize(method="bilinear", antialias=False)`: half-pixel centres, four taps."""
 
-    def taps(stored: int, wanted: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        centre = np.clip((np.arange(wanted) + 0.5) * stored / wanted - 0.5, 0, stored - 1)
+    def taps(axis: Axis) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        place = np.arange(axis.first, axis.first + axis.kept)
+        centre = np.clip((place + 0.5) * axis.stored / axis.wanted - 0.5, 0, axis.stored - 1)
         low = np.floor(centre).astype(int)
-        return low, np.minimum(low + 1, stored - 1), (centre - low).astype(np.float32)
+        return low, np.minimum(low + 1, axis.stored - 1), (centre - low).astype(np.float32)
 
-    low, high, share = taps(array.shape[0], size[1])
-    rows = array[low] * (1 - share)[:, None, None] + array[high] * share[:, None, None]
-    low, high, share = taps(array.shape[1], size[0])
-    return rows[:, low] * (1 - share)[None, :, None] + rows[:, high] * share[None, :, None]
+    (above, below, down), (left, right, across) = taps(rows), taps(columns)
+    down, across = down[:, None, None], across[None, :, None]
+
+    def column(chosen: np.ndarray) -> Float[np.ndarray, "V U 3"]:
+        upper, lower = (pixels[np.ix_(lines, chosen)].astype(np.float32) for lines in (above, below))
+        return upper * (1 - down) + lower * down
+
+    return column(left) * (1 - across) + column(right) * across
 
 
 def preprocess(source: Any, spec: Preprocessing) -> Float[np.ndarray, "S S 3"]:
     """A picture (PIL image, uint8 array, path or bytes) as float32 `[S, S, 3]`, normalised as the tower was trained."""
-    cropped = crop(resize(open_picture(source), spec), spec)
+    cropped = resize_and_crop(open_picture(source), spec)
     mean, std = np.asarray(spec.mean, np.float32), np.asarray(spec.std, np.float32)
     return ((cropped / np.float32(255.0)) - mean) / std
 
@@ -109,4 +127,7 @@ def preprocess(source: Any, spec: Preprocessing) -> Float[np.ndarray, "S S 3"]:
 def preprocess_map(classes: UInt8[np.ndarray, "Y X"], spec: Preprocessing) -> UInt8[np.ndarray, "S S"]:
     """A map of classes where `preprocess` puts its picture: the nearest pixel's class, cropped alike."""
     picture = Image.fromarray(classes)
-    return crop(np.asarray(picture.resize(resized(picture, spec), Image.Resampling.NEAREST)), spec)
+    rows, columns = axes(picture, spec)
+    if _pixels(rows, columns) > MOST_RESIZED:
+        return classes[np.ix_(rows.nearest(), columns.nearest())]
+    return np.asarray(_by_pillow(picture, rows, columns, Image.Resampling.NEAREST))

@@ -24,10 +24,13 @@ from jaxtyping import Array, Float, Int
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.spec import EncoderSpec
 from regcache_jax.data import batches, open_dataset
+from regcache_jax.data.cut import filled
+from regcache_jax.data.dataset import check_label
 from regcache_jax.encoders.encoder import Encoder, encode_image, encode_text
 from regcache_jax.encoders.tokenizers import load_tokenizer
+from regcache_jax.evaluation.metrics import count_hits, metrics_from_counts
 from regcache_jax.evaluation.protocol import PROTOCOLS
-from regcache_jax.evaluation.zero_shot import average_prompts, count_hits, metrics_from_counts
+from regcache_jax.evaluation.zero_shot import average_prompts
 from regcache_jax.models.folder import read_description
 
 API = "jit"
@@ -53,7 +56,7 @@ def predict(train_state: dict[str, Any], batch: dict[str, Any]) -> tuple[Any, An
     `batch` holds `image [B, Y, X, 3]`, preprocessed, or `labels [B, T]`, padded ids. `out` has big_vision's names: the features
     again, and the temperature and offset of the scores where the encoder has them."""
     encoder: Encoder = train_state["params"]
-    image = encode_image(encoder, batch.image) if "image" in batch else None
+    image = encode_image(encoder, batch["image"]) if "image" in batch else None
     text = encode_text(encoder, batch["labels"]) if "labels" in batch else None
     out = {name: found for name, found in (("img/normalized", image), ("txt/normalized", text)) if found is not None}
     if encoder.params.logit_scale is not None:
@@ -111,6 +114,7 @@ class Evaluator:
         vectors = self.class_vectors(train_state)
         totals: dict[str, np.ndarray] = {}
         for batch in batches(self.data, self.preprocess, self.batch_size // jax.process_count()):
+            check_label(int(batch.label.max(initial=0)), len(self.prompts.classnames), f"an example of {self.name}")
             placed = jax.tree.map(functools.partial(jax.make_array_from_process_local_data, self._rows), batch)
             counts = jax.device_get(self._count(train_state, vectors, placed.image, placed.label, placed.mask))
             totals = {name: count + totals.get(name, 0) for name, count in counts.items()}
@@ -124,7 +128,7 @@ class Evaluator:
         size, count = self.batch_size, len(self._ids)
         found = []
         for first in range(0, count, size):
-            part = self._ids[np.minimum(np.arange(first, first + size), count - 1)]  # the last one fills up
+            part = filled(self._ids[first : first + size], size)
             ids = jax.make_array_from_callback(part.shape, self._rows, part.__getitem__)
             found.append(np.asarray(self._embed(train_state, ids).addressable_data(0)))
         return average_prompts(np.concatenate(found)[:count], len(self.prompts.classnames))

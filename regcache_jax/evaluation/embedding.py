@@ -15,6 +15,7 @@ from regcache_jax.data.batches import Missing, batches
 from regcache_jax.data.dataset import Dataset
 from regcache_jax.encoders.encoder import encode_image
 from regcache_jax.evaluation.loop import Parallel, extract_labelled, round_up
+from regcache_jax.evaluation.rows import check_rows
 from regcache_jax.evaluation.zero_shot import encode_ids, text_identity
 from regcache_jax.files.identity import content_hash
 from regcache_jax.files.paths import write_whole
@@ -39,7 +40,9 @@ def embed_pictures(
     parallel: Parallel = "jit",
     progress: Callable[[int], None] | None = None,
 ) -> Embedded:
-    """Features of all pictures of a dataset, in its order. `strict` raises at the first picture that cannot be read."""
+    """Features of all pictures of a dataset, in its order. `strict` raises at the first picture that cannot be read.
+
+    Raises UserError where none can be, and for features that are not finite."""
     missing = None if strict else Missing(allowed=len(dataset))
     found = extract_labelled(
         encode_image,
@@ -49,6 +52,7 @@ def embed_pictures(
         micro_batch="auto",
         progress=progress,
     )
+    check_rows(model.encoder, found, dataset, model.encoder.spec.preprocessing)
     unreadable = [] if missing is None else missing.messages
     if not len(found["place"]):
         raise UserError(f"none of the {len(dataset)} pictures could be read; the first: {unreadable[0]}")

@@ -1,10 +1,10 @@
 """One evaluation loop under `jax.pmap` and under `jax.jit` with a sharded batch, on one host or many, with the same results.
 
-Batches are padded to one shape and masked; large per-device batches are cut into micro-batches; counts are summed on the devices
-in integers. The host prepares the next batch while the devices work on this one, and never runs further ahead than that.
+Batches are padded to one shape and masked; large per-device batches are cut into micro-batches. The host prepares the next batch
+while the devices work on this one, and never runs further ahead than that.
 
 Many hosts: after `jax.distributed.initialize()` the devices of all processes work on one program. Every process feeds its own
-share (`data.batches` sees to that); totals and rows come back whole, on every process alike.
+share (`data.batches` sees to that); rows come back whole, on every process alike, and `measure` counts hits in them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MicroBatch = int | Literal["auto"] | None
 AXIS = "data"
 Step = Callable[[Any, Any], Any]
 """A pure function of (state, batch); a batch is a `Batch` or any named tuple of arrays with a `mask`. What it returns has the
-batch's axis in front (`map_batches`) or is a sum over the batch (`sum_batches`)."""
+batch's axis in front."""
 
 Compile = Callable[..., Any]
 """From a step and the shapes of its arguments to a compiled program."""
@@ -90,10 +90,10 @@ def _when_ready(output: Any) -> float:
 
 
 @functools.lru_cache(maxsize=32)  # one closure a step, so that JAX finds what it has compiled
-def in_micro_batches(step: Step, micro_batch: int | None, shares: int = 1, summed: bool = False) -> Step:
+def in_micro_batches(step: Step, micro_batch: int | None, shares: int = 1) -> Step:
     """The same step, run over slices one after the other, so that temporaries stay small: `micro_batch` rows of every device's
     share of the batch. `shares`: devices over which the rows that the step sees are spread (1 under pmap, whose step sees those of
-    one device). Per-example outputs come back in the batch's order; those of a `summed` step are added up."""
+    one device). Outputs come back in the batch's order."""
 
     def sliced(state: Any, batch: Any) -> Any:
         rows = batch.mask.shape[0] // shares
@@ -106,8 +106,6 @@ def in_micro_batches(step: Step, micro_batch: int | None, shares: int = 1, summe
             return jnp.swapaxes(parts, 0, 1).reshape(slices, shares * micro_batch, *leaf.shape[1:])
 
         def join(leaf: Array) -> Array:
-            if summed:
-                return jnp.sum(leaf, axis=0, dtype=leaf.dtype)
             parts = leaf.reshape(slices, shares, micro_batch, *leaf.shape[2:])
             return jnp.swapaxes(parts, 0, 1).reshape(shares * rows, *leaf.shape[2:])
 
@@ -188,7 +186,7 @@ def each_batch(
     """What `map_batches` joins: this process's rows of each batch, when they are there. The next batch is under way by then."""
     axes = 2 if parallel == "pmap" else 1
     waiting: tuple[Any, np.ndarray] | None = None
-    for output, batch in _run(step, state, batches, parallel, micro_batch, False, watch):
+    for output, batch in _run(step, state, batches, parallel, micro_batch, watch):
         if waiting is not None:
             yield _real_rows(*waiting, axes)
         waiting = output, batch.mask
@@ -198,39 +196,12 @@ def each_batch(
         yield _real_rows(*waiting, axes)
 
 
-def sum_batches(
-    step: Step,
-    state: Any,
-    batches: Iterable[Any],
-    *,
-    parallel: Parallel = "jit",
-    micro_batch: MicroBatch = None,
-    progress: Callable[[int], None] | None = None,
-    watch: Watch | None = None,
-) -> Any:
-    """Runs a counting step over all batches, sums its integers on the devices of all processes, and returns the totals."""
-    totals = None
-    for counts, batch in _run(step, state, batches, parallel, micro_batch, True, watch):
-        if totals is not None:
-            jax.block_until_ready(totals)  # at most one batch under way, so that memory stays flat
-            counts = jax.tree.map(jnp.add, totals, counts)
-        totals = counts
-        if progress is not None:
-            progress(int(batch.mask.sum()))
-    if totals is None:
-        raise UserError("there is nothing to evaluate: the dataset is empty")
-    return jax.tree.map(
-        lambda leaf: np.asarray(leaf.addressable_data(0)).reshape(leaf.shape[parallel == "pmap" :]), totals
-    )
-
-
 def _run(
     step: Step,
     state: Any,
     batches: Iterable[Any],
     parallel: Parallel,
     micro_batch: MicroBatch,
-    summed: bool,
     watch: Watch | None,
 ) -> Iterator[tuple[Any, Any]]:
     """Dispatches batch after batch; yields what the devices are making and the batch it is made from."""
@@ -240,7 +211,7 @@ def _run(
             _check_divides(batch, jax.local_device_count())
             state = _each_encoder(Encoder.prepared, state) if jax.default_backend() in SERVED_ON else state
             size = _own_micro_batch(step, state, batch) if micro_batch == "auto" else micro_batch
-            run, place = _compile(step, parallel, size, summed)
+            run, place = _compile(step, parallel, size)
             state = place(state)
         if watch is not None:
             watch.batch_is_there()
@@ -280,7 +251,7 @@ def in_order(rows: Any, place: np.ndarray) -> Any:
 
 @functools.lru_cache(maxsize=32)
 def _compile(
-    step: Step, parallel: Parallel, micro_batch: int | None, summed: bool
+    step: Step, parallel: Parallel, micro_batch: int | None
 ) -> tuple[Callable[[Any, Any], Any], Callable[[Any], Any]]:
     """The step over all devices of all processes, and where its state has to lie."""
     devices, local = jax.devices(), jax.local_device_count()
@@ -293,11 +264,10 @@ def _compile(
         return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(everywhere, np.asarray(leaf)), state)
 
     if parallel == "pmap":
-        sliced = in_micro_batches(step, micro_batch, 1, summed)
+        sliced = in_micro_batches(step, micro_batch)
 
         def mapped(state: Any, batch: Batch) -> Any:
-            output = sliced(_sharing_measured_scales(state), batch)
-            return jax.lax.psum(output, AXIS) if summed else output
+            return sliced(_sharing_measured_scales(state), batch)
 
         run_mapped = jax.pmap(mapped, axis_name=AXIS, in_axes=(None, 0), devices=devices)
 
@@ -307,8 +277,8 @@ def _compile(
 
         return run_pmap, place
 
-    sliced = in_micro_batches(step, micro_batch, len(devices), summed)
-    jitted = jax.jit(sliced, out_shardings=everywhere if summed else rows)
+    sliced = in_micro_batches(step, micro_batch, len(devices))
+    jitted = jax.jit(sliced, out_shardings=rows)
 
     def run_jit(state: Any, batch: Any) -> Any:
         _check_divides(batch, local)
@@ -400,7 +370,7 @@ def extract_labelled(
     progress: Callable[[int], None] | None = None,
     watch: Watch | None = None,
 ) -> dict[str, Any]:
-    """`features` (whatever `encode` returns), `label` and `place` of all real examples, in the dataset's order, on every process."""
+    """`features`, whether they are `finite`, `label` and `place` of all real examples, in the dataset's order, on every process."""
     rows = map_batches(
         encoding(encode), state, batches,
         parallel=parallel, micro_batch=micro_batch, progress=progress, watch=watch,
@@ -410,10 +380,12 @@ def extract_labelled(
 
 @functools.lru_cache(maxsize=32)
 def encoding(encode: Callable[[Any, Any], Any]) -> Step:
-    """The step that encodes a batch and keeps its labels and places."""
+    """The step that encodes a batch, notes which rows are finite, and keeps its labels and places."""
 
     def step(state: Any, batch: Batch) -> Any:
         features = encode(state, jnp.asarray(batch.image))
-        return {"features": features, "label": jnp.asarray(batch.label), "place": jnp.asarray(batch.place)}
+        finite = jnp.isfinite(features).all(axis=tuple(range(1, features.ndim)))
+        label, place = jnp.asarray(batch.label), jnp.asarray(batch.place)
+        return {"features": features, "finite": finite, "label": label, "place": place}
 
     return step

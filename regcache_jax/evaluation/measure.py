@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.data.cut import filled
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.evaluation.zero_shot import compare_features, count_hits, metrics_from_counts
+from regcache_jax.evaluation.metrics import agreement, compare_features, count_hits, metrics_from_counts, predictions
 
 Scorer = Callable[[Float[np.ndarray, "n E"]], Float[np.ndarray, "n C"]]
 """From features to a score for every class: class vectors of a text tower, or votes of nearest neighbours."""
@@ -35,20 +36,26 @@ class Measured(NamedTuple):
 
 def measure(found: Labelled, score: Scorer, reference: Measured | None = None, rows: int = 1024) -> Measured:
     """Accuracy of features under a classifier; with `reference` (the float encoder on the same pictures) also cosine, error
-    and agreement of the predictions. Hits are counted on the device in integers, `rows` pictures at a time."""
+    and agreement of the predictions. Hits are counted and added up on the device in integers, `rows` pictures at a time.
+
+    Raises UserError for an empty dataset and for a class that has no score."""
     totals: dict[str, Array] | None = None
-    predictions = []
+    said = []
     for first in range(0, len(found.features), rows):
         scores, labels = score(found.features[first : first + rows]), found.labels[first : first + rows]
+        if labels.max() >= scores.shape[1]:
+            raise UserError(
+                f"a picture is of class {labels.max()}, and there are {scores.shape[1]} classes (0..{scores.shape[1] - 1}): "
+                "labels and class names do not belong together"
+            )
         mask = np.arange(rows) < len(scores)
-        padded = np.concatenate([scores, np.zeros((rows - len(scores), scores.shape[1]), scores.dtype)])
-        counts = _count(jnp.asarray(padded), jnp.asarray(np.resize(labels, rows)), jnp.asarray(mask))
+        counts = _count(jnp.asarray(filled(scores, rows)), jnp.asarray(filled(labels, rows)), jnp.asarray(mask))
         totals = counts if totals is None else {name: totals[name] + count for name, count in counts.items()}
-        predictions.append(np.argmax(scores, axis=1).astype(np.int32))
+        said.append(predictions(scores))
     if totals is None:
         raise UserError("there is nothing to evaluate: the dataset is empty")
     metrics = metrics_from_counts({name: np.asarray(count) for name, count in totals.items()})
-    return compared(Measured(metrics, found.features, np.concatenate(predictions)), reference)
+    return compared(Measured(metrics, found.features, np.concatenate(said)), reference)
 
 
 def compared(found: Measured, reference: Measured | None) -> Measured:
@@ -60,9 +67,9 @@ def compared(found: Measured, reference: Measured | None) -> Measured:
         raise UserError(
             f"this encoder gives {len(found.features)} features, its float reference {len(reference.features)}: they cannot be compared"
         )
-    agreement = float(np.mean(found.predictions == reference.predictions))
     near = compare_features(found.features, reference.features)
-    return found._replace(metrics={**found.metrics, **near, "agreement": agreement})
+    same = agreement(found.predictions, reference.predictions)
+    return found._replace(metrics={**found.metrics, **near, "agreement": same})
 
 
 _count = jax.jit(count_hits)

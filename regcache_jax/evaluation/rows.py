@@ -22,6 +22,7 @@ from regcache_jax.core.spec import Preprocessing
 from regcache_jax.data.batches import Missing, batches
 from regcache_jax.data.dataset import Dataset
 from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.encoders.finite import not_finite
 from regcache_jax.encoders.identity import image_identity
 from regcache_jax.encoders.preprocess import preprocess
 from regcache_jax.evaluation.loop import (
@@ -82,8 +83,8 @@ def encode_dataset(
 ) -> Rows:
     """Rows of `encode(encoder, pictures)` for a whole dataset, its pictures prepared as `preparation` says.
 
-    `progress` hears of pictures as they are done, `tell` of chunks that are damaged. Raises UserError for an empty dataset and for
-    more unreadable pictures than may be missing."""
+    `progress` hears of pictures as they are done, `tell` of chunks that are damaged. Raises UserError for an empty dataset, for more
+    unreadable pictures than may be missing, and for rows that are not finite."""
     if not len(dataset):
         raise UserError("there is nothing to evaluate: the dataset is empty")
     size = round_up(setting.batch_size)
@@ -112,6 +113,7 @@ def encode_dataset(
     for start in left:
         count = -(-min(chunk, len(dataset) - start) // step)
         rows = from_all_processes(concatenate(list(itertools.islice(made, count))))
+        check_rows(encoder, rows, dataset, preparation)
         faults = _faults_of_all(missing, start, start + chunk, max(setting.allow_missing, GIVE_UP))
         done[start] = in_order(rows, rows["place"])
         listed = {"missing": np.array(list(faults), np.int32), "faults": np.array(list(faults.values()), str)}
@@ -127,6 +129,13 @@ def encode_dataset(
             f"(--allow-missing {len(missing.faults)} leaves them out): {'; '.join(missing.messages)}"
         )
     return Rows(whole["features"], whole["label"], whole["place"], missing.messages)
+
+
+def check_rows(encoder: Encoder, rows: dict[str, np.ndarray], dataset: Dataset, preparation: Preprocessing) -> None:
+    """Takes `finite` out of some rows. Raises UserError that says where it begins, for a picture whose row is not."""
+    if not (finite := rows.pop("finite")).all():
+        example = dataset[int(rows["place"][np.argmin(finite)])]
+        raise not_finite(encoder, preprocess(example.image, preparation)[None], example.name)
 
 
 def _stored(store: Store, starts: range, tell: Callable[[str], None] | None) -> dict[int, Arrays]:

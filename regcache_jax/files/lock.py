@@ -26,14 +26,16 @@ _guard = threading.Lock()
 
 
 @contextlib.contextmanager
-def held(path: epath.PathLike) -> Iterator[None]:
-    """Exclusive use of a folder or of the name of a file while the block runs; the same process may ask for it again within.
-
-    Raises UserError that says who holds it."""
+def held(path: epath.PathLike, *, folder: bool = False) -> Iterator[None]:
+    """Exclusive use of a name while the block runs, or of what lies in a `folder`; the same process may ask for it again within. Folders
+    that are not there are made, and the last of them goes again if it stays empty. Raises UserError that says who holds it."""
     if "://" in str(path):
         yield
         return
-    file = _lock_file(str(path))
+    path = os.path.realpath(path)
+    within, name = (path, ".lock") if folder else (os.path.dirname(path), f".{os.path.basename(path)}.lock")
+    file, is_new = os.path.join(within, name), not os.path.isdir(within)
+    os.makedirs(within, exist_ok=True)
     with _guard:
         handle, count = _held.get(file) or (_take(file, path), 0)
         _held[file] = handle, count + 1
@@ -48,23 +50,17 @@ def held(path: epath.PathLike) -> Iterator[None]:
                 with contextlib.suppress(OSError):  # the folder itself may be gone
                     os.unlink(file)  # before it is let go: who waits on it sees that it is another one
                 os.close(handle)
+        if is_new:
+            with contextlib.suppress(OSError):  # it is not empty: something was made
+                os.rmdir(within)
 
 
 @contextlib.contextmanager
 def held_by_first(path: epath.PathLike) -> Iterator[None]:
-    """The same for several processes that work together: the first holds it, and none goes on where it cannot."""
+    """The same of a folder, for several processes that work together: the first holds it, and none goes on where it cannot."""
     with contextlib.ExitStack() as stack:
-        from_first(lambda: stack.enter_context(held(path)))
+        from_first(lambda: stack.enter_context(held(path, folder=True)))
         yield
-
-
-def _lock_file(path: str) -> str:
-    """In a folder that is there, else beside the name. Its folder is made."""
-    path = os.path.realpath(path)
-    if os.path.isdir(path):
-        return os.path.join(path, ".lock")
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    return os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.lock")
 
 
 def _take(file: str, path: epath.PathLike) -> int:

@@ -37,13 +37,17 @@ class Log(Generic[T]):
         self._lines = [header]
         if self.path is None:
             return
-        holding = contextlib.ExitStack()
-        holding.enter_context(held(self.path))
-        self.close = weakref.finalize(self, holding.close)
+        with contextlib.ExitStack() as holding:
+            holding.enter_context(held(self.path))
+            self._read(header, schema, kind)
+            self.close = weakref.finalize(self, holding.pop_all().close)
+
+    def _read(self, header: bytes, schema: type[T], kind: str) -> None:
+        """Takes over the lines of the file that are whole, and leaves the file with those."""
+        assert self.path is not None
         content = read_bytes(self.path, TEXT_LIMIT) if self.path.exists() else b""
         first, *rest = content.splitlines(keepends=True) or [b""]
         if first != header and not header.startswith(first):
-            self.close()
             why = (
                 f"belongs to another {kind}"
                 if _is_whole(first)

@@ -104,7 +104,6 @@ def whole_folder(path: epath.PathLike) -> Iterator[epath.Path]:
 
     Raises UserError where the name is taken, and where another process is making it."""
     path = epath.Path(path)
-    refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with held(path):
         refuse_existing(path)

@@ -28,8 +28,9 @@ def write_tensors(path: epath.PathLike, arrays: Mapping[str, np.ndarray], texts:
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))  # it has an order of its own every time
-    ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
-    write_whole(path, content[:8] + ordered + content[8 + size :])
+    ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    ordered = ordered.ljust(-(-len(ordered) // 8) * 8)  # arrays begin at a multiple of eight
+    write_whole(path, len(ordered).to_bytes(8, "little") + ordered + content[8 + size :])
 
 
 def read_tensors(path: epath.PathLike, kind: str, known: set[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ from pydantic import ConfigDict, Field, StringConstraints
 from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from regcache_jax.core.errors import UserError, shown
+from regcache_jax.core.scheme import Scheme
 from regcache_jax.files.bounded import parse_json, read_bytes
 from regcache_jax.files.paths import files_below
 from regcache_jax.files.sealed import check_description
@@ -70,6 +72,17 @@ def read_description(folder: epath.PathLike) -> dict[str, Any]:
         return dict(parse_json(content, _Sizes, file))
     check_description(file, content)
     return dict(parse_json(content, _Sealed, file))
+
+
+def read_scheme(tree: Mapping[str, Any] | None, file: epath.Path) -> Scheme | None:
+    """A scheme from encoder.json, every value of its type. Raises UserError for others and for names that are not known."""
+    if tree is None:
+        return None
+    try:
+        Scheme.from_json(dict(tree))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{file}: scheme: {error}") from None
+    return parse_json(json.dumps(tree), Scheme, file)
 
 
 def check_sizes(folder: epath.Path, description: Mapping[str, Any]) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.metadata
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,9 +21,16 @@ from jaxtyping import Array, Float
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.encoders.encoder import Encoder, encode_image
-from regcache_jax.files.paths import refuse_existing, write_whole
+from regcache_jax.files.bounded import read_bytes, read_json
+from regcache_jax.files.identity import sha256
+from regcache_jax.files.paths import refuse_existing, write_json, write_whole
+from regcache_jax.files.sealed import is_sealed, seal
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+PROGRAM = "program_sha256"
+"""The key, beside an artefact, of its hash."""
+LARGEST_PROGRAM = 8 << 30
+"""Bytes of an artefact that is read."""
 
 
 def serving_function(encoder: Encoder) -> Callable[[Float[Array, "B Y X 3"]], Float[Array, "B E"]]:
@@ -82,11 +88,15 @@ def export(
     images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
     with _no_source_locations():
         exported = stablehlo.export(jax.jit(serving_function(encoder)), platforms=platforms)(images)
-    write_whole(
-        path.with_name(path.name + ".json"), json.dumps(metadata(encoder, platforms, micro_batch), indent=2).encode()
-    )
-    write_whole(path, bytes(exported.serialize()))
+    program = bytes(exported.serialize())
+    write_json(facts_file(path), seal({**metadata(encoder, platforms, micro_batch), PROGRAM: sha256(program)}))
+    write_whole(path, program)
     return path
+
+
+def facts_file(path: epath.Path) -> epath.Path:
+    """The file beside an artefact that says how to use it."""
+    return path.with_name(path.name + ".json")
 
 
 @contextlib.contextmanager
@@ -102,10 +112,19 @@ def _no_source_locations() -> Iterator[None]:
 
 
 def load(path: epath.PathLike) -> Callable[[Float[Array, "B Y X 3"]], Float[Array, "B E"]]:
-    """An exported tower as a function from preprocessed float32 images to features. Raises UserError for other files."""
+    """An exported tower as a function from preprocessed float32 images to features.
+
+    A program runs with this process's rights, so it is taken only with the facts beside it, both as they were written. Raises
+    UserError for others."""
     path = epath.Path(path)
+    program = read_bytes(path, LARGEST_PROGRAM)
+    facts = read_json(facts_file(path), dict[str, Any])
+    if not is_sealed(facts) or facts.get(PROGRAM) != sha256(program):
+        raise UserError(
+            f"{path} and {facts_file(path).name} are not as `regcache export` wrote them (a hash differs); export again"
+        )
     try:
-        exported = stablehlo.deserialize(bytearray(path.read_bytes()))
+        exported = stablehlo.deserialize(bytearray(program))
     except Exception as error:  # another kind of file fails in flatbuffers or MLIR, each with its own exceptions
         reason = (str(error).splitlines() or [""])[0][:200]
         raise UserError(f"{path} is not an exported encoder ({type(error).__name__}: {reason})") from error

@@ -35,7 +35,7 @@ from regcache_jax.core.spec import EncoderSpec
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.preprocess import preprocess
 from regcache_jax.encoders.tokenizers import load_tokenizer
-from regcache_jax.files.paths import refuse_existing, whole_folder
+from regcache_jax.files.paths import whole_folder
 from regcache_jax.files.sealed import FILES, belongs, check_folder, describe_folder
 from regcache_jax.models import layout
 from regcache_jax.models.description import (
@@ -44,6 +44,7 @@ from regcache_jax.models.description import (
     PARAMS_FOLDER,
     check_sizes,
     read_description,
+    read_scheme,
 )
 from regcache_jax.models.plan_file import load_plan, save_plan
 
@@ -89,7 +90,6 @@ def save(
     """Writes a model folder and returns its path. `metadata` is kept in encoder.json beside what stands there anyway;
     `dtype` casts float weights on the way. Raises UserError if the folder exists."""
     folder = epath.Path(folder)
-    refuse_existing(folder)
     encoder = encoder if dtype is None else encoder.astype(dtype)
     flat = to_names(encoder.params)
     description = {
@@ -213,11 +213,11 @@ def tokenizer_files(folder: epath.PathLike) -> list[str]:
 
 def _read_spec(folder: epath.Path, description: Mapping[str, Any]) -> tuple[EncoderSpec, Scheme | None]:
     try:
-        scheme = description.get("scheme")
-        return EncoderSpec.from_json(description["spec"]), None if scheme is None else Scheme.from_json(scheme)
+        spec = EncoderSpec.from_json(description["spec"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{folder / ENCODER_FILE} does not describe an encoder: {reason}") from None
+    return spec, read_scheme(description["scheme"], folder / ENCODER_FILE)
 
 
 def _read_shapes(

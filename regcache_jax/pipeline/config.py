@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from regcache_jax.core.scheme import Weights
 from regcache_jax.core.search_config import SearchConfig
-from regcache_jax.evaluation.knn import NEIGHBOURS, TEMPERATURE
+from regcache_jax.evaluation.evaluators.knn import NEIGHBOURS, TEMPERATURE
 from regcache_jax.files.bounded import parse_json
 
 STRICT = pydantic.ConfigDict(extra="forbid", strict=True)

@@ -10,6 +10,7 @@ from etils import epath
 
 from regcache_jax.core.observer import Observer
 from regcache_jax.data import Dataset, load_images, open_dataset
+from regcache_jax.data.batches import dullness
 from regcache_jax.encoders.identity import encoder_hash
 from regcache_jax.evaluation.protocol import PROTOCOLS, Prompts
 from regcache_jax.evaluation.zero_shot import class_vectors
@@ -26,6 +27,7 @@ class Material:
     def __init__(self, config: RunConfig, workdir: epath.PathLike, observer: Observer) -> None:
         self.config, self.observer = config, observer
         self.workdir = Workdir(workdir, observer)
+        self.cache = Cache(self.workdir.path)
         self.protocol = PROTOCOLS[config.protocol]
         self.model = self._load_model()
         self.encoder = self.model.encoder
@@ -63,11 +65,17 @@ class Material:
     def _open_dataset(self, which: str) -> Dataset:
         """Their dataset."""
         given = self.pictures(which)
-        return open_dataset(given.dataset, given.data_dir or None, given.split or None, given.limit or None)
+        data = open_dataset(given.dataset, given.data_dir or None, given.split or None, given.limit or None)
+        for note in data.notes:
+            self.observer.said(note)
+        return data
 
     def _load_images(self, which: str) -> np.ndarray:
         """Its preprocessed pictures, read once."""
-        return load_images(self.dataset(which), self.preprocess)
+        images = load_images(self.dataset(which), self.preprocess)
+        if (dull := dullness(images)) is not None:
+            self.observer.said(f"{which}: {dull}")
+        return images
 
     def _identify_data(self, which: str) -> Json:
         """What a stage that reads some data depends on."""
@@ -92,6 +100,4 @@ class Material:
     def _make_class_vectors(self) -> np.ndarray:
         """Class vectors of the evaluation's classes, which the work folder keeps."""
         prompts = self.prompts()
-        return class_vectors(
-            self.encoder, self.model.tokenize, prompts.classnames, prompts.templates, cache=Cache(self.workdir.path)
-        )
+        return class_vectors(self.encoder, self.model.tokenize, prompts.classnames, prompts.templates, cache=self.cache)

@@ -12,8 +12,9 @@ import numpy as np
 from regcache_jax.data import Dataset
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.evaluation import rows
+from regcache_jax.evaluation.job import Found, Job, Options
 from regcache_jax.evaluation.measure import Measured, describe
-from regcache_jax.evaluation.tasks import classification, nearest_neighbours
+from regcache_jax.evaluation.tasks import TASKS
 from regcache_jax.files import results
 from regcache_jax.files.distributed import from_first, is_first
 from regcache_jax.files.paths import remove
@@ -81,9 +82,10 @@ class Rows:
                 encoder = self.stages.encoder_of(cell)
             found = self._measure(encoder, None if is_reference else self.reference())
             if is_reference and is_first():
-                write_array(folder / FEATURES, found.features)
-                write_array(folder / PREDICTIONS, found.predictions)
-            return Entry(cell, metrics=found.metrics, described=self._description(cell, encoder, len(found.features)))
+                write_array(folder / FEATURES, found.measured.features)
+                write_array(folder / PREDICTIONS, found.measured.predictions)
+            described = self._description(cell, encoder, found.examples)
+            return Entry(cell, metrics=found.measured.metrics, described=described)
 
         files = [FEATURES, PREDICTIONS] if is_reference else []
         stage = f"evaluate_{cell.bits}_{kind_of(cell)}"
@@ -96,15 +98,17 @@ class Rows:
         folder = self.material.workdir.path
         return Measured({}, read_array(folder / FEATURES), read_array(folder / PREDICTIONS).astype(np.int32))
 
-    def _measure(self, encoder: Encoder, reference: Measured | None) -> Measured:
-        own, encode = self.material, functools.partial(self._encode, encoder)
-        data = own.dataset("evaluation")
-        if self.config.task == "zeroshot_classification":
-            return classification(encode, data, own.class_vectors(), reference)[0]
-        return nearest_neighbours(
-            encode, data, own.dataset("bank"),
-            neighbours=self.config.neighbours, temperature=self.config.temperature, reference=reference,
-        )[0]  # fmt: skip
+    def _measure(self, encoder: Encoder, reference: Measured | None) -> Found:
+        own, config, task = self.material, self.config, TASKS[self.config.task]
+        job = Job(
+            own.model, encoder, functools.partial(self._encode, encoder), own.dataset("evaluation"),
+            bank=own.dataset("bank") if task.trained else None, prompts=own.prompts() if task.worded else None,
+            options=Options(config.neighbours, config.temperature), cache=own.cache, reference=reference,
+        )  # fmt: skip
+        found = task.run(job)
+        for line in found.notes:
+            own.observer.said(line)
+        return found
 
     def _encode(self, encoder: Encoder, encode: Callable[[Encoder, Any], Any], data: Dataset) -> rows.Rows:
         config, done = self.config, 0

@@ -70,13 +70,15 @@ def calibrate(encoder: Encoder, batches: Iterable[Float[Array | np.ndarray, "_ Y
 
 def check_finite(ranges: Ranges) -> None:
     """Raises UserError naming the first block and site whose range is NaN or infinite."""
-    for site, values in sorted(ranges.items(), key=lambda item: INPUTS.index(item[0])):
-        bad = ~jnp.isfinite(values.reshape(values.shape[0], -1)).all(axis=1)
-        if bool(bad.any()):
-            block = int(jnp.argmax(bad))
-            raise UserError(
-                f"activations at site {site} of block {block} are not finite; the weights or the pictures hold NaN or infinity"
-            )
+    bad = {
+        site: ~np.isfinite(np.asarray(values)).reshape(len(values), -1).all(axis=1) for site, values in ranges.items()
+    }
+    places = [(int(np.argmax(blocks)), INPUTS.index(site)) for site, blocks in bad.items() if blocks.any()]
+    if places:
+        block, site = min(places)  # in the order in which a picture passes
+        raise UserError(
+            f"activations at site {INPUTS[site]} of block {block} are not finite; the weights or the pictures hold NaN or infinity"
+        )
 
 
 def scales_from_ranges(ranges: Ranges, bits: int) -> Ranges:

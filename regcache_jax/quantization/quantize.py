@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -12,24 +12,15 @@ from jaxtyping import Array, Float, Int
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.scheme import Scheme
+from regcache_jax.data.cut import in_batches
 from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.encoders.finite import check_weights
 from regcache_jax.quantization.calibration import Calibration, add_grids, find_grids
 from regcache_jax.quantization.kernels import quantize_kernels
 from regcache_jax.quantization.methods.folding import with_blocks
 from regcache_jax.quantization.methods.method import Batches
 from regcache_jax.quantization.methods.table import methods_of
 from regcache_jax.quantization.parts import quantize_head, quantize_text
-
-
-def in_batches(
-    images: Float[Array | np.ndarray, "n Y X 3"], size: int = 64, *, fill: bool = True
-) -> Iterator[Float[Array | np.ndarray, "B Y X 3"]]:
-    """Cuts an array into batches of one shape: the last one repeats its last image, which no range sees (`fill=False`: it is
-    shorter, for statistics that would)."""
-    for first in range(0, len(images), size):
-        batch = images[first : first + size]
-        missing = min(size, len(images)) - len(batch) if fill else 0
-        yield np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)]) if missing else batch
 
 
 def quantize(
@@ -47,7 +38,7 @@ def quantize(
     scheme measures its scales as it runs, or where a `calibration` was made before (with the same plan in place). It is streamed
     once, unless the scheme's method needs it several times. `texts`: padded ids, from which a text tower's scales are calibrated.
     `plan=None` keeps the plan that the encoder has. Raises UserError where a static scheme or a method has nothing to be
-    calibrated on."""
+    calibrated on, and where a range, scale or weight is not finite."""
     if encoder.scheme is not None:
         raise UserError(f"{encoder.spec.name} is quantised already ({encoder.scheme.name})")
     scheme.check_rules(encoder.spec.image.blocks.num_blocks)
@@ -79,4 +70,6 @@ def quantize(
         quantized = method.finish(encoder, quantized, batches) if method.finish else quantized
     if "head" in scheme.also:
         quantized = quantize_head(encoder, quantized, batches)
-    return quantize_text(quantized, texts) if "text" in scheme.also else quantized
+    quantized = quantize_text(quantized, texts) if "text" in scheme.also else quantized
+    check_weights(quantized, "image")
+    return quantized

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Array, Bool, Float
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.spec import EncoderSpec
+from regcache_jax.data.cut import cut
 
-Batches: TypeAlias = Iterable[tuple[Float[np.ndarray, "B Y X 3"], Bool[np.ndarray, "B"]]]
+Batches: TypeAlias = Iterable[tuple[Float[Array | np.ndarray, "B Y X 3"], Bool[np.ndarray, "B"]]]
 """Batches of images with a mask: rows with mask False only fill a batch up."""
 
 Images: TypeAlias = Float[np.ndarray, "n Y X 3"] | Batches
 """A set that fits in memory as one array, or one that does not as batches with masks."""
-
-
-def reference_batches(images: Float[np.ndarray, "n Y X 3"], size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches of one shape with a mask; the last one is filled up with its last image."""
-    size = min(size, len(images))
-    for first in range(0, len(images), size):
-        part = np.asarray(images[first : first + size])
-        mask = np.arange(size) < len(part)
-        yield np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)]), mask
 
 
 def check_images(images: Float[np.ndarray, "n Y X 3"], spec: EncoderSpec) -> None:
@@ -57,4 +49,4 @@ def as_batches(images: Images, spec: EncoderSpec, size: int) -> Batches:
         return images
     array = np.asarray(images)
     check_images(array, spec)
-    return reference_batches(array, size)
+    return cut(array, size)

@@ -15,13 +15,14 @@ from jaxtyping import Float, Int
 
 from regcache_jax.core.scheme import SITES, Scheme
 from regcache_jax.core.sites import Block, Grid, ImageTower
+from regcache_jax.data.cut import cut
 from regcache_jax.encoders.blocks import run_blocks
 from regcache_jax.encoders.encoder import Encoder, normalize
 from regcache_jax.encoders.rounding import Run
 from regcache_jax.encoders.vision import image_features, pool
 from regcache_jax.quantization.calibrate import calibrate, scales_from_ranges
 from regcache_jax.quantization.kernels import quantize_kernels
-from regcache_jax.registers.reference import check_images, reference_batches
+from regcache_jax.registers.reference import check_images
 from regcache_jax.registers.search.trial import feature_errors
 
 
@@ -74,12 +75,12 @@ def sensitivity(
     encoder = encoder.with_plan(None)
     scheme = Scheme(scheme.weight_bits, scheme.activation_bits, "static", scheme.weights)
     spec, params, unit = encoder.spec.image, encoder.params.image, encoder.spec.normalize
-    ranges = calibrate(encoder, (batch for batch, _ in reference_batches(images, batch_size)), scheme)
+    ranges = calibrate(encoder, (batch for batch, _ in cut(images, batch_size)), scheme)
     scales = scales_from_ranges(ranges, scheme.activation_bits)
     rounded = quantize_kernels(params.blocks, scheme)
     num_blocks = spec.blocks.num_blocks
     errors, baseline = np.zeros((num_blocks, len(SITES))), 0.0
-    for number, (batch, mask) in enumerate(reference_batches(images, batch_size)):
+    for number, (batch, mask) in enumerate(cut(images, batch_size)):
         reference, hidden = _reference(params, jnp.asarray(batch, encoder.dtype), spec=spec, unit=unit)
         known = np.asarray(reference)[mask]
         own = None if labels is None else labels[number * len(mask) : number * len(mask) + int(mask.sum())]

@@ -18,12 +18,13 @@ from jaxtyping import Array, Float
 from regcache_jax.core.plan import RegisterPlan, Schedule, make_plan
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.search_config import SearchConfig
+from regcache_jax.data.cut import in_batches
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.serving import TokenRegister, token_rows
 from regcache_jax.encoders.vision import image_features
 from regcache_jax.quantization.calibration import observe
 from regcache_jax.quantization.methods.folding import with_blocks
-from regcache_jax.quantization.quantize import in_batches, quantize
+from regcache_jax.quantization.quantize import quantize
 from regcache_jax.registers.reference import check_images
 from regcache_jax.registers.search.result import SearchResult
 from regcache_jax.registers.search.search import search

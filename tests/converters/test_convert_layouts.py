@@ -150,13 +150,17 @@ def test_open_clip_and_timm_files_give_the_same_siglip(tmp_path):
 
 
 def test_a_timm_file_gives_the_same_image_tower_of_clip(tmp_path, clip_pair):
-    encoder, state, _ = clip_pair
-    save_file(layouts.timm_from_clip(state, 3), tmp_path / "timm.safetensors")
+    network = clip({**CLIP_TEXT, **WIDE}, IMAGE, projection=512)  # as many as the row has
+    encoder = read(save_random(network, tmp_path / "clip"))
+    save_file(layouts.timm_from_clip(network.state_dict(), 3), tmp_path / "timm.safetensors")
     ours = read(tmp_path / "timm.safetensors", name="openai/clip-vit-base-patch16")
     assert_same_tree(ours.params, Parameters(encoder.params.image))
     assert ours.spec.image == encoder.spec.image and ours.spec.text is None
     with pytest.raises(UserError, match="which GELU it was trained with; name its row"):
         read(tmp_path / "timm.safetensors")
+    save_file(layouts.timm_from_clip(clip_pair[1], 3), tmp_path / "classes.safetensors")
+    with pytest.raises(UserError, match=r"head\.weight has 24 outputs, .* projects to 512 .* this is a classifier"):
+        read(tmp_path / "classes.safetensors", name="openai/clip-vit-base-patch16")
 
 
 def as_vision_tower(folder, state, prefix):
@@ -263,7 +267,7 @@ def test_of_a_repository_in_two_layouts_the_one_whose_name_was_typed_is_read(tmp
     }
     assert [source.weights.name for source in found.values()] == ["model.safetensors", "open_clip_model.safetensors"]
     assert ["model_type" in source.config for source in found.values()] == [True, False]
-    ours, format, _ = read_checkpoint(str(tmp_path / "source/open_clip_model.safetensors"))
+    ours, format, *_ = read_checkpoint(str(tmp_path / "source/open_clip_model.safetensors"))
     assert format.name == "open_clip CLIP" and ours.spec.image.blocks.activation == "quick_gelu"
 
 

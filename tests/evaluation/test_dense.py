@@ -12,15 +12,15 @@ from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.spec import HALF, Preprocessing
 from regcache_jax.encoders.encoder import encode
-from regcache_jax.encoders.preprocess import crop, preprocess_map, resize
-from regcache_jax.evaluation.dense import (
+from regcache_jax.encoders.preprocess import preprocess_map, resize_and_crop
+from regcache_jax.evaluation.evaluators.dense import (
     confusion,
     fit_segmentation,
     patch_classes,
     patch_features,
     segmentation_metrics,
 )
-from regcache_jax.evaluation.linear_probe import Probe, class_token, class_token_and_mean, features_of
+from regcache_jax.evaluation.evaluators.linear_probe import Probe, class_token, class_token_and_mean, features_of
 
 
 def identity_probe(classes):
@@ -61,7 +61,7 @@ def test_a_map_is_cut_as_its_picture_is():
     classes = np.kron(np.arange(24, dtype=np.uint8).reshape(4, 6), np.ones((20, 20), np.uint8))
     for how in ("squash", "shortest"):
         spec = Preprocessing(64, how, "bicubic", 80 if how == "shortest" else 64, HALF, HALF)
-        red = crop(resize(Image.fromarray(np.stack([classes * 10] * 3, axis=-1)), spec), spec)[..., 0] / 10
+        red = resize_and_crop(Image.fromarray(np.stack([classes * 10] * 3, axis=-1)), spec)[..., 0] / 10
         found = preprocess_map(classes, spec)
         inside = np.abs(red - np.round(red)) < 0.01
         assert found.shape == (64, 64) and inside.mean() > 0.4
@@ -85,18 +85,19 @@ def test_pixels_are_counted_as_scikit_learn_counts_them():
     counts = confusion(identity_probe(4), scores, maps, patch_size=1, rows=2)
     truth, found = maps.reshape(-1), scores.argmax(-1).reshape(-1)
     counted = truth != 255
-    np.testing.assert_array_equal(counts, confusion_matrix(truth[counted], found[counted], labels=range(4)))
+    np.testing.assert_array_equal(counts[:, :4], confusion_matrix(truth[counted], found[counted], labels=range(4)))
+    assert not counts[:, 4].any()
     metrics = segmentation_metrics(counts)
     assert metrics["mIoU"] == pytest.approx(jaccard_score(truth[counted], found[counted], average="macro"))
     assert metrics["pixel_accuracy"] == pytest.approx(accuracy_score(truth[counted], found[counted]))
 
 
 def test_a_class_that_is_neither_there_nor_found_does_not_count():
-    assert segmentation_metrics(np.array([[3, 1, 0], [0, 2, 0], [0, 0, 0]]))["mIoU"] == pytest.approx(
+    assert segmentation_metrics(np.array([[3, 1, 0, 0], [0, 2, 0, 0], [0, 0, 0, 0]]))["mIoU"] == pytest.approx(
         (3 / 4 + 2 / 3) / 2
     )
     with pytest.raises(UserError, match="no pixel has a class"):
-        segmentation_metrics(np.zeros((2, 2), int))
+        segmentation_metrics(np.zeros((2, 3), int))
 
 
 def test_logits_are_spread_over_pixels_between_the_centres_of_patches():
@@ -104,7 +105,12 @@ def test_logits_are_spread_over_pixels_between_the_centres_of_patches():
     scores[0, :, 1] = [1, -1, 1, -1]  # class 1 on the left half of a 2 x 2 grid, class 0 on the right
     maps = np.repeat([[1, 1, 0, 0]], 4, axis=0)[None].astype(np.uint8)
     counts = confusion(identity_probe(2), scores, maps, patch_size=2)
-    np.testing.assert_array_equal(counts, [[8, 0], [0, 8]])
+    np.testing.assert_array_equal(counts, [[8, 0, 0], [0, 8, 0]])
+    scores[0, 0] = np.nan
+    counts = confusion(identity_probe(2), scores, maps, patch_size=2)
+    assert (
+        counts[1, 1] < 8 and counts[1, 2] > 0 and counts.sum() == 16
+    )  # what is not a number is no class, and never right
 
 
 @pytest.mark.slow

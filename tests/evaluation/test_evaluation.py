@@ -16,10 +16,10 @@ from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.spec import HALF, BlockSpec, EncoderSpec, ImageSpec, Preprocessing
 from regcache_jax.data.batches import Batch, pad_batch
 from regcache_jax.encoders import catalog
-from regcache_jax.encoders.encoder import Encoder, init_params
-from regcache_jax.evaluation import loop, zero_shot
-from regcache_jax.evaluation.loop import Watch, extract_features, sum_batches
-from regcache_jax.evaluation.zero_shot import compare_features, count_hits, metrics_from_counts
+from regcache_jax.encoders.encoder import Encoder, encode_image, init_params
+from regcache_jax.evaluation import loop
+from regcache_jax.evaluation.loop import Watch, encoding, extract_features, extract_labelled
+from regcache_jax.evaluation.metrics import agreement, compare_features, count_hits, metrics_from_counts, predictions
 from regcache_jax.files import results
 from regcache_jax.quantization.quantize import quantize
 
@@ -41,9 +41,16 @@ def project(matrix, images):
     return images.reshape(images.shape[0], -1) @ matrix
 
 
-def count(matrix, batch):
-    scores = project(matrix, jnp.asarray(batch.image))
-    return count_hits(scores, jnp.asarray(batch.label), jnp.asarray(batch.mask))
+def scored(state, images):
+    """Scores of every class from an encoder and class vectors."""
+    return encode_image(state[0], images) @ state[1].T
+
+
+def counted(encode, state, parts, **how):
+    """Hits of each class in the scores that the loop brings back."""
+    rows = extract_labelled(encode, state, parts, **how)
+    counts = count_hits(*map(jnp.asarray, (rows["features"], rows["label"], np.ones(len(rows["label"]), bool))))
+    return {name: np.asarray(count) for name, count in counts.items()}
 
 
 @pytest.mark.parametrize("number", [1, 8, 37, 10_007])
@@ -51,7 +58,7 @@ def count(matrix, batch):
 def test_counts_over_eight_devices_equal_plain_numpy_to_the_last_one(number, parallel):
     images, labels = examples(number)
     matrix = np.random.default_rng(0).normal(size=(12, CLASSES)).astype(np.float32)
-    counts = sum_batches(count, jnp.asarray(matrix), in_batches(images, labels, 64), parallel=parallel)
+    counts = counted(project, jnp.asarray(matrix), in_batches(images, labels, 64), parallel=parallel)
     scores = images.reshape(number, -1) @ matrix
     order = np.argsort(-scores, axis=1, kind="stable")
     assert int(counts["seen"].sum()) == number
@@ -75,7 +82,7 @@ def test_counts_in_micro_batches_are_the_same_counts(parallel):
     images, labels = examples(37)
     matrix = jnp.asarray(np.random.default_rng(0).normal(size=(12, CLASSES)).astype(np.float32))
     whole, sliced = (
-        sum_batches(count, matrix, in_batches(images, labels, 32), parallel=parallel, micro_batch=size)
+        counted(project, matrix, in_batches(images, labels, 32), parallel=parallel, micro_batch=size)
         for size in (None, 2)
     )
     assert {name: leaf.tolist() for name, leaf in sliced.items()} == {
@@ -95,12 +102,12 @@ def test_a_micro_batch_is_the_slice_that_the_compiler_estimates_cheapest_a_row()
             raise UserError("an estimate that cannot be")
         return types.SimpleNamespace(as_text=lambda: f'"estimated_cycles":"{a_row[asked[-1]] * asked[-1]}"')
 
-    assert loop.cheapest_micro_batch(count, jnp.zeros((12, CLASSES)), batch, compile) == 16
+    assert loop.cheapest_micro_batch(encoding(project), jnp.zeros((12, CLASSES)), batch, compile) == 16
     assert len(asked) < 10 and 48 in asked
     nothing = types.SimpleNamespace(as_text=lambda: "no estimate")
-    assert loop.cheapest_micro_batch(count, jnp.zeros((12, CLASSES)), batch, lambda *given: nothing) is None
+    assert loop.cheapest_micro_batch(encoding(project), jnp.zeros((12, CLASSES)), batch, lambda *given: nothing) is None
     assert (
-        loop.cheapest_micro_batch(count, jnp.zeros((12, CLASSES)), batch) is None
+        loop.cheapest_micro_batch(encoding(project), jnp.zeros((12, CLASSES)), batch) is None
     )  # a CPU's compiler estimates nothing
 
 
@@ -120,7 +127,7 @@ def test_waiting_is_the_time_in_which_devices_had_nothing_to_do():
             yield batch
 
     watch = Watch()
-    sum_batches(count, jnp.zeros((12, CLASSES)), slowly(), watch=watch)
+    extract_features(project, jnp.zeros((12, CLASSES)), slowly(), watch=watch)
     assert (
         0.2 <= watch.waited <= watch.elapsed
     )  # four times 0.05; a batch is counted in less than that, and then they wait
@@ -175,10 +182,10 @@ def test_one_device_jit_and_pmap_agree_to_the_last_count(tiny, devices, activati
             size = 512  # its scales are those of a step
         for count in (10_007, 1):
             parts = in_batches(images[:count], labels[:count], size)
-            counts = sum_batches(zero_shot._count, (encoder, jnp.asarray(vectors)), parts, parallel=parallel)
+            counts = counted(scored, (encoder, jnp.asarray(vectors)), parts, parallel=parallel)
             found[number, parallel, count] = {name: leaf.tolist() for name, leaf in counts.items()}
         with pytest.raises(UserError, match="nothing to evaluate"):
-            sum_batches(zero_shot._count, (encoder, jnp.asarray(vectors)), [], parallel=parallel)
+            counted(scored, (encoder, jnp.asarray(vectors)), [], parallel=parallel)
     for (_, _, count), counts in found.items():
         assert sum(counts["seen"]) == count and counts == found[1, "jit", count]
 
@@ -186,9 +193,9 @@ def test_one_device_jit_and_pmap_agree_to_the_last_count(tiny, devices, activati
 def test_a_batch_that_does_not_divide_and_an_empty_dataset_are_refused():
     images, labels = examples(5)
     with pytest.raises(UserError, match="does not divide"):
-        sum_batches(count, jnp.zeros((12, CLASSES)), in_batches(images, labels, 5))
+        extract_features(project, jnp.zeros((12, CLASSES)), in_batches(images, labels, 5))
     with pytest.raises(UserError, match="nothing to evaluate"):
-        sum_batches(count, jnp.zeros((12, CLASSES)), [])
+        extract_features(project, jnp.zeros((12, CLASSES)), [])
 
 
 def test_metrics_equal_scikit_learn_on_random_scores():
@@ -213,11 +220,26 @@ def test_acc5_is_left_out_below_five_classes():
     assert "acc5" not in metrics_from_counts(counts)
 
 
-def test_equal_features_have_cosine_one_and_full_agreement():
+def test_what_is_not_a_number_is_never_right():
+    """A NaN of the label's own class, of another one, in all, and infinities that tie."""
+    nan, inf = np.nan, np.inf
+    scores = np.array(
+        [[nan, 1, 0, 0, 0], [2, nan, 0, 0, 0], [nan] * 5, [-inf] * 5, [inf, 0, 0, 0, 0], [2, 1, 0, 0, 0]], np.float32
+    )
+    labels = np.zeros(6, np.int32)
+    counts = count_hits(jnp.asarray(scores), jnp.asarray(labels), jnp.ones(6, bool))
+    assert (
+        int(counts["top1"][0]) == 1 and int(counts["top5"][0]) == 2
+    )  # the last; and the one that another's NaN costs a rank
+    assert predictions(scores).tolist() == [-1, -1, -1, 0, 0, 0]
+    assert agreement(predictions(scores), predictions(scores)) == 0.5
+
+
+def test_equal_features_have_cosine_one():
     features = np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32)
-    measures = compare_features(features, features, np.eye(5, dtype=np.float32))
-    assert measures["cosine"] == pytest.approx(1.0)
-    assert measures["relative_error"] == 0.0 and measures["agreement"] == 1.0
+    measures = compare_features(features, features)
+    assert measures["cosine"] == pytest.approx(1.0) and measures["relative_error"] == 0.0
+    assert compare_features(0 * features, 0 * features) == {"cosine": 0.0, "relative_error": 0.0}
 
 
 def test_result_rows_have_clip_benchmark_keys_and_are_written_whole(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from regcache_jax.core.errors import UserError
-from regcache_jax.evaluation.knn import knn_scores
+from regcache_jax.evaluation.evaluators.knn import make_bank
 
 
 def plain_votes(features, bank, labels, num_classes, neighbours, temperature):
@@ -24,7 +24,7 @@ def test_votes_are_those_of_the_definition_up_to_a_factor_a_picture(neighbours, 
     rng = np.random.default_rng(neighbours)
     features, bank = (rng.normal(size=(count, 16)).astype(np.float32) for count in (37, 200))
     labels = rng.integers(0, 9, 200).astype(np.int32)
-    found = knn_scores(features, bank, labels, 10, neighbours=neighbours, temperature=temperature, rows=16)
+    found = make_bank(bank, labels, 10, neighbours=neighbours, temperature=temperature).scores(features, rows=16)
     plain = plain_votes(features, bank, labels, 10, neighbours, temperature)
     assert found.shape == (37, 10)
     # float32 cosines, divided by 0.07 in an exponent: 1e-6 / 0.07 relative, and some
@@ -35,7 +35,7 @@ def test_the_nearest_neighbour_of_a_training_picture_is_itself():
     rng = np.random.default_rng(0)
     bank = rng.normal(size=(50, 8)).astype(np.float32)
     labels = np.arange(50, dtype=np.int32)
-    assert (knn_scores(3.0 * bank, bank, labels, 50, neighbours=1).argmax(axis=1) == labels).all()
+    assert (make_bank(bank, labels, 50, neighbours=1).scores(3.0 * bank).argmax(axis=1) == labels).all()
 
 
 def test_twenty_weak_neighbours_can_outvote_a_strong_one_only_at_high_temperature():
@@ -43,7 +43,8 @@ def test_twenty_weak_neighbours_can_outvote_a_strong_one_only_at_high_temperatur
     labels = np.array([0, 1, 1, 1], np.int32)
     feature = np.array([[1.0, 0.0]], np.float32)
     decided = [
-        int(knn_scores(feature, bank, labels, 2, neighbours=4, temperature=heat).argmax()) for heat in (0.07, 10.0)
+        int(make_bank(bank, labels, 2, neighbours=4, temperature=heat).scores(feature).argmax())
+        for heat in (0.07, 10.0)
     ]
     assert decided == [0, 1]  # exp(-0.2 / 0.07) = 0.06, three of them 0.17; at 10.0 nearly 3
 
@@ -51,6 +52,6 @@ def test_twenty_weak_neighbours_can_outvote_a_strong_one_only_at_high_temperatur
 def test_too_few_or_unlabelled_training_pictures_are_refused():
     bank = np.ones((5, 4), np.float32)
     with pytest.raises(UserError, match="k = 20 needs as many training pictures, got 5"):
-        knn_scores(bank, bank, np.zeros(5, np.int32), 1)
+        make_bank(bank, np.zeros(5, np.int32), 1)
     with pytest.raises(UserError, match="labelled"):
-        knn_scores(bank, bank, np.full(5, -1, np.int32), 1, neighbours=2)
+        make_bank(bank, np.full(5, -1, np.int32), 1, neighbours=2)

@@ -7,7 +7,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from regcache_jax.core.errors import UserError
-from regcache_jax.evaluation.linear_probe import fit_probe, probe_scores
+from regcache_jax.evaluation.evaluators.linear_probe import fit_probe
 
 CLASSES = 4
 
@@ -37,7 +37,7 @@ def test_probabilities_are_those_of_scikit_learn_at_the_same_penalty(decay):
 def test_separable_classes_are_told_apart_on_new_pictures():
     features, labels = clouds(200, spread=0.05)
     unseen, truth = clouds(100, spread=0.05, seed=1)
-    assert (probe_scores(unseen, features, labels, CLASSES).argmax(1) == truth).all()
+    assert (fit_probe(features, labels, CLASSES).scores(unseen).argmax(1) == truth).all()
 
 
 def test_the_sweep_leaves_out_a_decay_that_makes_all_classes_alike():
@@ -48,9 +48,9 @@ def test_the_sweep_leaves_out_a_decay_that_makes_all_classes_alike():
 
 def test_moving_and_stretching_the_features_changes_no_prediction():
     features, labels = clouds(200, spread=1.0)
-    plain = probe_scores(features, features, labels, CLASSES).argmax(1)
+    plain = fit_probe(features, labels, CLASSES).scores(features).argmax(1)
     moved = 8.0 * features + np.float32(2.0)
-    assert np.mean(probe_scores(moved, moved, labels, CLASSES).argmax(1) == plain) > 0.99  # float32 on a boundary
+    assert np.mean(fit_probe(moved, labels, CLASSES).scores(moved).argmax(1) == plain) > 0.99  # float32 on a boundary
 
 
 def test_unlabelled_or_too_few_training_pictures_are_refused():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from regcache_jax.core.errors import UserError
-from regcache_jax.evaluation.retrieval import retrieval_metrics
+from regcache_jax.evaluation.evaluators.zeroshot_retrieval import retrieval_metrics
 
 
 def plain_recall(scores, matches, k):

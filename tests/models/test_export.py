@@ -106,9 +106,17 @@ def test_bad_platforms_existing_files_and_other_files_are_refused_with_one_messa
     with pytest.raises(UserError, match="exists"):
         export(encoder, artefact)
     (tmp_path / "x").write_text("not an artefact")
-    with pytest.raises(UserError, match="is not an exported encoder"):
+    with pytest.raises(UserError, match=r"x\.json cannot be read: No such file"):
         load(tmp_path / "x")
-    assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
+    facts = artefact.with_name(artefact.name + ".json")
+    (tmp_path / "x.json").write_bytes(facts.read_bytes())
+    with pytest.raises(UserError, match="are not as `regcache export` wrote them"):
+        load(tmp_path / "x")
+    (tmp_path / "x").write_bytes(artefact.read_bytes())
+    (tmp_path / "x.json").write_text(facts.read_text().replace("0.5", "0.4"))
+    with pytest.raises(UserError, match="are not as `regcache export` wrote them"):
+        load(tmp_path / "x")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["x", "x.json"]
 
 
 def test_files_name_no_source_and_are_the_same_bytes_wherever_they_are_written(encoder, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from regcache_jax.core.errors import UserError
 from regcache_jax.core.scheme import SITES, Scheme
 from regcache_jax.core.sites import Grids, QuantizedTensor
 from regcache_jax.core.spec import Protected
+from regcache_jax.data.cut import in_batches
 from regcache_jax.encoders.encoder import encode_image
 from regcache_jax.encoders.rounding import token_scale
 from regcache_jax.ops.aqt import (
@@ -30,7 +31,7 @@ from regcache_jax.ops.aqt import (
 from regcache_jax.ops.aqt import quantize as to_integers
 from regcache_jax.quantization.calibrate import calibrate
 from regcache_jax.quantization.methods.folding import with_blocks
-from regcache_jax.quantization.quantize import in_batches, quantize
+from regcache_jax.quantization.quantize import quantize
 
 BITS = [8, 6, 4]
 

@@ -47,7 +47,7 @@ def with_copies(tokens, rows, copies, form="bias"):
         name: jnp.pad(leaf, ((0, 0), (0, 3), (0, 0), (0, 0)), mode="edge") if name != "query" else leaf
         for name, leaf in tokens.items()
     }
-    padded.query = jnp.pad(tokens.query, ((0, 0), (0, S + 3 - T), (0, 0), (0, 0)), mode="edge")
+    padded["query"] = jnp.pad(tokens["query"], ((0, 0), (0, S + 3 - T), (0, 0), (0, 0)), mode="edge")
     return attend_slot(**padded, slot=S, register=register).mixed[:, :T]
 
 
@@ -98,7 +98,7 @@ def test_weights_of_tokens_and_registers_sum_to_one_and_mix_the_values():
     register = BlockRegister(rows[0], rows[1], jnp.log(jnp.full((R, H), 2.5)))
     found = attend(**tokens, register=register)
     np.testing.assert_allclose(found.weights.sum(-1) + found.register_weights.sum(-1), 1.0, rtol=1e-6)
-    mixed = jnp.einsum("bhts,bshk->bthk", found.weights, tokens.value)
+    mixed = jnp.einsum("bhts,bshk->bthk", found.weights, tokens["value"])
     mixed += jnp.einsum("bhtr,rhk->bthk", found.register_weights, rows[1])
     np.testing.assert_allclose(found.mixed, mixed, **ROUNDING)
 

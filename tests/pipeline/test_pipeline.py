@@ -124,13 +124,14 @@ def test_the_report_renders_in_a_browser_without_errors(finished, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_says_so_exits_130_and_leaves_nothing_half_written(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_so_exits_130_and_leaves_nothing_half_written(tmp_path, number):
     command = [sys.executable, "-m", "regcache_jax.cli", "run", "--config", "demo", "--workdir", str(tmp_path), *SMALL]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     for line in process.stderr:
         if line.startswith("search_w8a8 ..."):
             break
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130 and "interrupted" in errors and "Traceback" not in errors
     assert [file for file in tmp_path.rglob("*") if file.name.startswith(".")] == []

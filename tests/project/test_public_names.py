@@ -23,7 +23,7 @@ def test_importing_the_package_imports_neither_jax_nor_anything_heavy():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["registers.inspect", "registers.search"])
+@pytest.mark.parametrize("module", ["registers.inspect", "registers.search.search"])
 def test_examples_in_docstrings_give_what_they_say(module):
     results = doctest.testmod(importlib.import_module(f"regcache_jax.{module}"))
     assert results.attempted > 0 and results.failed == 0

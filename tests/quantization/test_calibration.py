@@ -6,10 +6,11 @@ import small_encoders as small
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.scheme import SITES, Scheme
+from regcache_jax.data.cut import in_batches
 from regcache_jax.quantization import histogram
 from regcache_jax.quantization.calibration import Calibration, observe
 from regcache_jax.quantization.histogram import BINS, Histogram, bounds, scale_and_zero_point
-from regcache_jax.quantization.quantize import in_batches, quantize
+from regcache_jax.quantization.quantize import quantize
 
 
 def counted(values: np.ndarray, exponent: int) -> Histogram:

@@ -12,6 +12,7 @@ import small_encoders as small
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.scheme import SITES, Scheme
+from regcache_jax.data.cut import in_batches
 from regcache_jax.encoders.encoder import encode_image
 from regcache_jax.encoders.rounding import Run, dense
 from regcache_jax.ops.aqt import fake_quantize
@@ -19,7 +20,7 @@ from regcache_jax.quantization.methods import erq, fima_q
 from regcache_jax.quantization.methods.fisher import felt_tokens, output_gradients
 from regcache_jax.quantization.methods.folding import with_blocks
 from regcache_jax.quantization.methods.table import methods_of
-from regcache_jax.quantization.quantize import in_batches, quantize
+from regcache_jax.quantization.quantize import quantize
 from regcache_jax.studies.grid import label_free_error
 
 encode = jax.jit(encode_image)

@@ -10,6 +10,7 @@ import small_encoders as small
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.scheme import SITES, Rule, Scheme
+from regcache_jax.data.cut import in_batches
 from regcache_jax.encoders.blocks import run_blocks, segment
 from regcache_jax.encoders.encoder import encode_image
 from regcache_jax.encoders.rounding import Run, dense
@@ -19,7 +20,7 @@ from regcache_jax.quantization.methods.awq import importance_factors
 from regcache_jax.quantization.methods.repq_vit import reparameterization
 from regcache_jax.quantization.methods.statistics import channel_extremes, sampled_rows, second_moments
 from regcache_jax.quantization.methods.table import METHODS, methods_of
-from regcache_jax.quantization.quantize import in_batches, quantize
+from regcache_jax.quantization.quantize import quantize
 
 PREPARING = [name for name, method in METHODS.items() if method.prepare]
 W4A6 = Scheme(4, 6)

@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 from streaming import check_memory_does_not_grow
 
+from regcache_jax.data.cut import cut
 from regcache_jax.encoders.encoder import Encoder, init_params
 from regcache_jax.encoders.vision import image_features
 from regcache_jax.registers.candidates import Candidates, find_candidates, registers_from, token_form
-from regcache_jax.registers.reference import reference_batches
 from regcache_jax.studies.planted import planted_spec
 
 SPEC = planted_spec(width=16, num_blocks=3, num_heads=2, image_size=12, patch_size=4, trained_registers=1)
@@ -51,7 +51,7 @@ def test_candidates_are_the_largest_tokens_with_keys_and_values_of_their_own_ima
 
 def test_batches_and_rows_that_only_fill_them_change_nothing(encoder, images):
     whole = find_candidates(encoder, images, [1], count=COUNT, batch_size=7)
-    streamed = find_candidates(encoder, reference_batches(images, 3), [1], count=COUNT)
+    streamed = find_candidates(encoder, cut(images, 3), [1], count=COUNT)
     for one, other in zip(whole, streamed, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
 

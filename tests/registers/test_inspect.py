@@ -7,12 +7,12 @@ import pytest
 from streaming import check_memory_does_not_grow
 
 import regcache_jax as rc
+from regcache_jax.data.cut import cut
 from regcache_jax.encoders.encoder import Encoder, init_params
 from regcache_jax.encoders.vision import image_features
 from regcache_jax.quantization.methods.folding import with_blocks
 from regcache_jax.registers import inspect as inspection
 from regcache_jax.registers.inspect import GROUPS, PERCENTILES, PLACES, find_sinks
-from regcache_jax.registers.reference import reference_batches
 from regcache_jax.registers.sensitivity import most_sensitive
 from regcache_jax.registers.verdict import ADVICE, KINDS
 from regcache_jax.studies.planted import planted_spec
@@ -55,7 +55,7 @@ def test_norms_are_those_of_every_site_with_token_groups_apart(encoder, images, 
 
 
 def test_a_profile_does_not_depend_on_how_the_set_is_cut_into_batches(encoder, images, profile):
-    streamed = rc.inspect(encoder, reference_batches(images, 3))
+    streamed = rc.inspect(encoder, cut(images, 3))
     assert streamed.num_images == 7
     for field in dataclasses.fields(profile):
         if field.name not in ("median", "percentile"):  # a value at the edge of a bin may fall on either side
@@ -104,8 +104,8 @@ def test_a_plan_in_place_is_inspected_with_it(encoder, images, profile):
     ("shape", "value", "message"),
     [
         ((0, 12, 12, 3), 0.0, "the reference set is empty"),
-        ((2, 10, 12, 3), 0.0, r"takes preprocessed images of shape \[n, 12, 12, 3\], got \[2, 10, 12, 3\]"),
-        ((2, 12, 12, 3), np.nan, "image 0 of the reference set holds NaN or infinity"),
+        ((2, 10, 12, 3), 0.0, r"takes preprocessed pictures \[n, 12, 12, 3\], got \[2, 10, 12, 3\]"),
+        ((2, 12, 12, 3), np.nan, "picture 0 holds NaN or infinity"),
     ],
 )
 def test_a_bad_set_gets_one_message(encoder, shape, value, message):

@@ -10,6 +10,8 @@ import pytest
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.files import results
+from regcache_jax.files.paths import write_json
+from regcache_jax.files.sealed import seal
 from regcache_jax.report import plots, tables
 from regcache_jax.report.page import page, write_page
 from regcache_jax.report.story import read_story
@@ -156,10 +158,48 @@ def test_an_invalid_float_accuracy_is_said_before_any_number(rows, story):
 def test_a_folder_without_a_finished_run_or_with_a_torn_one_is_refused(rows, story, tmp_path):
     with pytest.raises(UserError, match="holds no finished run"):
         read_story(tmp_path)
+    (tmp_path / "results.json").write_text("[]")
+    write_json(tmp_path / "story.json", story)
+    with pytest.raises(UserError, match=r"results\.json holds no row"):
+        read_story(tmp_path)
     results.write(tmp_path / "results.json", rows)
     (tmp_path / "story.json").write_text('{"inspect"')
     with pytest.raises(UserError, match=r"story\.json is not readable JSON"):
         read_story(tmp_path)
+
+
+def test_a_row_or_a_story_that_was_changed_since_it_was_written_is_refused(rows, story, tmp_path):
+    results.write(tmp_path / "results.json", rows)
+    write_json(tmp_path / "story.json", seal(story))
+    assert read_story(tmp_path) == (rows, seal(story))
+    for name, old, new in (("results.json", "0.694", "0.994"), ("story.json", "0.00158", "0.00157")):
+        whole = (tmp_path / name).read_text()
+        (tmp_path / name).write_text(whole.replace(old, new))
+        with pytest.raises(UserError, match=rf"{name}.* not as it was written"):
+            read_story(tmp_path)
+        (tmp_path / name).write_text(whole)
+
+
+SPOILT = {
+    "no acc1": (lambda rows, story: rows[1]["metrics"].pop("acc1"), "row 2 of results.json has no acc1"),
+    "no scheme": (lambda rows, story: rows[0]["quantization"].pop("scheme"), "row 1 of results.json has no scheme"),
+    "unknown row": (lambda rows, story: rows[2]["quantization"].update(row="x"), "row 3 .* unknown kind 'x'"),
+    "no model": (lambda rows, story: rows[0].pop("model"), r"results\.json: 0\.model: field required"),
+    "text as metric": (lambda rows, story: rows[0]["metrics"].update(acc1="1"), r"0\.metrics\.acc1: .*valid number"),
+    "no maps": (lambda rows, story: story["figures"].update(maps=[]), r"figures\.maps: .*at least 1 item"),
+    "block beyond": (lambda rows, story: story["figures"]["maps"][0].update(block=9), "map of block 9 and 2 blocks"),
+    "maps of two sizes": (lambda rows, story: story["figures"]["maps"][0].update(plain=[[1.0]]), "not square"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "said"), SPOILT.values(), ids=SPOILT)
+def test_rows_and_stories_without_what_a_page_needs_get_one_line(rows, story, tmp_path, spoil, said):
+    spoil(rows, story)
+    write_json(tmp_path / "results.json", rows)
+    write_json(tmp_path / "story.json", story)
+    with pytest.raises(UserError, match=said) as fault:
+        read_story(tmp_path)
+    assert str(tmp_path) in str(fault.value)
 
 
 @pytest.mark.slow

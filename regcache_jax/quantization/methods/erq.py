@@ -56,18 +56,23 @@ def _sums(
     inputs: Float[Array, "B N ..."],
     present: Bool[Array, "B N"] | None,
     grid: Grid,
+    about: tuple[Float[Array, "C"], Float[Array, "C"]] | None,
     *,
     site: str,
     scheme: Scheme,
     protected: Protected,
-) -> tuple[Array, ...]:
-    """Sums over tokens of one site of one block: products of the rounded input with itself and with the loss, each alone, one."""
+) -> tuple[tuple[Array, ...], tuple[Array, Array]]:
+    """Sums over tokens of one site of one block, of rounded inputs and losses less what they are taken `about` (None: their means
+    here): products of the first with itself and with the loss, each alone, one. And what they were taken about."""
     rounded = round_input(inputs, grid, site, scheme, protected).astype(jnp.float32)
     there = jnp.ones(inputs.shape[:2], bool) if present is None else present
-    rows = jnp.where(there.reshape(-1, 1), rounded.reshape(there.size, -1), 0.0)
-    lost = jnp.where(there.reshape(-1, 1), (inputs - rounded).reshape(there.size, -1), 0.0)
-    count = jnp.sum(there.astype(jnp.float32))
-    return rows.T @ rows, rows.T @ lost, jnp.sum(rows, axis=0), jnp.sum(lost, axis=0), count
+    keep, count = there.reshape(-1, 1), jnp.sum(there.astype(jnp.float32))
+    rows, lost = rounded.reshape(there.size, -1), (inputs - rounded).astype(jnp.float32).reshape(there.size, -1)
+    if about is None:
+        mean, mean_lost = (jnp.sum(jnp.where(keep, part, 0.0), axis=0) / count for part in (rows, lost))
+        about = mean, mean_lost
+    rows, lost = (jnp.where(keep, part - middle, 0.0) for part, middle in zip((rows, lost), about, strict=True))
+    return (rows.T @ rows, rows.T @ lost, jnp.sum(rows, axis=0), jnp.sum(lost, axis=0), count), about
 
 
 def rounded_moments(encoder: Encoder, batches: Batches, scheme: Scheme) -> dict[str, list[Moments]]:
@@ -75,6 +80,9 @@ def rounded_moments(encoder: Encoder, batches: Batches, scheme: Scheme) -> dict[
     spec = encoder.spec.image
     grids = find_grids(encoder, batches, scheme) if scheme.calibrated else {}
     totals: dict[tuple[str, int], Any] = {}
+    about: dict[
+        tuple[str, int], Any
+    ] = {}  # the first batch's means: sums about them lose nothing where channels hardly vary
     for images in batches:
         images = jnp.asarray(images, encoder.dtype)
         inputs, present = _inputs(encoder.params.image, images, encoder.plan, spec=spec)
@@ -84,7 +92,15 @@ def rounded_moments(encoder: Encoder, batches: Batches, scheme: Scheme) -> dict[
                 own = Scheme(activation_bits=bits, activations=scheme.activations)  # few of them, so few compilations
                 grid = jax.tree.map(operator.itemgetter(number), grids.get(site, Grid()))
                 there = None if present is None else present[number]
-                sums = _sums(inputs[site][number], there, grid, site=site, scheme=own, protected=spec.protected)
+                sums, about[site, number] = _sums(
+                    inputs[site][number],
+                    there,
+                    grid,
+                    about.get((site, number)),
+                    site=site,
+                    scheme=own,
+                    protected=spec.protected,
+                )
                 before = totals.get((site, number))
                 totals[site, number] = sums if before is None else jax.tree.map(jnp.add, before, sums)
     return {site: [_about_means(*totals[site, n]) for n in range(spec.blocks.num_blocks)] for site in SITES}
@@ -105,9 +121,11 @@ def _about_means(
 def reduce_activation_error(
     squares: Float[Array, "C C"], products: Float[Array, "C C"], kernel: Float[Array, "C M"], penalty: Float[Array, ""]
 ) -> Float[Array, "C M"]:
-    """The kernel whose products with the rounded input are nearest to the old one's with the exact input."""
+    """The kernel whose products with the rounded input are nearest to the old one's with the exact input; the old one where the
+    moments say nothing (they cannot be factored)."""
     factor = jnp.linalg.cholesky(squares + penalty * jnp.eye(len(squares)))
-    return kernel + jax.scipy.linalg.cho_solve((factor, True), products @ kernel)
+    change = jax.scipy.linalg.cho_solve((factor, True), products @ kernel)
+    return jnp.where(jnp.isfinite(change).all(), kernel + change, kernel)
 
 
 def erq_rounder(encoder: Encoder, batches: Batches, scheme: Scheme) -> Rounder:

@@ -37,11 +37,12 @@ def compensate(
     size = len(kernel)
     diagonal = jnp.diagonal(moments)
     order = jnp.argsort(-diagonal, stable=True) if ordered else jnp.arange(size)
-    dead = diagonal == 0
+    dead = diagonal <= 0
     damped = moments + jnp.diag(jnp.where(dead, 1.0, 0.0) + DAMPING * jnp.mean(jnp.where(dead, 1.0, diagonal)))
     damped = damped[order][:, order]
     inverse = jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(damped), True), jnp.eye(size))
     upper = jnp.linalg.cholesky((inverse + inverse.T) / 2).T
+    upper = jnp.where(jnp.isfinite(upper).all(), upper, jnp.eye(size))  # moments that say nothing: to the nearest
     largest = largest_integer(bits)
 
     start = jnp.where(dead[:, None], 0.0, kernel)[order]

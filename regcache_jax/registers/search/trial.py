@@ -23,6 +23,7 @@ from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.sites import Grid, Parameters
 from regcache_jax.core.spec import BlockSpec
+from regcache_jax.data.cut import filled
 from regcache_jax.encoders.blocks import run_blocks
 from regcache_jax.encoders.encoder import Encoder, normalize
 from regcache_jax.encoders.rounding import Run
@@ -174,8 +175,7 @@ class Trials:
     def _images(self, images: np.ndarray, index: int) -> Array:
         """One chunk, filled up with its last image to a row count that the devices share evenly."""
         part = np.asarray(images[index * self.chunk : (index + 1) * self.chunk], self.encoder.dtype)
-        filled = np.concatenate([part, np.repeat(part[-1:], self._rows - len(part), axis=0)])
-        return jax.device_put(filled, self._sharding)
+        return jax.device_put(filled(part, self._rows), self._sharding)
 
     def quantized_chunk(self, index: int, block: int) -> tuple[Array, Array, Array]:
         """One chunk's quantised states at an entry block, its float features, and a mask that leaves the fillers out."""

@@ -18,6 +18,23 @@ from jaxtyping import Array, Bool, Float, Int
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.encoders.encoder import Encoder, encode, encode_image
+from regcache_jax.evaluation.classes import join_classes
+from regcache_jax.evaluation.evaluators.labelled import classified, for_all_classes, trained
+from regcache_jax.evaluation.job import Found, Job
+from regcache_jax.evaluation.metrics import predictions
+
+
+def run(job: Job) -> Found:
+    """Accuracy of a probe that is fitted to the `features` (a name of FEATURES) of the training pictures."""
+    assert job.bank is not None
+    chosen = features_of(job.options.features, job.encoder)
+    training, rows = job.encode(chosen, job.bank), job.encode(chosen, job.data)
+    joined = join_classes(job.bank, training, job.data, rows)
+    own = joined.training >= 0
+    probe = fit_probe(training.features[own], joined.training[own], joined.num_trained)
+    score = for_all_classes(probe.scores, joined)
+    return trained(classified(rows, joined.tested, score, job.reference), joined, training)
+
 
 WEIGHT_DECAYS = tuple(10.0**power for power in range(-6, 1))
 HELD_OUT = 5
@@ -51,10 +68,10 @@ def fit_probe(
 
     `held_out` says which choose the weight decay; by default a fifth, drawn with a fixed seed.
     Raises UserError for unlabelled pictures and for too few of them."""
+    if labels.min(initial=-1 if not len(labels) else 0) < 0:
+        raise UserError("a linear probe needs labelled training pictures (one folder a class)")
     if len(features) < HELD_OUT:
         raise UserError(f"a linear probe needs {HELD_OUT} training pictures or more, got {len(features)}")
-    if labels.min() < 0:
-        raise UserError("a linear probe needs labelled training pictures (one folder a class)")
     if held_out is None:
         order = np.random.default_rng(0).permutation(len(features))
         held, kept = order[::HELD_OUT], np.delete(order, np.s_[::HELD_OUT])
@@ -64,17 +81,11 @@ def fit_probe(
     decays = sorted(weight_decays, reverse=True)
 
     def accuracy(decay: float) -> float:
-        return float(np.mean(fit(features[kept], labels[kept], decay).scores(features[held]).argmax(1) == labels[held]))
+        scores = fit(features[kept], labels[kept], decay).scores(features[held])
+        return float(np.mean(predictions(scores) == labels[held]))
 
     best = decays[int(np.argmax([accuracy(decay) for decay in decays]))] if len(decays) > 1 else decays[0]
     return fit(features, labels, best)
-
-
-def probe_scores(
-    features: Float[np.ndarray, "n E"], bank: Float[np.ndarray, "m E"], labels: Int[np.ndarray, "m"], num_classes: int
-) -> Float[np.ndarray, "n C"]:
-    """Logits for pictures with `features` of a probe fitted to the `bank` of training features and their classes."""
-    return fit_probe(bank, labels, num_classes).scores(features)
 
 
 def class_token(encoder: Encoder, images: Float[Array | np.ndarray, "B Y X 3"]) -> Float[Array, "B D"]:

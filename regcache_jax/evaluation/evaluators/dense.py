@@ -22,8 +22,27 @@ from regcache_jax.data.batches import threads
 from regcache_jax.data.dataset import Dataset
 from regcache_jax.encoders.encoder import Encoder, encode
 from regcache_jax.encoders.preprocess import preprocess_map
-from regcache_jax.evaluation.linear_probe import HELD_OUT, Probe, fit_probe
+from regcache_jax.evaluation.evaluators.linear_probe import HELD_OUT, Probe, fit_probe
+from regcache_jax.evaluation.job import Found, Job
+from regcache_jax.evaluation.measure import Measured, compared
+from regcache_jax.evaluation.metrics import predictions
 from regcache_jax.ops.delete import fill_deleted
+
+
+def run(job: Job) -> Found:
+    """Segmentation by a linear probe on the patches of the training pictures. Features are those of single patches, predictions
+    their classes. Raises UserError for pictures without a map of classes."""
+    assert job.bank is not None
+    spec, preparation = job.encoder.spec.image, job.encoder.spec.preprocessing
+    training, rows = job.encode(patch_features, job.bank), job.encode(patch_features, job.data)
+    known, truth = load_maps(job.bank, training.places, preparation), load_maps(job.data, rows.places, preparation)
+    count = 1 + max(int(maps[maps != IGNORED].max(initial=0)) for maps in (known, truth))
+    probe = fit_segmentation(training.features, patch_classes(known, spec.grid, spec.patch_size, count), count)
+    metrics = segmentation_metrics(confusion(probe, rows.features, truth, spec.patch_size))
+    patches = rows.features.reshape(-1, rows.features.shape[-1])
+    found = compared(Measured(metrics, patches, predictions(probe.scores(patches))), job.reference)
+    return Found(found, len(rows.places), [*training.missing, *rows.missing])
+
 
 MOST_PATCHES = 40_000
 """Training patches that a probe is fitted to at most: those of every picture alike, drawn with a fixed seed."""
@@ -44,10 +63,10 @@ def load_maps(
     """The maps of classes of some pictures, each where `preprocess` puts its picture. Raises UserError for one that has none."""
 
     def load(place: int) -> UInt8[np.ndarray, "S S"]:
-        example = dataset[place]
-        if example.segmentation is None:
-            raise UserError(f"{example.name} has no map of classes; --masks FOLDER says where they are")
-        classes = np.asarray(example.segmentation, np.uint8)
+        found = dataset.segmentation(place)
+        if found is None:
+            raise UserError(f"{dataset[place].name} has no map of classes; --masks FOLDER says where they are")
+        classes = np.asarray(found, np.uint8)
         return preprocess_map(classes[..., 0] if classes.ndim == 3 else classes, spec)
 
     with concurrent.futures.ThreadPoolExecutor(threads()) as pool:
@@ -87,15 +106,16 @@ def confusion(
     maps: UInt8[np.ndarray, "n S S"],
     patch_size: int,
     rows: int = 32,
-) -> Int[np.ndarray, "C C"]:
-    """How many pixels of each class (first axis) are taken for each; ignored pixels are left out. `rows` pictures at a time.
+) -> Int[np.ndarray, "C K"]:
+    """How many pixels of each class (first axis) are taken for each and, last, for none (K = C + 1: a logit is not a number); ignored
+    pixels are left out. `rows` pictures at a time.
 
     Pixels beyond the last whole patch are seen by no patch and left out."""
     num_classes = probe.weights.shape[1]
     grid = round(patches.shape[1] ** 0.5)
     side = grid * patch_size
     totals = np.zeros(
-        (num_classes, num_classes), np.int64
+        (num_classes, num_classes + 1), np.int64
     )  # a device's int32 holds the pixels of some pictures, not of all
     for first in range(0, len(patches), rows):
         part, own = patches[first : first + rows], maps[first : first + rows, :side, :side]
@@ -105,23 +125,23 @@ def confusion(
 
 
 @jax.jit
-def _count_pixels(logits: Float[Array, "B G G C"], maps: UInt8[Array, "B S S"]) -> Int[Array, "C C"]:
+def _count_pixels(logits: Float[Array, "B G G C"], maps: UInt8[Array, "B S S"]) -> Int[Array, "C K"]:
     num_classes = logits.shape[-1]
     spread = jax.image.resize(logits, (*maps.shape, num_classes), "linear")
-    found = jnp.argmax(spread, axis=-1).astype(jnp.int32)
-    truth = maps.astype(jnp.int32)
-    cell = jnp.where(truth < num_classes, truth * num_classes + found, num_classes**2)
-    counts = jnp.bincount(cell.reshape(-1), length=num_classes**2 + 1)
-    return counts[:-1].reshape(num_classes, num_classes)
+    found = jnp.where(jnp.isnan(spread).any(axis=-1), num_classes, jnp.argmax(spread, axis=-1)).astype(jnp.int32)
+    truth, columns = maps.astype(jnp.int32), num_classes + 1
+    cell = jnp.where(truth < num_classes, truth * columns + found, num_classes * columns)
+    counts = jnp.bincount(cell.reshape(-1), length=num_classes * columns + 1)
+    return counts[:-1].reshape(num_classes, columns)
 
 
-def segmentation_metrics(counts: Int[np.ndarray, "C C"]) -> dict[str, float]:
+def segmentation_metrics(counts: Int[np.ndarray, "C K"]) -> dict[str, float]:
     """`mIoU`, over the classes that occur or are found anywhere, and `pixel_accuracy`, as fractions.
 
     Raises UserError where no pixel has a class."""
     if not counts.sum():
         raise UserError("no pixel has a class")
     both = np.diag(counts)
-    either = counts.sum(axis=0) + counts.sum(axis=1) - both
+    either = counts.sum(axis=0)[: len(counts)] + counts.sum(axis=1) - both
     seen = either > 0
     return {"mIoU": float(np.mean(both[seen] / either[seen])), "pixel_accuracy": float(both.sum() / counts.sum())}

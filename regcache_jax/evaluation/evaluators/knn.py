@@ -14,8 +14,26 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.encoders.encoder import encode_image
+from regcache_jax.evaluation.classes import join_classes
+from regcache_jax.evaluation.evaluators.labelled import classified, for_all_classes, trained
+from regcache_jax.evaluation.job import Found, Job, Options
 
-NEIGHBOURS, TEMPERATURE = 20, 0.07
+NEIGHBOURS, TEMPERATURE = Options().neighbours, Options().temperature
+
+
+def run(job: Job) -> Found:
+    """Accuracy by the votes of the training pictures, whose features the same encoder makes."""
+    assert job.bank is not None
+    voters, rows = job.encode(encode_image, job.bank), job.encode(encode_image, job.data)
+    joined = join_classes(job.bank, voters, job.data, rows)
+    own = joined.training >= 0
+    bank = make_bank(
+        voters.features[own], joined.training[own], joined.num_trained,
+        neighbours=job.options.neighbours, temperature=job.options.temperature,
+    )  # fmt: skip
+    score = for_all_classes(bank.scores, joined)
+    return trained(classified(rows, joined.tested, score, job.reference), joined, voters)
 
 
 class Bank(NamedTuple):
@@ -53,26 +71,11 @@ def make_bank(
     """The bank of training features and their classes.
 
     Raises UserError for fewer than `neighbours` pictures and for unlabelled ones."""
+    if labels.min(initial=-1 if not len(labels) else 0) < 0:
+        raise UserError("k-NN needs labelled training pictures (one folder a class)")
     if len(features) < neighbours:
         raise UserError(f"k-NN with k = {neighbours} needs as many training pictures, got {len(features)}")
-    if labels.min() < 0:
-        raise UserError("k-NN needs labelled training pictures (one folder a class)")
     return Bank(jnp.asarray(_unit(features)), jnp.asarray(labels), num_classes, neighbours, temperature)
-
-
-def knn_scores(
-    features: Float[np.ndarray, "n E"],
-    bank: Float[np.ndarray, "m E"],
-    labels: Int[np.ndarray, "m"],
-    num_classes: int,
-    *,
-    neighbours: int = NEIGHBOURS,
-    temperature: float = TEMPERATURE,
-    rows: int = 1024,
-) -> Float[np.ndarray, "n C"]:
-    """Votes for every class, for pictures with `features`, from the `bank` of training features and their classes."""
-    kept = make_bank(bank, labels, num_classes, neighbours=neighbours, temperature=temperature)
-    return kept.scores(features, rows)
 
 
 def _unit(features: Float[np.ndarray, "n E"]) -> Float[np.ndarray, "n E"]:

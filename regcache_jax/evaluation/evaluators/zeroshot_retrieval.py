@@ -12,6 +12,28 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.encoders.encoder import encode_image
+from regcache_jax.evaluation.embedding import embed_texts
+from regcache_jax.evaluation.job import Found, Job
+from regcache_jax.evaluation.measure import Measured, compared
+from regcache_jax.evaluation.metrics import predictions
+
+
+def run(job: Job) -> Found:
+    """Recall among the pictures that have captions, and those. Raises UserError where no picture has one."""
+    captions = [job.data.captions(place) for place in range(len(job.data))]
+    described = [place for place, texts in enumerate(captions) if texts]
+    if not described:
+        raise UserError(f"no picture of {job.data.name} has a caption; --captions FILE gives them (JSON)")
+    rows = job.encode(encode_image, job.data.chosen(described))
+    own = [captions[described[int(place)]] for place in rows.places]  # of the pictures that could be read
+    texts = embed_texts(job.model, [text for each in own for text in each], cache=job.cache)
+    picture = np.repeat(np.arange(len(own)), [len(each) for each in own])
+    metrics = retrieval_metrics(rows.features, texts, picture, recall_at=job.options.recall_at)
+    measured = Measured(metrics, rows.features, nearest_texts(rows.features, texts))
+    left_out = len(captions) - len(described)
+    notes = [f"{left_out} of {len(captions)} pictures have no caption and are left out"] if left_out else []
+    return Found(compared(measured, job.reference), len(own), rows.missing, notes)
 
 
 def retrieval_metrics(
@@ -48,9 +70,7 @@ def nearest_texts(
 ) -> Int[np.ndarray, "n"]:
     """The text that is nearest to each picture (ties: the earlier): what int8 and float are compared by."""
     parts = range(0, len(images), rows)
-    return np.concatenate([np.argmax(images[first : first + rows] @ texts.T, axis=1) for first in parts]).astype(
-        np.int32
-    )
+    return np.concatenate([predictions(images[first : first + rows] @ texts.T) for first in parts])
 
 
 def _best_ranks(
@@ -59,10 +79,16 @@ def _best_ranks(
     matches: Sequence[Int[np.ndarray, "_"]],
     rows: int,
 ) -> Int[np.ndarray, "q"]:
-    """For every query the rank, from 0, of its best match: how many candidates score more, or as much and come before it."""
+    """For every query the rank, from 0, of its best match: how many candidates are not behind it. Behind are those that score less,
+    or as much and come later; so what is not a number costs ranks."""
     ranks = np.empty(len(queries), np.int64)
     for first in range(0, len(queries), rows):
         for row, scores in enumerate(queries[first : first + rows] @ candidates.T, start=first):
-            best = min(matches[row], key=lambda match: (-scores[match], match))
-            ranks[row] = np.sum(scores > scores[best]) + np.sum(scores[:best] == scores[best])
+            known = [match for match in matches[row] if not np.isnan(scores[match])]
+            if not known:
+                ranks[row] = len(scores)
+                continue
+            best = min(known, key=lambda match: (-scores[match], match))
+            behind = np.sum(scores < scores[best]) + np.sum(scores[best:] == scores[best])
+            ranks[row] = len(scores) - behind
     return ranks
