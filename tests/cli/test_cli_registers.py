@@ -101,9 +101,9 @@ def test_a_planted_encoder_is_inspected_and_searched_by_command(regcache, plante
     assert status == 0 and "calibrated on the 4 pictures that the plan was judged with" in out, err
     assert f"the search promised {promised:.3g}" in out and "warning" not in err
     np.testing.assert_allclose(json.loads(report.read_text())["held_out"]["error"], promised, rtol=0.1)
-    status, out, err = regcache(*quantize, "--limit", 5, "--out", tmp_path / "other")
+    status, out, err = regcache(*quantize, "--limit", 4, "--out", tmp_path / "other")
     assert (
-        status == 0 and "other pictures than the 4 that the plan was judged with: 4 of them calibrate, 1 are" in out
+        status == 0 and "other pictures than the 4 that the plan was judged with: 3 of them calibrate, 1 are" in out
     ), err
 
 
