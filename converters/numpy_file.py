@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -30,7 +31,8 @@ def npz_file(path: Path) -> Tensors:
 
 def _entry(archive: Archive, name: str) -> StoredTensor:
     size = archive.members[name].file_size
-    with in_one_line(f"{archive.path}: {shown(name)}", "is no NumPy array"):
+    with in_one_line(f"{archive.path}: {shown(name)}", "is no NumPy array"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # NumPy warns of headers from Python 2, which it reads
         head = io.BytesIO(archive.read(name, _LONGEST_HEADER))
         shape, in_columns, dtype = _HEADERS[np.lib.format.read_magic(head)](head)
         start = head.tell()

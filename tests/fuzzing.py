@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import copy
 import faulthandler
 import io
 import json
@@ -161,11 +162,11 @@ def change_tree(content: bytes, rng: random.Random) -> bytes:
             case 1 if isinstance(node, dict):
                 node[rng.choice(["x", "type", "", "a" * 5000])] = node.pop(key)
             case 2:
-                node[key] = node[rng.choice(keys)]
+                node[key] = copy.deepcopy(node[rng.choice(keys)])
             case 3 if type(node[key]) is int:
                 node[key] = rng.choice(LARGE)
             case _:
-                node[key] = rng.choice(ODD)
+                node[key] = copy.deepcopy(rng.choice(ODD))
     return json.dumps(tree).encode()
 
 

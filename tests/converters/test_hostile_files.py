@@ -17,6 +17,8 @@ import pytest
 import torch
 from flax import serialization
 from randomized import clip, save_random, siglip
+from regcache_jax.converters.engine import StoredTensor
+from regcache_jax.converters.formats import Given, section
 from regcache_jax.converters.pickles import describe, named_tensors
 from regcache_jax.converters.readers import read_tensors
 from safetensors.numpy import load_file, save_file
@@ -528,6 +530,20 @@ def test_a_pickle_of_something_else_is_no_checkpoint(folder, tmp_path):
 def test_a_spoilt_configuration_is_named(folder, tmp_path, config, message):
     (folder / "config.json").write_text(config)
     refused(folder, tmp_path, message)
+
+
+@pytest.mark.parametrize("shape", [(8, 3, 8), (8, 3, 8, 8, 1), (8, 0, 8, 8), ()])
+def test_a_tensor_of_another_rank_or_without_numbers_is_named_before_sizes_are_taken_from_it(shape):
+    stored = StoredTensor(shape, np.dtype(np.float32), "w.safetensors", lambda: np.zeros(shape))
+    with pytest.raises(UserError, match=r"mine: visual\.conv1\.weight is \[.*\], expected 4 axes, none of them empty"):
+        Given("mine", {"visual.conv1.weight": stored}).shape("visual.conv1.weight", 4)
+
+
+@pytest.mark.parametrize("part", [[1], 3, "x", True])
+def test_a_part_of_a_configuration_that_is_no_object_is_named(part):
+    with pytest.raises(UserError, match=r"open_clip_config\.json: model_cfg should be an object, got "):
+        section({"model_cfg": part}, "model_cfg", "open_clip_config.json")
+    assert section({"model_cfg": None}, "model_cfg", "open_clip_config.json") == section({}, "model_cfg", "x") == {}
 
 
 def test_another_kind_of_model_is_refused_with_the_kinds_that_are_known(folder, tmp_path):
