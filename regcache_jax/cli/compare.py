@@ -55,7 +55,8 @@ def accuracy_of(model: Model, data: Dataset) -> Judge | None:
     import numpy as np
 
     from regcache_jax.data.prompts import class_names, templates
-    from regcache_jax.evaluation.zero_shot import class_scores, class_vectors, count_hits, metrics_from_counts
+    from regcache_jax.evaluation.metrics import count_hits, metrics_from_counts
+    from regcache_jax.evaluation.zero_shot import class_vectors
     from regcache_jax.files.identity import content_hash
     from regcache_jax.studies.grid import Judge
 
@@ -66,7 +67,7 @@ def accuracy_of(model: Model, data: Dataset) -> Judge | None:
     vectors = class_vectors(model.encoder, model.tokenize, class_names(data).texts, templates(data).texts)
 
     def evaluate(features: np.ndarray) -> Mapping[str, float]:
-        counts = count_hits(jnp.asarray(class_scores(features, vectors)), known, jnp.ones(len(known), bool))
+        counts = count_hits(jnp.asarray(features @ vectors.T), known, jnp.ones(len(known), bool))
         return metrics_from_counts({name: np.asarray(count) for name, count in counts.items()})
 
     return Judge(content_hash((known, vectors)), evaluate)
