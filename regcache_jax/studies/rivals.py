@@ -54,7 +54,7 @@ BATCH = 32
 def _patch_rows(params: Any, images: Any, *, spec: Any) -> Any:
     collect = {"key": lambda trace: trace.key, "value": lambda trace: trace.value}
     rows = image_features(params, images, spec, collect=collect).collected
-    return rows.key[:, :, spec.num_protected :], rows.value[:, :, spec.num_protected :]
+    return rows["key"][:, :, spec.num_protected :], rows["value"][:, :, spec.num_protected :]
 
 
 def token_prefixes(

@@ -163,7 +163,7 @@ def _attention_of(trace: BlockTrace) -> tuple[Array, Array]:
 
 @functools.partial(jax.jit, static_argnames="spec")
 def _attention(params: Any, images: Any, plan: Any, *, spec: Any) -> tuple[Array, Array]:
-    return image_features(params, images, spec, plan=plan, collect={"attention": _attention_of}).collected.attention
+    return image_features(params, images, spec, plan=plan, collect={"attention": _attention_of}).collected["attention"]
 
 
 def softmax_scales(encoder: Encoder, value_scale: Float[Array, "L"], batches: Batches, bits: int) -> Float[Array, "L"]:
