@@ -283,20 +283,21 @@ class Search:
     def choose(self) -> Numbers:
         """The best of all points that all working images have scored.
 
-        The leader has the least bound among those that hold (among all, where none does). Of those that it does not beat by more than the
-        deviation of the difference over the draws, the one with most copies to spare is chosen, then the cheapest."""
+        The leader has the least bound among those that hold (among all that are better than nothing, where none does). Of those that
+        it does not beat by more than the deviation of the difference over the draws, the one with most copies to spare is chosen, then
+        the cheapest."""
         scored = {point: drawn for (point, images), drawn in self.whole.items() if images == self.total}
         ranked = sorted(scored, key=lambda point: bound(scored[point]))
-        leader = next((point for point in ranked if self.holds(point)), ranked[0])
-        if leader == self.space.nothing:
-            return leader
+        better = ranked[: ranked.index(self.space.nothing)]
+        if not better:
+            return self.space.nothing
+        leader = next((point for point in better if self.holds(point)), better[0])
 
         def beaten(point: Numbers) -> bool:
             less = np.subtract(scored[point], scored[leader])
             return bool(less.mean() > _deviation(less))
 
-        near = [point for point in ranked if point != self.space.nothing and not beaten(point)]
-        tied = [point for point in near if self.spare(point) >= self.spare(leader)]
+        tied = [point for point in better if not beaten(point)]
 
         def rank(point: Numbers) -> tuple[float, int, int, float]:
             rows = point.num_registers * (point.stop - point.start)
