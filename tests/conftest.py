@@ -8,13 +8,13 @@ from pathlib import Path
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / "build" / "programs"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-# Two devices tell what more would; the tests of eight stand in one file (encoders/test_eight_devices.py). Most programs run once, on
-# arrays of a few hundred numbers: compiled by the older, simpler emitters and without optimisation they cost a tenth.
+# Two devices tell what more would; project/test_eight_devices.py runs the tests marked `devices` with eight. Most programs run once, on
+# arrays of a few hundred numbers: by the older, simpler emitters and without optimisation they are compiled in a tenth of the time.
+DEVICES = os.environ.get("SIMULATED_DEVICES", "2")
 QUICK = (
-    "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
-    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 )
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}".strip()
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES} {QUICK}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 

@@ -158,6 +158,7 @@ def integer_products(text):
 
 
 @pytest.mark.slow
+@pytest.mark.devices
 @pytest.mark.parametrize("name", SCHEMES)
 def test_pmap_sharded_jit_and_one_device_agree(name):
     images = small.images(16)
@@ -165,18 +166,19 @@ def test_pmap_sharded_jit_and_one_device_agree(name):
     quantized = quantize(small.encoder("dinov2"), images, SCHEMES[name], plan)
     texts = [jax.jit(encode_image).lower(quantized, images).as_text()]
     by_device = jax.pmap(encode_image, in_axes=(None, 0))
-    texts.append(by_device.lower(quantized, images.reshape(8, 2, *images.shape[1:])).as_text())
+    shares = images.reshape(len(jax.devices()), -1, *images.shape[1:])
+    texts.append(by_device.lower(quantized, shares).as_text())
     counts = {len(integer_products(text)) for text in texts}
     assert len(counts) == 1 and counts.pop() >= 6
     for text in texts:
         assert all(inputs.count("xi8>") == 2 and "xi32>" in output for inputs, output in integer_products(text))
-    mapped = by_device(quantized, images.reshape(8, 2, *images.shape[1:])).reshape(16, -1)
+    mapped = by_device(quantized, shares).reshape(16, -1)
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     sharded = encode(quantized, jax.device_put(images, rows))
     together = encode(quantized, images)
     # one scale an array is, under pmap, one for the pictures of each device
-    apart = jnp.concatenate([encode(quantized, pair) for pair in images.reshape(8, 2, *images.shape[1:])])
+    apart = jnp.concatenate([encode(quantized, share) for share in shares])
     for found, expected in ((sharded, together), (mapped, apart if name == "tensor" else together)):
         away = np.abs(np.asarray(found) - np.asarray(expected)).max(axis=1)
         # batches of another size add up in another order, and a value at the edge between two integers may fall to either

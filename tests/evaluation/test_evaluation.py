@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import types
 
@@ -53,9 +54,10 @@ def counted(encode, state, parts, **how):
     return {name: np.asarray(count) for name, count in counts.items()}
 
 
+@pytest.mark.devices
 @pytest.mark.parametrize("number", [1, 8, 37, 10_007])
 @pytest.mark.parametrize("parallel", ["jit", "pmap"])
-def test_counts_over_eight_devices_equal_plain_numpy_to_the_last_one(number, parallel):
+def test_counts_over_all_devices_equal_plain_numpy_to_the_last_one(number, parallel):
     images, labels = examples(number)
     matrix = np.random.default_rng(0).normal(size=(12, CLASSES)).astype(np.float32)
     counts = counted(project, jnp.asarray(matrix), in_batches(images, labels, 64), parallel=parallel)
@@ -66,8 +68,9 @@ def test_counts_over_eight_devices_equal_plain_numpy_to_the_last_one(number, par
     assert int(counts["top5"].sum()) == int((order[:, :5] == labels[:, None]).any(axis=1).sum())
 
 
+@pytest.mark.devices
 @pytest.mark.parametrize("parallel", ["jit", "pmap"])
-@pytest.mark.parametrize("micro_batch", [None, 1, 2])  # a device has four
+@pytest.mark.parametrize("micro_batch", [None, 1, 2])  # a device has four or sixteen
 def test_features_come_back_in_order_without_padding(parallel, micro_batch):
     images, labels = examples(21)
     matrix = np.eye(12, dtype=np.float32)
@@ -77,6 +80,7 @@ def test_features_come_back_in_order_without_padding(parallel, micro_batch):
     np.testing.assert_allclose(features, images.reshape(21, 12), rtol=1e-6)
 
 
+@pytest.mark.devices
 @pytest.mark.parametrize("parallel", ["jit", "pmap"])
 def test_counts_in_micro_batches_are_the_same_counts(parallel):
     images, labels = examples(37)
@@ -166,6 +170,7 @@ def tiny():
 
 
 @pytest.mark.slow
+@pytest.mark.devices
 @pytest.mark.parametrize("activations", [None, "static", "token", "tensor"])
 def test_one_device_jit_and_pmap_agree_to_the_last_count(tiny, devices, activations):
     """In float and in int8; the scales of `tensor` are measured over all devices, whose arrays together are one device's."""
@@ -175,7 +180,8 @@ def test_one_device_jit_and_pmap_agree_to_the_last_count(tiny, devices, activati
         scheme = Scheme(activations=activations, products=products)
         encoder = quantize(encoder, images[:16] if scheme.calibrated else None, scheme)
     found = {}
-    for number, parallel in ((1, "jit"), (2, "pmap"), (2, "jit"), (8, "pmap"), (8, "jit")):
+    numbers = {2, len(jax.devices())}
+    for number, parallel in ((1, "jit"), *itertools.product(numbers, ("pmap", "jit"))):
         devices(number)
         size = loop.round_up(509)  # 509 is prime: 509, 510 and 512 pictures a step
         if activations == "tensor":
