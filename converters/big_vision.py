@@ -93,12 +93,12 @@ def block_spec(given: Given, tower: str) -> BlockSpec:
     scanned = given.has(f"{tower}/encoderblock/*")
     block = f"{tower}/encoderblock" if scanned else f"{tower}/encoderblock_0"
     stacked = int(scanned)
-    kernel = given.shape(f"{block}/MultiHeadDotProductAttention_0/query/kernel")
+    kernel = given.shape(f"{block}/MultiHeadDotProductAttention_0/query/kernel", 3 + stacked)
     return BlockSpec(
         width=kernel[stacked],
         num_blocks=kernel[0] if scanned else given.count(f"{tower}/encoderblock_*/LayerNorm_0/scale"),
         num_heads=kernel[stacked + 1],
-        mlp_width=given.shape(f"{block}/MlpBlock_0/Dense_0/kernel")[stacked + 1],
+        mlp_width=given.shape(f"{block}/MlpBlock_0/Dense_0/kernel", 2 + stacked)[stacked + 1],
         activation="gelu_tanh",
         norm_eps=1e-6,
     )
@@ -110,8 +110,8 @@ def spec(given: Given) -> EncoderSpec:
         raise UserError(
             f"{given.name} has a class token; of big_vision's encoders SigLIP and SigLIP 2 can be converted"
         )
-    patch = given.shape("img/embedding/kernel")[0]
-    grid = given.side(given.shape("img/pos_embedding")[1])
+    patch = given.shape("img/embedding/kernel", 4)[0]
+    grid = given.side(given.shape("img/pos_embedding", 3)[1])
     pixels = grid * patch
     if given.row is not None and given.row.spec is not None and given.row.spec.image.grid == grid:
         pixels = given.row.spec.image.image_size
@@ -122,14 +122,14 @@ def spec(given: Given) -> EncoderSpec:
         blocks=block_spec(given, "img/Transformer"),
         class_token=False,
         pooling="map" if given.has(f"{_MAP}/probe") else "mean",
-        projection=given.shape("img/head/kernel")[1] if has_projection else None,
+        projection=given.shape("img/head/kernel", 2)[1] if has_projection else None,
         projection_bias=has_projection,
     )
     pictures = catalog.siglip_preprocessing(pixels, "bilinear_tf")
     if not given.has("txt/*"):
         return EncoderSpec(given.name, "siglip", image, pictures)
-    vocabulary, _ = given.shape("txt/Embed_0/embedding")
-    context = given.shape("txt/pos_embedding")[1]
+    vocabulary, _ = given.shape("txt/Embed_0/embedding", 2)
+    context = given.shape("txt/pos_embedding", 3)[1]
     has_head = given.has("txt/head/kernel")
     towers = TextSpec(
         vocab_size=vocabulary,
@@ -137,7 +137,7 @@ def spec(given: Given) -> EncoderSpec:
         blocks=block_spec(given, "txt/Encoder_0"),
         pooling="last",
         eot_id=1,
-        projection=given.shape("txt/head/kernel")[1] if has_head else None,
+        projection=given.shape("txt/head/kernel", 2)[1] if has_head else None,
         projection_bias=has_head,
     )
     tokenization = catalog.siglip_tokenization(context, vocabulary)

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from regcache_jax.converters import sources
-from regcache_jax.converters.readers import read_json
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.text import text_features
 from regcache_jax.encoders.vision import image_features
+from regcache_jax.files.bounded import read_json
 from regcache_jax.models.folder import Model
 
 # The classes of transformers that run a kind of checkpoint: the one its config.json names if it is here, else the first. A
@@ -152,7 +152,7 @@ def find_reference(source: str) -> Path:
 
 
 def _architecture(folder: Path) -> str:
-    config = read_json(folder / "config.json")
+    config = read_json(folder / "config.json", dict[str, Any])
     known = ARCHITECTURES.get(config.get("model_type", ""))
     if known is None:
         raise UserError(f"{folder} holds a {config.get('model_type')!r}; the check knows {', '.join(ARCHITECTURES)}")

@@ -135,8 +135,10 @@ def assemble(
     flat_tree = {path: np.empty(shape, dtype if shape else np.float32) for path, shape in shapes.items()}
     not_finite = []
     for step in steps:
-        array = tensors[step.theirs].read()
-        if not np.isfinite(array if array.dtype.kind == "f" else array.astype(np.float32)).all():
+        stored = tensors[step.theirs].read()
+        with np.errstate(over="ignore", invalid="ignore"):  # what float64 alone can hold becomes infinite, and is named
+            array = stored if stored.dtype == np.float16 else stored.astype(np.float32, copy=False)
+        if not np.isfinite(array).all():
             not_finite.append(f"{step.theirs} ({tensors[step.theirs].file})")
             continue
         array = array.reshape(step.their_shape(shapes))
@@ -145,7 +147,9 @@ def assemble(
             target = flat_tree[path] if step.block is None else flat_tree[path][step.block]
             target[...] = step.rule.arrangement.to_ours(part, step.our_shape(shapes))
     if not_finite:
-        raise UserError(f"{what} holds values that are not finite (NaN or infinite): {_names(not_finite)}")
+        raise UserError(
+            f"{what} holds values that are not finite (NaN, infinite, or beyond float32): {_names(not_finite)}"
+        )
     return unflatten_dict(flat_tree, sep="/")
 
 

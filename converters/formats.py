@@ -11,7 +11,7 @@ from typing import Any
 
 from regcache_jax.converters.engine import Rule, StoredTensor
 
-from regcache_jax.core.errors import UserError
+from regcache_jax.core.errors import UserError, shown
 from regcache_jax.core.spec import Activation, EncoderSpec, Filter, Preprocessing, Resize
 from regcache_jax.encoders import catalog
 
@@ -29,11 +29,14 @@ class Given:
     marks: Mapping[str, int] = dataclasses.field(default_factory=dict)
     row: catalog.Row | None = None
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one of their tensors. Raises UserError if it is missing."""
+    def shape(self, name: str, axes: int) -> tuple[int, ...]:
+        """Shape of one of their tensors. Raises UserError if it is missing, has another number of axes, or is empty."""
         if name not in self.tensors:
             raise UserError(f"{self.name} lacks {name}, without which its sizes are not known")
-        return self.tensors[name].shape
+        shape = self.tensors[name].shape
+        if len(shape) != axes or 0 in shape:
+            raise UserError(f"{self.name}: {name} is {list(shape)}, expected {axes} axes, none of them empty")
+        return shape
 
     def has(self, pattern: str) -> bool:
         """Whether any tensor's name fits the pattern."""
@@ -41,7 +44,7 @@ class Given:
 
     def count(self, name: str) -> int:
         """How many numbered blocks there are; `*` stands for the number."""
-        expression = re.compile(re.escape(name).replace(r"\*", r"(\d+)"))
+        expression = re.compile(re.escape(name).replace(r"\*", r"([0-9]{1,6})"))
         numbers = {int(match[1]) for match in map(expression.fullmatch, self.tensors) if match}
         return max(numbers) + 1 if numbers else 0
 
@@ -98,12 +101,17 @@ ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
 }
 PROCESSOR = "preprocessor_config.json"
-FILTERS: dict[Any, Filter] = {
+_FILTERS: dict[Any, Filter] = {
     2: "bilinear",
     3: "bicubic",
     "bilinear": "bilinear",
     "bicubic": "bicubic",
 }  # PIL's numbers
+
+
+def filter_of(told: Any) -> Filter | None:
+    """A filter's name or PIL's number in our words; None for another."""
+    return _FILTERS.get(told) if isinstance(told, str | int) else None
 
 
 # Heads are 64 wide but for these widths, which all have 16 of them.
@@ -113,6 +121,14 @@ _SIXTEEN_HEADS = (1152, 1280, 1408, 1536, 1664)
 def num_heads(width: int) -> int:
     """The heads of a CLIP or SigLIP tower, which its tensors do not show."""
     return 16 if width in _SIXTEEN_HEADS else max(1, width // 64)
+
+
+def section(config: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
+    """A part of a configuration; empty where it is not there or null. Raises UserError for what is no object."""
+    part = config.get(key)
+    if part is not None and not isinstance(part, Mapping):
+        raise UserError(f"{where}: {key} should be an object, got {shown(repr(part))}")
+    return part or {}
 
 
 def setting(config: Mapping[str, Any], key: str, default: Any, where: str = "config.json") -> Any:
@@ -151,7 +167,7 @@ def preprocessing(config: Mapping[str, Any], default: Preprocessing) -> Preproce
     Raises UserError for what our preprocessing cannot do: sides that differ, a crop that would be padded, no resizing, other units."""
     if not config:
         return default
-    config = config.get("image_processor", config)
+    config = section(config, "image_processor", PROCESSOR) or config
     size = config.get("size", default.resize_size)
     resize: Resize = "shortest"
     if isinstance(size, Mapping):
@@ -160,7 +176,7 @@ def preprocessing(config: Mapping[str, Any], default: Preprocessing) -> Preproce
     crop = config.get("crop_size", default.image_size)
     crop = _one_side(crop, "crop_size") if isinstance(crop, Mapping) else crop
     cropped = config.get("do_center_crop", resize == "shortest")
-    filter = FILTERS.get(config.get("resample", default.filter))
+    filter = filter_of(config.get("resample", default.filter))
     numbers = [size, crop if cropped else size]
     if filter is None or not all(type(number) is int and number > 0 for number in numbers):
         raise UserError(

@@ -63,8 +63,8 @@ HEAD_DIM = 64  # every published DINOv2
 
 def dinov2_spec(given: Given, *, registers: int, rows_before_patches: int, gated: bool, mlp_width: int) -> EncoderSpec:
     """The spec of a DINOv2 whose file has no configuration, from its shapes."""
-    width, _, patch, _ = given.shape("patch_embed.proj.weight")
-    grid = given.side(given.shape("pos_embed")[1] - rows_before_patches)
+    width, _, patch, _ = given.shape("patch_embed.proj.weight", 4)
+    grid = given.side(given.shape("pos_embed", 3)[1] - rows_before_patches)
     pixels = evaluated_pixels(grid * patch)
     image = ImageSpec(
         image_size=pixels,
@@ -93,10 +93,12 @@ def spec(given: Given) -> EncoderSpec:
     gated = given.has("blocks.*.mlp.w12.weight")
     return dinov2_spec(
         given,
-        registers=given.shape("register_tokens")[1] if given.has("register_tokens") else 0,
+        registers=given.shape("register_tokens", 3)[1] if given.has("register_tokens") else 0,
         rows_before_patches=1,
         gated=gated,
-        mlp_width=given.shape("blocks.0.mlp.w3.weight")[1] if gated else given.shape("blocks.0.mlp.fc1.weight")[0],
+        mlp_width=given.shape("blocks.0.mlp.w3.weight", 2)[1]
+        if gated
+        else given.shape("blocks.0.mlp.fc1.weight", 2)[0],
     )
 
 

@@ -8,12 +8,13 @@ from typing import Any
 
 from regcache_jax.converters import openai, timm
 from regcache_jax.converters.engine import Rule, out_in_to_in_out
-from regcache_jax.converters.formats import FILTERS, Format, Given, num_heads, setting, three_numbers
+from regcache_jax.converters.formats import Format, Given, filter_of, num_heads, section, setting, three_numbers
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.spec import BlockSpec, EncoderSpec, Preprocessing, TextSpec
 from regcache_jax.encoders import catalog
 
+CONFIG = "open_clip_config.json"
 SIGLIP_RULES = (
     *(dataclasses.replace(rule, theirs=f"visual.trunk.{rule.theirs}") for rule in timm.SIGLIP_RULES),
     *openai.text("text."),
@@ -26,23 +27,23 @@ SIGLIP_RULES = (
 
 def preprocessing(config: Mapping[str, Any], default: Preprocessing) -> Preprocessing:
     """`preprocess_cfg` of an open_clip_config.json in our words."""
-    told = config.get("preprocess_cfg") or {}
-    filter = FILTERS.get(told.get("interpolation", default.filter))
+    told = section(config, "preprocess_cfg", CONFIG)
+    filter = filter_of(told.get("interpolation", default.filter))
     if filter is None or told.get("resize_mode", default.resize) not in ("shortest", "squash"):
-        raise UserError(f"open_clip_config.json: interpolation or resize_mode is not known in {dict(told)}")
+        raise UserError(f"{CONFIG}: interpolation or resize_mode is not known in {dict(told)}")
     return dataclasses.replace(
         default,
         resize=told.get("resize_mode", default.resize),
         filter=filter,
-        mean=three_numbers(told.get("mean", default.mean), "open_clip_config.json: mean"),
-        std=three_numbers(told.get("std", default.std), "open_clip_config.json: std"),
+        mean=three_numbers(told.get("mean", default.mean), f"{CONFIG}: mean"),
+        std=three_numbers(told.get("std", default.std), f"{CONFIG}: std"),
     )
 
 
 def clip_spec(given: Given) -> EncoderSpec:
     """A CLIP in open_clip's names. The activation belongs to the tag: it is in the catalog, or in open_clip_config.json."""
-    model = given.config.get("model_cfg") or {}
-    vision, text = model.get("vision_cfg") or {}, model.get("text_cfg") or {}
+    model = section(given.config, "model_cfg", CONFIG)
+    vision, text = section(model, "vision_cfg", CONFIG), section(model, "text_cfg", CONFIG)
     if given.row is not None and given.row.spec is not None:
         row = given.row.spec
         spec = openai.clip_spec(
@@ -57,13 +58,13 @@ def clip_spec(given: Given) -> EncoderSpec:
             f"{given.name} is a CLIP in open_clip's names, which does not say which GELU it was trained with; name its row "
             "of the catalog, e.g. --name open_clip:ViT-B-16,laion2b_s34b_b88k, or put open_clip_config.json beside it"
         )
-    width = given.shape("visual.conv1.weight")[0]
-    text_width = given.shape("token_embedding.weight")[1]
+    width = given.shape("visual.conv1.weight", 4)[0]
+    text_width = given.shape("token_embedding.weight", 2)[1]
     spec = openai.clip_spec(
         given,
-        "quick_gelu" if setting(model, "quick_gelu", False, "open_clip_config.json") else "gelu",
-        width // setting(vision, "head_width", 64, "open_clip_config.json"),
-        setting(text, "heads", max(1, text_width // 64), "open_clip_config.json"),
+        "quick_gelu" if setting(model, "quick_gelu", False, CONFIG) else "gelu",
+        width // setting(vision, "head_width", 64, CONFIG),
+        setting(text, "heads", max(1, text_width // 64), CONFIG),
     )
     return dataclasses.replace(spec, preprocessing=preprocessing(given.config, spec.preprocessing))
 
@@ -74,24 +75,23 @@ def siglip_spec(given: Given) -> EncoderSpec:
     trunk = "visual.trunk."
     images = {name.removeprefix(trunk): tensor for name, tensor in given.tensors.items() if name.startswith(trunk)}
     image = timm.siglip_image(dataclasses.replace(given, tensors=images))
-    vocabulary, width = given.shape("text.token_embedding.weight")
-    context = given.shape("text.positional_embedding")[0]
-    model = given.config.get("model_cfg") or {}
-    text_config = model.get("text_cfg") or {}
+    vocabulary, width = given.shape("text.token_embedding.weight", 2)
+    context = given.shape("text.positional_embedding", 2)[0]
+    text_config = section(section(given.config, "model_cfg", CONFIG), "text_cfg", CONFIG)
     towers = TextSpec(
         vocab_size=vocabulary,
         context_length=context,
         blocks=BlockSpec(
             width=width,
             num_blocks=given.count("text.transformer.resblocks.*.ln_1.weight"),
-            num_heads=setting(text_config, "heads", num_heads(width), "open_clip_config.json"),
-            mlp_width=given.shape("text.transformer.resblocks.0.mlp.c_fc.weight")[0],
+            num_heads=setting(text_config, "heads", num_heads(width), CONFIG),
+            mlp_width=given.shape("text.transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
             activation="gelu_tanh" if vocabulary == 256_000 else "gelu",
             norm_eps=1e-6,
         ),
         pooling="last",
         eot_id=1,
-        projection=given.shape("text.text_projection.weight")[0],
+        projection=given.shape("text.text_projection.weight", 2)[0],
         projection_bias=True,
     )
     tokenization = dataclasses.replace(catalog.siglip_tokenization(context, vocabulary), cleaning="canonicalize")

@@ -59,9 +59,9 @@ RULES = (
 
 def clip_spec(given: Given, activation: Activation, image_heads: int, text_heads: int) -> EncoderSpec:
     """A CLIP from its shapes and what they do not show: the activation and the heads."""
-    width, _, patch, _ = given.shape("visual.conv1.weight")
-    pixels = given.side(given.shape("visual.positional_embedding")[0] - 1) * patch
-    _, out = given.shape("visual.proj")
+    width, _, patch, _ = given.shape("visual.conv1.weight", 4)
+    pixels = given.side(given.shape("visual.positional_embedding", 2)[0] - 1) * patch
+    _, out = given.shape("visual.proj", 2)
     image = ImageSpec(
         image_size=pixels,
         patch_size=patch,
@@ -69,7 +69,7 @@ def clip_spec(given: Given, activation: Activation, image_heads: int, text_heads
             width=width,
             num_blocks=given.count("visual.transformer.resblocks.*.ln_1.weight"),
             num_heads=image_heads,
-            mlp_width=given.shape("visual.transformer.resblocks.0.mlp.c_fc.weight")[0],
+            mlp_width=given.shape("visual.transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
             activation=activation,
             norm_eps=1e-5,
         ),
@@ -79,8 +79,8 @@ def clip_spec(given: Given, activation: Activation, image_heads: int, text_heads
         pre_norm=True,
         projection=out,
     )
-    vocabulary, text_width = given.shape("token_embedding.weight")
-    context = given.shape("positional_embedding")[0]
+    vocabulary, text_width = given.shape("token_embedding.weight", 2)
+    context = given.shape("positional_embedding", 2)[0]
     towers = TextSpec(
         vocab_size=vocabulary,
         context_length=context,
@@ -88,7 +88,7 @@ def clip_spec(given: Given, activation: Activation, image_heads: int, text_heads
             width=text_width,
             num_blocks=given.count("transformer.resblocks.*.ln_1.weight"),
             num_heads=text_heads,
-            mlp_width=given.shape("transformer.resblocks.0.mlp.c_fc.weight")[0],
+            mlp_width=given.shape("transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
             activation=activation,
             norm_eps=1e-5,
             causal=True,
@@ -110,7 +110,7 @@ def clip_spec(given: Given, activation: Activation, image_heads: int, text_heads
 
 def spec(given: Given) -> EncoderSpec:
     """OpenAI's models all have quick GELU and heads 64 wide."""
-    width, text_width = given.shape("visual.conv1.weight")[0], given.shape("token_embedding.weight")[1]
+    width, text_width = given.shape("visual.conv1.weight", 4)[0], given.shape("token_embedding.weight", 2)[1]
     return clip_spec(given, "quick_gelu", max(1, width // 64), max(1, text_width // 64))
 
 

@@ -1,23 +1,22 @@
-"""Reads the index of a torch archive: a pickle, interpreted by an unpickler that can build tensors' descriptions only.
+"""Reads what torch pickles, zip or legacy, as descriptions: an interpreter of our own, of which nothing outside it can be reached.
 
-A pickle is a program. Here it may name six harmless functions; any other class it names becomes an inert `_Box` (a TorchScript
-archive such as OpenAI's CLIP names one for every module), and any other function is refused before it is called.
+A pickle is a program. Python's unpickler runs it with real functions and objects; here the few steps that torch's files need act on
+containers that were made here, a name is only a name, and calling one gives a description or is refused. Steps, depth, numbers and
+names are bounded, so that a short file cannot describe endless things.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import io
-import pickle
 import pickletools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from regcache_jax.core.errors import UserError
+from regcache_jax.core.errors import UserError, shown
 
 _STORAGES = {
     "DoubleStorage": np.dtype(np.float64),
@@ -31,128 +30,338 @@ _STORAGES = {
     "ByteStorage": np.dtype(np.uint8),
     "BoolStorage": np.dtype(np.bool_),
 }
-_TORCHSCRIPT_LISTS = ("restore_type_tag", "build_intlist", "build_doublelist", "build_boollist", "build_tensorlist")
-_DEEPEST = 64  # modules inside modules; real encoders have fewer than ten
+_SAME = ("restore_type_tag", "build_intlist", "build_doublelist", "build_boollist", "build_tensorlist")
+_MOST_STEPS = 1_000_000  # of one pickle; a large encoder with its optimizer takes about 50,000
+_MOST_ENTRIES = 1_000_000  # of all containers, each counted wherever it is named
+_DEEPEST = 64  # containers inside containers; real encoders have fewer than ten
+_LONGEST_NAME = 1000
+_LARGEST_RANK = 16
+_BITS = 63  # of a size, or of a number that is a name
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """A storage as the pickle names it: `numel` elements that are kept under `key`; of them those from `start` on, `part` in number
+    (None: to the end), are meant."""
+
+    key: str
+    dtype: np.dtype
+    numel: int
+    start: int = 0
+    part: int | None = None
+
+    @property
+    def length(self) -> int:
+        """How many elements are meant."""
+        return self.numel - self.start if self.part is None else self.part
 
 
 @dataclasses.dataclass(frozen=True)
 class StorageView:
     """A tensor as the pickle describes it: which storage, and where in it; offset and stride count elements."""
 
-    key: str
-    dtype: np.dtype
+    storage: Storage
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
 
+    @property
+    def size(self) -> int:
+        """How many elements of the storage it reaches over, from the storage's first on; 0 for a tensor without elements."""
+        if 0 in self.shape:
+            return 0
+        return self.offset + 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.stride, strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Name:
+    """A function or class that the pickle names."""
+
+    module: str
+    name: str
+
 
 class _Box:
-    """An object of a class that is not known: it keeps what the pickle gives it, and does nothing."""
+    """An object of a class that is not known (a TorchScript archive names one for every module): it keeps its attributes."""
 
-    attributes: dict[str, Any]
-
-    def __new__(cls, *_: Any) -> _Box:
-        box = super().__new__(cls)
-        box.attributes = {}
-        return box
-
-    def __setstate__(self, state: Any) -> None:
-        if isinstance(state, dict):
-            self.attributes = state
+    def __init__(self) -> None:
+        self.attributes: dict[Any, Any] = {}
 
 
-def load_tensors(data: bytes, file: str) -> dict[str, StorageView]:
-    """The tensors that a torch pickle names, by dotted name. Raises UserError for anything but tensors in containers."""
-    try:
-        _check_memo(data)
-        root = _TensorUnpickler(io.BytesIO(data)).load()
-    except UserError as error:
-        raise UserError(f"{file}: {error}") from None
-    except Exception as error:  # a damaged pickle can raise anything
-        raise UserError(f"{file} is truncated or damaged: its list of tensors cannot be read ({error})") from None
-    named = named_leaves(root, lambda value: isinstance(value, StorageView))
-    if not named:
-        raise UserError(f"{file} holds no tensors")
-    return named
+class Described(NamedTuple):
+    """What a pickle describes, and every storage it names, whatever it does with it."""
+
+    root: Any
+    storages: dict[str, Storage]
 
 
-def _check_memo(data: bytes) -> None:
-    """Raises UserError for a pickle that numbers a note higher than it is long: Python would make room for all below it."""
-    for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(data):
-            raise UserError(
-                f"its list of {len(data)} bytes numbers an entry {argument}; reading it would exhaust the memory"
-            )
+def describe(stream: io.BytesIO) -> Described:
+    """The pickle that begins at this place of a stream, which then stands behind it. Raises UserError for anything but tensors in
+    containers, and whatever `pickletools` raises for what is no pickle."""
+    interpreter = _Interpreter()
+    return Described(interpreter.run(stream), interpreter.storages)
 
 
-def named_leaves(root: Any, is_leaf: Callable[[Any], bool]) -> dict[str, Any]:
-    """The leaves inside nested dicts and boxes, by dotted name."""
-    found: dict[str, Any] = {}
+def named_tensors(root: Any) -> dict[str, StorageView]:
+    """The tensors inside nested dicts and boxes, by dotted name. Raises UserError where there are none, where a name stands for two,
+    and where containers hold themselves."""
+    found: dict[str, StorageView] = {}
     pending = [("", root, 0)]
+    entries = 0
     while pending:
         prefix, node, depth = pending.pop()
-        if is_leaf(node):
-            found[prefix] = node
-        elif depth < _DEEPEST:
+        contents = node.attributes if isinstance(node, _Box) else node
+        if isinstance(contents, StorageView):
+            if prefix in found:
+                raise UserError(f"two of its tensors are called {shown(prefix)}")
+            found[prefix] = contents
+        elif isinstance(contents, Mapping):
+            entries += len(contents)
+            if depth >= _DEEPEST or entries > _MOST_ENTRIES:
+                raise UserError(
+                    f"its containers hold themselves, or one another more than {_MOST_ENTRIES:,} times or {_DEEPEST} deep"
+                )
+            if len(prefix) > _LONGEST_NAME:
+                raise UserError(
+                    f"the name {shown(prefix)} has {len(prefix):,} characters, at most {_LONGEST_NAME:,} are read"
+                )
             dot = f"{prefix}." if prefix else ""
-            pending.extend((f"{dot}{name}", child, depth + 1) for name, child in reversed(_children(node).items()))
+            pending.extend((f"{dot}{name}", child, depth + 1) for name, child in reversed(contents.items()))
+    if not found:
+        raise UserError("it holds no tensors")
     return found
 
 
-def _children(node: Any) -> dict[str, Any]:
-    contents = node.attributes if isinstance(node, _Box) else node
-    return {str(name): child for name, child in contents.items()} if isinstance(contents, Mapping) else {}
-
-
-def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> StorageView:
-    """Stands in for torch's function that makes a tensor of a storage."""
-    key, dtype = storage
-    shape, stride = tuple(shape), tuple(stride)
-    if len(shape) != len(stride) or not all(
-        type(number) is int and number >= 0 for number in (offset, *shape, *stride)
-    ):
-        raise UserError("a tensor's offset, shape or stride is not made of whole numbers")
-    return StorageView(str(key), dtype, offset, shape, stride)
-
-
-def _same(value: Any, *_: Any) -> Any:
-    """Stands in for torch's functions that dress up a value: a tensor as a parameter, a list as a typed list."""
-    return value
-
-
-def _nothing(*_: Any) -> None:
-    """Stands in for hooks and devices, which have no meaning here."""
-
-
-_KNOWN: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): _same,
-    **{("torch.jit._pickle", name): _same for name in _TORCHSCRIPT_LISTS},
-    ("torch", "Size"): tuple,
-    ("torch", "device"): _nothing,
-    **{("torch", name): dtype for name, dtype in _STORAGES.items()},
+_LITERALS = {
+    *(
+        "NONE",
+        "NEWTRUE",
+        "NEWFALSE",
+        "INT",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "LONG",
+        "LONG1",
+        "LONG4",
+        "FLOAT",
+        "BINFLOAT",
+    ),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
+    *("SHORT_BINBYTES", "BINBYTES", "BINBYTES8"),
 }
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_NOTES = ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE")
+_RECALLS = ("GET", "BINGET", "LONG_BINGET")
 
 
-class _TensorUnpickler(pickle.Unpickler):
-    """An unpickler whose only outcomes are containers, numbers, strings, `StorageView`s and boxes."""
+class _Interpreter:
+    """One pickle's stack and notes. Every object on them was made here."""
 
-    def find_class(self, module: str, name: str) -> Any:
-        """What a name in the pickle stands for. Raises UserError for whatever could do more than hold data."""
-        known = _KNOWN.get((module, name))
-        if known is not None:
-            return known
-        if module.split(".")[0] == "__torch__":
-            return _Box
-        raise UserError(
-            f"it asks for {module}.{name}, which is not part of a tensor; such a file could run code and is not read. To keep its tensors "
-            "alone, if you trust it: torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)"
-        )
+    def __init__(self) -> None:
+        self._stack: list[Any] = []
+        self._marks: list[int] = []
+        self._notes: dict[int, Any] = {}
+        self._steps = 0
+        self.storages: dict[str, Storage] = {}
 
-    def persistent_load(self, identity: Any) -> tuple[str, np.dtype]:
-        """A storage: its key in the archive and its type."""
-        kind, dtype, key, *_ = identity
-        if kind != "storage" or not isinstance(dtype, np.dtype):
-            raise UserError("it refers to something that is not a tensor's storage")
-        return str(key), dtype
+    def run(self, stream: io.BytesIO) -> Any:
+        """What the pickle at this place of the stream describes. Raises UserError for a step that torch's files do not have."""
+        for opcode, argument, _ in pickletools.genops(stream):
+            self._count(1)
+            if opcode.name == "STOP":
+                return self._pop()
+            self._step(opcode.name, argument)
+        raise UserError("its list of tensors does not end")
+
+    def _count(self, steps: int) -> None:
+        self._steps += steps
+        if self._steps > _MOST_STEPS:
+            raise UserError(f"its list of tensors takes more than {_MOST_STEPS:,} steps to read")
+
+    def _pop(self) -> Any:
+        if len(self._stack) <= (self._marks[-1] if self._marks else 0):
+            raise UserError("its list of tensors takes what was not put there")
+        return self._stack.pop()
+
+    def _since_mark(self) -> list[Any]:
+        if not self._marks:
+            raise UserError("its list of tensors takes what was not put there")
+        mark = self._marks.pop()
+        taken = self._stack[mark:]
+        del self._stack[mark:]
+        return taken
+
+    def _step(self, step: str, argument: Any) -> None:
+        stack = self._stack
+        match step:
+            case "PROTO" | "FRAME":
+                pass
+            case _ if step in _LITERALS:
+                stack.append(_CONSTANTS.get(step, argument))
+            case _ if step in _NOTES:
+                stack.append(value := self._pop())
+                self._notes[len(self._notes) if step == "MEMOIZE" else argument] = value
+            case _ if step in _RECALLS:
+                if argument not in self._notes:
+                    raise UserError(f"its list of tensors recalls note {argument}, which there is not")
+                stack.append(self._notes[argument])
+            case "MARK":
+                self._marks.append(len(stack))
+            case "POP":
+                if self._marks and self._marks[-1] == len(stack):
+                    self._marks.pop()
+                else:
+                    self._pop()
+            case "POP_MARK":
+                self._since_mark()
+            case "DUP":
+                value = self._pop()
+                stack.extend((value, value))
+            case "EMPTY_DICT":
+                stack.append({})
+            case "EMPTY_LIST" | "EMPTY_SET":
+                stack.append([])
+            case "DICT":
+                stack.append(_filled({}, self._since_mark()))
+            case "LIST" | "FROZENSET":
+                stack.append(self._since_mark())
+            case "TUPLE":
+                stack.append(tuple(self._since_mark()))
+            case _ if step in _TUPLES:
+                values = [self._pop() for _ in range(_TUPLES[step])]
+                stack.append(tuple(values[::-1]))
+            case "SETITEM":
+                value, key = self._pop(), self._pop()
+                self._set([key, value])
+            case "SETITEMS":
+                self._set(self._since_mark())
+            case "APPEND":
+                self._append([self._pop()])
+            case "APPENDS" | "ADDITEMS":
+                self._append(self._since_mark())
+            case "GLOBAL":
+                module, _, name = str(argument).partition(" ")
+                stack.append(_known(module, name))
+            case "STACK_GLOBAL":
+                name, module = self._pop(), self._pop()
+                stack.append(_known(str(module)[:200], str(name)[:200]) if type(name) is type(module) is str else None)
+            case "BINPERSID":
+                stack.append(storage := _storage(self._pop()))
+                if self.storages.setdefault(storage.key, storage).dtype != storage.dtype:
+                    raise UserError(f"its storage {shown(storage.key)} is of two types")
+            case "REDUCE" | "NEWOBJ":
+                arguments, called = self._pop(), self._pop()
+                stack.append(self._call(called, arguments))
+            case "BUILD":
+                state, target = self._pop(), self._pop()
+                stack.append(_with_state(target, state))
+            case _:
+                raise UserError(f"its list of tensors has the step {step}, which torch's files do not have")
+
+    def _set(self, pairs: list[Any]) -> None:
+        target = self._pop()
+        if not isinstance(target, dict):
+            raise UserError(f"its list of tensors sets an entry of what is no dict ({_kind(target)})")
+        self._stack.append(_filled(target, pairs))
+
+    def _append(self, values: list[Any]) -> None:
+        target = self._pop()
+        if not isinstance(target, list):
+            raise UserError(f"its list of tensors adds to what is no list ({_kind(target)})")
+        target.extend(values)
+        self._stack.append(target)
+
+    def _call(self, called: Any, arguments: Any) -> Any:
+        """What a call stands for. None for hooks and devices, which have no meaning here."""
+        if not isinstance(called, _Name) or not isinstance(arguments, tuple):
+            raise UserError(f"its list of tensors calls what is no function ({_kind(called)})")
+        match called.module, called.name:
+            case "collections", "OrderedDict":
+                pairs = arguments[0] if arguments and isinstance(arguments[0], list) else []
+                self._count(len(pairs))
+                return _filled({}, [part for pair in pairs for part in _pair(pair)])
+            case "torch._utils", "_rebuild_tensor_v2" | "_rebuild_tensor":
+                return _tensor(arguments)
+            case ("torch._utils", "_rebuild_parameter") | ("torch.jit._pickle", _) | ("torch", "Size"):
+                return arguments[0] if arguments else ()
+            case "torch", "device":
+                return None
+            case module, _ if module.partition(".")[0] == "__torch__":
+                return _Box()
+        raise UserError(f"it calls {shown(called.module)}.{shown(called.name)}, which is no function")
+
+
+def _known(module: str, name: str) -> _Name:
+    """Raises UserError for whatever could do more than hold data."""
+    known = {
+        "collections": ("OrderedDict",),
+        "torch._utils": ("_rebuild_tensor_v2", "_rebuild_tensor", "_rebuild_parameter"),
+        "torch.jit._pickle": _SAME,
+        "torch": ("Size", "device", *_STORAGES),
+    }
+    if name in known.get(module, ()) or module.partition(".")[0] == "__torch__":
+        return _Name(module, name)
+    raise UserError(
+        f"it asks for {shown(module)}.{shown(name)}, which is not part of a tensor; such a file could run code and is not read. "
+        "To keep its tensors alone, if you trust it: torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)"
+    )
+
+
+def _storage(identity: Any) -> Storage:
+    """`("storage", class, key, device, numel)`, in legacy files also a part: `(key, start, numel)`."""
+    match identity:
+        case ("storage", _Name("torch", kind), str(key), _, int(numel), *view) if (
+            kind in _STORAGES and 0 <= numel < 2**_BITS
+        ):
+            found = Storage(key, _STORAGES[kind], numel)
+            match view:
+                case [] | [None]:
+                    return found
+                case [(str(), int(start), int(part))] if 0 <= start <= numel and 0 <= part <= numel - start:
+                    return Storage(key, found.dtype, numel, start, part)
+    raise UserError("it refers to something that is not a tensor's storage")
+
+
+def _tensor(arguments: tuple[Any, ...]) -> StorageView:
+    match arguments:
+        case (Storage() as storage, offset, tuple(shape) | list(shape), tuple(stride) | list(stride), *_):
+            numbers = (offset, *shape[: _LARGEST_RANK + 1], *stride[: _LARGEST_RANK + 1])
+            whole = all(type(number) is int and 0 <= number < 2**_BITS for number in numbers)
+            if whole and len(shape) == len(stride) <= _LARGEST_RANK:
+                return StorageView(storage, offset, tuple(shape), tuple(stride))
+    raise UserError("a tensor's storage, offset, shape or stride is not made of whole numbers, one an axis")
+
+
+def _filled(target: dict[Any, Any], pairs: list[Any]) -> dict[Any, Any]:
+    """A dict with these keys and values, one after the other. Raises UserError for keys that are no names."""
+    if len(pairs) % 2:
+        raise UserError("its list of tensors has a key without a value")
+    for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+        if not isinstance(key, str) and not (isinstance(key, int) and key.bit_length() <= _BITS):
+            raise UserError(f"its list of tensors has a key that is no name ({_kind(key)})")
+        target[key] = value
+    return target
+
+
+def _pair(pair: Any) -> tuple[Any, Any]:
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise UserError("its list of tensors has an ordered dict that is not made of pairs")
+    return pair[0], pair[1]
+
+
+def _with_state(target: Any, state: Any) -> Any:
+    """A box takes its attributes; what an ordered dict carries beside its entries (torch's versions) is left aside."""
+    if isinstance(target, _Box):
+        if isinstance(state, dict):
+            target.attributes = state
+    elif not isinstance(target, dict):
+        raise UserError(f"its list of tensors changes what is not its own ({_kind(target)})")
+    return target
+
+
+def _kind(thing: Any) -> str:
+    if isinstance(thing, _Name):
+        return f"{shown(thing.module, 80)}.{shown(thing.name, 80)}"
+    return f"a number of {thing.bit_length()} bits" if isinstance(thing, int) else type(thing).__name__.lstrip("_")

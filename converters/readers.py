@@ -1,31 +1,28 @@
 """Checkpoint files as `name -> StoredTensor`: the names and shapes at once, the numbers when they are asked for.
 
-Nothing in a file is ever executed. Pickles (`.bin`, `.pt`, `.pth`, TorchScript archives) go through an unpickler that knows
-tensors and containers and turns every other class into an inert box; npz refuses pickled objects; sizes are checked against
-the file before memory is asked for. Every fault is a UserError that names the file.
+Nothing in a file is ever executed, and what it says of itself is compared with its bytes before memory is asked for. Whatever a
+library raises on the way becomes one UserError: the file, the place in it, the fault. docs/threat_model.md lists the bounds.
 """
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import math
-import os
-import struct
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import msgpack
 import numpy as np
-from flax import serialization
-from flax.traverse_util import flatten_dict
-from regcache_jax.converters import pickles
 from regcache_jax.converters.engine import StoredTensor
+from regcache_jax.converters.numpy_file import npz_file
+from regcache_jax.converters.stored import LARGEST_FILE, Tensors, check_list, in_one_line
+from regcache_jax.converters.torch_file import torch_file
 
-from regcache_jax.core.errors import UserError
-
-Tensors = dict[str, StoredTensor]
+from regcache_jax.core.errors import UserError, shown
+from regcache_jax.files.bounded import open_regular, parse_json, read_bytes, read_json
+from regcache_jax.files.tensors import HEADER_LIMIT
 
 _SAFETENSORS_DTYPES = {
     "F64": np.dtype(np.float64),
@@ -36,246 +33,177 @@ _SAFETENSORS_DTYPES = {
     "I32": np.dtype(np.int32),
     "I16": np.dtype(np.int16),
     "I8": np.dtype(np.int8),
+    "U64": np.dtype(np.uint64),
+    "U32": np.dtype(np.uint32),
+    "U16": np.dtype(np.uint16),
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
-_LARGEST_HEADER = 100 * 2**20  # the safetensors format's own limit
-_LARGEST_INDEX = 100 * 2**20  # bytes of JSON or pickle that name tensors; real ones hold well under one MiB
+_LARGEST_MSGPACK = 1 << 34  # bytes: the whole file is in memory
+_DEEPEST = 64  # objects inside objects of a msgpack
 
 
 def read_tensors(path: Path) -> Tensors:
     """The tensors of one file, by its ending. Raises UserError for another ending or a file that is not what it says."""
     for ending, reader in READERS.items():
         if path.name.endswith(ending):
-            return reader(path)
+            return check_list(path, reader(path))
     raise UserError(f"{path} is not a checkpoint file: its name should end in {', '.join(READERS)}")
 
 
 def safetensors_file(path: Path) -> Tensors:
     """A `.safetensors` file. Only the header is read now; a header that promises what the file does not hold is refused."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = struct.unpack("<Q", file.read(8))[0] if size >= 8 else 0
-        if not 2 <= length <= min(size - 8, _LARGEST_HEADER):
+    with open_regular(path, LARGEST_FILE) as file, in_one_line(path, "is no safetensors file"):
+        size = file.seek(0, 2)
+        file.seek(0)
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= size - 8 or length > HEADER_LIMIT:
             raise UserError(
-                f"{path} is no safetensors file: it says its header has {length} bytes, the file has {size}"
+                f"{path} is no safetensors file: it says its header has {length} bytes (of {size}; at most {HEADER_LIMIT})"
             )
-        try:
-            header = json.loads(file.read(length))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} is no safetensors file: its header is not JSON ({error})") from None
-    if not isinstance(header, dict):
-        raise UserError(f"{path} is no safetensors file: its header is not a JSON object")
-    header.pop("__metadata__", None)
-    return {name: _safetensors_entry(path, name, entry, 8 + length, size) for name, entry in header.items()}
+        header = file.read(length)
+    entries = parse_json(header, dict[str, dict[str, Any]], f"{path} is no safetensors file: its header")
+    entries.pop("__metadata__", None)
+    spans = {name: _safetensors_entry(path, name, entry) for name, entry in entries.items()}
+    end = 0
+    for name, (start, stop, dtype, shape) in sorted(spans.items(), key=lambda item: item[1][:2]):
+        if stop - start != math.prod(shape) * dtype.itemsize or 8 + length + stop > size:
+            raise UserError(
+                f"{path} is truncated or damaged: {shown(name)} {list(shape)} should end at byte {8 + length + stop} of {size}"
+            )
+        if start != end:
+            where = "begins inside the tensor before it" if start < end else "leaves a hole before it"
+            raise UserError(f"{path}: {shown(name)} {where} (byte {start}, the one before ends at {end})")
+        end = stop
+    if 8 + length + end != size:
+        raise UserError(f"{path} is damaged: its tensors end at byte {8 + length + end}, the file at {size}")
+
+    def reading(name: str, start: int, dtype: np.dtype, shape: tuple[int, ...]) -> Callable[[], np.ndarray]:
+        def read() -> np.ndarray:
+            with in_one_line(path, f"has changed while it was read: {shown(name)}"):
+                return np.fromfile(path, dtype, math.prod(shape), offset=8 + length + start).reshape(shape)
+
+        return read
+
+    return {
+        name: StoredTensor(shape, dtype, path.name, reading(name, start, dtype, shape))
+        for name, (start, _, dtype, shape) in spans.items()
+    }
 
 
-def _safetensors_entry(path: Path, name: str, entry: Any, data_start: int, size: int) -> StoredTensor:
-    try:
-        dtype, shape = _SAFETENSORS_DTYPES[entry["dtype"]], tuple(entry["shape"])
-        start, stop = entry["data_offsets"]
-        well_formed = all(type(number) is int and number >= 0 for number in (*shape, start, stop))
-    except (KeyError, TypeError, ValueError):
-        well_formed = False
-    if isinstance(entry, dict) and str(entry.get("dtype")).startswith(("F8_", "F4", "F6_")):
+def _safetensors_entry(path: Path, name: str, entry: dict[str, Any]) -> tuple[int, int, np.dtype, tuple[int, ...]]:
+    """Begin and end in bytes, type and shape."""
+    kind, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if str(kind).startswith(("F8_", "F4", "F6_")):
         raise UserError(
-            f"{path}: {name[:200]} is of type {entry['dtype']}, which has too few bits to convert from; convert the checkpoint in "
+            f"{path}: {shown(name)} is of type {shown(kind)}, which has too few bits to convert from; convert the checkpoint in "
             "float32, float16 or bfloat16 that it was made from"
         )
-    if not well_formed:
+    well_formed = isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2 and isinstance(kind, str)
+    if (
+        not well_formed
+        or kind not in _SAFETENSORS_DTYPES
+        or not all(type(number) is int and 0 <= number <= LARGEST_FILE for number in (*shape, *offsets))
+    ):
         raise UserError(
-            f"{path}: the header's entry for {name[:200]} is not well formed or of a type that is not known"
+            f"{path}: the header's entry for {shown(name)} is not well formed or of a type that is not known: {shown(entry)}"
         )
-    if stop - start != math.prod(shape) * dtype.itemsize or data_start + stop > size:
-        raise UserError(
-            f"{path} is truncated or damaged: {name[:200]} {list(shape)} should end at byte {data_start + stop} of {size}"
-        )
+    return offsets[0], offsets[1], _SAFETENSORS_DTYPES[kind], tuple(shape)
 
-    def read() -> np.ndarray:
-        return np.fromfile(path, dtype, math.prod(shape), offset=data_start + start).reshape(shape)
 
-    return StoredTensor(shape, dtype, path.name, read)
+@dataclasses.dataclass
+class _Index:
+    """`model.safetensors.index.json`: which shard holds which tensor."""
+
+    weight_map: dict[str, str]
 
 
 def sharded(index: Path) -> Tensors:
-    """A checkpoint in several files and the index that names them. Refuses shards that are missing or outside the folder."""
-    files = read_json(index).get("weight_map")
-    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
-        raise UserError(f"{index} is no index of shards: it should hold a weight_map of tensor names to file names")
-    outside = sorted({name for name in files.values() if Path(name).name != name})
-    if outside:
-        raise UserError(f"{index} names files outside its folder, which are not read: {outside[:5]}")
+    """A checkpoint in several files and the index that names them. Refuses shards that are missing, left over, outside the folder or
+    of another kind, and tensors that are not where the index says, or in two shards."""
+    files = read_json(index, _Index).weight_map
     shards = sorted(set(files.values()))
+    ending = Path(index.name.removesuffix(".index.json")).suffix
+    outside = [name for name in shards if Path(name).name != name]
+    if outside:
+        raise UserError(f"{index} names files outside its folder, which are not read: {shown(outside[:5])}")
+    other = [name for name in shards if Path(name).suffix != ending or ending not in READERS]
+    if other:
+        raise UserError(f"{index} names files that are no {ending or 'checkpoint'} shards: {shown(other[:5])}")
     missing = [name for name in shards if not (index.parent / name).is_file()]
     if missing:
         raise UserError(
-            f"{index.parent} lacks {len(missing)} of {len(shards)} shards that {index.name} names: {missing[:5]}"
+            f"{index.parent} lacks {len(missing)} of {len(shards)} shards that {index.name} names: {shown(missing[:5])}"
         )
+    stem = index.name.removesuffix(f"{ending}.index.json")
+    left_over = sorted({file.name for file in index.parent.glob(f"{stem}-*-of-*{ending}")} - set(shards))
+    if left_over:
+        raise UserError(f"{index.parent} has shards that {index.name} does not name: {shown(left_over[:5])}")
     held = {name: read_tensors(index.parent / name) for name in shards}
     absent = sorted(f"{tensor} ({file})" for tensor, file in files.items() if tensor not in held[file])
     if absent:
-        raise UserError(f"{index} names {len(absent)} tensors that their shards do not hold: {absent[:5]}")
+        raise UserError(f"{index} names {len(absent)} tensors that their shards do not hold: {shown(absent[:5])}")
+    unnamed = sorted(
+        f"{tensor} ({file})" for file, tensors in held.items() for tensor in tensors if files.get(tensor) != file
+    )
+    if unnamed:
+        raise UserError(f"{index} places {len(unnamed)} tensors elsewhere or not at all: {shown(unnamed[:5])}")
     return {tensor: held[file][tensor] for tensor, file in files.items()}
-
-
-def npz_file(path: Path) -> Tensors:
-    """A NumPy archive as big_vision writes it (names joined with `/`). bfloat16 leaves, which NumPy stores as two raw bytes,
-    are recognised. Pickled objects are refused unread."""
-    archive = _open_zip(path)
-    members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
-    if not members:
-        raise UserError(f"{path} is an archive without NumPy arrays")
-    return {info.filename.removesuffix(".npy"): _npz_entry(path, archive, info) for info in members}
-
-
-def _npz_entry(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> StoredTensor:
-    try:
-        with archive.open(info) as member:
-            version = np.lib.format.read_magic(member)
-            read_header = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }[version]
-            shape, _, dtype = read_header(member)
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: {info.filename} is no NumPy array ({error})") from None
-    if dtype.hasobject:
-        raise UserError(f"{path}: {info.filename} holds pickled Python objects, which are never read")
-    if math.prod(shape) * dtype.itemsize > info.file_size:
-        raise UserError(f"{path}: {info.filename} says it is {list(shape)} but holds only {info.file_size} bytes")
-    is_bfloat16 = dtype.kind == "V" and dtype.itemsize == 2
-
-    def read() -> np.ndarray:
-        try:
-            with archive.open(info) as member:
-                array = np.lib.format.read_array(member, allow_pickle=False)
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path}: {info.filename} cannot be read ({error})") from None
-        return array.view(jnp.bfloat16) if is_bfloat16 else array
-
-    return StoredTensor(tuple(shape), np.dtype(jnp.bfloat16) if is_bfloat16 else dtype, path.name, read)
-
-
-def torch_file(path: Path) -> Tensors:
-    """A `.bin`, `.pt` or `.pth` file: a zip archive of raw storages and one pickle that names them, read without torch and
-    without running anything; TorchScript archives (OpenAI's) likewise. Files from before torch 1.6 need torch, and are read
-    with its `weights_only` loader."""
-    if not zipfile.is_zipfile(path):
-        return _legacy_torch_file(path)
-    archive = _open_zip(path)
-    index = next((info for info in archive.infolist() if info.filename.split("/")[1:] == ["data.pkl"]), None)
-    if index is None:
-        raise UserError(f"{path} is an archive, but not one that torch wrote: it holds no data.pkl")
-    if index.file_size > _LARGEST_INDEX:
-        raise UserError(f"{path}: data.pkl claims {index.file_size} bytes, too many for a list of tensors")
-    root = index.filename.removesuffix("data.pkl")
-    members = {info.filename: info for info in archive.infolist()}
-    found = pickles.load_tensors(archive.read(index), str(path))
-    return {name: _storage_entry(path, archive, members, root, name, view) for name, view in found.items()}
-
-
-def _storage_entry(
-    path: Path,
-    archive: zipfile.ZipFile,
-    members: Mapping[str, zipfile.ZipInfo],
-    root: str,
-    name: str,
-    view: pickles.StorageView,
-) -> StoredTensor:
-    info = members.get(f"{root}data/{view.key}")
-    last = view.offset + sum((size - 1) * stride for size, stride in zip(view.shape, view.stride, strict=True))
-    count = last + 1 if math.prod(view.shape) else 0
-    if info is None or count * view.dtype.itemsize > info.file_size:
-        held = "nothing" if info is None else f"{info.file_size} bytes"
-        raise UserError(
-            f"{path}: {name} {list(view.shape)} needs {count * view.dtype.itemsize} bytes, its storage has {held}"
-        )
-
-    def read() -> np.ndarray:
-        try:
-            with archive.open(info) as member:
-                raw = member.read(count * view.dtype.itemsize)
-        except (OSError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path}: {name} cannot be read ({error})") from None
-        values = np.frombuffer(raw, view.dtype)[view.offset :]
-        strides = [stride * view.dtype.itemsize for stride in view.stride]
-        return np.lib.stride_tricks.as_strided(values, view.shape, strides, writeable=False)
-
-    return StoredTensor(view.shape, view.dtype, path.name, read)
-
-
-def _legacy_torch_file(path: Path) -> Tensors:
-    try:
-        import torch
-    except ImportError:
-        raise UserError(
-            f"{path} is not a zip archive; files from before torch 1.6 need torch: pip install regcache-jax[torch]"
-        ) from None
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises its own kinds of error for every kind of damage
-        reason = (str(error).splitlines() or ["it is empty or cut off"])[0]
-        raise UserError(f"{path} is not a torch file that holds tensors only: {reason}") from None
-    named = pickles.named_leaves(state, lambda value: isinstance(value, torch.Tensor))
-    if not named:
-        raise UserError(f"{path} holds no tensors")
-    return {name: _torch_entry(path, tensor) for name, tensor in named.items()}
-
-
-def _torch_entry(path: Path, tensor: Any) -> StoredTensor:
-    import torch
-
-    is_bfloat16 = tensor.dtype == torch.bfloat16
-    tensor = tensor.detach()
-    array = tensor.view(torch.int16).numpy().view(jnp.bfloat16) if is_bfloat16 else tensor.numpy()
-    return StoredTensor(array.shape, array.dtype, path.name, lambda: array)
 
 
 def msgpack_file(path: Path) -> Tensors:
     """A `flax_model.msgpack` as Hugging Face's Flax models wrote it; names are joined with `/`."""
-    try:
-        tree = serialization.msgpack_restore(path.read_bytes())
-    except Exception as error:  # msgpack raises many kinds of error for damaged input
-        raise UserError(f"{path} is no Flax msgpack file: {error}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path} is no Flax msgpack file: it holds {type(tree).__name__}, not a tree of arrays")
-    leaves = flatten_dict(tree, sep="/")
-    strange = [name for name, leaf in leaves.items() if not isinstance(leaf, np.ndarray)]
-    if strange or not leaves:
-        raise UserError(f"{path} is no Flax msgpack file: these are not arrays: {strange[:5]}")
+    content = read_bytes(path, _LARGEST_MSGPACK)
+    with in_one_line(path, "is no Flax msgpack file"):
+        # lists are made as long as they say, so their length is bounded; a map grows by what it holds
+        tree = msgpack.unpackb(content, ext_hook=_flax_array, strict_map_key=True, max_array_len=LARGEST_LIST)
+        if not isinstance(tree, dict):
+            raise UserError(f"{path} is no Flax msgpack file: it holds {type(tree).__name__}, not a tree of arrays")
+        leaves = dict(_leaves(tree))
+        if not leaves:
+            raise UserError(f"{path} is no Flax msgpack file: it holds no arrays")
     return {name: _in_memory(path, leaf) for name, leaf in leaves.items()}
+
+
+LARGEST_LIST = 64
+_ARRAY = 1  # Flax's number of its extension for arrays
+
+
+def _flax_array(code: int, data: bytes) -> np.ndarray:
+    """An array as Flax packs it: (shape, name of its type, bytes)."""
+    shape, name, content = msgpack.unpackb(data, max_array_len=LARGEST_LIST) if code == _ARRAY else (None, None, None)
+    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+        raise UserError(f"an extension of type {code} is no array with a shape")
+    dtype = np.dtype(jnp.bfloat16) if name == "bfloat16" else np.dtype(str(name))
+    if not isinstance(content, bytes) or (dtype.kind not in "fiub" and name != "bfloat16") or dtype.shape:
+        raise UserError(f"an array is of type {shown(name)}, which holds no plain numbers")
+    if math.prod(shape) * dtype.itemsize != len(content):
+        raise UserError(f"an array says it is {shown(shape)} of {dtype}, but holds {len(content)} bytes")
+    return np.frombuffer(content, dtype).reshape(shape)
+
+
+def _leaves(node: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays of a tree, by name. Flax cuts those above 1 GiB in chunks."""
+    if isinstance(node, np.ndarray):
+        yield path, node
+    elif isinstance(node, dict) and (wrong := [name for name in node if not isinstance(name, str)]):
+        raise UserError(
+            f"the name {shown(wrong[0])} in {shown(path) or 'the tree'} is {type(wrong[0]).__name__}, expected text"
+        )
+    elif not isinstance(node, dict) or depth > _DEEPEST:
+        raise UserError(
+            f"{shown(path)} is {type(node).__name__}; expected arrays, in at most {_DEEPEST} objects with names"
+        )
+    elif "__msgpack_chunked_array__" in node:
+        chunks = [chunk for _, chunk in _leaves(node["chunks"], path, depth + 1)]
+        yield path, np.concatenate(chunks).reshape([node["shape"][str(axis)] for axis in range(len(node["shape"]))])
+    else:
+        for name, child in node.items():
+            yield from _leaves(child, f"{path}/{name}" if path else name, depth + 1)
 
 
 def _in_memory(path: Path, array: np.ndarray) -> StoredTensor:
     return StoredTensor(array.shape, array.dtype, path.name, lambda: array)
-
-
-def _open_zip(path: Path) -> zipfile.ZipFile:
-    """Opens an archive whose contents are not larger than a checkpoint of its size can be (a zip bomb is)."""
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"{path} is truncated or no archive ({error})") from None
-    unpacked = sum(info.file_size for info in archive.infolist())
-    packed = os.path.getsize(path)
-    if unpacked > 100 * packed:  # weights hardly compress; a factor of 100 is met by bombs and by zeros only
-        raise UserError(f"{path} would unpack from {packed} to {unpacked} bytes; no checkpoint compresses like that")
-    return archive
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises UserError that names the file."""
-    try:
-        if path.stat().st_size > _LARGEST_INDEX:
-            raise UserError(f"{path} has {path.stat().st_size} bytes, too many for a configuration")
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is not readable JSON ({error})") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path} should hold a JSON object, but holds {type(tree).__name__}")
-    return tree
 
 
 READERS: dict[str, Callable[[Path], Tensors]] = {

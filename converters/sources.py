@@ -9,10 +9,11 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from regcache_jax.converters.readers import READERS, Tensors, read_json, read_tensors
+from regcache_jax.converters.readers import READERS, Tensors, read_tensors
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.encoders import catalog, tokenizers
+from regcache_jax.files.bounded import read_json
 
 # In the order in which they are preferred: files that cannot hold code first.
 WEIGHT_FILES = (
@@ -74,7 +75,7 @@ class Source:
         """The first of these JSON files that stands beside the weights; empty if none does."""
         for name in names:
             if (self.folder / name).is_file():
-                return read_json(self.folder / name)
+                return read_json(self.folder / name, dict[str, Any])
         return {}
 
     def special_ids(self) -> dict[str, int]:

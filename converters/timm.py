@@ -77,15 +77,15 @@ def siglip_activation(width: int, patch: int, pixels: int) -> Activation:
 
 def siglip_image(given: Given) -> ImageSpec:
     """A SigLIP image tower in timm's names, from its shapes. 378 and 384 px hold as many patches of 14: the catalog decides."""
-    width, _, patch, _ = given.shape("patch_embed.proj.weight")
-    pixels = given.side(given.shape("pos_embed")[1]) * patch
+    width, _, patch, _ = given.shape("patch_embed.proj.weight", 4)
+    pixels = given.side(given.shape("pos_embed", 3)[1]) * patch
     if given.row is not None and given.row.spec is not None and given.row.spec.image.grid == pixels // patch:
         pixels = given.row.spec.image.image_size
     blocks = BlockSpec(
         width=width,
         num_blocks=given.count("blocks.*.norm1.weight"),
         num_heads=num_heads(width),
-        mlp_width=given.shape("blocks.0.mlp.fc1.weight")[0],
+        mlp_width=given.shape("blocks.0.mlp.fc1.weight", 2)[0],
         activation=siglip_activation(width, patch, pixels),
         norm_eps=1e-6,
     )
@@ -98,13 +98,13 @@ def _siglip_spec(given: Given) -> EncoderSpec:
 
 
 def _dinov2_spec(given: Given) -> EncoderSpec:
-    registers = given.shape("reg_token")[1] if given.has("reg_token") else 0
-    inner = given.shape("blocks.0.mlp.fc2.weight")[1]
+    registers = given.shape("reg_token", 3)[1] if given.has("reg_token") else 0
+    inner = given.shape("blocks.0.mlp.fc2.weight", 2)[1]
     spec = dinov2_spec(
         given,
         registers=registers,
         rows_before_patches=0 if registers else 1,
-        gated=given.shape("blocks.0.mlp.fc1.weight")[0] == 2 * inner,
+        gated=given.shape("blocks.0.mlp.fc1.weight", 2)[0] == 2 * inner,
         mlp_width=inner,
     )
     return dataclasses.replace(spec, image=dataclasses.replace(spec.image, position_interpolation="bicubic_antialias"))
@@ -116,9 +116,13 @@ def _clip_spec(given: Given) -> EncoderSpec:
             f"{given.name} is a CLIP in timm's names, which does not say which GELU it was trained with; "
             "name its row of the catalog with --name, e.g. --name openai/clip-vit-base-patch16"
         )
-    width, _, patch, _ = given.shape("patch_embed.proj.weight")
-    pixels = given.side(given.shape("pos_embed")[1] - 1) * patch
-    known, outputs, wanted = given.row.spec.image.blocks, given.shape("head.weight")[0], given.row.spec.image.projection
+    width, _, patch, _ = given.shape("patch_embed.proj.weight", 4)
+    pixels = given.side(given.shape("pos_embed", 3)[1] - 1) * patch
+    known, outputs, wanted = (
+        given.row.spec.image.blocks,
+        given.shape("head.weight", 2)[0],
+        given.row.spec.image.projection,
+    )
     if outputs != wanted or given.has("head.bias"):
         raise UserError(
             f"{given.name}: head.weight has {outputs} outputs{' and a bias' if given.has('head.bias') else ''}, {given.row.huggingface} "
@@ -129,7 +133,7 @@ def _clip_spec(given: Given) -> EncoderSpec:
         width=width,
         num_blocks=given.count("blocks.*.norm1.weight"),
         num_heads=num_heads(width),
-        mlp_width=given.shape("blocks.0.mlp.fc1.weight")[0],
+        mlp_width=given.shape("blocks.0.mlp.fc1.weight", 2)[0],
     )
     image = dataclasses.replace(
         given.row.spec.image,

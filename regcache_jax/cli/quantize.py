@@ -260,8 +260,9 @@ def _auto(encoder: Encoder, images: np.ndarray, work: str, config: AutoConfig, p
 
 def read_texts(path: str) -> list[str]:
     """The lines of a file that hold something. Raises UserError where none does."""
-    with open(path) as file:
-        lines = [line.strip() for line in file if line.strip()]
+    from regcache_jax.files.bounded import read_text
+
+    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     if not lines:
         raise UserError(f"{path} holds no texts; give one a line")
     return lines

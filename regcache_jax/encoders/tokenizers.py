@@ -10,9 +10,7 @@ length silently gives other features. `check_ids` refuses such ids.
 
 from __future__ import annotations
 
-import gzip
 import html
-import json
 import re
 import string
 import unicodedata
@@ -26,18 +24,15 @@ from jaxtyping import Array, Int
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.spec import Tokenization
+from regcache_jax.encoders.words import MERGES_FILE, ORIGINAL_FILE, TOKENIZER_FILE, VOCABULARY_FILE, read_tried
+from regcache_jax.files.bounded import TEXT_LIMIT, read_bytes
 
-TOKENIZER_FILE, VOCABULARY_FILE, MERGES_FILE = "tokenizer.json", "vocab.json", "merges.txt"
-ORIGINAL_FILE = "bpe_simple_vocab_16e6.txt.gz"
 FILES: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "clip": ((TOKENIZER_FILE,), (VOCABULARY_FILE, MERGES_FILE), (ORIGINAL_FILE,)),
     "sentencepiece": ((TOKENIZER_FILE,), ("*.model",)),
     "hashed": (),
 }
 """For each kind of tokenizer the sets of files that hold it, the preferred one first; `*.model` counts where there is one."""
-
-_START, _END = "<|startoftext|>", "<|endoftext|>"
-_LARGEST_VOCABULARY = 2**24  # bytes; CLIP's list of merges has 3.2 MiB
 
 
 def _collapse(text: str) -> str:
@@ -129,7 +124,7 @@ class Tokenizer:
     def __call__(self, texts: Sequence[str]) -> Int[np.ndarray, "n T"]:
         """Cleans, encodes, adds begin and end, cuts and pads."""
         spec = self.spec
-        ids = np.full((len(texts), spec.context_length), spec.pad_id, np.int32)
+        ids = np.full((len(texts), spec.context_length), spec.pad_id, np.int64)  # ids in files have up to 32 bits
         ends = [] if spec.eos_id is None else [spec.eos_id]
         begins = [] if spec.bos_id is None else [spec.bos_id]
         for row, text in enumerate(texts):
@@ -141,7 +136,7 @@ class Tokenizer:
             raise UserError(
                 f"the tokenizer gives ids up to {ids.max()}, the encoder knows {spec.vocab_size}; files do not match"
             )
-        return ids
+        return ids.astype(np.int32)
 
 
 def hashed_ids(text: str, spec: Tokenization) -> list[int]:
@@ -154,7 +149,7 @@ def hashed_ids(text: str, spec: Tokenization) -> list[int]:
 
 
 def load_tokenizer(spec: Tokenization, folder: epath.PathLike) -> Tokenizer:
-    """The tokenizer of a model folder. Raises UserError where its files are missing or damaged."""
+    """The tokenizer of a model folder. Raises UserError where its files are missing or damaged, or fail their trial."""
     if spec.kind == "hashed":
         return Tokenizer(spec, lambda text: hashed_ids(text, spec))
     files = find_files(spec.kind, folder)
@@ -162,7 +157,7 @@ def load_tokenizer(spec: Tokenization, folder: epath.PathLike) -> Tokenizer:
         raise UserError(
             f"{folder} has no tokenizer ({expected_files(spec.kind)}); convert it again with --tokenizer FILE_OR_FOLDER"
         )
-    encode = _READERS.get(files[0].name, _sentencepiece)(files, spec)
+    encode = read_tried({str(file): read_bytes(file, TEXT_LIMIT) for file in files}, spec.vocab_size)
     marks = {number for number in (spec.bos_id, spec.eos_id, spec.pad_id) if number is not None}
     if spec.kind == "clip":
         marks.discard(0)  # its padding is a word as well: an exclamation mark
@@ -171,83 +166,3 @@ def load_tokenizer(spec: Tokenization, folder: epath.PathLike) -> Tokenizer:
         return [number for number in encode(text) if number not in marks]
 
     return Tokenizer(spec, words_only)
-
-
-def _fast(files: list[epath.Path], spec: Tokenization) -> Callable[[str], list[int]]:
-    """`tokenizer.json`, whose own padding, truncation and marks are left aside."""
-    import tokenizers
-
-    (file,) = files
-    try:
-        stored = tokenizers.Tokenizer.from_str(file.read_text())
-    except Exception as error:  # the package raises bare Exception
-        raise UserError(f"{file} is not a tokenizer file: {error}") from None
-    stored.no_padding()
-    stored.no_truncation()
-    return lambda text: stored.encode(text, add_special_tokens=False).ids
-
-
-def _two_files(files: list[epath.Path], spec: Tokenization) -> Callable[[str], list[int]]:
-    """CLIP's `vocab.json` and `merges.txt`."""
-    vocabulary, merges = files
-    try:
-        lines = [line for line in merges.read_text().splitlines() if line and not line.startswith("#version")]
-        pairs = [(first, second) for first, second in map(str.split, lines)]
-        return _byte_pairs(json.loads(vocabulary.read_text()), pairs)
-    except Exception as error:  # the package raises bare Exception
-        raise UserError(f"{vocabulary} and {merges.name} are not the files of one BPE tokenizer: {error}") from None
-
-
-def _original_file(files: list[epath.Path], spec: Tokenization) -> Callable[[str], list[int]]:
-    """OpenAI's list of merges. The vocabulary follows from it: the bytes, the bytes that end a word, a word a merge, two marks."""
-    import tokenizers
-
-    (file,) = files
-    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    try:
-        with file.open("rb") as packed, gzip.open(packed) as opened:
-            lines = opened.read(_LARGEST_VOCABULARY).decode().splitlines()
-        used = lines[1 : 1 + spec.vocab_size - 2 * len(alphabet) - 2]
-        merges = [(first, second) for first, second in map(str.split, used)]
-        words = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *map("".join, merges), _START, _END]
-        return _byte_pairs({word: number for number, word in enumerate(words)}, merges)
-    except Exception as error:  # the package raises bare Exception, gzip and zlib their own
-        raise UserError(f"{file} is not CLIP's list of merges: {error}") from None
-
-
-def _byte_pairs(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Callable[[str], list[int]]:
-    """CLIP's byte-level BPE, with the cleaning of Hugging Face's. Words end in `</w>`; digits stand alone."""
-    import tokenizers
-    from tokenizers import normalizers, pre_tokenizers
-
-    pieces = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-    model = tokenizers.models.BPE(vocabulary, merges, end_of_word_suffix="</w>", fuse_unk=False, unk_token=_END)
-    stored = tokenizers.Tokenizer(model)
-    stored.add_special_tokens([_START, _END])
-    spaces = normalizers.Replace(tokenizers.Regex(r"\s+"), " ")
-    stored.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
-    split = pre_tokenizers.Split(tokenizers.Regex(pieces), behavior="removed", invert=True)
-    stored.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    return lambda text: stored.encode(text, add_special_tokens=False).ids
-
-
-def _sentencepiece(files: list[epath.Path], spec: Tokenization) -> Callable[[str], list[int]]:
-    (file,) = files
-    try:
-        import sentencepiece
-    except ImportError:
-        raise UserError(
-            f"{file} needs the sentencepiece package: pip install regcache-jax[text], or give the same tokenizer as {TOKENIZER_FILE}"
-        ) from None
-    try:
-        processor = sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes())
-    except RuntimeError as error:
-        raise UserError(f"{file} is not a SentencePiece model: {error}") from None
-    return processor.encode
-
-
-_READERS: dict[str, Callable[[list[epath.Path], Tokenization], Callable[[str], list[int]]]] = {
-    TOKENIZER_FILE: _fast,
-    VOCABULARY_FILE: _two_files,
-    ORIGINAL_FILE: _original_file,
-}

@@ -56,7 +56,7 @@ def predict(train_state: dict[str, Any], batch: dict[str, Any]) -> tuple[Any, An
     `batch` holds `image [B, Y, X, 3]`, preprocessed, or `labels [B, T]`, padded ids. `out` has big_vision's names: the features
     again, and the temperature and offset of the scores where the encoder has them."""
     encoder: Encoder = train_state["params"]
-    image = encode_image(encoder, batch.image) if "image" in batch else None
+    image = encode_image(encoder, batch["image"]) if "image" in batch else None
     text = encode_text(encoder, batch["labels"]) if "labels" in batch else None
     out = {name: found for name, found in (("img/normalized", image), ("txt/normalized", text)) if found is not None}
     if encoder.params.logit_scale is not None:

@@ -86,12 +86,24 @@ def read_bytes(path: epath.PathLike, limit: int) -> bytes:
     """All of a regular file, read once. Raises UserError as `open_regular` does, also for a file that grows beyond `limit` meanwhile."""
     with open_regular(path, limit) as file:
         try:
-            content = file.read(limit + 1)
+            # room is made for what there is, not for what there may be; one byte more shows a file that grows, or has no stated size
+            content = file.read(min(_length(file), limit) + 1)
+            while len(content) <= limit and (piece := file.read(1 << 20)):
+                content += piece
         except OSError as error:
             raise UserError(f"{shown(path)} cannot be read: {_reason(error)}") from None
     if len(content) > limit:  # of a size that was not stated: /proc has such files
         raise _too_large(path, len(content), limit)
     return content
+
+
+def _length(file: io.BufferedIOBase) -> int:
+    try:
+        end = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        return end
+    except OSError:  # /proc has such files
+        return 0
 
 
 def read_text(path: epath.PathLike, limit: int = TEXT_LIMIT) -> str:

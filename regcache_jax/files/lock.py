@@ -27,12 +27,15 @@ _guard = threading.Lock()
 
 @contextlib.contextmanager
 def held(path: epath.PathLike, *, folder: bool = False) -> Iterator[None]:
-    """Exclusive use of a name while the block runs, or of what lies in a `folder` (which is made); the same process may ask for it again
-    within. Raises UserError that says who holds it."""
+    """Exclusive use of a name while the block runs, or of what lies in a `folder`; the same process may ask for it again within. Folders
+    that are not there are made, and the last of them goes again if it stays empty. Raises UserError that says who holds it."""
     if "://" in str(path):
         yield
         return
-    file = _lock_file(os.path.realpath(path), folder)
+    path = os.path.realpath(path)
+    within, name = (path, ".lock") if folder else (os.path.dirname(path), f".{os.path.basename(path)}.lock")
+    file, is_new = os.path.join(within, name), not os.path.isdir(within)
+    os.makedirs(within, exist_ok=True)
     with _guard:
         handle, count = _held.get(file) or (_take(file, path), 0)
         _held[file] = handle, count + 1
@@ -47,6 +50,9 @@ def held(path: epath.PathLike, *, folder: bool = False) -> Iterator[None]:
                 with contextlib.suppress(OSError):  # the folder itself may be gone
                     os.unlink(file)  # before it is let go: who waits on it sees that it is another one
                 os.close(handle)
+        if is_new:
+            with contextlib.suppress(OSError):  # it is not empty: something was made
+                os.rmdir(within)
 
 
 @contextlib.contextmanager
@@ -55,13 +61,6 @@ def held_by_first(path: epath.PathLike) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         from_first(lambda: stack.enter_context(held(path, folder=True)))
         yield
-
-
-def _lock_file(path: str, folder: bool) -> str:
-    """In the folder, or beside the name. The folder it lies in is made."""
-    within, name = (path, ".lock") if folder else (os.path.dirname(path), f".{os.path.basename(path)}.lock")
-    os.makedirs(within, exist_ok=True)
-    return os.path.join(within, name)
 
 
 def _take(file: str, path: epath.PathLike) -> int:

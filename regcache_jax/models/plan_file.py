@@ -55,9 +55,6 @@ class _Metadata(TypedDict, total=False):
 
     encoder: str
     encoder_hash: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-    reference: dict[str, Any]
-    scheme: dict[str, Any]
-    search: dict[str, Any]
     calibration: _Calibration
     claim: _Claim
 

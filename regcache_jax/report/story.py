@@ -31,8 +31,12 @@ class _Numbers(TypedDict):
 
 class _Trial(TypedDict):
     numbers: _Numbers
-    chunks: Count
+    images: Annotated[int, Field(ge=1)]
     error: Finite
+
+
+class _Claim(TypedDict):
+    spread: Finite
 
 
 class _Searched(TypedDict):
@@ -40,7 +44,7 @@ class _Searched(TypedDict):
     numbers: _Numbers
     baseline_error: Finite
     error: Finite
-    jitter: Finite
+    claim: _Claim
     seconds: Finite
     trials: Annotated[list[_Trial], Field(min_length=1)]
 

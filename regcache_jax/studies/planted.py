@@ -77,8 +77,8 @@ def plant(
 ) -> Planted:
     """An encoder with outliers of the given `kinds` (of `KINDS`; none: no outliers), and images with marker patches.
 
-    `block` (by default the middle one) is where neurons fire, as strongly as `firing` says. Raises UserError for unknown kinds, and for
-    a trained-register outlier in an encoder without trained registers."""
+    `block` (by default the middle one) is where neurons fire, as strongly as `firing` says. Raises UserError for unknown kinds, and
+    for a trained-register outlier in an encoder without trained registers."""
     spec = spec or planted_spec(trained_registers=int("trained-register outlier" in kinds))
     unknown = sorted(set(kinds) - set(KINDS))
     if unknown:

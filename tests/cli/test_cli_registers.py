@@ -95,6 +95,17 @@ def test_a_planted_encoder_is_inspected_and_searched_by_command(regcache, plante
     digests = {hashlib.sha256(path.read_bytes()).hexdigest() for path in (plans[0], again)}
     assert len(digests) == 1  # the same search writes the same bytes
 
+    promised = rc.load_plan(again)[1]["claim"]["error"]
+    quantize = ["quantize", folder / "model", *data(folder), "--registers", again, "--json", report]
+    status, out, err = regcache(*quantize, "--out", tmp_path / "int8")
+    assert status == 0 and "calibrated on the 4 pictures that the plan was judged with" in out, err
+    assert f"the search promised {promised:.3g}" in out and "warning" not in err
+    np.testing.assert_allclose(json.loads(report.read_text())["held_out"]["error"], promised, rtol=0.1)
+    status, out, err = regcache(*quantize, "--limit", 5, "--out", tmp_path / "other")
+    assert (
+        status == 0 and "other pictures than the 4 that the plan was judged with: 4 of them calibrate, 1 are" in out
+    ), err
+
 
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),

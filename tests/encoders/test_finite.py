@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_encoders
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.core.names import from_names, to_names
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.encoders.encoder import encode_image
 from regcache_jax.encoders.finite import check_texts, not_finite
@@ -16,19 +16,14 @@ from regcache_jax.evaluation.rows import check_rows
 from regcache_jax.quantization.quantize import quantize
 
 
-def with_leaf(encoder, place, value, *path):
-    """The encoder with one number of a leaf of its image tower replaced."""
-
-    def change(tree, names):
-        if not names:
-            return jnp.asarray(np.asarray(tree)).at[place].set(value)
-        return {**tree, names[0]: change(tree[names[0]], names[1:])}
-
-    return encoder.replace(params={**encoder.params, "image": change(encoder.params["image"], path)})
+def with_leaf(encoder, place, value, name):
+    """The encoder with one number (or some) of one leaf replaced."""
+    leaves = to_names(encoder.params)
+    return encoder.replace(params=from_names({**leaves, name: leaves[name].at[place].set(value)}))
 
 
 def test_a_weight_that_is_not_finite_is_named_with_its_block():
-    encoder = with_leaf(small_encoders.encoder(), (1, 0, 0), np.nan, "blocks", "mlp", "fc1", "kernel")
+    encoder = with_leaf(small_encoders.encoder(), (1, 0, 0), np.nan, "image/blocks/mlp/fc1/kernel")
     message = str(not_finite(encoder, np.asarray(small_encoders.images(1)), "a.png"))
     assert message.startswith("the features of a.png by clip (float) are not finite; it begins in the weights: ")
     assert message.endswith("fc1/kernel of block 1")
@@ -37,8 +32,8 @@ def test_a_weight_that_is_not_finite_is_named_with_its_block():
 
 
 def test_sums_that_overflow_are_found_at_the_first_block_and_site():
-    encoder = with_leaf(small_encoders.encoder(), (1, slice(None)), 1e30, "blocks", "norm2", "scale")
-    images = np.asarray(small_encoders.images(1))
+    encoder = with_leaf(small_encoders.encoder(), (1, slice(None)), 1e30, "image/blocks/norm2/scale")
+    images = np.array(small_encoders.images(1))
     assert not np.isfinite(jax.jit(encode_image)(encoder, images)).all()
     assert "it begins in block 2 at site qkv" in str(not_finite(encoder, images, "a.png"))
     images[0, 0, 0, 0] = np.inf
@@ -48,7 +43,7 @@ def test_sums_that_overflow_are_found_at_the_first_block_and_site():
 def test_rows_and_texts_that_are_not_finite_stop_an_evaluation():
     from regcache_jax.data import open_dataset
 
-    encoder = with_leaf(small_encoders.encoder(), 0, np.inf, "final_norm", "bias")
+    encoder = with_leaf(small_encoders.encoder(), 0, np.inf, "image/final_norm/bias")
     rows = {"finite": np.array([True, False]), "place": np.array([0, 3])}
     dataset = open_dataset("emoji", split="test")
     with pytest.raises(UserError, match=f"the features of {dataset[3].name} by clip .*final_norm/bias$"):

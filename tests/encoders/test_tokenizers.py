@@ -14,6 +14,7 @@ import tokenizers
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.spec import Tokenization
+from regcache_jax.encoders import words
 from regcache_jax.encoders.tokenizers import CLEANING, check_ids, find_files, load_tokenizer
 
 CLIP = Tokenization("clip", 12, 600, "clip", pad_id=0, bos_id=598, eos_id=599)
@@ -239,8 +240,83 @@ def test_missing_and_damaged_files_get_one_message(tmp_path):
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "vocab.json").write_text("[1]")
     (tmp_path / "merges.txt").write_text("a b\n")
-    with pytest.raises(UserError, match="not the files of one BPE tokenizer"):
+    with pytest.raises(UserError, match=r"vocab\.json: input should be an object"):
         load_tokenizer(CLIP, tmp_path)
+    (tmp_path / "vocab.json").write_text('{"a": 1}')
+    with pytest.raises(UserError, match=r"merges\.txt are not the files of one BPE tokenizer"):
+        load_tokenizer(CLIP, tmp_path)
+    (tmp_path / "merges.txt").write_text("a b c\n")
+    with pytest.raises(UserError, match=r"merges\.txt: 'a b c' is no merge of two pieces"):
+        load_tokenizer(CLIP, tmp_path)
+    (tmp_path / "vocab.json").write_text('{"a": 4294967296}')
+    with pytest.raises(UserError, match=r"vocab\.json: a: input should be less than 16777216"):
+        load_tokenizer(CLIP, tmp_path)
+
+
+def spoilt(folder, change):
+    """A sound tokenizer.json, changed."""
+    write_unigram(folder)
+    tree = json.loads((folder / "tokenizer.json").read_text())
+    change(tree)
+    (folder / "tokenizer.json").write_text(json.dumps(tree))
+
+
+def test_a_word_with_an_id_beyond_any_vocabulary_is_refused(tmp_path):
+    bpe = {"type": "BPE", "vocab": {"a": 4294967295}, "merges": []}
+    spoilt(tmp_path, lambda tree: tree.update(model=bpe, pre_tokenizer=None))
+    with pytest.raises(UserError, match=r"tokenizer\.json: a word has the id 4294967295"):
+        load_tokenizer(SIGLIP, tmp_path)
+
+
+def test_a_file_that_ends_its_library_or_never_lets_it_end_costs_a_child_and_gives_one_line(tmp_path):
+    spoilt(
+        tmp_path,
+        lambda tree: tree.update(model={"type": "Unigram", "unk_id": 5, "vocab": [["a", 0.0]], "byte_fallback": True}),
+    )
+    with pytest.raises(
+        UserError, match=r"tokenizer\.json .*(cannot be used|is not a tokenizer|cannot encode)"
+    ) as refused:
+        load_tokenizer(SIGLIP, tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ("import os; os.abort()", r"ends the library that reads it \(status -6"),
+        ("while True: pass", "takes more than 1 seconds of a processor"),
+        ("bytearray(1 << 40)", "ends the library that reads it .*MemoryError"),
+        ("raise SystemExit(3)", "nothing was said"),
+    ],
+)
+def test_whatever_a_child_does_is_told_in_one_line(tmp_path, monkeypatch, program, message):
+    limits = "import resource; resource.setrlimit(resource.RLIMIT_CPU, (1, 2)); resource.setrlimit(resource.RLIMIT_CORE, (0, 0))"
+    (tmp_path / "hostile.py").write_text(f"{limits}\n{program}\n")
+    monkeypatch.setattr(words, "SECONDS", 1)
+    monkeypatch.setattr(words, "_PROGRAM", "hostile")
+    monkeypatch.setattr(words.sys, "path", [str(tmp_path), *words.sys.path])
+    with pytest.raises(UserError, match=message):
+        words._try({"x/tokenizer.json": b"{}"}, 7)
+
+
+def test_a_good_file_is_tried_once(tmp_path, monkeypatch):
+    write_unigram(tmp_path)
+    load_tokenizer(SIGLIP, tmp_path)
+    monkeypatch.setattr(words, "_try", lambda *_: pytest.fail("tried again"))
+    load_tokenizer(SIGLIP, tmp_path)
+
+
+def test_a_panic_while_a_text_is_encoded_is_one_line(tmp_path, monkeypatch):
+    class PanicException(BaseException):
+        pass
+
+    def panic(text):
+        raise PanicException("index out of bounds")
+
+    monkeypatch.setattr(words, "_try", lambda *_: None)
+    monkeypatch.setattr(words, "read", lambda *_: panic)
+    with pytest.raises(UserError, match="x cannot encode a text: index out of bounds"):
+        words.read_tried({"x": b"1"}, 7)("cat")
 
 
 def test_a_tokenizer_of_another_encoder_is_refused(tmp_path):

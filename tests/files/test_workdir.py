@@ -193,9 +193,9 @@ def test_a_search_whose_table_lies_on_gs_goes_on(bucket):
     points = [Numbers(start, 4, 1.0, 2, 0, 1) for start in range(3)]
     table = TrialTable(f"{bucket}/plans/trials.jsonl", "one search")
     for number, point in enumerate(points):
-        table.add(point, 1, float(number), 10)
+        table.add(point, 1, float(number), [float(number)], 10)
     again = TrialTable(f"{bucket}/plans/trials.jsonl", "one search")
-    assert again.rows == table.rows and [again.find(point, 1) for point in points] == [0.0, 1.0, 2.0]
+    assert again.rows == table.rows and [again.find(point, 1) for point in points] == [[0.0], [1.0], [2.0]]
 
 
 def test_orbax_is_given_addresses_as_they_are_and_folders_as_absolute_paths(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import small_encoders
 
+from regcache_jax.core.names import from_names, to_names
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.data.batches import dullness
 from regcache_jax.encoders.encoder import encode_image
@@ -21,18 +22,17 @@ from regcache_jax.quantization.quantize import quantize
 def pruned():
     """An encoder with neurons that are always zero, a dead head, a dead norm channel, and a block whose MLP was removed."""
     encoder = small_encoders.encoder("siglip")
-    blocks = jax.tree.map(lambda leaf: np.array(leaf), encoder.params["image"]["blocks"])
-    for part, axis in (("fc1", 2), ("fc2", 1)):
-        np.moveaxis(blocks["mlp"][part]["kernel"], axis, 0)[:10] = 0
-    blocks["mlp"]["fc1"]["bias"][:, :10] = 0
+    leaves = {name: np.array(leaf) for name, leaf in to_names(encoder.params).items()}
+    blocks = {
+        name.removeprefix("image/blocks/"): leaf for name, leaf in leaves.items() if name.startswith("image/blocks/")
+    }
+    blocks["mlp/fc1/kernel"][:, :, :10] = blocks["mlp/fc1/bias"][:, :10] = blocks["mlp/fc2/kernel"][:, :10] = 0
     for name in ("query", "key", "value"):
-        blocks["attention"][name]["kernel"][:, :, 0] = blocks["attention"][name]["bias"][:, 0] = 0
-    blocks["norm1"]["scale"][:, 5] = blocks["norm1"]["bias"][:, 5] = 0
-    for name in ("fc1", "fc2"):
-        for leaf in blocks["mlp"][name].values():
-            leaf[2] = 0
-    image = {**encoder.params["image"], "blocks": jax.tree.map(jnp.asarray, blocks)}
-    return encoder.replace(params={**encoder.params, "image": image})
+        blocks[f"attention/{name}/kernel"][:, :, 0] = blocks[f"attention/{name}/bias"][:, 0] = 0
+    blocks["norm1/scale"][:, 5] = blocks["norm1/bias"][:, 5] = 0
+    for name, leaf in blocks.items():
+        leaf[2] *= not name.startswith("mlp/")
+    return encoder.replace(params=from_names({name: jnp.asarray(leaf) for name, leaf in leaves.items()}))
 
 
 @pytest.mark.slow

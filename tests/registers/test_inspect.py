@@ -104,8 +104,8 @@ def test_a_plan_in_place_is_inspected_with_it(encoder, images, profile):
     ("shape", "value", "message"),
     [
         ((0, 12, 12, 3), 0.0, "the reference set is empty"),
-        ((2, 10, 12, 3), 0.0, r"takes preprocessed images of shape \[n, 12, 12, 3\], got \[2, 10, 12, 3\]"),
-        ((2, 12, 12, 3), np.nan, "image 0 of the reference set holds NaN or infinity"),
+        ((2, 10, 12, 3), 0.0, r"takes preprocessed pictures \[n, 12, 12, 3\], got \[2, 10, 12, 3\]"),
+        ((2, 12, 12, 3), np.nan, "picture 0 holds NaN or infinity"),
     ],
 )
 def test_a_bad_set_gets_one_message(encoder, shape, value, message):

@@ -115,8 +115,8 @@ def test_killed_at_any_moment_the_search_ends_with_the_same_plan_and_table_byte_
         (np.ones((1, 16, 16, 3)), "needs at least 2 images to tell a gain from chance, got 1"),
         (np.eye(16)[:3, :, None, None] * np.ones((3, 16, 16, 3)), "needs at least 4 images .*, got 3"),
         (np.full((4, 16, 16, 3), -1.0), "all 4 reference images are the same"),
-        (np.full((4, 16, 16, 3), np.nan), "image 0 of the reference set holds NaN or infinity after preprocessing"),
-        (np.ones((4, 8, 8, 3)), r"takes preprocessed images of shape \[n, 16, 16, 3\], got \[4, 8, 8, 3\]"),
+        (np.full((4, 16, 16, 3), np.nan), "picture 0 holds NaN or infinity"),
+        (np.ones((4, 8, 8, 3)), r"takes preprocessed pictures \[n, 16, 16, 3\], got \[4, 8, 8, 3\]"),
     ],
     ids=["empty", "one image", "three images", "all black", "NaN", "another size"],
 )

@@ -25,7 +25,7 @@ from regcache_jax.registers.search.space import Numbers
 class SearchResult:
     """The plan (which may do nothing), what it does to pictures that the search has not seen, and what the search cost.
 
-    `claim` and `baseline`: errors with the plan and without any on the pictures that verify. `jitter`: standard deviation of the gain
+    `claim` and `baseline`: errors with the plan and without any on the pictures that verify. `jitter`: standard error of the gain
     over the draws; a plan is kept only if it gains more than twice that, and on the pictures that verify as well. `bound`: what the
     choice went by. `spare`: the share of its copies that a plan could lose before a sink came back in any picture seen. `moved`:
     how far the plan alone, in float, moves the features. `calibration`: what it was judged with, which `quantize` takes up.

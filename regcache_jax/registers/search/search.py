@@ -45,6 +45,9 @@ DIGITS = 4
 SPREADS = 1.0
 """A trial's bound is the mean error over the draws plus so many of their standard deviations."""
 
+INSPECTED = 64
+"""Working images, at most, that tell where sinks begin."""
+
 NEEDED = 0.2
 """The share of its copies that a plan must be able to lose."""
 LESS, MORE = (0.1,), (0.35, 0.5)
@@ -105,7 +108,7 @@ class Search:
         l_q = config.sensitive_block
         profile_passes = 1 if l_q is None else 0
         if l_q is None:
-            l_q = inspect(encoder, images, batch_size=config.chunk).sensitive_block
+            l_q = inspect(encoder, images[:INSPECTED], batch_size=config.chunk).sensitive_block
         self.space = Space(config, encoder.spec.image, l_q)
         self.candidates = find_candidates(
             encoder, images, self.space.starts,
@@ -117,7 +120,8 @@ class Search:
             chunk=config.chunk, draws=self.draws,
             labels=labels, class_vectors=class_vectors, memory_limit=config.memory_limit,
         )  # fmt: skip
-        self.trials.count(passes=1 + profile_passes)
+        self.trials.count(passes=1)
+        self.trials.count(passes=profile_passes, num_images=min(INSPECTED, len(images)))
         self.preparation_flops = self.trials.block_flops
         self.checking_flops, self.best_bound, self.within_budget = 0, float("inf"), True
         self.whole: dict[tuple[Numbers, int], Sequence[float]] = {}
@@ -341,11 +345,11 @@ class Search:
             self.score(stronger, self.total)
 
     def gain(self, best: Numbers) -> tuple[float, float]:
-        """The mean gain of a plan over none, and its standard deviation over the draws."""
+        """The mean gain of a plan over none, and the standard error of that mean over the draws."""
         without, with_plan = self.drawn(self.space.nothing, self.total), self.drawn(best, self.total)
         assert without is not None and with_plan is not None
         gains = np.subtract(without, with_plan)
-        return float(gains.mean()), rounded(_deviation(gains))
+        return float(gains.mean()), rounded(_deviation(gains) / len(gains) ** 0.5)
 
 
 def search(
