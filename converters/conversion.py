@@ -32,7 +32,7 @@ from regcache_jax.converters.readers import Tensors
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.names import from_tree, to_names, to_tree
-from regcache_jax.core.spec import Activation, EncoderSpec, Filter
+from regcache_jax.core.spec import Activation, EncoderSpec, Filter, ImpossibleSpec
 from regcache_jax.encoders import catalog, tokenizers
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.parameters import parameter_shapes
@@ -40,7 +40,6 @@ from regcache_jax.files.paths import refuse_existing
 from regcache_jax.models import folder as checkpoints
 
 CONVERTER_VERSION = 1
-LARGEST_DEPTH = 1000
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 FORMATS: tuple[Format, ...] = (
     huggingface_clip.FORMAT,
@@ -179,8 +178,10 @@ def read_checkpoint(
         marks=found.special_ids(),
         row=row,
     )
-    spec = choose(format.spec(given), choices)
-    check_sizes(spec)
+    try:
+        spec = choose(format.spec(given), choices)
+    except ImpossibleSpec as error:
+        raise UserError(f"{found.folder} describes no encoder: {error}") from None
     check_pictures(spec)
     shapes = {path: leaf.shape for path, leaf in to_names(parameter_shapes(spec)).items()}
     params = assemble(
@@ -247,25 +248,6 @@ def recognise(tensors: Tensors, config: Mapping[str, Any], source: sources.Sourc
         f"{source.weights} is in no layout that is known ({', '.join(format.name for format in FORMATS)}); "
         f"it holds {len(tensors)} tensors: {shown}"
     )
-
-
-def check_sizes(spec: EncoderSpec) -> None:
-    """Raises UserError for sizes that no encoder has, before anything is made of them."""
-    towers = {"image": spec.image.blocks} | ({} if spec.text is None else {"text": spec.text.blocks})
-    faults = [
-        f"{tower}: {blocks.num_heads} heads do not divide a width of {blocks.width}"
-        for tower, blocks in towers.items()
-        if blocks.num_heads < 1 or blocks.width % blocks.num_heads
-    ]
-    faults += [
-        f"{tower}: {blocks.num_blocks} blocks; known encoders have at most 56"
-        for tower, blocks in towers.items()
-        if not 1 <= blocks.num_blocks <= LARGEST_DEPTH
-    ]
-    if spec.image.grid < 1:
-        faults.append(f"pictures of {spec.image.image_size} px hold no patch of {spec.image.patch_size} px")
-    if faults:
-        raise UserError(f"{spec.name} has impossible sizes: {'; '.join(faults)}")
 
 
 def choose(spec: EncoderSpec, choices: Choices) -> EncoderSpec:

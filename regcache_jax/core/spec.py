@@ -44,6 +44,10 @@ SIDE, WIDTH, BLOCKS, TOKENS, WORDS, NAME = 1 << 13, 1 << 16, 1 << 10, 1 << 16, 1
 in a vocabulary, of characters in a name: far beyond what is known, far below what a mistake or a hostile file asks for."""
 
 
+class ImpossibleSpec(UserError):
+    """A size or number that no encoder has."""
+
+
 @dataclasses.dataclass(frozen=True)
 class BlockSpec:
     """A stack of pre-norm transformer blocks: `num_blocks` of width D with H heads of size K and an MLP of width F."""
@@ -61,9 +65,9 @@ class BlockSpec:
     def __post_init__(self) -> None:
         _check_ranges(self, width=(1, WIDTH), num_blocks=(0, BLOCKS), num_heads=(1, BLOCKS), mlp_width=(1, 8 * WIDTH))
         if self.width % self.num_heads:
-            raise UserError(f"width must be a multiple of num_heads, got {self.width} and {self.num_heads}")
+            raise ImpossibleSpec(f"width must be a multiple of num_heads, got {self.width} and {self.num_heads}")
         if not 0 < self.norm_eps < 1:
-            raise UserError(f"norm_eps must be between 0 and 1, got {self.norm_eps}")
+            raise ImpossibleSpec(f"norm_eps must be between 0 and 1, got {self.norm_eps}")
 
     @property
     def head_dim(self) -> int:
@@ -176,9 +180,9 @@ class Preprocessing:
     def __post_init__(self) -> None:
         _check_ranges(self, image_size=(1, SIDE), resize_size=(1, SIDE))
         if not all(map(math.isfinite, self.mean)):
-            raise UserError(f"mean must be finite, got {self.mean}")
+            raise ImpossibleSpec(f"mean must be finite, got {self.mean}")
         if not all(math.isfinite(each) and each > 0 for each in self.std):
-            raise UserError(f"std must be finite and above 0, got {self.std}")
+            raise ImpossibleSpec(f"std must be finite and above 0, got {self.std}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,7 +219,7 @@ class EncoderSpec:
 
     def __post_init__(self) -> None:
         if not 0 < len(self.name) <= NAME or not self.name.isprintable():
-            raise UserError(f"name must be 1..{NAME} printable characters, got {shown(repr(self.name), 80)}")
+            raise ImpossibleSpec(f"name must be 1..{NAME} printable characters, got {shown(repr(self.name), 80)}")
 
     def to_json(self) -> dict[str, Any]:
         """The spec as plain JSON values."""
@@ -232,7 +236,7 @@ def _check_ranges(spec: Any, **ranges: tuple[int, int]) -> None:
     for name, (least, most) in ranges.items():
         value = getattr(spec, name)
         if value is not None and not least <= value <= most:
-            raise UserError(f"{name} must be {least}..{most}, got {value}")
+            raise ImpossibleSpec(f"{name} must be {least}..{most}, got {value}")
 
 
 def _name(field: dataclasses.Field) -> str:

@@ -226,8 +226,9 @@ def test_a_plan_of_another_encoder_is_refused(regcache, tmp_path):
 def test_an_interrupt_that_falls_into_a_callback_of_c_code_is_not_lost():
     """Where Python would print "Exception ignored in" and go on to the end."""
     program = """
-import gc, sys, time
+import gc, signal, sys, time
 from regcache_jax.cli.main import interrupt_again
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 def collected(phase, info):
     gc.callbacks.remove(collected)
     raise KeyboardInterrupt

@@ -522,9 +522,18 @@ def test_a_pickle_of_something_else_is_no_checkpoint(folder, tmp_path):
         ('{"model_type": "clip", "vision_config": {"hidden_size": -4}}', "hidden_size should be like 768, got -4"),
         ('{"model_type": "clip", "vision_config": 3}', "vision_config should be"),
         ('{"model_type": "clip", "vision_config": {"hidden_act": "tanh"}}', "hidden_act 'tanh' is not one of"),
-        ('{"model_type": "clip", "vision_config": {"num_attention_heads": 7}}', "7 heads do not divide"),
-        ('{"model_type": "clip", "vision_config": {"num_hidden_layers": 1000000000000}}', "1000000000000 blocks"),
-        ('{"model_type": "clip", "vision_config": {"image_size": 20}}', "hold no patch of 32 px"),
+        (
+            '{"model_type": "clip", "vision_config": {"num_attention_heads": 7}}',
+            "describes no encoder: width must be a multiple",
+        ),
+        (
+            '{"model_type": "clip", "vision_config": {"num_hidden_layers": 1000000000000}}',
+            "describes no encoder: num_blocks must be 0..1024",
+        ),
+        (
+            '{"model_type": "clip", "vision_config": {"image_size": 20}}',
+            "describes no encoder: patch_size must be 1..20, got 32",
+        ),
     ],
 )
 def test_a_spoilt_configuration_is_named(folder, tmp_path, config, message):
