@@ -55,7 +55,7 @@ def image():
     rng = np.random.default_rng(0)
 
     def draw(path, shape):
-        around = 1.0 if path[-1].key == "scale" else 0.0
+        around = 1.0 if path[-1].name == "scale" else 0.0
         return jnp.asarray(around + 0.1 * rng.normal(size=shape.shape).astype(np.float32))
 
     return jax.tree_util.tree_map_with_path(draw, parameter_shapes(SMALL).image)
@@ -166,7 +166,7 @@ def test_rescaling_the_bundled_encoder_changes_its_outliers_and_not_its_features
     (before, large), (after, small) = run(image), run(circuit.rescale(image, BUNDLED, factor, hidden_factor))
     np.testing.assert_allclose(after, before, atol=2e-5)  # float32, with values of several hundred on the way
     np.testing.assert_allclose(small["qkv"][5:] / large["qkv"][5:], max(factor, 1 / 48 * 1.3), rtol=0.3)
-    np.testing.assert_allclose(small.fc2[4:6] / large.fc2[4:6], hidden_factor, rtol=0.05)
+    np.testing.assert_allclose(small["fc2"][4:6] / large["fc2"][4:6], hidden_factor, rtol=0.05)
     np.testing.assert_allclose(small["qkv"][:5], large["qkv"][:5], rtol=1e-4)
 
 
@@ -295,7 +295,7 @@ def test_the_base_phase_learns_names_and_then_tells_concepts_apart(few):
     state, history = train(initial_state(SMALL, 0), phase, few)
     early, late = (np.mean([row["loss"] for row in rows]) for rows in (history[:10], history[-10:]))
     assert late < early - 0.3
-    matrix = confusion(state.trained["encoder"], SMALL, few, name_ids(few.names, SMALL))
+    matrix = confusion(state.trained.encoder, SMALL, few, name_ids(few.names, SMALL))
     np.testing.assert_allclose(matrix.sum(axis=1), 2.0, rtol=1e-4)  # one distribution a vendor
     assert np.diag(matrix).mean() > 2 * matrix.mean()
 
@@ -304,10 +304,10 @@ def test_the_base_phase_learns_names_and_then_tells_concepts_apart(few):
 @pytest.mark.parametrize("phase", shortened(PHASES[1:], 3), ids=lambda phase: phase.name)
 def test_every_phase_with_a_circuit_takes_steps_with_finite_losses(phase, few):
     state = prepare(initial_state(SMALL, 0), phase, SMALL, few)
-    planted = state.trained["encoder"].image
+    planted = state.trained.encoder.image
     state, history = train(state, phase, few, size=8)
     assert int(state.step) == 3 and all(np.isfinite(list(row.values())).all() for row in history)
-    trained = state.trained["encoder"].image
+    trained = state.trained.encoder.image
     assert all(
         (a != b).any()
         for a, b in zip(jax.tree.leaves(planted.blocks.mlp), jax.tree.leaves(trained.blocks.mlp), strict=True)

@@ -215,7 +215,7 @@ def test_calibration_sees_the_plan_and_every_image_once():
     for site in SITES:
         np.testing.assert_allclose(together[site], apart[site], rtol=1e-6)
     with_plan = calibrate(encoder.with_plan(random_plan(start=0, stop=4, copies=15.0)), [images], Scheme())
-    assert (np.asarray(with_plan.out) != np.asarray(together.out)).any()
+    assert (np.asarray(with_plan["out"]) != np.asarray(together["out"])).any()
 
 
 @pytest.mark.slow
