@@ -11,6 +11,7 @@ import pytest
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.plan import make_plan
+from regcache_jax.core.sites import Parameters
 from regcache_jax.core.spec import BlockSpec
 from regcache_jax.data.emoji import render
 from regcache_jax.demo.bundled import SPEC, bundled_model

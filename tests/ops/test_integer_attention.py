@@ -12,7 +12,7 @@ import small_encoders as small
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.plan import BlockRegister
-from regcache_jax.core.scheme import Scheme
+from regcache_jax.core.scheme import INPUTS, Scheme
 from regcache_jax.encoders.encoder import encode, encode_image
 from regcache_jax.ops.aqt import half_octaves
 from regcache_jax.ops.attention import Rounding, attend, integer_logits, integer_mix
