@@ -332,11 +332,14 @@ def _answer_encoder(request: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _ask(topology: str, request: dict[str, Any]) -> list[dict[str, Any]]:
-    """Asks a child process. Raises UserError where it gives no answer."""
+    """Asks a child process. Raises UserError where it gives no answer.
+
+    XLA_FLAGS are for the platform of this process: libtpu ends at one that it does not know, and takes its own from LIBTPU_INIT_ARGS."""
     kind = topology.split(":")[0]
     environment = {
         **os.environ, "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": CHIPS[kind][0],
         "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "XLA_FLAGS": "",
     }  # fmt: skip
     command = [sys.executable, "-m", "regcache_jax.tpu.ask"]
     child = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, env=environment)

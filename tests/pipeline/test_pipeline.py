@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import signal
@@ -127,7 +128,8 @@ def test_the_report_renders_in_a_browser_without_errors(finished, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_so_exits_130_and_leaves_nothing_half_written(tmp_path, number):
     command = [sys.executable, "-m", "regcache_jax.cli", "run", "--config", "demo", "--workdir", str(tmp_path), *SMALL]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background job ignores it
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     for line in process.stderr:
         if line.startswith("search_w8a8 ..."):
             break

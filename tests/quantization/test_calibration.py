@@ -36,9 +36,9 @@ def test_streamed_counts_are_numpys_and_do_not_depend_on_the_batches():
     seen = small.search_form(encoder, images, ("fc1", "present")).collected
     for block in range(3):
         values = np.asarray(seen["fc1"][block])[np.asarray(seen["present"][block])].ravel()
-        expected = counted(values, int(whole.sites.fc1.exponent[block, 0])).counts[0, 0]
-        assert np.abs(whole.sites.fc1.counts[block, 0] - expected).sum() <= 1e-3 * len(values)
-        assert whole.sites.fc1.counts[block].sum() == len(values)
+        expected = counted(values, int(whole.sites["fc1"].exponent[block, 0])).counts[0, 0]
+        assert np.abs(whole.sites["fc1"].counts[block, 0] - expected).sum() <= 1e-3 * len(values)
+        assert whole.sites["fc1"].counts[block].sum() == len(values)
 
 
 def test_coarser_bins_hold_the_same_values():
@@ -120,7 +120,7 @@ def test_a_calibration_is_saved_looked_at_and_used_again(tmp_path):
 @pytest.mark.slow
 def test_groups_are_counted_apart():
     encoder, images = small.encoder("dinov2"), small.images(6)
-    found = observe(encoder, [images], groups=True).sites.fc2.counts.sum(axis=2)
+    found = observe(encoder, [images], groups=True).sites["fc2"].counts.sum(axis=2)
     np.testing.assert_array_equal(found, np.broadcast_to(6 * 40 * np.array([1, 2, 16]), (3, 3)))
     grouped = quantize(encoder, images, Scheme(activations="group", estimator="percentile", percentile=99.0))
     assert grouped.params.image.blocks.grids.fc2.scale.shape == (3, 3)

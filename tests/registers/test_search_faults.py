@@ -3,11 +3,11 @@
 import dataclasses
 import json
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from killing import check_every_moment
+from small import with_leaves
 
 import regcache_jax as rc
 from regcache_jax.files.trial_table import TrialTable
@@ -129,21 +129,15 @@ def test_a_set_that_cannot_be_searched_gets_one_message(planted, images, message
 @pytest.mark.parametrize(
     ("leaf", "message"),
     [
-        (("patch_embedding", "kernel"), "token norms of block 0 are not finite"),
-        (("blocks", "mlp", "fc1", "kernel"), "token norms of block 0 are not finite"),
-        (("final_norm", "scale"), "features that are not finite"),
+        ("patch_embedding__kernel", "token norms of block 0 are not finite"),
+        ("blocks__mlp__fc1__kernel", "token norms of block 0 are not finite"),
+        ("final_norm__scale", "features that are not finite"),
     ],
-    ids=lambda value: "/".join(value) if isinstance(value, tuple) else "",
 )
 def test_nan_weights_are_named_before_anything_is_searched(planted, leaf, message):
-    params = jax.tree.map(lambda array: array, planted.encoder.params)
-    *path, last = ("image", *leaf)
-    node = params
-    for name in path:
-        node = node[name]
-    node[last] = jnp.full_like(node[last], np.nan)
+    encoder = with_leaves(planted.encoder, **{leaf: lambda kernel: jnp.full_like(kernel, np.nan)})
     with pytest.raises(rc.UserError, match=message):
-        rc.search(planted.encoder.replace(params=params), planted.images, SCHEME, CONFIG)
+        rc.search(encoder, planted.images, SCHEME, CONFIG)
 
 
 @pytest.mark.slow

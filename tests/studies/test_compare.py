@@ -122,7 +122,7 @@ def test_a_plan_is_found_again_for_the_same_encoder_pictures_and_settings_alone(
     assert times == 1 and find(one.encoder, one.images, config)[1] == 0
     other = plant(["patch sinks"], spec=spec, num_images=6, seed=1).encoder
     found, times = find(other, one.images, config)
-    assert times == 1 and not np.array_equal(found.key, plan.key)
+    assert times == 1 and (found is None or not np.array_equal(found.key, plan.key))
     assert find(one.encoder, one.images[:5], config)[1] == 1
     assert find(one.encoder, one.images, dataclasses.replace(config, seed=1))[1] == 1
     again, times = find(one.encoder, one.images, config)
