@@ -11,7 +11,7 @@ import pytest
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.plan import make_plan
-from regcache_jax.core.sites import Parameters
+from regcache_jax.core.sites import Dense, Parameters
 from regcache_jax.core.spec import BlockSpec
 from regcache_jax.data.emoji import render
 from regcache_jax.demo.bundled import SPEC, bundled_model
@@ -125,7 +125,7 @@ def test_the_gain_grows_geometrically_from_one_and_then_stays():
 @pytest.mark.slow
 def test_planting_takes_the_least_used_dimensions_and_touches_only_planted_units(image):
     usage = jnp.ones(32).at[jnp.asarray((3, 17, 30))].set(jnp.asarray((0.1, 0.2, 0.3)))
-    probe = {"kernel": jnp.arange(32, dtype=jnp.float32), "bias": jnp.zeros(())}
+    probe = Dense(jnp.arange(32, dtype=jnp.float32), jnp.zeros(()))
     planted, place = circuit.plant(image, probe, usage, 4)
     assert place == PLACE
     before, after = image.blocks.mlp, planted.blocks.mlp
