@@ -42,3 +42,9 @@ def test_every_file_that_the_readme_and_the_docs_link_to_exists():
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for link in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_every_file_that_the_pages_name_exists():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for name in re.findall(r"\b(?:tests|benchmarks|regcache_jax|scripts)/[\w/]+\.(?:py|sh)\b", page.read_text()):
+            assert (ROOT / name).exists(), f"{page.name} names {name}"
