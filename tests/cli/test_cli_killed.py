@@ -103,7 +103,9 @@ for folder, arguments, changes in json.loads(sys.argv[1]):
     log = pathlib.Path(folder) / "log"
     ended, _ = run_together(arguments, 1, log, kill_after=changes)
     assert not ended, arguments
-    run_together(arguments, 1, log)
+    out = pathlib.Path(arguments[arguments.index("--out") + 1]) if "--out" in arguments else None
+    if out is None or not out.is_file():  # its only file was there already: nobody starts it again, and it would refuse
+        run_together(arguments, 1, log)
 """
 
 
