@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import os
 import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +21,7 @@ def run_together(
     arguments: Sequence[str], processes: int, log: Path, kill_after: int | None = None, delay: float = 0.0
 ) -> tuple[bool, int]:
     """Runs one command in all processes; whether it came to its end, and how often the first changed files of the log's folder (counted by
-    audit events). After `kill_after` changes and `delay` seconds all processes are killed at once.
+    audit events). Right before change number `kill_after`, or `delay` seconds after it, all processes are killed at once.
 
     Raises RuntimeError where one fails by itself."""
     with socket.socket() as free:
@@ -37,7 +39,7 @@ def run_together(
                     "JAX_PROCESS_ID": str(process),
                 }
             own = [*arguments, *(["--distributed"] if processes > 1 else [])]
-            os._exit(_work(own, log, process, write))
+            os._exit(_work(own, log, process, write, None if delay else kill_after))
         children.append(child)
     os.close(write)
     seen = _watch(read, children, kill_after, delay)
@@ -63,12 +65,14 @@ def _watch(read: int, children: list[int], kill_after: int | None, delay: float)
     return seen
 
 
-def _work(arguments: Sequence[str], log: Path, process: int, pipe: int) -> int:
-    folder = str(log.parent)
+def _work(arguments: Sequence[str], log: Path, process: int, pipe: int, stop_before: int | None) -> int:
+    folder, changes = str(log.parent), itertools.count(1)
 
     def hook(event: str, given: tuple) -> None:
         if is_change(event, given) and folder in str(given[0]):
             os.write(pipe, b".")
+            if next(changes) == stop_before:
+                time.sleep(60)  # until the kill comes
 
     try:
         for stream, name in ((1, "out"), (2, "err")):
