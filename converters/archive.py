@@ -9,7 +9,7 @@ from pathlib import Path
 from regcache_jax.converters.stored import LARGEST_FILE, MOST_TENSORS, in_one_line
 
 from regcache_jax.core.errors import UserError, shown
-from regcache_jax.files.bounded import open_regular
+from regcache_jax.files.bounded import length, open_regular
 
 _MOST_MEMBERS = 4 * MOST_TENSORS
 _LARGEST_FACTOR = 100  # weights hardly compress; a factor of 100 is met by bombs and by zeros only
@@ -26,7 +26,7 @@ class Archive:
         with in_one_line(path, "is truncated or no archive"):
             file = open_regular(path, LARGEST_FILE)
             weakref.finalize(self, file.close)
-            packed = file.seek(0, 2)
+            packed = length(file)
             self._zip = zipfile.ZipFile(file)
             members = self._zip.infolist()
         if len(members) > _MOST_MEMBERS:

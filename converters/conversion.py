@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -36,7 +35,9 @@ from regcache_jax.core.spec import Activation, EncoderSpec, Filter, ImpossibleSp
 from regcache_jax.encoders import catalog, tokenizers
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.parameters import parameter_shapes
-from regcache_jax.files.paths import refuse_existing
+from regcache_jax.files.identity import file_hash
+from regcache_jax.files.paths import refuse_existing, write_whole
+from regcache_jax.files.store import npz_bytes
 from regcache_jax.models import folder as checkpoints
 
 CONVERTER_VERSION = 1
@@ -127,7 +128,7 @@ def convert(
     metadata = {
         "source": str(source),
         "layout": format.name,
-        "files": {file.name: sources.sha256(file) for file in files},
+        "files": {file.name: file_hash(file) for file in files},
         "converter_version": CONVERTER_VERSION,
         "notes": list(notes),
         "choices": {choice: _value(encoder.spec, known.places[0]) for choice, known in CHOICES.items()},
@@ -302,16 +303,7 @@ def write(model: checkpoints.Model | Encoder, layout: str, out: epath.PathLike) 
     if out.suffix not in (".npz", ".safetensors"):
         raise UserError(f"{out} should end in .npz (big_vision) or .safetensors")
     arrays = export(model, layout)
-    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        if out.suffix == ".npz":
-            with partial.open("wb") as file:
-                np.savez(file, **arrays)
-        else:
-            partial.write_bytes(safetensors.numpy.save(arrays))
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(out, npz_bytes(arrays) if out.suffix == ".npz" else safetensors.numpy.save(arrays))
     return out
 
 

@@ -21,7 +21,7 @@ from regcache_jax.converters.stored import LARGEST_FILE, Tensors, check_list, in
 from regcache_jax.converters.torch_file import torch_file
 
 from regcache_jax.core.errors import UserError, shown
-from regcache_jax.files.bounded import open_regular, parse_json, read_bytes, read_json
+from regcache_jax.files.bounded import length, open_regular, parse_json, read_bytes, read_json
 from regcache_jax.files.tensors import HEADER_LIMIT
 
 _SAFETENSORS_DTYPES = {
@@ -54,34 +54,33 @@ def read_tensors(path: Path) -> Tensors:
 def safetensors_file(path: Path) -> Tensors:
     """A `.safetensors` file. Only the header is read now; a header that promises what the file does not hold is refused."""
     with open_regular(path, LARGEST_FILE) as file, in_one_line(path, "is no safetensors file"):
-        size = file.seek(0, 2)
-        file.seek(0)
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= size - 8 or length > HEADER_LIMIT:
+        size = length(file)
+        header_size = int.from_bytes(file.read(8), "little")
+        if not 2 <= header_size <= size - 8 or header_size > HEADER_LIMIT:
             raise UserError(
-                f"{path} is no safetensors file: it says its header has {length} bytes (of {size}; at most {HEADER_LIMIT})"
+                f"{path} is no safetensors file: it says its header has {header_size} bytes (of {size}; at most {HEADER_LIMIT})"
             )
-        header = file.read(length)
+        header = file.read(header_size)
     entries = parse_json(header, dict[str, dict[str, Any]], f"{path} is no safetensors file: its header")
     entries.pop("__metadata__", None)
     spans = {name: _safetensors_entry(path, name, entry) for name, entry in entries.items()}
     end = 0
     for name, (start, stop, dtype, shape) in sorted(spans.items(), key=lambda item: item[1][:2]):
-        if stop - start != math.prod(shape) * dtype.itemsize or 8 + length + stop > size:
+        if stop - start != math.prod(shape) * dtype.itemsize or 8 + header_size + stop > size:
             raise UserError(
-                f"{path} is truncated or damaged: {shown(name)} {list(shape)} should end at byte {8 + length + stop} of {size}"
+                f"{path} is truncated or damaged: {shown(name)} {list(shape)} should end at byte {8 + header_size + stop} of {size}"
             )
         if start != end:
             where = "begins inside the tensor before it" if start < end else "leaves a hole before it"
             raise UserError(f"{path}: {shown(name)} {where} (byte {start}, the one before ends at {end})")
         end = stop
-    if 8 + length + end != size:
-        raise UserError(f"{path} is damaged: its tensors end at byte {8 + length + end}, the file at {size}")
+    if 8 + header_size + end != size:
+        raise UserError(f"{path} is damaged: its tensors end at byte {8 + header_size + end}, the file at {size}")
 
     def reading(name: str, start: int, dtype: np.dtype, shape: tuple[int, ...]) -> Callable[[], np.ndarray]:
         def read() -> np.ndarray:
             with in_one_line(path, f"has changed while it was read: {shown(name)}"):
-                return np.fromfile(path, dtype, math.prod(shape), offset=8 + length + start).reshape(shape)
+                return np.fromfile(path, dtype, math.prod(shape), offset=8 + header_size + start).reshape(shape)
 
         return read
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
 import zipfile
 from pathlib import Path
@@ -106,12 +105,6 @@ class Source:
 def is_checkpoint(name: str) -> bool:
     """Whether a file's name ends as a checkpoint's."""
     return name.endswith(tuple(READERS))
-
-
-def sha256(file: Path) -> str:
-    """SHA-256 of a file."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def resolve(asked: str) -> Source:

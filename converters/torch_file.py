@@ -20,7 +20,7 @@ from regcache_jax.converters.engine import StoredTensor
 from regcache_jax.converters.stored import LARGEST_FILE, Tensors, in_one_line, num_bytes
 
 from regcache_jax.core.errors import UserError, shown
-from regcache_jax.files.bounded import open_regular
+from regcache_jax.files.bounded import length, open_regular
 
 _LARGEST_PICKLE = 1 << 26  # bytes; real ones have well under one MiB
 _LARGEST_SHARE = 4  # times the bytes of a file: tensors may share a storage (tied weights, averaged ones not yet apart)
@@ -62,8 +62,7 @@ def _zip_file(path: Path) -> Tensors:
 def _legacy_file(path: Path) -> Tensors:
     fault = "is not a torch file"
     with open_regular(path, LARGEST_FILE) as file, in_one_line(path, fault):
-        size = file.seek(0, 2)
-        file.seek(0)
+        size = length(file)
         head = io.BytesIO(file.read(_LARGEST_PICKLE))
         magic, protocol, system, (root, storages), keys = (
             pickles.describe(head) if number == 3 else pickles.describe(head).root for number in range(5)

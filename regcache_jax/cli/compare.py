@@ -51,11 +51,10 @@ class CompareArgs:
 
 def accuracy_of(model: Model, data: Dataset) -> Judge | None:
     """Zero-shot accuracy from the pictures' features; None without a text tower or without classes."""
-    import jax.numpy as jnp
     import numpy as np
 
     from regcache_jax.data.prompts import class_names, templates
-    from regcache_jax.evaluation.metrics import count_hits, metrics_from_counts
+    from regcache_jax.evaluation.measure import Labelled, measure
     from regcache_jax.evaluation.zero_shot import class_vectors
     from regcache_jax.files.identity import content_hash
     from regcache_jax.studies.grid import Judge
@@ -63,12 +62,11 @@ def accuracy_of(model: Model, data: Dataset) -> Judge | None:
     labels = [data[index].label for index in range(len(data))]
     if model.encoder.spec.text is None or data.classnames is None or None in labels:
         return None
-    known = jnp.asarray(np.array(labels, np.int32))
+    known = np.array(labels, np.int32)
     vectors = class_vectors(model.encoder, model.tokenize, class_names(data).texts, templates(data).texts)
 
     def evaluate(features: np.ndarray) -> Mapping[str, float]:
-        counts = count_hits(jnp.asarray(features @ vectors.T), known, jnp.ones(len(known), bool))
-        return metrics_from_counts({name: np.asarray(count) for name, count in counts.items()})
+        return measure(Labelled(features, known), lambda rows: rows @ vectors.T).metrics
 
     return Judge(content_hash((known, vectors)), evaluate)
 

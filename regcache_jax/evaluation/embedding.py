@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from regcache_jax.evaluation.rows import check_rows
 from regcache_jax.evaluation.zero_shot import encode_ids, text_identity
 from regcache_jax.files.identity import content_hash
 from regcache_jax.files.paths import write_whole
-from regcache_jax.files.store import Cache
+from regcache_jax.files.store import Cache, npz_bytes
 from regcache_jax.models.folder import Model
 
 
@@ -80,6 +79,4 @@ def write_embeddings(path: epath.PathLike, embedded: Embedded, texts: Float[np.n
     arrays: dict[str, Any] = {"features": embedded.features.astype(np.float32), "paths": np.array(embedded.paths)}
     if texts is not None:
         arrays["text_features"] = texts.astype(np.float32)
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    write_whole(path, buffer.getvalue())
+    write_whole(path, npz_bytes(arrays))

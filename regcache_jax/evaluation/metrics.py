@@ -17,6 +17,11 @@ def predictions(scores: Float[np.ndarray, "n C"]) -> Int[np.ndarray, "n"]:
     return np.where(numbers, np.argmax(scores, axis=1), NO_PREDICTION).astype(np.int32)
 
 
+def unit(vectors: Float[np.ndarray, "*n E"]) -> Float[np.ndarray, "*n E"]:
+    """Vectors at unit length; zeros stay zeros."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
 def agreement(found: Int[np.ndarray, "n"], reference: Int[np.ndarray, "n"]) -> float:
     """How often two predict the same; where one predicts nothing they do not."""
     return float(np.mean((found == reference) & (found != NO_PREDICTION)))

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from regcache_jax.data.cut import cut
 from regcache_jax.encoders.encoder import Encoder, encode_text
 from regcache_jax.encoders.finite import check_texts
+from regcache_jax.evaluation.metrics import unit
 from regcache_jax.files.identity import content_hash
 from regcache_jax.files.store import Cache
 
@@ -38,8 +39,7 @@ def class_vectors(
 
 def average_prompts(features: Float[np.ndarray, "n E"], num_classes: int) -> Float[np.ndarray, "C E"]:
     """Class vectors from unit features of equally many prompts a class, one class after the other."""
-    mean = features.reshape(num_classes, -1, features.shape[1]).mean(axis=1)
-    return mean / np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
+    return unit(features.reshape(num_classes, -1, features.shape[1]).mean(axis=1))
 
 
 def encode_ids(encoder: Encoder, ids: Int[np.ndarray, "n T"], batch_size: int = 256) -> Float[np.ndarray, "n E"]:

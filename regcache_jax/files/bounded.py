@@ -87,7 +87,7 @@ def read_bytes(path: epath.PathLike, limit: int) -> bytes:
     with open_regular(path, limit) as file:
         try:
             # room is made for what there is, not for what there may be; one byte more shows a file that grows, or has no stated size
-            content = file.read(min(_length(file), limit) + 1)
+            content = file.read(min(length(file), limit) + 1)
             while len(content) <= limit and (piece := file.read(1 << 20)):
                 content += piece
         except OSError as error:
@@ -97,7 +97,8 @@ def read_bytes(path: epath.PathLike, limit: int) -> bytes:
     return content
 
 
-def _length(file: io.BufferedIOBase) -> int:
+def length(file: io.BufferedIOBase) -> int:
+    """The bytes of an open file (0 where nobody says), which is left at its beginning."""
     try:
         end = file.seek(0, io.SEEK_END)
         file.seek(0)

@@ -21,11 +21,16 @@ from regcache_jax.files.paths import sweep, write_whole
 Arrays = dict[str, np.ndarray]
 
 
-def write_arrays(path: epath.Path, arrays: Arrays) -> None:
-    """Writes arrays by name, whole or not at all."""
+def npz_bytes(arrays: Arrays) -> bytes:
+    """Arrays by name as an .npz."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    content = buffer.getvalue()
+    return buffer.getvalue()
+
+
+def write_arrays(path: epath.Path, arrays: Arrays) -> None:
+    """Writes arrays by name, whole or not at all."""
+    content = npz_bytes(arrays)
     write_whole(path, sha256(content).encode() + b"\n" + content)
 
 

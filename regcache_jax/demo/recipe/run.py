@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +22,7 @@ from regcache_jax.demo.recipe.drawings import DrawingSet
 from regcache_jax.demo.recipe.export import export
 from regcache_jax.demo.recipe.phases import ALIKE, PHASES, Phase
 from regcache_jax.demo.recipe.train import State, confusion, folded, initial_state, name_ids, prepare, run_phase
-from regcache_jax.files.paths import refuse_existing
+from regcache_jax.files.paths import refuse_existing, write_json
 
 SETTINGS_FILE, CONCEPTS_FILE, STATES_FOLDER, MODEL_FOLDER = "recipe.json", "concepts.json", "states", "model"
 
@@ -118,7 +117,7 @@ def _fewer_concepts(out: epath.Path, state: State, phase: Phase, drawings: Drawi
     if not file.exists():
         ids = name_ids(drawings.names, spec)
         chosen = least_confused(confusion(folded(state), spec, drawings, ids), phase.concepts)
-        _write(file, [drawings.names[index] for index in chosen])
+        write_json(file, [drawings.names[index] for index in chosen])
     return drawings.keep_named(json.loads(file.read_text()))
 
 
@@ -136,10 +135,4 @@ def _settle(out: epath.Path, recipe: Recipe, drawings: DrawingSet) -> None:
             )
         return
     out.mkdir(parents=True, exist_ok=True)
-    _write(file, settings)
-
-
-def _write(file: epath.Path, tree: Any) -> None:
-    beside = file.parent / f".{file.name}.{uuid.uuid4().hex[:8]}.tmp"
-    beside.write_text(json.dumps(tree, indent=1) + "\n")
-    beside.rename(file)
+    write_json(file, settings)

@@ -18,6 +18,7 @@ from regcache_jax.encoders.encoder import encode_image
 from regcache_jax.evaluation.classes import join_classes
 from regcache_jax.evaluation.evaluators.labelled import classified, for_all_classes, trained
 from regcache_jax.evaluation.job import Found, Job, Options
+from regcache_jax.evaluation.metrics import unit
 
 NEIGHBOURS, TEMPERATURE = Options().neighbours, Options().temperature
 
@@ -55,7 +56,7 @@ class Bank(NamedTuple):
                 )
             )
             for first in range(0, len(features), rows)
-            for part in [_unit(features[first : first + rows])]
+            for part in [unit(features[first : first + rows])]
         ]
         return np.concatenate(votes)
 
@@ -75,11 +76,7 @@ def make_bank(
         raise UserError("k-NN needs labelled training pictures (one folder a class)")
     if len(features) < neighbours:
         raise UserError(f"k-NN with k = {neighbours} needs as many training pictures, got {len(features)}")
-    return Bank(jnp.asarray(_unit(features)), jnp.asarray(labels), num_classes, neighbours, temperature)
-
-
-def _unit(features: Float[np.ndarray, "n E"]) -> Float[np.ndarray, "n E"]:
-    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    return Bank(jnp.asarray(unit(features)), jnp.asarray(labels), num_classes, neighbours, temperature)
 
 
 @jax.jit(static_argnums=(3, 4, 5))
