@@ -13,11 +13,12 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.core.struct import Struct
 
 
 @typing.no_type_check  # JAX rebuilds pytrees with whatever leaves a transformation has
 @struct.dataclass
-class BlockRegister:
+class BlockRegister(Struct):
     """What one block sees of a plan: R rows a head and the logits' offset (log of the copies, -inf hides the row)."""
 
     key: Float[Array, "*L R H K"]
@@ -37,7 +38,7 @@ class Schedule:
 
 @typing.no_type_check  # JAX rebuilds pytrees with whatever leaves a transformation has
 @struct.dataclass
-class RegisterPlan:
+class RegisterPlan(Struct):
     """R cached registers a block and a deletion; everything is an array, so that a search never recompiles.
 
     Rows are seen in blocks start <= block < stop, with `copies` (tau in the paper, any positive real; one number, or one

@@ -16,6 +16,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int8
 
 from regcache_jax.core.scheme import SITE_LAYERS
+from regcache_jax.core.struct import Struct
 
 
 def part(kind: type, *, num_inputs: int = 1, **how: Any) -> Any:
@@ -28,7 +29,7 @@ def part(kind: type, *, num_inputs: int = 1, **how: Any) -> Any:
 
 @typing.no_type_check
 @struct.dataclass
-class QuantizedTensor:
+class QuantizedTensor(Struct):
     """`values * scale` is what was quantised; `scale` has the rank of `values`, with ones on the axes that share it."""
 
     values: Int8[Array, "..."]
@@ -46,7 +47,7 @@ class QuantizedTensor:
 
 @typing.no_type_check
 @struct.dataclass
-class Norm:
+class Norm(Struct):
     """Scale and bias of a LayerNorm."""
 
     scale: Float[Array, "*L D"]
@@ -55,7 +56,7 @@ class Norm:
 
 @typing.no_type_check
 @struct.dataclass
-class Dense:
+class Dense(Struct):
     """A layer from `num_inputs` axes to the others. Beside an integer kernel: the bias is float32 and has a zero point's product
     folded in; `float_kernel` holds, packed, the kernels of the blocks that rules leave in float (their integers are zero);
     `product_scale`, in serving programs alone, is the input's scale times the kernel's."""
@@ -92,7 +93,7 @@ class Dense:
 
 @typing.no_type_check
 @struct.dataclass
-class Grid:
+class Grid(Struct):
     """What rounds an input: a calibrated scale, one number or one a token group (G: class token, trained registers, patches);
     what is added before rounding (a number, or one a channel; already taken from the biases after); the scale of negative
     values where they have their own. `enabled` turns a simulated grid off by a traced flag."""
@@ -105,7 +106,7 @@ class Grid:
 
 @typing.no_type_check
 @struct.dataclass
-class Grids:
+class Grids(Struct):
     """The grids of a block's four sites, and of the inputs of attention's own products (a scale each; `softmax_low`: the scale of
     softmax's lower range where it has two). None: measured as it passes, or not rounded."""
 
@@ -125,7 +126,7 @@ class Grids:
 
 @typing.no_type_check
 @struct.dataclass
-class Attention:
+class Attention(Struct):
     """Head-major projections `[*L, D, H, K]`, and `out` `[*L, H, K, D]`."""
 
     query: Dense = part(Dense)
@@ -136,7 +137,7 @@ class Attention:
 
 @typing.no_type_check
 @struct.dataclass
-class MLP:
+class MLP(Struct):
     """Two layers, `[*L, D, F]` and `[*L, F, D]`; beside the first a `gate` of the same shape in a gated MLP."""
 
     fc1: Dense = part(Dense)
@@ -144,8 +145,10 @@ class MLP:
     gate: Dense | None = part(Dense, default=None)
 
 
-class _Layered:
+class _Layered(Struct):
     """What has attention and an MLP: its layers by the name of the site whose input they read."""
+
+    grids: Grids
 
     def layers(self, site: str) -> dict[str, Dense]:
         """The layers that read a site, by name."""
@@ -204,7 +207,7 @@ class Head(_Layered):
 
 @typing.no_type_check
 @struct.dataclass
-class ImageTower:
+class ImageTower(Struct):
     """An image tower. `rotation` turns the residual stream inside the blocks (a method's)."""
 
     position_embedding: Float[Array, "N D"]
@@ -221,7 +224,7 @@ class ImageTower:
 
 @typing.no_type_check
 @struct.dataclass
-class TextTower:
+class TextTower(Struct):
     """A transformer over token ids."""
 
     token_embedding: Float[Array, "V D"]
@@ -233,7 +236,7 @@ class TextTower:
 
 @typing.no_type_check
 @struct.dataclass
-class HashedText:
+class HashedText(Struct):
     """The bundled encoder's text tower: embeddings of hashed words, summed, and two layers."""
 
     embedding: Float[Array, "V D"]
@@ -243,7 +246,7 @@ class HashedText:
 
 @typing.no_type_check
 @struct.dataclass
-class Parameters:
+class Parameters(Struct):
     """Everything an encoder has learned. `image` is None where a serving program holds the image tower (`Encoder.prepared`)."""
 
     image: ImageTower = part(ImageTower, default=None)

@@ -18,6 +18,7 @@ from regcache_jax.core.plan import RegisterPlan, Schedule
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.sites import Dense, Grids, Parameters, QuantizedTensor
 from regcache_jax.core.spec import EncoderSpec
+from regcache_jax.core.struct import Struct
 from regcache_jax.encoders.parameters import Leaf, parameter_table
 from regcache_jax.encoders.serving_program import ServingWeights, prepare, serve
 from regcache_jax.encoders.text import text_features
@@ -27,7 +28,7 @@ from regcache_jax.encoders.vision import ImageOutput, image_features, serve_imag
 
 @typing.no_type_check  # JAX rebuilds pytrees with whatever leaves a transformation has
 @struct.dataclass
-class Encoder:
+class Encoder(Struct):
     """An encoder as a pytree. `scheme` and the integer kernels in `params` come from `quantize`; `plan` may stand beside
     float or integer kernels. `schedule` holds the plan's block numbers, so that programs can be built around them. `serving`:
     the image tower as `prepared` leaves it."""

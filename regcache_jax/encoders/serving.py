@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 from regcache_jax.core.plan import BlockRegister, Schedule
 from regcache_jax.core.sites import Block
 from regcache_jax.core.spec import BlockSpec
+from regcache_jax.core.struct import Struct
 from regcache_jax.encoders.blocks import alike, encoder_block, run_blocks
 from regcache_jax.encoders.rounding import Run
 from regcache_jax.ops.delete import delete_largest
@@ -30,7 +31,7 @@ TILE = 8
 
 @typing.no_type_check  # JAX rebuilds pytrees with whatever leaves a transformation has
 @struct.dataclass
-class TokenRegister:
+class TokenRegister(Struct):
     """The token form of a register: R hidden states that enter the residual stream, each weighing as `copies` rows."""
 
     hidden: Float[Array, "R D"]

@@ -103,7 +103,7 @@ def facts_file(path: epath.Path) -> epath.Path:
 def _no_source_locations() -> Iterator[None]:
     """Programs lowered inside name no source file, so that a file holds no path of the machine that wrote it, and is the same
     bytes wherever it is written."""
-    limit = jax.config.jax_traceback_in_locations_limit
+    limit = jax.config.jax_traceback_in_locations_limit  # type: ignore[attr-defined]
     jax.config.update("jax_traceback_in_locations_limit", 0)
     try:
         yield

@@ -1,5 +1,5 @@
-"""Every name that is imported from the library is there, wherever the import stands: most stand inside functions, and no type checker is
-asked about them (Flax's structs have attributes that mypy does not know)."""
+"""Every name that is imported from the library is there, wherever the import stands: most stand inside functions, and mypy looks at the
+package alone, not at benchmarks, scripts and tests."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from regcache_jax.core.sites import Dense, HashedText, ImageTower, Parameters, TextTower
 from regcache_jax.core.spec import EncoderSpec
+from regcache_jax.core.struct import Struct
 from regcache_jax.demo.recipe.circuit import NUM_UNITS, Circuit, Gain, amplify, low_information
 from regcache_jax.demo.recipe.forward import Prefix, Seen, observe
 from regcache_jax.encoders.encoder import normalize
@@ -45,7 +46,7 @@ class Weights:
 
 @typing.no_type_check  # JAX and Orbax rebuild pytrees with whatever leaves they have in hand
 @struct.dataclass
-class Trained:
+class Trained(Struct):
     """What training changes: an encoder's parameters, and the linear probe of phase 1."""
 
     encoder: Parameters

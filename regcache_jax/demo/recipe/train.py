@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from regcache_jax.core.names import from_names, to_names
 from regcache_jax.core.sites import Dense, ImageTower, Parameters
 from regcache_jax.core.spec import EncoderSpec
+from regcache_jax.core.struct import Struct
 from regcache_jax.data.emoji import RENDERINGS, TEMPLATES
 from regcache_jax.demo.recipe.augment import Batch, make_batch, over
 from regcache_jax.demo.recipe.circuit import FULL_GAIN, Circuit, amplify, plant, reserve
@@ -33,7 +34,7 @@ UNUSED = (-1, -1, -1)  # dimensions of a circuit that is not planted yet
 
 @typing.no_type_check  # JAX and Orbax rebuild pytrees with whatever leaves they have in hand
 @struct.dataclass
-class State:
+class State(Struct):
     """All that training has: weights (`encoder`: an encoder's parameters, `probe`), AdamW's moments, the step within the phase,
     and the circuit's dimensions (marker, massive, echo; -1 before planting)."""
 
