@@ -41,10 +41,10 @@ def is_sealed(tree: Mapping[str, Any]) -> bool:
 
 def describe_folder(folder: epath.Path, description: Mapping[str, Any]) -> bytes:
     """The description of a folder whose other files are all there, as the bytes to write: with their hashes, and with its own."""
-    names = [file.relative_to(folder).as_posix() for file in files_below(folder)]
+    there = lengths(folder)
     with ThreadPoolExecutor(THREADS) as pool:
-        hashes = pool.map(lambda name: file_hash(folder / name), names)
-        listed = {name: [(folder / name).stat().length, each] for name, each in zip(names, hashes, strict=True)}
+        hashes = pool.map(lambda name: file_hash(folder / name), there)
+        listed = {name: [length, each] for (name, length), each in zip(there.items(), hashes, strict=True)}
     text = (json.dumps({**description, FILES: listed, SEAL: _OPEN}, indent=2) + "\n").encode()
     return text.replace(_OPEN.encode(), sha256(text).encode())
 
@@ -63,17 +63,33 @@ def check_folder(folder: epath.Path, listed: Mapping[str, tuple[int, str]], own:
 
     Whole files are hashed in threads, so that it costs about a quarter of what reading the parameters costs, and what comes after reads
     from memory. Raises UserError for missing, cut, changed and additional files (but for hidden ones and *.md)."""
-    there = {file.relative_to(folder).as_posix(): file for file in files_below(folder)}
-    faults = [f"{name} is missing" for name in listed if name not in there]
-    for name, (size, _) in listed.items():
-        if name in there and (length := there[name].stat().length) != size:
-            faults.append(f"{name} has {length} of {size} bytes")
+    there = lengths(folder)
+    faults = wrong_lengths(there, {name: size for name, (size, _) in listed.items()})
     faults += [f"{name} is not its own" for name in sorted(set(there) - set(listed) - {own}) if belongs(name)]
     if not faults:
         with ThreadPoolExecutor(THREADS) as pool:
             hashes = pool.map(lambda name: file_hash(folder / name), listed)
             changed = [name for name, found in zip(listed, hashes, strict=True) if found != listed[name][1]]
         faults = [f"{name} is not as it was written" for name in changed]
+    refuse(folder, faults)
+
+
+def lengths(folder: epath.Path) -> dict[str, int]:
+    """The files of a folder, by relative path, and how long they are."""
+    return {file.relative_to(folder).as_posix(): file.stat().length for file in files_below(folder)}
+
+
+def wrong_lengths(there: Mapping[str, int], listed: Mapping[str, int]) -> list[str]:
+    """What is missing or cut of the files that are listed."""
+    return [
+        f"{name} has {there[name]} of {size} bytes" if name in there else f"{name} is missing"
+        for name, size in listed.items()
+        if there.get(name) != size
+    ]
+
+
+def refuse(folder: epath.Path, faults: list[str]) -> None:
+    """Raises UserError where a folder has faults."""
     if faults:
         more = f" and {len(faults) - FAULTS_SHOWN} files more" if len(faults) > FAULTS_SHOWN else ""
         shortly = "; ".join(faults[:FAULTS_SHOWN])

@@ -13,8 +13,7 @@ from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 from regcache_jax.core.errors import UserError, shown
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.files.bounded import parse_json, read_bytes
-from regcache_jax.files.paths import files_below
-from regcache_jax.files.sealed import check_description
+from regcache_jax.files.sealed import check_description, lengths, refuse, wrong_lengths
 
 ENCODER_FILE, PARAMS_FOLDER = "encoder.json", "params"
 FORMAT_VERSION = 2
@@ -91,12 +90,4 @@ def check_sizes(folder: epath.Path, description: Mapping[str, Any]) -> None:
     Folders written before encoder.json listed the files are left to Orbax."""
     listed = description.get("parameter_files", {})
     params = folder / PARAMS_FOLDER
-    there = {file.relative_to(params).as_posix(): file.stat().length for file in files_below(params)} if listed else {}
-    faults = [
-        f"{name} has {there[name]} of {size} bytes" if name in there else f"{name} is missing"
-        for name, size in listed.items()
-        if there.get(name) != size
-    ]
-    if faults:
-        more = f" and {len(faults) - 3} files more" if len(faults) > 3 else ""
-        raise UserError(f"{params} is damaged or incomplete: {'; '.join(faults[:3])}{more}")
+    refuse(params, wrong_lengths(lengths(params), listed) if listed else [])
