@@ -4,30 +4,19 @@ import pytest
 from streaming import check_memory_does_not_grow
 
 from regcache_jax.data.cut import cut
-from regcache_jax.encoders.encoder import Encoder, init_params
 from regcache_jax.encoders.vision import image_features
 from regcache_jax.registers.candidates import Candidates, find_candidates, registers_from, token_form
-from regcache_jax.studies.planted import planted_spec
 
-SPEC = planted_spec(width=16, num_blocks=3, num_heads=2, image_size=12, patch_size=4, trained_registers=1)
 COUNT = 5
-
-
-@pytest.fixture(scope="module")
-def encoder():
-    return Encoder(jax.jit(init_params, static_argnums=0)(SPEC, jax.random.key(0)), spec=SPEC)
-
-
-@pytest.fixture(scope="module")
-def images():
-    return np.random.default_rng(0).normal(size=(7, 12, 12, 3)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
 def everything(encoder, images):
     """Norms, keys and values of all tokens in all blocks, as numpy arrays [L, B, N, ...]."""
     collect = {"hidden": lambda t: t.hidden, "key": lambda t: t.key, "value": lambda t: t.value}
-    seen = image_features(encoder.params.image, jax.numpy.asarray(images), SPEC.image, collect=collect).collected
+    seen = image_features(
+        encoder.params.image, jax.numpy.asarray(images), encoder.spec.image, collect=collect
+    ).collected
     return {name: np.asarray(array) for name, array in seen.items()}
 
 
@@ -36,8 +25,11 @@ def test_candidates_are_the_largest_tokens_with_keys_and_values_of_their_own_ima
     encoder, images, everything, class_token
 ):
     found = find_candidates(encoder, images, [1, 2], count=COUNT, class_token=class_token, batch_size=4)
-    first = SPEC.image.num_protected
-    allowed = [*([0] if class_token else []), *range(first, SPEC.image.num_tokens)]  # never the trained register, 1
+    first = encoder.spec.image.num_protected
+    allowed = [
+        *([0] if class_token else []),
+        *range(first, encoder.spec.image.num_tokens),
+    ]  # never the trained register, 1
     for place, block in enumerate((1, 2)):
         norms = np.abs(everything["hidden"][block]).max(axis=-1)
         order = sorted((-norms[b, n], b, n) for b in range(len(images)) for n in allowed)[:COUNT]
@@ -73,7 +65,7 @@ def test_the_token_form_of_a_candidate_is_the_row_that_it_has_where_it_stands_al
 
 def test_a_set_too_small_to_fill_the_list_is_averaged_over_what_there_is(encoder, images):
     found = find_candidates(encoder, images[:1], [0], count=100)
-    patches = SPEC.image.grid**2
+    patches = encoder.spec.image.grid**2
     norms = np.asarray(found.norm[0])
     assert (norms[:patches] > 0).all() and (norms[patches:] == -1).all()
     key, _, hidden, share = registers_from(found, 0)

@@ -8,26 +8,12 @@ from streaming import check_memory_does_not_grow
 
 import regcache_jax as rc
 from regcache_jax.data.cut import cut
-from regcache_jax.encoders.encoder import Encoder, init_params
 from regcache_jax.encoders.vision import image_features
 from regcache_jax.quantization.methods.folding import with_blocks
 from regcache_jax.registers import inspect as inspection
 from regcache_jax.registers.inspect import GROUPS, PERCENTILES, PLACES, find_sinks
 from regcache_jax.registers.sensitivity import most_sensitive
 from regcache_jax.registers.verdict import ADVICE, KINDS
-from regcache_jax.studies.planted import planted_spec
-
-SPEC = planted_spec(width=16, num_blocks=3, num_heads=2, image_size=12, patch_size=4, trained_registers=1)
-
-
-@pytest.fixture(scope="module")
-def encoder():
-    return Encoder(jax.jit(init_params, static_argnums=0)(SPEC, jax.random.key(0)), spec=SPEC)
-
-
-@pytest.fixture(scope="module")
-def images():
-    return np.random.default_rng(0).normal(size=(7, 12, 12, 3)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +24,9 @@ def profile(encoder, images):
 @pytest.mark.slow
 def test_norms_are_those_of_every_site_with_token_groups_apart(encoder, images, profile):
     collect = {place: lambda trace, place=place: getattr(trace, place) for place in PLACES}
-    seen = image_features(encoder.params.image, jax.numpy.asarray(images), SPEC.image, collect=collect).collected
+    seen = image_features(
+        encoder.params.image, jax.numpy.asarray(images), encoder.spec.image, collect=collect
+    ).collected
     tokens = {"class": slice(0, 1), "register": slice(1, 2), "patch": slice(2, None)}
     for p, place in enumerate(PLACES):
         array = np.asarray(seen[place])
@@ -92,7 +80,7 @@ def test_sinks_draw_attention_and_point_the_same_way_in_every_image():
 
 @pytest.mark.slow
 def test_a_plan_in_place_is_inspected_with_it(encoder, images, profile):
-    blocks = SPEC.image.blocks
+    blocks = encoder.spec.image.blocks
     rows = np.ones((blocks.num_blocks, 1, blocks.num_heads, blocks.head_dim), np.float32)
     plan = rc.make_plan(jax.numpy.asarray(rows), jax.numpy.asarray(rows), copies=10.0, start=1)
     changed = rc.inspect(encoder.with_plan(plan), images)
