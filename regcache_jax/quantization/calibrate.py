@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,8 @@ from regcache_jax.core.scheme import INPUTS, SITES, Scheme
 from regcache_jax.core.spec import Protected
 from regcache_jax.encoders.blocks import BlockTrace
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.encoders.vision import image_features
 from regcache_jax.ops.aqt import largest_integer
+from regcache_jax.quantization.gather import gather
 
 Ranges = dict[str, Float[Array, "..."]]
 """Largest magnitude a site: float32 `[L]`, or `[L, 3]` for class token, trained registers and patches apart."""
@@ -42,30 +42,30 @@ def range_collectors(activations: str, protected: Protected) -> dict[str, Callab
     return {site: functools.partial(site_range, site=site, protected=groups) for site in SITES}
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "activations"))
-def _batch_ranges(params: Any, images: Any, plan: Any, *, spec: Any, activations: str) -> Ranges:
-    collectors = range_collectors(activations, spec.protected)
-    return image_features(params, images, spec, plan=plan, collect=collectors).collected
+@dataclasses.dataclass(frozen=True)
+class LargestMagnitudes:
+    """A statistic: the range of every site."""
+
+    activations: str
+
+    def of_block(self, trace: BlockTrace, protected: Protected) -> Ranges:
+        """Those of one block."""
+        return {site: collector(trace) for site, collector in range_collectors(self.activations, protected).items()}
+
+    def add(self, total: Ranges | None, batch: Ranges) -> Ranges:
+        """The larger of both."""
+        return batch if total is None else jax.tree.map(jnp.maximum, total, batch)
+
+    def result(self, total: Ranges) -> Ranges:
+        """The same, finite."""
+        check_finite(total)
+        return total
 
 
 def calibrate(encoder: Encoder, batches: Iterable[Float[Array | np.ndarray, "_ Y X 3"]], scheme: Scheme) -> Ranges:
     """Ranges of a float encoder's sites over the calibration set, its plan in place. Raises UserError for an empty set, for
     an encoder that is quantised already, and where a range is not finite (which names block and site)."""
-    if encoder.scheme is not None:
-        raise UserError(
-            f"{encoder.spec.name} is quantised already ({encoder.scheme.name}); calibrate the float encoder"
-        )
-    ranges: Ranges | None = None
-    for images in batches:
-        batch = _batch_ranges(
-            encoder.params.image, jnp.asarray(images, encoder.dtype), encoder.plan,
-            spec=encoder.spec.image, activations=scheme.activations,
-        )  # fmt: skip
-        ranges = batch if ranges is None else jax.tree.map(jnp.maximum, ranges, batch)
-    if ranges is None:
-        raise UserError("calibration needs at least one image, got none")
-    check_finite(ranges)
-    return ranges
+    return gather(encoder, batches, {"ranges": LargestMagnitudes(scheme.activations)})[0]["ranges"]
 
 
 def check_finite(ranges: Ranges) -> None:

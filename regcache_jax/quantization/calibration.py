@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterable
-from typing import Annotated, Any, Literal, NotRequired
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Literal, NotRequired
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 from pydantic import StringConstraints
 from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
@@ -23,11 +23,11 @@ from regcache_jax.core.spec import Protected
 from regcache_jax.encoders.blocks import BlockTrace
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.identity import encoder_hash
-from regcache_jax.encoders.vision import image_features
 from regcache_jax.files.bounded import parse_json
 from regcache_jax.files.identity import Digest
 from regcache_jax.files.tensors import read_tensors, write_tensors
-from regcache_jax.quantization.calibrate import calibrate, check_finite, scales_from_ranges
+from regcache_jax.quantization.calibrate import LargestMagnitudes, check_finite, scales_from_ranges
+from regcache_jax.quantization.gather import gather
 from regcache_jax.quantization.histogram import (
     BINS,
     LARGEST_EXPONENT,
@@ -192,12 +192,25 @@ def add_counts(sites: dict[str, Histogram], counted: dict[str, Counted]) -> dict
     return {site: sites[site] + each for site, each in batch.items()} if sites else batch
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "groups", "inputs"))
-def _batch_counts(
-    params: Any, images: Any, plan: Any, *, spec: Any, groups: bool, inputs: tuple[str, ...]
-) -> dict[str, Counted]:
-    collectors = counters(inputs, spec.protected if groups else None)
-    return image_features(params, images, spec, plan=plan, collect=collectors).collected
+@dataclasses.dataclass(frozen=True)
+class Histograms:
+    """A statistic: the histogram of every input."""
+
+    groups: bool
+    inputs: tuple[str, ...]
+
+    def of_block(self, trace: BlockTrace, protected: Protected) -> dict[str, Counted]:
+        """Those of one block."""
+        found = counters(self.inputs, protected if self.groups else None)
+        return {site: counter(trace) for site, counter in found.items()}
+
+    def add(self, total: dict[str, Histogram] | None, batch: dict[str, Counted]) -> dict[str, Histogram]:
+        """Both, on the host."""
+        return add_counts(total or {}, batch)
+
+    def result(self, total: dict[str, Histogram]) -> dict[str, Histogram]:
+        """The same."""
+        return total
 
 
 def observe(
@@ -211,40 +224,42 @@ def observe(
     `inputs=scheme.inputs` also the inputs of attention's integer products.
 
     Raises UserError for an empty set, a quantised encoder and values that are not finite."""
-    if encoder.scheme is not None:
-        raise UserError(
-            f"{encoder.spec.name} is quantised already ({encoder.scheme.name}); calibrate the float encoder"
-        )
-    sites: dict[str, Histogram] = {}
-    num_images = 0
-    for images in batches:
-        images = jnp.asarray(images, encoder.dtype)
-        counted = _batch_counts(
-            encoder.params.image, images, encoder.plan, spec=encoder.spec.image, groups=groups, inputs=inputs
-        )
-        sites = add_counts(sites, counted)
-        num_images += images.shape[0]
-    if not sites:
-        raise UserError("calibration needs at least one image, got none")
-    return Calibration(sites, groups, num_images)
+    found, num_images = gather(encoder, batches, {"sites": Histograms(groups, inputs)})
+    return Calibration(found["sites"], groups, num_images)
 
 
-def find_grids(
-    encoder: Encoder,
-    batches: Iterable[Float[Array | np.ndarray, "_ Y X 3"]],
-    scheme: Scheme,
-    calibration: Calibration | None = None,
-) -> dict[str, Grid]:
-    """The grid of everything that needs one, from the calibration set or from a calibration that was kept. Where extremes are
-    enough, nothing is counted."""
-    if calibration is None and scheme.symmetric and scheme.estimator == "absmax" and not scheme.rules + scheme.products:
-        scales = scales_from_ranges(calibrate(encoder, batches, scheme), scheme.activation_bits)
+@dataclasses.dataclass(frozen=True)
+class CalibratedGrids:
+    """A statistic: the grids of a scheme, from extremes where those are enough, else from histograms."""
+
+    scheme: Scheme
+
+    @property
+    def source(self) -> LargestMagnitudes | Histograms:
+        """What they are made of."""
+        scheme = self.scheme
+        if scheme.symmetric and scheme.estimator == "absmax" and not scheme.rules + scheme.products:
+            return LargestMagnitudes(scheme.activations)
+        return Histograms(scheme.activations == "group", scheme.inputs)
+
+    def of_block(self, trace: BlockTrace, protected: Protected) -> PyTree:
+        """Those of the source."""
+        return self.source.of_block(trace, protected)
+
+    def add(self, total: PyTree, batch: PyTree) -> PyTree:
+        """That of the source."""
+        return self.source.add(total, batch)
+
+    def result(self, total: PyTree) -> dict[str, Grid]:
+        """The grid of everything that needs one."""
+        source = self.source
+        if isinstance(source, Histograms):
+            return Calibration(source.result(total), source.groups, num_images=0).grids(self.scheme)
+        scales = scales_from_ranges(source.result(total), self.scheme.activation_bits)
         return {site: Grid(scale) for site, scale in scales.items()}
-    groups = scheme.activations == "group"
-    return (calibration or observe(encoder, batches, groups=groups, inputs=scheme.inputs)).grids(scheme)
 
 
-def add_grids(blocks: Block, found: dict[str, Grid], scheme: Scheme) -> Block:
+def add_grids(blocks: Block, found: Mapping[str, Grid], scheme: Scheme) -> Block:
     """Puts the grids of what is quantised beside the kernels and folds their offsets into the biases."""
     sites = [site for site in SITES if quantized_cells(scheme, site, blocks.num_blocks).any()]
     products = [site for product in scheme.products for site in PRODUCT_INPUTS[product]]

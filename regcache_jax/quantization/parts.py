@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import functools
 import operator
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.scheme import SITES, Scheme
@@ -24,13 +25,14 @@ from regcache_jax.encoders.vision import head_trace, image_features
 from regcache_jax.quantization.calibration import Calibration, add_counts, add_grids, counters
 from regcache_jax.quantization.histogram import Counted, Histogram
 from regcache_jax.quantization.kernels import quantize_kernels
-from regcache_jax.quantization.methods.method import Batches
 
 BATCH = 64
 """Texts a step of calibration."""
 
 
-def quantize_head(encoder: Encoder, quantized: Encoder, batches: Batches) -> Encoder:
+def quantize_head(
+    encoder: Encoder, quantized: Encoder, batches: Iterable[Float[Array | np.ndarray, "_ _ _ 3"]]
+) -> Encoder:
     """Quantises attention pooling; its ranges are those behind the float blocks, the plan in place. Raises UserError for encoders
     that pool otherwise, and where there is nothing to calibrate on."""
     spec, scheme = encoder.spec.image, _of_part(quantized, "head")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,10 +16,10 @@ from regcache_jax.core.scheme import Scheme
 from regcache_jax.data.cut import in_batches
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.finite import check_weights
-from regcache_jax.quantization.calibration import Calibration, add_grids, find_grids
+from regcache_jax.quantization.calibration import Calibration, add_grids
 from regcache_jax.quantization.kernels import quantize_kernels
 from regcache_jax.quantization.methods.folding import with_blocks
-from regcache_jax.quantization.methods.method import Batches
+from regcache_jax.quantization.methods.observed import observed
 from regcache_jax.quantization.methods.table import methods_of
 from regcache_jax.quantization.parts import quantize_head, quantize_text
 
@@ -50,24 +51,29 @@ def quantize(
             "or choose token or tensor scales"
         )
     only_ranges = not methods and scheme.symmetric and scheme.estimator == "absmax" and not scheme.rules
-    streamed: Iterable[Any] = (
+    batches: Iterable[Any] = (
         in_batches(images, fill=only_ranges) if isinstance(images, np.ndarray | Array) else (images or ())
     )
-    batches: Batches = list(streamed) if methods or "head" in scheme.also else ()
-    if methods:
-        if not batches:
-            raise UserError(f"method {scheme.method} needs calibration images")
-        if calibration is not None and any(method.prepare for method in methods):
-            raise UserError(f"method {scheme.method} changes what passes the sites; give it images, not a calibration")
+    preparing = [method.prepare for method in methods if method.prepare]
+    if methods and images is None:
+        raise UserError(f"method {scheme.method} needs calibration images")
+    if calibration is not None and preparing:
+        raise UserError(f"method {scheme.method} changes what passes the sites; give it images, not a calibration")
+    needs = {need for method in methods if not method.prepare for need in method.needs}
+    if preparing or "images" in needs or "head" in scheme.also:
+        batches = list(batches)
     for method in methods:
-        encoder = method.prepare(encoder, batches, scheme) if method.prepare else encoder
-    rounders = [method.rounder(encoder, batches, scheme) for method in methods if method.rounder]
+        if method.prepare:
+            encoder = method.prepare(encoder, observed(encoder, batches, method.needs), scheme)
+    seen = observed(encoder, batches, needs, scheme if scheme.calibrated and calibration is None else None)
+    if calibration is not None and scheme.calibrated:
+        seen = dataclasses.replace(seen, grids=calibration.grids(scheme))
+    rounders = [method.round(encoder, seen, scheme) for method in methods if method.round]
     blocks = quantize_kernels(encoder.params.image.blocks, scheme, rounders[0] if rounders else None)
-    if scheme.calibrated:
-        blocks = add_grids(blocks, find_grids(encoder, batches or streamed, scheme, calibration), scheme)
+    blocks = add_grids(blocks, seen.grids, scheme) if scheme.calibrated else blocks
     quantized = with_blocks(encoder, jax.block_until_ready(blocks)).replace(scheme=scheme)
     for method in methods:
-        quantized = method.finish(encoder, quantized, batches) if method.finish else quantized
+        quantized = method.finish(encoder, quantized, seen) if method.finish else quantized
     if "head" in scheme.also:
         quantized = quantize_head(encoder, quantized, batches)
     quantized = quantize_text(quantized, texts) if "text" in scheme.also else quantized

@@ -17,6 +17,7 @@ from regcache_jax.encoders.encoder import encode, encode_image
 from regcache_jax.ops.aqt import half_octaves
 from regcache_jax.ops.attention import Rounding, attend, integer_logits, integer_mix
 from regcache_jax.quantization.calibration import observe
+from regcache_jax.quantization.methods.observed import observed
 from regcache_jax.quantization.methods.table import METHODS
 from regcache_jax.quantization.quantize import quantize
 
@@ -178,7 +179,9 @@ def test_search_form_serving_form_and_padded_rows_agree():
 @pytest.mark.parametrize("name", ["smoothquant", "awq"])
 def test_values_that_are_rounded_are_not_rescaled(name):
     encoder, images = small.encoder("clip"), small.images(8)
-    prepared = METHODS[name].prepare(encoder, [images], Scheme(products=("pv",)))
+    prepared = METHODS[name].prepare(
+        encoder, observed(encoder, [images], METHODS[name].needs), Scheme(products=("pv",))
+    )
     before, after = (each.params.image.blocks.attention for each in (encoder, prepared))
     np.testing.assert_array_equal(after.value.bias, before.value.bias)  # in no site's units but its own
     np.testing.assert_array_equal(after.out.kernel, before.out.kernel)

@@ -19,6 +19,7 @@ from regcache_jax.ops.aqt import fake_quantize
 from regcache_jax.quantization.methods import erq, fima_q
 from regcache_jax.quantization.methods.fisher import felt_tokens, output_gradients
 from regcache_jax.quantization.methods.folding import with_blocks
+from regcache_jax.quantization.methods.observed import observed
 from regcache_jax.quantization.methods.table import methods_of
 from regcache_jax.quantization.quantize import quantize
 from regcache_jax.studies.grid import label_free_error
@@ -83,7 +84,7 @@ def test_gradients_by_token_are_those_of_the_bias_summed_and_of_finite_differenc
     expected = jax.grad(along)(params.blocks.mlp.fc1.bias)
     np.testing.assert_allclose(gradients["fc1"].sum(axis=(1, 2)), expected, atol=1e-4)
     assert {name: leaf.shape[:3] for name, leaf in inputs.items()} == dict.fromkeys(SITES, (3, 2, 17))
-    felt = felt_tokens(encoder, batches())
+    felt = felt_tokens(encoder, batches()[0])
     assert felt.inputs["out"].shape == felt.gradients["query"].shape == (3, 272, 24)
 
 
@@ -92,7 +93,8 @@ def test_gradients_by_token_are_those_of_the_bias_summed_and_of_finite_differenc
 def test_moments_of_rounded_inputs_are_numpys(activations):
     encoder = small.encoder("dinov2").with_plan(small.plan(delete_count=2))
     scheme = Scheme(8, 4, activations)
-    squares, products = erq.rounded_moments(encoder, batches(9), scheme)["fc1"][2]
+    observation = observed(encoder, batches(9), ("images",), scheme if scheme.calibrated else None)
+    squares, products = erq.rounded_moments(encoder, observation, scheme)["fc1"][2]
     seen = small.search_form(encoder, small.images(), ("fc1", "present")).collected
     rows = np.asarray(seen["fc1"][2])[np.asarray(seen["present"][2])].astype(np.float64)
     scale = np.abs(rows).max(axis=1, keepdims=True) / 7 if activations == "token" else np.abs(rows).max() / 7

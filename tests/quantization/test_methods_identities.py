@@ -14,11 +14,13 @@ from regcache_jax.data.cut import in_batches
 from regcache_jax.encoders.blocks import run_blocks, segment
 from regcache_jax.encoders.encoder import encode_image
 from regcache_jax.encoders.rounding import Run, dense
+from regcache_jax.quantization import gather
 from regcache_jax.quantization.kernels import quantize_kernels, round_to_nearest, site_matrix
 from regcache_jax.quantization.methods import by_block, clipping, folding, noisyquant, rotation
 from regcache_jax.quantization.methods.awq import importance_factors
+from regcache_jax.quantization.methods.observed import observed
 from regcache_jax.quantization.methods.repq_vit import reparameterization
-from regcache_jax.quantization.methods.statistics import channel_extremes, sampled_rows, second_moments
+from regcache_jax.quantization.methods.statistics import sampled_rows
 from regcache_jax.quantization.methods.table import METHODS, methods_of
 from regcache_jax.quantization.quantize import quantize
 
@@ -31,12 +33,16 @@ def batches():
     return list(in_batches(small.images(), 16, fill=False))
 
 
+def prepared_by(name, encoder, scheme):
+    return METHODS[name].prepare(encoder, observed(encoder, batches(), METHODS[name].needs), scheme)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", small.FAMILIES)
 @pytest.mark.parametrize("name", PREPARING)
 def test_a_preparing_method_leaves_the_float_encoder_and_its_registers_alone(name, family):
     encoder = small.encoder(family).with_plan(small.plan())
-    prepared = METHODS[name].prepare(encoder, batches(), W4A6)
+    prepared = prepared_by(name, encoder, W4A6)
     before, after = encode(encoder, small.images(8)), encode(prepared, small.images(8))
     np.testing.assert_allclose(after, before, atol=1e-5)  # the same function in float32, features of unit length
     tokens = [small.search_form(each, small.images(8)).tokens for each in (encoder, prepared)]
@@ -49,7 +55,7 @@ def test_a_preparing_method_leaves_the_float_encoder_and_its_registers_alone(nam
 @pytest.mark.parametrize("name", [name for name in PREPARING if name != "rotation"])
 def test_a_preparing_method_keeps_what_a_plan_deletes(name):
     encoder = small.encoder("dinov2").with_plan(small.plan(delete_count=3))
-    prepared = METHODS[name].prepare(encoder, batches(), W4A6)
+    prepared = prepared_by(name, encoder, W4A6)
     np.testing.assert_allclose(encode(prepared, small.images(8)), encode(encoder, small.images(8)), atol=1e-5)
 
 
@@ -57,7 +63,7 @@ def test_a_preparing_method_keeps_what_a_plan_deletes(name):
 def test_rotation_refuses_a_plan_that_deletes_by_largest_channel():
     encoder = small.encoder("dinov2").with_plan(small.plan(delete_count=3))
     with pytest.raises(UserError, match="search for a plan on the rotated encoder"):
-        METHODS["rotation"].prepare(encoder, batches(), W4A6)
+        prepared_by("rotation", encoder, W4A6)
 
 
 @pytest.mark.slow
@@ -79,10 +85,11 @@ def test_a_method_for_outlying_channels_lowers_the_error_where_there_are_some(na
 @pytest.mark.parametrize("name", ["clipping", "gptq"])
 def test_a_rounding_method_lowers_the_squared_error_of_the_products(name):
     encoder = small.encoder("clip")
-    blocks, moments = encoder.params.image.blocks, second_moments(encoder, batches())
+    blocks, seen = encoder.params.image.blocks, observed(encoder, batches(), ("moments",))
+    moments = seen.moments
     scheme = Scheme(3)
     errors = []
-    for rounder in (round_to_nearest(scheme), METHODS[name].rounder(encoder, batches(), scheme)):
+    for rounder in (round_to_nearest(scheme), METHODS[name].round(encoder, seen, scheme)):
         rounded = quantize_kernels(blocks, scheme, rounder)
         total = 0.0
         for site in SITES:
@@ -132,7 +139,7 @@ def test_a_channel_next_to_zero_is_not_enlarged_beyond_a_step(name):
     blocks = encoder.params.image.blocks
     norm = jax.tree.map(lambda leaf: leaf.at[:, 5].multiply(1e-6), blocks.norm1)
     encoder = folding.with_blocks(encoder, blocks.replace(norm1=norm))
-    prepared = METHODS[name].prepare(encoder, batches(), Scheme(4, 4, "token"))
+    prepared = prepared_by(name, encoder, Scheme(4, 4, "token"))
     enlarged = np.asarray(prepared.params.image.blocks.norm1.scale / norm.scale)
     # a channel counts for a seventh of the median one at least; weights differ by less than 5. Unbounded: 1e4 and more
     assert (enlarged[:, 5] < 7 * 5 * np.median(enlarged, axis=1)).all()
@@ -145,6 +152,27 @@ def test_sampled_tokens_stand_everywhere_in_an_image():
     np.testing.assert_array_equal(sampled_rows(100), np.arange(100))
 
 
+@pytest.mark.slow
+def test_what_several_methods_need_is_gathered_in_one_pass_over_pictures_that_come_once(monkeypatch):
+    passes, gathered = [], []
+    encode_batch = gather._batch
+
+    def noted(*arguments, **named):
+        gathered.append({name for name, _ in named["wanted"]})
+        return encode_batch(*arguments, **named)
+
+    def stream():
+        passes.append(1)
+        yield from batches()
+
+    monkeypatch.setattr(gather, "_batch", noted)
+    encoder, scheme = small.encoder("siglip"), Scheme(4, 6, method="gptq+noisyquant")
+    once = quantize(encoder, stream(), scheme)
+    assert len(passes) == 1 and gathered == [{"moments", "tokens", "grids"}] * len(batches())
+    whole = quantize(encoder, batches(), scheme)
+    assert all(np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (once, whole)), strict=True))
+
+
 def test_rotations_are_orthogonal_and_keep_means():
     matrix = rotation.rotation_that_keeps_means(12, np.random.default_rng(0))
     np.testing.assert_allclose(matrix @ matrix.T, np.eye(12), atol=1e-12)
@@ -155,7 +183,7 @@ def test_rotations_are_orthogonal_and_keep_means():
 @pytest.mark.slow
 def test_channel_extremes_see_every_token_that_is_there():
     encoder = small.encoder("dinov2")
-    found = channel_extremes(encoder, batches())
+    found = observed(encoder, batches(), ("extremes",)).extremes
     inputs = small.search_form(encoder, small.images(), ("fc2",)).collected["fc2"]
     np.testing.assert_allclose(found["fc2"][:, 0], np.asarray(inputs).min(axis=(1, 2)), atol=1e-5)
     np.testing.assert_allclose(found["fc2"][:, 1], np.asarray(inputs).max(axis=(1, 2)), atol=1e-5)

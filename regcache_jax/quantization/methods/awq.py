@@ -15,9 +15,9 @@ from regcache_jax.core.scheme import Scheme
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.quantization.kernels import quantized_cells, site_matrix
 from regcache_jax.quantization.methods.folding import at_least_a_step, divide_inputs, divisible_sites
-from regcache_jax.quantization.methods.method import Batches, Method
+from regcache_jax.quantization.methods.method import Method
+from regcache_jax.quantization.methods.observed import Observed
 from regcache_jax.quantization.methods.smoothquant import best_factors
-from regcache_jax.quantization.methods.statistics import channel_mean_magnitude, sampled_tokens
 
 BETAS = tuple(number / 20 for number in range(20))
 
@@ -29,17 +29,19 @@ def importance_factors(mean_magnitude: Float[Array, "*L C"], beta: float) -> Flo
     return factors / jnp.sqrt(ends)
 
 
-def awq(encoder: Encoder, batches: Batches, scheme: Scheme) -> Encoder:
+def awq(encoder: Encoder, seen: Observed, scheme: Scheme) -> Encoder:
     """Divides the inputs of all quantised sites by importance factors, beta chosen for every block and site."""
-    magnitude, inputs = channel_mean_magnitude(encoder, batches), sampled_tokens(encoder, batches)
     blocks = encoder.params.image.blocks
     for site in divisible_sites(scheme):
         chosen = quantized_cells(scheme, site, encoder.spec.image.blocks.num_blocks)
+        magnitude = seen.magnitudes[site]
         kernel, bits = site_matrix(blocks, site), scheme.at(site)[:2]
-        candidates = [importance_factors(at_least_a_step(magnitude[site], bits[1]), beta) for beta in BETAS]
-        factors = best_factors(inputs[site], magnitude[site], kernel, candidates, scheme, "float", bits)
+        candidates = [importance_factors(at_least_a_step(magnitude, bits[1]), beta) for beta in BETAS]
+        factors = best_factors(seen.tokens[site], magnitude, kernel, candidates, scheme, "float", bits)
         encoder = divide_inputs(encoder, site, jnp.where(chosen[:, None], factors, 1.0))
     return encoder
 
 
-METHOD = Method("awq", "channels that matter scaled up before weights are rounded", prepare=awq)
+METHOD = Method(
+    "awq", "channels that matter scaled up before weights are rounded", ("magnitudes", "tokens"), prepare=awq
+)

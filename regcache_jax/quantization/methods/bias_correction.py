@@ -25,7 +25,8 @@ from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.rounding import Run, round_input
 from regcache_jax.quantization.methods.by_block import State, entering, plan_of_block
 from regcache_jax.quantization.methods.folding import with_blocks
-from regcache_jax.quantization.methods.method import Batches, Method
+from regcache_jax.quantization.methods.method import Method
+from regcache_jax.quantization.methods.observed import Observed
 from regcache_jax.quantization.methods.statistics import site_tokens
 
 Means = dict[str, tuple[Float[Array, "C"], Float[Array, "C"]]]
@@ -54,11 +55,11 @@ def _run_block(blocks: Block, state: State, plan: Any, *, run: Run) -> tuple[Sta
     return (output.hidden, output.present), jax.tree.map(operator.itemgetter(0), output.collected)
 
 
-def bias_correction(encoder: Encoder, quantized: Encoder, batches: Batches) -> Encoder:
+def bias_correction(encoder: Encoder, quantized: Encoder, seen: Observed) -> Encoder:
     """Corrects the biases of all quantised layers; float layers are left alone."""
     spec, scheme = encoder.spec.image, quantized.scheme
     assert scheme is not None
-    states = [entering(encoder, images) for images in batches]
+    states = [entering(encoder, images) for images in seen.images]
     original = encoder.params.image.blocks
     blocks = quantized.params.image.blocks
     alone = dataclasses.replace(spec.blocks, num_blocks=1)
@@ -98,4 +99,6 @@ def _corrected(
     return blocks.with_layers(corrected)
 
 
-METHOD = Method("bias_correction", "rounding no longer shifts the mean of a layer's output", finish=bias_correction)
+METHOD = Method(
+    "bias_correction", "rounding no longer shifts the mean of a layer's output", ("images",), finish=bias_correction
+)

@@ -18,7 +18,8 @@ from regcache_jax.core.sites import Dense, QuantizedTensor
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.ops.aqt import fake_quantize, largest_integer, quantize_weight
 from regcache_jax.quantization.kernels import Rounder
-from regcache_jax.quantization.methods.method import Batches, Method
+from regcache_jax.quantization.methods.method import Method
+from regcache_jax.quantization.methods.observed import Observed
 
 SHARES = tuple(1 - number / 100 for number in range(80))
 
@@ -38,7 +39,7 @@ def least_error_scale(kernel: Float[Array, "L ..."], bits: int, axes: tuple[int,
     return widest * shares[jnp.argmin(jax.lax.map(error, shares), axis=0)]
 
 
-def clipped_rounder(encoder: Encoder, batches: Batches, scheme: Scheme) -> Rounder:
+def clipped_rounder(encoder: Encoder, seen: Observed, scheme: Scheme) -> Rounder:
     """Rounds to the nearest with the scales of least error, a channel or a kernel."""
 
     def rounder(site: str, name: str, layer: Dense, bits: int) -> QuantizedTensor:
@@ -49,4 +50,4 @@ def clipped_rounder(encoder: Encoder, batches: Batches, scheme: Scheme) -> Round
     return rounder
 
 
-METHOD = Method("clipping", "weight scales of least squared error", rounder=clipped_rounder)
+METHOD = Method("clipping", "weight scales of least squared error", round=clipped_rounder)

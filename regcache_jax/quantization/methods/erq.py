@@ -27,12 +27,12 @@ from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.rounding import round_input
 from regcache_jax.encoders.vision import image_features
 from regcache_jax.ops.aqt import quantize_weight
-from regcache_jax.quantization.calibration import find_grids
 from regcache_jax.quantization.kernels import Rounder
 from regcache_jax.quantization.methods.bias_correction import bias_correction
 from regcache_jax.quantization.methods.fisher import input_of
 from regcache_jax.quantization.methods.gptq import round_with_moments
-from regcache_jax.quantization.methods.method import Batches, Method
+from regcache_jax.quantization.methods.method import Method
+from regcache_jax.quantization.methods.observed import Observed
 
 PENALTY = 0.01
 """What is added to the diagonal of the moments, as a share of its mean."""
@@ -75,22 +75,21 @@ def _sums(
     return (rows.T @ rows, rows.T @ lost, jnp.sum(rows, axis=0), jnp.sum(lost, axis=0), count), about
 
 
-def rounded_moments(encoder: Encoder, batches: Batches, scheme: Scheme) -> dict[str, list[Moments]]:
+def rounded_moments(encoder: Encoder, seen: Observed, scheme: Scheme) -> dict[str, list[Moments]]:
     """Moments of every site, a block, streamed over the calibration set with the plan in place."""
     spec = encoder.spec.image
-    grids = find_grids(encoder, batches, scheme) if scheme.calibrated else {}
     totals: dict[tuple[str, int], Any] = {}
     about: dict[
         tuple[str, int], Any
     ] = {}  # the first batch's means: sums about them lose nothing where channels hardly vary
-    for images in batches:
+    for images in seen.images:
         images = jnp.asarray(images, encoder.dtype)
         inputs, present = _inputs(encoder.params.image, images, encoder.plan, spec=spec)
         for site in SITES:
             for number in range(spec.blocks.num_blocks):
                 bits = scheme.at(site, number).activation_bits
                 own = Scheme(activation_bits=bits, activations=scheme.activations)  # few of them, so few compilations
-                grid = jax.tree.map(operator.itemgetter(number), grids.get(site, Grid()))
+                grid = jax.tree.map(operator.itemgetter(number), seen.grids.get(site, Grid()))
                 there = None if present is None else present[number]
                 sums, about[site, number] = _sums(
                     inputs[site][number],
@@ -128,11 +127,11 @@ def reduce_activation_error(
     return jnp.where(jnp.isfinite(change).all(), kernel + change, kernel)
 
 
-def erq_rounder(encoder: Encoder, batches: Batches, scheme: Scheme) -> Rounder:
+def erq_rounder(encoder: Encoder, seen: Observed, scheme: Scheme) -> Rounder:
     """Changes the float kernels for the rounded inputs, then rounds them with the rounded inputs' moments."""
     if scheme.activations == "float":
         raise UserError("method erq makes up for rounded activations; with float ones take gptq")
-    moments = rounded_moments(encoder, batches, scheme)
+    moments = rounded_moments(encoder, seen, scheme)
 
     def rounder(site: str, name: str, layer: Dense, bits: int) -> QuantizedTensor:
         changed = []
@@ -149,6 +148,7 @@ def erq_rounder(encoder: Encoder, batches: Batches, scheme: Scheme) -> Rounder:
 METHOD = Method(
     "erq",
     "weights make up for rounded activations (ridge regression), then for each other",
-    rounder=erq_rounder,
+    ("images",),
+    round=erq_rounder,
     finish=bias_correction,
 )

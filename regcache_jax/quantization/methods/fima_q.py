@@ -37,7 +37,8 @@ from regcache_jax.encoders.vision import pool
 from regcache_jax.ops.aqt import largest_integer
 from regcache_jax.quantization.methods.by_block import State, entering, plan_of_block
 from regcache_jax.quantization.methods.folding import with_blocks
-from regcache_jax.quantization.methods.method import Batches, Method
+from regcache_jax.quantization.methods.method import Method
+from regcache_jax.quantization.methods.observed import Observed
 
 STEPS = 200
 IMAGES = 16
@@ -212,7 +213,7 @@ def learn(learned: Learned, task: Task, fisher_of: Any, rng: np.random.Generator
     return learned
 
 
-def fima_q(encoder: Encoder, quantized: Encoder, batches: Batches) -> Encoder:
+def fima_q(encoder: Encoder, quantized: Encoder, seen: Observed) -> Encoder:
     """Learns roundings and scales of all quantised blocks, the earlier ones in place. Raises UserError for zero points."""
     image, scheme = encoder.spec.image, quantized.scheme
     assert scheme is not None
@@ -220,7 +221,7 @@ def fima_q(encoder: Encoder, quantized: Encoder, batches: Batches) -> Encoder:
     if scheme.activations == "float" or any(blocks.grids.of(site).offset is not None for site in SITES):
         raise UserError("method fima_q goes with activations that are quantised without zero points or noise")
     alone = dataclasses.replace(image.blocks, num_blocks=1)
-    exact = _joined([entering(encoder, images) for images in batches])
+    exact = _joined([entering(encoder, images) for images in seen.images])
     rounded, rng = exact, np.random.default_rng(SEED)
     for number in range(image.blocks.num_blocks):
         run = Run(alone, scheme.segments(number, number + 1)[0][2], image.protected)
@@ -304,6 +305,7 @@ def _by_batch(block: Block, state: State, plan: RegisterPlan | None, run: Run) -
 METHOD = Method(
     "fima_q",
     "roundings and scales learned block by block under the Fisher information",
+    ("images",),
     finish=fima_q,
     rounds_again=True,
 )

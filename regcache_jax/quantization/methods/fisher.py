@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from regcache_jax.core.scheme import SITES
@@ -19,7 +20,6 @@ from regcache_jax.core.sites import Block
 from regcache_jax.encoders.blocks import BlockTrace
 from regcache_jax.encoders.encoder import Encoder, normalize
 from regcache_jax.encoders.vision import image_features
-from regcache_jax.quantization.methods.method import Batches
 from regcache_jax.quantization.methods.statistics import sampled_rows, site_tokens
 
 SEED = 0
@@ -78,10 +78,10 @@ def input_of(trace: BlockTrace, name: str) -> Array:
     return site_tokens(trace, name)[0].reshape(inputs.shape)
 
 
-def felt_tokens(encoder: Encoder, batches: Batches) -> Felt:
-    """Up to `SAMPLED_TOKENS` tokens of the first `IMAGES` images, one direction an image."""
+def felt_tokens(encoder: Encoder, images: Float[Array | np.ndarray, "_ _ _ 3"]) -> Felt:
+    """Up to `SAMPLED_TOKENS` tokens of the first `IMAGES` of some images, one direction an image."""
     spec = encoder.spec.image
-    images = jnp.asarray(batches[0][:IMAGES], encoder.dtype)
+    images = jnp.asarray(images[:IMAGES], encoder.dtype)
     signs = jax.random.rademacher(jax.random.key(SEED), (len(images), spec.feature_dim), jnp.float32)
     gradients, inputs = output_gradients(
         encoder.params.image, images, encoder.plan, signs, spec=spec, unit=encoder.spec.normalize

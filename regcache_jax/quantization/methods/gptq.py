@@ -18,8 +18,8 @@ from regcache_jax.core.sites import Dense, QuantizedTensor
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.ops.aqt import largest_integer, quantize_weight
 from regcache_jax.quantization.kernels import Rounder
-from regcache_jax.quantization.methods.method import Batches, Method
-from regcache_jax.quantization.methods.statistics import second_moments
+from regcache_jax.quantization.methods.method import Method
+from regcache_jax.quantization.methods.observed import Observed
 
 DAMPING = 0.01
 """What is added to the diagonal, as a share of its mean."""
@@ -71,15 +71,14 @@ def round_with_moments(
     return QuantizedTensor(values.reshape(kernel.shape), scale)
 
 
-def gptq_rounder(encoder: Encoder, batches: Batches, scheme: Scheme) -> Rounder:
+def gptq_rounder(encoder: Encoder, seen: Observed, scheme: Scheme) -> Rounder:
     """Rounds with the second moments of every site's input."""
-    moments = second_moments(encoder, batches)
 
     def rounder(site: str, name: str, layer: Dense, bits: int) -> QuantizedTensor:
         nearest = quantize_weight(layer.floats, bits, layer.input_axes, scheme.weights == "channel")
-        return round_with_moments(layer, nearest.scale, moments[site], bits)
+        return round_with_moments(layer, nearest.scale, seen.moments[site], bits)
 
     return rounder
 
 
-METHOD = Method("gptq", "each rounded weight's error made up for by the next ones", rounder=gptq_rounder)
+METHOD = Method("gptq", "each rounded weight's error made up for by the next ones", ("moments",), round=gptq_rounder)

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-
-import numpy as np
-from jaxtyping import Array, Float
+from collections.abc import Callable
 
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.quantization.kernels import Rounder
+from regcache_jax.quantization.methods.observed import Need, Observed
 
-Batches = Sequence[Float[Array | np.ndarray, "_ _ _ 3"]]
-"""The calibration set, which may be gone through several times."""
+Prepare = Callable[[Encoder, Observed, Scheme], Encoder]
+"""Changes the float encoder and not its function, its plan included: same features, tokens deleted alike."""
+Round = Callable[[Encoder, Observed, Scheme], Rounder]
+"""Says how the float encoder's kernels become integers."""
+Finish = Callable[[Encoder, Encoder, Observed], Encoder]
+"""Corrects the quantised encoder (the second), given the float one."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """`prepare` changes the float encoder and not its function, its plan included (same features, tokens deleted alike);
-    `rounder` says how kernels become integers (None: to the nearest); `finish` corrects the quantised encoder, given the
-    float one (`rounds_again`: its kernels, too, so that nothing else may round them). `summary` is one line for a table."""
+    """A method either prepares, or rounds and finishes (`round` None: to the nearest; `rounds_again`: finishing rounds the kernels, too,
+    so that nothing else may round them). `needs`: what it wants to know of the calibration set, which is gathered in one pass
+    over the encoder as it stands before that step. `summary` is one line for a table."""
 
     name: str
     summary: str
-    prepare: Callable[[Encoder, Batches, Scheme], Encoder] | None = None
-    rounder: Callable[[Encoder, Batches, Scheme], Rounder] | None = None
-    finish: Callable[[Encoder, Encoder, Batches], Encoder] | None = None
+    needs: tuple[Need, ...] = ()
+    prepare: Prepare | None = None
+    round: Round | None = None
+    finish: Finish | None = None
     rounds_again: bool = False

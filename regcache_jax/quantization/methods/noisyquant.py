@@ -22,8 +22,8 @@ from regcache_jax.encoders.rounding import calibrated_scale
 from regcache_jax.ops.aqt import fake_quantize
 from regcache_jax.quantization.kernels import add_offset, quantized_cells, site_matrix
 from regcache_jax.quantization.methods.folding import with_blocks
-from regcache_jax.quantization.methods.method import Batches, Method
-from regcache_jax.quantization.methods.statistics import sampled_tokens
+from regcache_jax.quantization.methods.method import Method
+from regcache_jax.quantization.methods.observed import Observed
 
 SEED = 0
 AMPLITUDES = (0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
@@ -50,26 +50,25 @@ def noise_errors(
     return jax.lax.map(one, (inputs, kernel, scale, offset, noise))
 
 
-def noisyquant(encoder: Encoder, quantized: Encoder, batches: Batches) -> Encoder:
+def noisyquant(encoder: Encoder, quantized: Encoder, seen: Observed) -> Encoder:
     """Adds the best noise to every quantised site. Raises UserError for scales that are not static and per tensor."""
     scheme = quantized.scheme
     assert scheme is not None
     if scheme.activations != "static":
         raise UserError(f"method noisyquant goes with static activation scales, not with {scheme.activations} ones")
-    inputs = sampled_tokens(encoder, batches)
     blocks = quantized.params.image.blocks
     float_blocks = encoder.params.image.blocks
     num_blocks = encoder.spec.image.blocks.num_blocks
     for number, site in enumerate(SITES):
         if not quantized_cells(scheme, site, num_blocks).any():
             continue
-        kernel, grid = site_matrix(float_blocks, site), blocks.grids.of(site)
+        kernel, grid, inputs = site_matrix(float_blocks, site), blocks.grids.of(site), seen.tokens[site]
         scale = calibrated_scale(grid, site, scheme)
         offset = (jnp.zeros(num_blocks) if grid.offset is None else grid.offset).reshape(num_blocks, -1)
         rng = jax.random.fold_in(jax.random.key(SEED), number)
-        unit = jax.random.uniform(rng, inputs[site].shape[::2], jnp.float32, -1.0, 1.0) * scale[:, None]
+        unit = jax.random.uniform(rng, inputs.shape[::2], jnp.float32, -1.0, 1.0) * scale[:, None]
         bits = scheme.at(site).activation_bits
-        errors = jnp.stack([noise_errors(inputs[site], kernel, scale, offset, unit * a, bits) for a in AMPLITUDES])
+        errors = jnp.stack([noise_errors(inputs, kernel, scale, offset, unit * a, bits) for a in AMPLITUDES])
         amplitude = jnp.array(AMPLITUDES, jnp.float32)[jnp.argmin(errors, axis=0)]
         noise = (unit * amplitude[:, None]).reshape(_input_shape(float_blocks, site))
         blocks = add_offset(blocks, site, noise, scheme)
@@ -82,4 +81,4 @@ def _input_shape(blocks: Block, site: str) -> tuple[int, ...]:
     return layer.floats.shape[: 1 + layer.num_inputs]
 
 
-METHOD = Method("noisyquant", "fixed noise before rounding, taken back in the bias", finish=noisyquant)
+METHOD = Method("noisyquant", "fixed noise before rounding, taken back in the bias", ("tokens",), finish=noisyquant)

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from regcache_jax.core.errors import UserError
@@ -29,10 +30,9 @@ from regcache_jax.encoders.vision import image_features
 from regcache_jax.ops.aqt import fake_quantize, largest_integer, quantize_weight
 from regcache_jax.ops.attention import Rounding, integer_mix
 from regcache_jax.quantization.kernels import Rounder, quantized_cells
-from regcache_jax.quantization.methods.fisher import felt_tokens
 from regcache_jax.quantization.methods.folding import with_blocks
-from regcache_jax.quantization.methods.method import Batches, Method
-from regcache_jax.quantization.methods.statistics import channel_extremes
+from regcache_jax.quantization.methods.method import Method
+from regcache_jax.quantization.methods.observed import Observed
 
 SHARES = tuple(0.01 + number * 1.19 / 50 for number in range(50))
 """Of the largest magnitude, as in the authors' code, half as many."""
@@ -89,9 +89,10 @@ def activation_scale(
     return widest * shares[jnp.argmin(jax.lax.map(error, shares))]
 
 
-def ptq4vit_rounder(encoder: Encoder, batches: Batches, scheme: Scheme) -> Rounder:
+def ptq4vit_rounder(encoder: Encoder, seen: Observed, scheme: Scheme) -> Rounder:
     """Rounds to the nearest, with the scales of least weighted error."""
-    felt = felt_tokens(encoder, batches)
+    felt = seen.felt
+    assert felt is not None
 
     def rounder(site: str, name: str, layer: Dense, bits: int) -> QuantizedTensor:
         kernel, matrices = layer.floats, layer.matrix()
@@ -110,13 +111,13 @@ def ptq4vit_rounder(encoder: Encoder, batches: Batches, scheme: Scheme) -> Round
     return rounder
 
 
-def ptq4vit_scales(encoder: Encoder, quantized: Encoder, batches: Batches) -> Encoder:
+def ptq4vit_scales(encoder: Encoder, quantized: Encoder, seen: Observed) -> Encoder:
     """Replaces the activations' scales. Raises UserError for scales that are not static, per tensor and symmetric."""
-    scheme = quantized.scheme
-    assert scheme is not None
+    scheme, felt = quantized.scheme, seen.felt
+    assert scheme is not None and felt is not None
     if scheme.activations != "static" or not scheme.symmetric:
         raise UserError("method ptq4vit goes with symmetric static activation scales")
-    spec, felt, extremes = encoder.spec.image.blocks, felt_tokens(encoder, batches), channel_extremes(encoder, batches)
+    spec = encoder.spec.image.blocks
     originals, blocks = encoder.params.image.blocks, quantized.params.image.blocks
     grids: dict[str, Grid] = {}
     for site in SITES:
@@ -127,7 +128,7 @@ def ptq4vit_scales(encoder: Encoder, quantized: Encoder, batches: Batches) -> En
                 found.append((1.0, 1.0))
                 continue
             bits = scheme.at(site, block).activation_bits
-            lower, upper = (float(end) for end in _ends(extremes[site][block], bits))
+            lower, upper = (float(end) for end in _ends(seen.extremes[site][block], bits))
             below = jnp.float32(lower) if twin else None
             widest = jnp.float32(upper if twin else max(lower, upper))
             kernel, rounded_kernel = (
@@ -142,9 +143,9 @@ def ptq4vit_scales(encoder: Encoder, quantized: Encoder, batches: Batches) -> En
             grids[site] = Grid(scale, negative=negative if twin else None)
     blocks = blocks.with_grids(grids)
     if "pv" in scheme.products:
-        low = softmax_scales(
-            encoder, calibrated_scale(blocks.grids.of("value"), "value", scheme), batches, scheme.activation_bits
-        )
+        assert seen.first is not None
+        value_scale = calibrated_scale(blocks.grids.of("value"), "value", scheme)
+        low = softmax_scales(encoder, value_scale, seen.first, scheme.activation_bits)
         blocks = blocks.replace(grids=blocks.grids.replace(softmax_low=low))
     return with_blocks(quantized, blocks)
 
@@ -166,9 +167,11 @@ def _attention(params: Any, images: Any, plan: Any, *, spec: Any) -> tuple[Array
     return image_features(params, images, spec, plan=plan, collect={"attention": _attention_of}).collected["attention"]
 
 
-def softmax_scales(encoder: Encoder, value_scale: Float[Array, "L"], batches: Batches, bits: int) -> Float[Array, "L"]:
+def softmax_scales(
+    encoder: Encoder, value_scale: Float[Array, "L"], images: Float[Array | np.ndarray, "_ _ _ 3"], bits: int
+) -> Float[Array, "L"]:
     """For every block the scale of softmax's lower range with the least squared error of the mixed values."""
-    images = jnp.asarray(batches[0][:SPLIT_IMAGES], encoder.dtype)
+    images = jnp.asarray(images[:SPLIT_IMAGES], encoder.dtype)
     weights, values = _attention(encoder.params.image, images, encoder.plan, spec=encoder.spec.image)
     lows = jnp.array(SPLITS, jnp.float32) / largest_integer(bits)
     rows = zip(weights.astype(jnp.float32), values.astype(jnp.float32), value_scale, strict=True)
@@ -194,6 +197,7 @@ def _mix_error(
 METHOD = Method(
     "ptq4vit",
     "scales by the error that the features feel; two scales for GELU and softmax",
-    rounder=ptq4vit_rounder,
+    ("extremes", "felt", "first"),
+    round=ptq4vit_rounder,
     finish=ptq4vit_scales,
 )

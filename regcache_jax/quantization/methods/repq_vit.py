@@ -16,8 +16,8 @@ from regcache_jax.core.scheme import Scheme
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.quantization.kernels import quantized_cells
 from regcache_jax.quantization.methods.folding import NORMS, at_least_a_step, divide_inputs, shift_inputs
-from regcache_jax.quantization.methods.method import Batches, Method
-from regcache_jax.quantization.methods.statistics import channel_extremes
+from regcache_jax.quantization.methods.method import Method
+from regcache_jax.quantization.methods.observed import Observed
 
 
 def reparameterization(
@@ -35,16 +35,15 @@ def reparameterization(
     return factor, centre / factor - target
 
 
-def repq_vit(encoder: Encoder, batches: Batches, scheme: Scheme) -> Encoder:
+def repq_vit(encoder: Encoder, seen: Observed, scheme: Scheme) -> Encoder:
     """Re-parameterises both norms of every block."""
-    extremes = channel_extremes(encoder, batches)
     for site in NORMS:
-        bits = scheme.at(site).activation_bits
-        factor, shift = reparameterization(extremes[site][:, 0], extremes[site][:, 1], scheme.symmetric, bits)
+        bits, extremes = scheme.at(site).activation_bits, seen.extremes[site]
+        factor, shift = reparameterization(extremes[:, 0], extremes[:, 1], scheme.symmetric, bits)
         chosen = quantized_cells(scheme, site, len(factor))[:, None]
         encoder = divide_inputs(encoder, site, jnp.where(chosen, factor, 1.0))
         encoder = shift_inputs(encoder, site, jnp.where(chosen, shift, 0.0))
     return encoder
 
 
-METHOD = Method("repq_vit", "a range for every channel after a norm, folded into it", prepare=repq_vit)
+METHOD = Method("repq_vit", "a range for every channel after a norm, folded into it", ("extremes",), prepare=repq_vit)

@@ -19,7 +19,8 @@ from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.sites import Block, Norm
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.quantization.methods.folding import NORMS, with_blocks
-from regcache_jax.quantization.methods.method import Batches, Method
+from regcache_jax.quantization.methods.method import Method
+from regcache_jax.quantization.methods.observed import Observed
 
 SEED = 0
 
@@ -114,7 +115,7 @@ def rotate_residual(encoder: Encoder, matrix: Float[np.ndarray, "D D"]) -> Encod
     return encoder.replace(params=encoder.params.replace(image=image))
 
 
-def rotate(encoder: Encoder, batches: Batches, scheme: Scheme) -> Encoder:
+def rotate(encoder: Encoder, seen: Observed, scheme: Scheme) -> Encoder:
     """Rotates values (by a Hadamard matrix where the head size is a power of two) and the residual stream."""
     rng = np.random.default_rng(SEED)
     blocks = encoder.spec.image.blocks

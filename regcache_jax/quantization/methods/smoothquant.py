@@ -20,8 +20,8 @@ from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.ops.aqt import fake_quantize, largest_integer
 from regcache_jax.quantization.kernels import quantized_cells, site_matrix
 from regcache_jax.quantization.methods.folding import at_least_a_step, divide_inputs, divisible_sites
-from regcache_jax.quantization.methods.method import Batches, Method
-from regcache_jax.quantization.methods.statistics import channel_absmax, sampled_tokens
+from regcache_jax.quantization.methods.method import Method
+from regcache_jax.quantization.methods.observed import Observed
 
 ALPHAS = tuple(number / 20 for number in range(21))
 SMALLEST = 1e-5
@@ -88,18 +88,22 @@ def best_factors(
     return jnp.take_along_axis(stacked, jnp.argmin(errors, axis=1)[None, :, None], axis=0)[0]
 
 
-def smoothquant(encoder: Encoder, batches: Batches, scheme: Scheme) -> Encoder:
+def smoothquant(encoder: Encoder, seen: Observed, scheme: Scheme) -> Encoder:
     """Divides the inputs of all quantised sites by smoothing factors, alpha chosen for every block and site."""
-    extremes, inputs = channel_absmax(encoder, batches), sampled_tokens(encoder, batches)
     blocks = encoder.params.image.blocks
     for site in divisible_sites(scheme):
         chosen = quantized_cells(scheme, site, encoder.spec.image.blocks.num_blocks)
         kernel, bits = site_matrix(blocks, site), scheme.at(site)[:2]
-        absmax = at_least_a_step(extremes[site], bits[1])
+        absmax = at_least_a_step(jnp.max(jnp.abs(seen.extremes[site]), axis=1), bits[1])
         candidates = [jnp.ones_like(absmax), *(smoothing_factors(absmax, kernel, alpha) for alpha in ALPHAS)]
-        factors = best_factors(inputs[site], absmax, kernel, candidates, scheme, scheme.activations, bits)
+        factors = best_factors(seen.tokens[site], absmax, kernel, candidates, scheme, scheme.activations, bits)
         encoder = divide_inputs(encoder, site, jnp.where(chosen[:, None], factors, 1.0))
     return encoder
 
 
-METHOD = Method("smoothquant", "outlying channels moved into the weights, alpha searched", prepare=smoothquant)
+METHOD = Method(
+    "smoothquant",
+    "outlying channels moved into the weights, alpha searched",
+    ("extremes", "tokens"),
+    prepare=smoothquant,
+)

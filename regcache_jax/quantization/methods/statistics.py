@@ -1,24 +1,18 @@
-"""What methods measure: statistics of every site's input tokens, streamed over the calibration set with the plan in place."""
+"""What methods measure of every site's input tokens."""
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from regcache_jax.core.scheme import SITES
+from regcache_jax.core.spec import Protected
 from regcache_jax.encoders.blocks import BlockTrace
-from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.encoders.vision import image_features
-from regcache_jax.quantization.methods.method import Batches
-
-Statistic = Callable[[Float[Array, "T C"], Bool[Array, "T"]], Any]
-"""From the tokens of one site of one block of one batch, and which of them are there, to arrays."""
 
 SAMPLED_TOKENS = 512
 SEED = 0
@@ -32,64 +26,46 @@ def site_tokens(trace: BlockTrace, site: str) -> tuple[Float[Array, "T C"], Bool
     return jnp.where(present[:, None], rows, 0.0), present
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "statistic"))
-def _batch(params: Any, images: Any, plan: Any, *, spec: Any, statistic: Statistic) -> dict[str, Any]:
-    def collector(trace: BlockTrace, site: str) -> Any:
-        return statistic(*site_tokens(trace, site))
+@dataclasses.dataclass(frozen=True)
+class OfTokens:
+    """A statistic of every site: `measure` of its tokens and of which of them are there, combined over batches by `combine`
+    (None: the first batch's alone), then `finish`."""
 
-    collect = {site: functools.partial(collector, site=site) for site in SITES}
-    return image_features(params, images, spec, plan=plan, collect=collect).collected
+    measure: Callable[[Float[Array, "T C"], Bool[Array, "T"]], tuple[Array, ...]]
+    combine: Callable[[Array, Array], Array] | None
+    finish: Callable[..., Array]
+
+    def of_block(self, trace: BlockTrace, protected: Protected) -> dict[str, PyTree]:
+        """Of one block."""
+        return {site: self.measure(*site_tokens(trace, site)) for site in SITES}
+
+    def add(self, total: dict[str, PyTree] | None, batch: dict[str, PyTree]) -> dict[str, PyTree]:
+        """Both combined."""
+        if total is None:
+            return batch
+        return total if self.combine is None else jax.tree.map(self.combine, total, batch)
+
+    def result(self, total: dict[str, PyTree]) -> dict[str, Array]:
+        """By site."""
+        return {site: self.finish(*each) for site, each in total.items()}
 
 
-def gather(
-    encoder: Encoder, batches: Batches, statistic: Statistic, combine: Callable[[Array, Array], Array]
-) -> dict[str, Any]:
-    """A statistic of every site with axis L in front, combined over batches. `statistic` must be one object a kind."""
-    total: dict[str, Any] | None = None
-    for images in batches:
-        images = jnp.asarray(images, encoder.dtype)
-        batch = _batch(encoder.params.image, images, encoder.plan, spec=encoder.spec.image, statistic=statistic)
-        total = batch if total is None else jax.tree.map(combine, total, batch)
-    assert total is not None
-    return total
-
-
-def _extremes(rows: Float[Array, "T C"], present: Bool[Array, "T"]) -> Float[Array, "2 C"]:
+def _extremes(rows: Float[Array, "T C"], present: Bool[Array, "T"]) -> tuple[Array]:
     hidden = ~present[:, None]
-    return jnp.stack(
-        [jnp.max(jnp.where(hidden, -jnp.inf, -rows), axis=0), jnp.max(jnp.where(hidden, -jnp.inf, rows), axis=0)]
-    )
-
-
-def channel_extremes(encoder: Encoder, batches: Batches) -> dict[str, Float[Array, "L 2 C"]]:
-    """Least and largest value of every channel."""
-    found = gather(encoder, batches, _extremes, jnp.maximum)
-    return {site: each * jnp.array([[-1.0], [1.0]]) for site, each in found.items()}
-
-
-def channel_absmax(encoder: Encoder, batches: Batches) -> dict[str, Float[Array, "L C"]]:
-    """Largest magnitude of every channel."""
-    return {site: jnp.max(jnp.abs(each), axis=1) for site, each in channel_extremes(encoder, batches).items()}
+    ends = [jnp.max(jnp.where(hidden, -jnp.inf, side), axis=0) for side in (-rows, rows)]
+    return (jnp.stack(ends),)
 
 
 def _absolute_sum(rows: Float[Array, "T C"], present: Bool[Array, "T"]) -> tuple[Array, Array]:
     return jnp.sum(jnp.abs(rows), axis=0), jnp.sum(present.astype(jnp.float32))
 
 
-def channel_mean_magnitude(encoder: Encoder, batches: Batches) -> dict[str, Float[Array, "L C"]]:
-    """Mean magnitude of every channel."""
-    found = gather(encoder, batches, _absolute_sum, jnp.add)
-    return {site: total / count[:, None] for site, (total, count) in found.items()}
-
-
 def _gram(rows: Float[Array, "T C"], present: Bool[Array, "T"]) -> tuple[Array, Array]:
     return rows.T @ rows, jnp.sum(present.astype(jnp.float32))
 
 
-def second_moments(encoder: Encoder, batches: Batches) -> dict[str, Float[Array, "L C C"]]:
-    """Mean over tokens of the outer product of a site's input with itself: half the Hessian of a layer's squared error."""
-    found = gather(encoder, batches, _gram, jnp.add)
-    return {site: total / count[:, None, None] for site, (total, count) in found.items()}
+def _mean(total: Float[Array, "L ..."], count: Float[Array, "L"]) -> Float[Array, "L ..."]:
+    return total / count.reshape(-1, *(1,) * (total.ndim - 1))
 
 
 def sampled_rows(total: int) -> Int[np.ndarray, "S"]:
@@ -98,10 +74,16 @@ def sampled_rows(total: int) -> Int[np.ndarray, "S"]:
     return np.sort(np.random.default_rng(SEED).choice(total, min(total, SAMPLED_TOKENS), replace=False))
 
 
-def _some(rows: Float[Array, "T C"], present: Bool[Array, "T"]) -> Float[Array, "S C"]:
-    return rows[sampled_rows(len(rows))]
+def _some(rows: Float[Array, "T C"], present: Bool[Array, "T"]) -> tuple[Float[Array, "S C"]]:
+    return (rows[sampled_rows(len(rows))],)
 
 
-def sampled_tokens(encoder: Encoder, batches: Batches) -> dict[str, Float[Array, "L S C"]]:
-    """Up to `SAMPLED_TOKENS` rows of every site from the first batch."""
-    return gather(encoder, batches[:1], _some, jnp.add)
+STATISTICS = {
+    "extremes": OfTokens(_extremes, jnp.maximum, lambda ends: ends * jnp.array([[-1.0], [1.0]])),
+    "magnitudes": OfTokens(_absolute_sum, jnp.add, _mean),
+    "moments": OfTokens(_gram, jnp.add, _mean),
+    "tokens": OfTokens(_some, None, lambda rows: rows),
+}
+"""Least and largest value of every channel `[L, 2, C]`; mean magnitude of every channel `[L, C]`; mean over tokens of the outer product
+of a site's input with itself, half the Hessian of a layer's squared error `[L, C, C]`; up to `SAMPLED_TOKENS` rows of the first
+batch `[L, S, C]`."""

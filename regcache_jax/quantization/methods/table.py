@@ -48,7 +48,7 @@ def methods_of(names: str) -> list[Method]:
     if len(set(wanted)) < len(wanted):
         raise UserError(f"method {names} names one method twice")
     methods = [METHODS[name] for name in wanted]
-    rounding = [method.name for method in methods if method.rounder or method.rounds_again]
+    rounding = [method.name for method in methods if method.round or method.rounds_again]
     late = [
         method.name
         for number, method in enumerate(methods)
