@@ -52,6 +52,12 @@ SIZES = {
 }
 
 
+Shape = tuple[str, int, int]
+"""A named size, pixels of a patch, pixels of a picture."""
+Figures = tuple[float | None, float | None, float | None]
+"""Millions of parameters of the image tower and of the text tower, published zero-shot accuracy on ImageNet in percent."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One checkpoint: its names and, where it can be built, its spec. `reason` says why it cannot be.
@@ -121,10 +127,9 @@ def siglip_tokenization(context_length: int, vocab_size: int) -> Tokenization:
     return Tokenization("sentencepiece", context_length, vocab_size, "drop_punctuation", pad_id=1, eos_id=1)
 
 
-def clip_spec(
-    name: str, size: str, text: str, patch: int, pixels: int, out: int, activation: Activation
-) -> EncoderSpec:
+def clip_spec(name: str, shape: Shape, text: str, out: int, activation: Activation) -> EncoderSpec:
     """A CLIP as OpenAI and LAION trained them."""
+    size, patch, pixels = shape
     return EncoderSpec(
         name=name,
         family="clip",
@@ -146,10 +151,9 @@ def clip_spec(
     )
 
 
-def siglip_spec(
-    name: str, size: str, patch: int, pixels: int, vocab: int, text: str | None = None, context: int = 64
-) -> EncoderSpec:
+def siglip_spec(name: str, shape: Shape, vocab: int, text: str | None = None, context: int = 64) -> EncoderSpec:
     """A SigLIP or SigLIP 2 of fixed resolution."""
+    size, patch, pixels = shape
     image = blocks(size, TANH_GELU, 1e-6)
     return EncoderSpec(
         name=name,
@@ -195,27 +199,26 @@ def dinov2_spec(name: str, size: str, registers: int = 0, pixels: int = 224) -> 
     )
 
 
+_NO_FIGURES: Figures = (None, None, None)
+
+
 def _clip(
     number: int | None,
     huggingface: str,
     open_clip: tuple[str, str],
-    size: str,
-    patch: int,
-    pixels: int,
+    shape: Shape,
     activation: Activation,
-    counts: tuple[float, float] | None = None,
-    published: float | None = None,
+    figures: Figures = _NO_FIGURES,
     preprocessing: Preprocessing | None = None,
     others: tuple[str, ...] = (),
 ) -> Row:
+    size = shape[0]
     text = "clip text L" if size == "L" else f"clip text {'B' if size == 'B' else 'bigG' if size == 'bigG' else 'H'}"
     out = {"B": 512, "L": 768, "H": 1024, "g": 1024, "bigG": 1280}[size]
-    name = huggingface.split("/")[-1]
-    spec = clip_spec(name, size, text, patch, pixels, out, activation)
+    spec = clip_spec(huggingface.split("/")[-1], shape, text, out, activation)
     if preprocessing is not None:
         spec = dataclasses.replace(spec, preprocessing=preprocessing)
-    image, words = counts or (None, None)
-    return Row(huggingface, "CLIP", spec, number, open_clip, None, others, image, words, published)
+    return Row(huggingface, "CLIP", spec, number, open_clip, None, others, *figures)
 
 
 def _siglip(
@@ -223,23 +226,19 @@ def _siglip(
     huggingface: str,
     open_clip: str | None,
     big_vision: str | None,
-    size: str,
-    patch: int,
-    pixels: int,
+    shape: Shape,
     vocab: int = 32_000,
     context: int = 64,
-    counts: tuple[float, float] | None = None,
-    published: float | None = None,
+    figures: Figures = _NO_FIGURES,
 ) -> Row:
-    second = "siglip2" in huggingface
+    size, patch, pixels = shape
+    second = "2" if "siglip2" in huggingface else ""
     text = "So400m" if size == "g-opt" else None
-    spec = siglip_spec(huggingface.split("/")[-1], size, patch, pixels, vocab, text, context)
-    vanity = f"SigLIP{'2' if second else ''} {size}/{patch}{'-i18n' if vocab == 250_000 else ''} {pixels}"
+    spec = siglip_spec(huggingface.split("/")[-1], shape, vocab, text, context)
+    vanity = f"SigLIP{second} {size}/{patch}{'-i18n' if vocab == 250_000 else ''} {pixels}"
     tag = (open_clip, "webli") if open_clip else None
-    family = "SigLIP 2" if second else "SigLIP"
-    image, words = counts or (None, None)
     others = (vanity, huggingface.replace("-multilingual", "-i18n")) if "multilingual" in huggingface else (vanity,)
-    return Row(huggingface, family, spec, number, tag, big_vision, others, image, words, published)
+    return Row(huggingface, f"SigLIP {second}".strip(), spec, number, tag, big_vision, others, *figures)
 
 
 def _dinov2(
@@ -272,28 +271,28 @@ _QUICK, _EXACT = QUICK_GELU, EXACT_GELU
 
 # fmt: off
 ROWS: tuple[Row, ...] = (
-    _clip(1, "openai/clip-vit-base-patch32", ("ViT-B-32", "openai"), "B", 32, 224, _QUICK, (87.8, 63.4), 63.32, others=("ViT-B/32", "timm/vit_base_patch32_clip_224.openai")),
-    _clip(2, "openai/clip-vit-base-patch16", ("ViT-B-16", "openai"), "B", 16, 224, _QUICK, (86.2, 63.4), 68.34, others=("ViT-B/16", "timm/vit_base_patch16_clip_224.openai")),
-    _clip(3, "openai/clip-vit-large-patch14", ("ViT-L-14", "openai"), "L", 14, 224, _QUICK, (304.0, 123.7), 75.54, others=("ViT-L/14", "timm/vit_large_patch14_clip_224.openai")),
-    _clip(4, "openai/clip-vit-large-patch14-336", ("ViT-L-14-336", "openai"), "L", 14, 336, _QUICK, (304.3, 123.7), 76.56, others=("ViT-L/14@336px", "timm/vit_large_patch14_clip_336.openai")),
-    _clip(5, f"{_LAION}-B-32-laion2B-s34B-b79K", ("ViT-B-32", "laion2b_s34b_b79k"), "B", 32, 224, _EXACT, (87.8, 63.4), 66.56),
-    _clip(6, f"{_LAION}-B-16-laion2B-s34B-b88K", ("ViT-B-16", "laion2b_s34b_b88k"), "B", 16, 224, _EXACT, (86.2, 63.4), 70.23),
-    _clip(7, f"{_LAION}-B-16-DataComp.XL-s13B-b90K", ("ViT-B-16", "datacomp_xl_s13b_b90k"), "B", 16, 224, _EXACT, (86.2, 63.4), 73.49),
-    _clip(8, f"{_LAION}-L-14-DataComp.XL-s13B-b90K", ("ViT-L-14", "datacomp_xl_s13b_b90k"), "L", 14, 224, _EXACT, (304.0, 123.7), 79.21),
-    _clip(9, f"{_LAION}-H-14-laion2B-s32B-b79K", ("ViT-H-14", "laion2b_s32b_b79k"), "H", 14, 224, _EXACT, (632.1, 354.0), 77.96),
-    _clip(10, f"{_LAION}-bigG-14-laion2B-39B-b160k", ("ViT-bigG-14", "laion2b_s39b_b160k"), "bigG", 14, 224, _EXACT, (1844.9, 694.7), 80.09),
-    _siglip(11, f"{_GOOGLE}-base-patch16-224", "ViT-B-16-SigLIP", "siglip/webli_en_b16_224_63724782.npz", "B", 16, 224, counts=(92.9, 110.3), published=76.04),
-    _siglip(12, f"{_GOOGLE}-base-patch16-384", "ViT-B-16-SigLIP-384", "siglip/webli_en_b16_384_68578854.npz", "B", 16, 384, counts=(93.2, 110.3), published=78.49),
-    _siglip(13, f"{_GOOGLE}-large-patch16-256", "ViT-L-16-SigLIP-256", "siglip/webli_en_l16_256_60552751.npz", "L", 16, 256, counts=(316.0, 336.2), published=80.45),
-    _siglip(14, f"{_GOOGLE}-large-patch16-384", "ViT-L-16-SigLIP-384", "siglip/webli_en_l16_384_63634585.npz", "L", 16, 384, counts=(316.3, 336.2), published=82.07),
-    _siglip(15, f"{_GOOGLE}-so400m-patch14-224", "ViT-SO400M-14-SigLIP", "siglip/webli_en_so400m_224_57633886.npz", "So400m", 14, 224, context=16, counts=(427.7, 449.7), published=82.03),
-    _siglip(16, f"{_GOOGLE}-so400m-patch14-384", "ViT-SO400M-14-SigLIP-384", "siglip/webli_en_so400m_384_58765454.npz", "So400m", 14, 384, counts=(428.2, 449.7), published=83.08),
-    _siglip(17, f"{_GOOGLE}2-base-patch16-224", "ViT-B-16-SigLIP2", "siglip2/siglip2_b16_224.npz", "B", 16, 224, 256_000, counts=(92.9, 282.3), published=78.2),
-    _siglip(18, f"{_GOOGLE}2-base-patch32-256", "ViT-B-32-SigLIP2-256", "siglip2/siglip2_b32_256.npz", "B", 32, 256, 256_000, counts=(94.6, 282.3), published=74.0),
-    _siglip(19, f"{_GOOGLE}2-large-patch16-256", "ViT-L-16-SigLIP2-256", "siglip2/siglip2_l16_256.npz", "L", 16, 256, 256_000, counts=(316.0, 565.6), published=82.5),
-    _siglip(20, f"{_GOOGLE}2-so400m-patch14-384", "ViT-SO400M-14-SigLIP2-378", "siglip2/siglip2_so400m14_384.npz", "So400m", 14, 384, 256_000, counts=(428.2, 707.8), published=84.1),
-    _siglip(21, f"{_GOOGLE}2-so400m-patch16-384", "ViT-SO400M-16-SigLIP2-384", "siglip2/siglip2_so400m16_384.npz", "So400m", 16, 384, 256_000, counts=(428.2, 707.8), published=84.1),
-    _siglip(22, f"{_GOOGLE}2-giant-opt-patch16-256", "ViT-gopt-16-SigLIP2-256", "siglip2/siglip2_g-opt16_256.npz", "g-opt", 16, 256, 256_000, counts=(1163.2, 708.2), published=84.5),
+    _clip(1, "openai/clip-vit-base-patch32", ("ViT-B-32", "openai"), ("B", 32, 224), _QUICK, (87.8, 63.4, 63.32), others=("ViT-B/32", "timm/vit_base_patch32_clip_224.openai")),
+    _clip(2, "openai/clip-vit-base-patch16", ("ViT-B-16", "openai"), ("B", 16, 224), _QUICK, (86.2, 63.4, 68.34), others=("ViT-B/16", "timm/vit_base_patch16_clip_224.openai")),
+    _clip(3, "openai/clip-vit-large-patch14", ("ViT-L-14", "openai"), ("L", 14, 224), _QUICK, (304.0, 123.7, 75.54), others=("ViT-L/14", "timm/vit_large_patch14_clip_224.openai")),
+    _clip(4, "openai/clip-vit-large-patch14-336", ("ViT-L-14-336", "openai"), ("L", 14, 336), _QUICK, (304.3, 123.7, 76.56), others=("ViT-L/14@336px", "timm/vit_large_patch14_clip_336.openai")),
+    _clip(5, f"{_LAION}-B-32-laion2B-s34B-b79K", ("ViT-B-32", "laion2b_s34b_b79k"), ("B", 32, 224), _EXACT, (87.8, 63.4, 66.56)),
+    _clip(6, f"{_LAION}-B-16-laion2B-s34B-b88K", ("ViT-B-16", "laion2b_s34b_b88k"), ("B", 16, 224), _EXACT, (86.2, 63.4, 70.23)),
+    _clip(7, f"{_LAION}-B-16-DataComp.XL-s13B-b90K", ("ViT-B-16", "datacomp_xl_s13b_b90k"), ("B", 16, 224), _EXACT, (86.2, 63.4, 73.49)),
+    _clip(8, f"{_LAION}-L-14-DataComp.XL-s13B-b90K", ("ViT-L-14", "datacomp_xl_s13b_b90k"), ("L", 14, 224), _EXACT, (304.0, 123.7, 79.21)),
+    _clip(9, f"{_LAION}-H-14-laion2B-s32B-b79K", ("ViT-H-14", "laion2b_s32b_b79k"), ("H", 14, 224), _EXACT, (632.1, 354.0, 77.96)),
+    _clip(10, f"{_LAION}-bigG-14-laion2B-39B-b160k", ("ViT-bigG-14", "laion2b_s39b_b160k"), ("bigG", 14, 224), _EXACT, (1844.9, 694.7, 80.09)),
+    _siglip(11, f"{_GOOGLE}-base-patch16-224", "ViT-B-16-SigLIP", "siglip/webli_en_b16_224_63724782.npz", ("B", 16, 224), figures=(92.9, 110.3, 76.04)),
+    _siglip(12, f"{_GOOGLE}-base-patch16-384", "ViT-B-16-SigLIP-384", "siglip/webli_en_b16_384_68578854.npz", ("B", 16, 384), figures=(93.2, 110.3, 78.49)),
+    _siglip(13, f"{_GOOGLE}-large-patch16-256", "ViT-L-16-SigLIP-256", "siglip/webli_en_l16_256_60552751.npz", ("L", 16, 256), figures=(316.0, 336.2, 80.45)),
+    _siglip(14, f"{_GOOGLE}-large-patch16-384", "ViT-L-16-SigLIP-384", "siglip/webli_en_l16_384_63634585.npz", ("L", 16, 384), figures=(316.3, 336.2, 82.07)),
+    _siglip(15, f"{_GOOGLE}-so400m-patch14-224", "ViT-SO400M-14-SigLIP", "siglip/webli_en_so400m_224_57633886.npz", ("So400m", 14, 224), context=16, figures=(427.7, 449.7, 82.03)),
+    _siglip(16, f"{_GOOGLE}-so400m-patch14-384", "ViT-SO400M-14-SigLIP-384", "siglip/webli_en_so400m_384_58765454.npz", ("So400m", 14, 384), figures=(428.2, 449.7, 83.08)),
+    _siglip(17, f"{_GOOGLE}2-base-patch16-224", "ViT-B-16-SigLIP2", "siglip2/siglip2_b16_224.npz", ("B", 16, 224), 256_000, figures=(92.9, 282.3, 78.2)),
+    _siglip(18, f"{_GOOGLE}2-base-patch32-256", "ViT-B-32-SigLIP2-256", "siglip2/siglip2_b32_256.npz", ("B", 32, 256), 256_000, figures=(94.6, 282.3, 74.0)),
+    _siglip(19, f"{_GOOGLE}2-large-patch16-256", "ViT-L-16-SigLIP2-256", "siglip2/siglip2_l16_256.npz", ("L", 16, 256), 256_000, figures=(316.0, 565.6, 82.5)),
+    _siglip(20, f"{_GOOGLE}2-so400m-patch14-384", "ViT-SO400M-14-SigLIP2-378", "siglip2/siglip2_so400m14_384.npz", ("So400m", 14, 384), 256_000, figures=(428.2, 707.8, 84.1)),
+    _siglip(21, f"{_GOOGLE}2-so400m-patch16-384", "ViT-SO400M-16-SigLIP2-384", "siglip2/siglip2_so400m16_384.npz", ("So400m", 16, 384), 256_000, figures=(428.2, 707.8, 84.1)),
+    _siglip(22, f"{_GOOGLE}2-giant-opt-patch16-256", "ViT-gopt-16-SigLIP2-256", "siglip2/siglip2_g-opt16_256.npz", ("g-opt", 16, 256), 256_000, figures=(1163.2, 708.2, 84.5)),
     _unsupported(23, f"{_GOOGLE}2-base-patch16-naflex", "SigLIP 2", _NAFLEX, ("siglip2_b16_naflex.npz", "open_clip:ViT-B-16-SigLIP2-naflex,webli")),
     _dinov2(24, "S", 0, 22.1, 79.0),
     _dinov2(25, "B", 0, 86.6, 82.1),
@@ -304,31 +303,31 @@ ROWS: tuple[Row, ...] = (
     _unsupported(30, "facebook/dinov3-vitb16-pretrain-lvd1689m", "DINOv3", _DINOV3, ("dinov3_vitb16",)),
     _unsupported(31, "facebook/dinov3-vitl16-pretrain-lvd1689m", "DINOv3", _DINOV3, ("dinov3_vitl16",)),
     # Other checkpoints of the same shapes.
-    _clip(None, f"{_LAION}-L-14-laion2B-s32B-b82K", ("ViT-L-14", "laion2b_s32b_b82k"), "L", 14, 224, _EXACT, preprocessing=clip_preprocessing(224, HALF, HALF)),
-    _clip(None, f"{_LAION}-g-14-laion2B-s34B-b88K", ("ViT-g-14", "laion2b_s34b_b88k"), "g", 14, 224, _EXACT),
-    *(_clip(None, f"timm/vit_base_patch32_clip_224.laion400m_{e}", ("ViT-B-32", f"laion400m_{e}"), "B", 32, 224, _QUICK) for e in ("e31", "e32")),
-    *(_clip(None, f"timm/vit_base_patch16_clip_224.laion400m_{e}", ("ViT-B-16", f"laion400m_{e}"), "B", 16, 224, _EXACT) for e in ("e31", "e32")),
-    *(_clip(None, f"timm/vit_large_patch14_clip_224.laion400m_{e}", ("ViT-L-14", f"laion400m_{e}"), "L", 14, 224, _EXACT) for e in ("e31", "e32")),
-    _clip(None, "apple/DFN2B-CLIP-ViT-B-16", ("ViT-B-16", "dfn2b"), "B", 16, 224, _QUICK),
-    _clip(None, "apple/DFN2B-CLIP-ViT-L-14", ("ViT-L-14", "dfn2b"), "L", 14, 224, _QUICK),
-    _clip(None, "apple/DFN5B-CLIP-ViT-H-14", ("ViT-H-14", "dfn5b"), "H", 14, 224, _QUICK, preprocessing=_squashed(224)),
-    _clip(None, "apple/DFN5B-CLIP-ViT-H-14-378", ("ViT-H-14-378", "dfn5b"), "H", 14, 378, _QUICK, preprocessing=_squashed(378)),
-    _clip(None, "facebook/metaclip-b32-400m", ("ViT-B-32", "metaclip_400m"), "B", 32, 224, _QUICK),
-    _clip(None, "facebook/metaclip-b16-400m", ("ViT-B-16", "metaclip_400m"), "B", 16, 224, _QUICK),
-    _clip(None, "facebook/metaclip-l14-400m", ("ViT-L-14", "metaclip_400m"), "L", 14, 224, _QUICK),
-    _clip(None, "facebook/metaclip-b32-fullcc2.5b", ("ViT-B-32", "metaclip_fullcc"), "B", 32, 224, _QUICK),
-    _clip(None, "facebook/metaclip-b16-fullcc2.5b", ("ViT-B-16", "metaclip_fullcc"), "B", 16, 224, _QUICK),
-    _clip(None, "facebook/metaclip-l14-fullcc2.5b", ("ViT-L-14", "metaclip_fullcc"), "L", 14, 224, _QUICK),
-    _clip(None, "facebook/metaclip-h14-fullcc2.5b", ("ViT-H-14", "metaclip_fullcc"), "H", 14, 224, _QUICK),
-    _siglip(None, f"{_GOOGLE}-base-patch16-256", "ViT-B-16-SigLIP-256", "siglip/webli_en_b16_256_60500360.npz", "B", 16, 256),
-    _siglip(None, f"{_GOOGLE}-base-patch16-512", "ViT-B-16-SigLIP-512", "siglip/webli_en_b16_512_68580893.npz", "B", 16, 512),
-    _siglip(None, f"{_GOOGLE}-base-patch16-256-multilingual", "ViT-B-16-SigLIP-i18n-256", "siglip/webli_i18n_b16_256_66117334.npz", "B", 16, 256, 250_000),
-    _siglip(None, f"{_GOOGLE}-so400m-patch16-256-i18n", "ViT-SO400M-16-SigLIP-i18n-256", None, "So400m", 16, 256, 250_000),
-    *(_siglip(None, f"{_GOOGLE}2-base-patch16-{px}", f"ViT-B-16-SigLIP2-{px}", f"siglip2/siglip2_b16_{px}.npz", "B", 16, px, 256_000) for px in (256, 384, 512)),
-    *(_siglip(None, f"{_GOOGLE}2-large-patch16-{px}", f"ViT-L-16-SigLIP2-{px}", f"siglip2/siglip2_l16_{px}.npz", "L", 16, px, 256_000) for px in (384, 512)),
-    _siglip(None, f"{_GOOGLE}2-so400m-patch14-224", "ViT-SO400M-14-SigLIP2", "siglip2/siglip2_so400m14_224.npz", "So400m", 14, 224, 256_000),
-    *(_siglip(None, f"{_GOOGLE}2-so400m-patch16-{px}", f"ViT-SO400M-16-SigLIP2-{px}", f"siglip2/siglip2_so400m16_{px}.npz", "So400m", 16, px, 256_000) for px in (256, 512)),
-    _siglip(None, f"{_GOOGLE}2-giant-opt-patch16-384", "ViT-gopt-16-SigLIP2-384", "siglip2/siglip2_g-opt16_384.npz", "g-opt", 16, 384, 256_000),
+    _clip(None, f"{_LAION}-L-14-laion2B-s32B-b82K", ("ViT-L-14", "laion2b_s32b_b82k"), ("L", 14, 224), _EXACT, preprocessing=clip_preprocessing(224, HALF, HALF)),
+    _clip(None, f"{_LAION}-g-14-laion2B-s34B-b88K", ("ViT-g-14", "laion2b_s34b_b88k"), ("g", 14, 224), _EXACT),
+    *(_clip(None, f"timm/vit_base_patch32_clip_224.laion400m_{e}", ("ViT-B-32", f"laion400m_{e}"), ("B", 32, 224), _QUICK) for e in ("e31", "e32")),
+    *(_clip(None, f"timm/vit_base_patch16_clip_224.laion400m_{e}", ("ViT-B-16", f"laion400m_{e}"), ("B", 16, 224), _EXACT) for e in ("e31", "e32")),
+    *(_clip(None, f"timm/vit_large_patch14_clip_224.laion400m_{e}", ("ViT-L-14", f"laion400m_{e}"), ("L", 14, 224), _EXACT) for e in ("e31", "e32")),
+    _clip(None, "apple/DFN2B-CLIP-ViT-B-16", ("ViT-B-16", "dfn2b"), ("B", 16, 224), _QUICK),
+    _clip(None, "apple/DFN2B-CLIP-ViT-L-14", ("ViT-L-14", "dfn2b"), ("L", 14, 224), _QUICK),
+    _clip(None, "apple/DFN5B-CLIP-ViT-H-14", ("ViT-H-14", "dfn5b"), ("H", 14, 224), _QUICK, preprocessing=_squashed(224)),
+    _clip(None, "apple/DFN5B-CLIP-ViT-H-14-378", ("ViT-H-14-378", "dfn5b"), ("H", 14, 378), _QUICK, preprocessing=_squashed(378)),
+    _clip(None, "facebook/metaclip-b32-400m", ("ViT-B-32", "metaclip_400m"), ("B", 32, 224), _QUICK),
+    _clip(None, "facebook/metaclip-b16-400m", ("ViT-B-16", "metaclip_400m"), ("B", 16, 224), _QUICK),
+    _clip(None, "facebook/metaclip-l14-400m", ("ViT-L-14", "metaclip_400m"), ("L", 14, 224), _QUICK),
+    _clip(None, "facebook/metaclip-b32-fullcc2.5b", ("ViT-B-32", "metaclip_fullcc"), ("B", 32, 224), _QUICK),
+    _clip(None, "facebook/metaclip-b16-fullcc2.5b", ("ViT-B-16", "metaclip_fullcc"), ("B", 16, 224), _QUICK),
+    _clip(None, "facebook/metaclip-l14-fullcc2.5b", ("ViT-L-14", "metaclip_fullcc"), ("L", 14, 224), _QUICK),
+    _clip(None, "facebook/metaclip-h14-fullcc2.5b", ("ViT-H-14", "metaclip_fullcc"), ("H", 14, 224), _QUICK),
+    _siglip(None, f"{_GOOGLE}-base-patch16-256", "ViT-B-16-SigLIP-256", "siglip/webli_en_b16_256_60500360.npz", ("B", 16, 256)),
+    _siglip(None, f"{_GOOGLE}-base-patch16-512", "ViT-B-16-SigLIP-512", "siglip/webli_en_b16_512_68580893.npz", ("B", 16, 512)),
+    _siglip(None, f"{_GOOGLE}-base-patch16-256-multilingual", "ViT-B-16-SigLIP-i18n-256", "siglip/webli_i18n_b16_256_66117334.npz", ("B", 16, 256), 250_000),
+    _siglip(None, f"{_GOOGLE}-so400m-patch16-256-i18n", "ViT-SO400M-16-SigLIP-i18n-256", None, ("So400m", 16, 256), 250_000),
+    *(_siglip(None, f"{_GOOGLE}2-base-patch16-{px}", f"ViT-B-16-SigLIP2-{px}", f"siglip2/siglip2_b16_{px}.npz", ("B", 16, px), 256_000) for px in (256, 384, 512)),
+    *(_siglip(None, f"{_GOOGLE}2-large-patch16-{px}", f"ViT-L-16-SigLIP2-{px}", f"siglip2/siglip2_l16_{px}.npz", ("L", 16, px), 256_000) for px in (384, 512)),
+    _siglip(None, f"{_GOOGLE}2-so400m-patch14-224", "ViT-SO400M-14-SigLIP2", "siglip2/siglip2_so400m14_224.npz", ("So400m", 14, 224), 256_000),
+    *(_siglip(None, f"{_GOOGLE}2-so400m-patch16-{px}", f"ViT-SO400M-16-SigLIP2-{px}", f"siglip2/siglip2_so400m16_{px}.npz", ("So400m", 16, px), 256_000) for px in (256, 512)),
+    _siglip(None, f"{_GOOGLE}2-giant-opt-patch16-384", "ViT-gopt-16-SigLIP2-384", "siglip2/siglip2_g-opt16_384.npz", ("g-opt", 16, 384), 256_000),
     *(_dinov2(None, size, 4) for size in ("S", "L", "g/14")),
     _unsupported(None, f"{_GOOGLE}2-so400m-patch16-naflex", "SigLIP 2", _NAFLEX, ("siglip2_so400m16_naflex.npz", "open_clip:ViT-SO400M-16-SigLIP2-naflex,webli")),
     *(_unsupported(None, f"facebook/dinov3-{size}16{plus}-pretrain-{data}", "DINOv3", _DINOV3, (f"dinov3_{size}16{plus}",) if data == "lvd1689m" else ())

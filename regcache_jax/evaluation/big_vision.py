@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +66,17 @@ def predict(train_state: dict[str, Any], batch: dict[str, Any]) -> tuple[Any, An
     return image, text, out
 
 
+class Asked(NamedTuple):
+    """What else a config of big_vision may say of an evaluator of ours, each as for `regcache evaluate`."""
+
+    data_dir: str | None = None
+    split: str | None = None
+    limit: int | None = None
+    protocol: str = "big_vision"
+    classnames: str | None = None
+    templates: str | None = None
+
+
 class Evaluator:
     """Zero-shot accuracy of whatever `predict_fn` computes, on any dataset of ours, by any of our protocols.
 
@@ -79,17 +90,13 @@ class Evaluator:
         devices: Sequence[Any],
         model: epath.PathLike,
         dataset: str,
-        data_dir: str | None = None,
-        split: str | None = None,
-        limit: int | None = None,
-        protocol: str = "big_vision",
-        classnames: str | None = None,
-        templates: str | None = None,
+        **asked: Any,
     ) -> None:
         """`batch_size` is that of all `devices` together, as big_vision counts. `model`: a model folder, of which preprocessing
-        and tokenizer are read, not the weights. The rest is as for `regcache evaluate`.
+        and tokenizer are read, not the weights. `asked`: fields of `Asked`.
 
         Raises UserError for what is unknown, a batch that the devices cannot share, and a model without words."""
+        data_dir, split, limit, protocol, classnames, templates = Asked(**asked)
         if protocol not in PROTOCOLS:
             raise UserError(f"unknown protocol {protocol!r}; protocols are {', '.join(PROTOCOLS)}")
         flat = np.asarray(devices).reshape(-1)

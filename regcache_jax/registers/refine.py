@@ -23,7 +23,7 @@ from regcache_jax.core.errors import UserError
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.sites import Grid, ImageTower, QuantizedTensor
-from regcache_jax.core.spec import ImageSpec
+from regcache_jax.core.spec import EncoderSpec
 from regcache_jax.encoders.blocks import run_blocks
 from regcache_jax.encoders.encoder import Encoder, normalize
 from regcache_jax.encoders.rounding import Run
@@ -107,7 +107,7 @@ class Chunk(NamedTuple):
     mask: Bool[Array, "B"]
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "run", "first", "unit"))
+@functools.partial(jax.jit, static_argnames=("spec", "run", "first"))
 def _step(
     learned: tuple[Offsets, Any],
     plan: RegisterPlan,
@@ -115,17 +115,16 @@ def _step(
     chunk: Chunk,
     learning_rate: Float[Array, ""],
     *,
-    spec: ImageSpec,
+    spec: EncoderSpec,
     run: Run,
     first: int,
-    unit: bool,
 ) -> tuple[Offsets, Any]:
     offsets, state = learned
 
     def loss(offsets: Offsets) -> Float[Array, ""]:
         output = run_blocks(tower.blocks, chunk.hidden, run, start=first, plan=moved(plan, offsets))
-        features, _ = pool(tower, output.hidden, spec, output.present)
-        features = normalize(features) if unit else features.astype(jnp.float32)
+        features, _ = pool(tower, output.hidden, spec.image, output.present)
+        features = normalize(features) if spec.normalize else features.astype(jnp.float32)
         lengths = jnp.sum(jnp.square(chunk.reference), axis=-1)
         errors = jnp.sum(jnp.square(features - chunk.reference), axis=-1) / lengths
         return jnp.sum(jnp.where(chunk.mask, errors, 0.0)) / jnp.sum(chunk.mask, dtype=jnp.float32)
@@ -154,8 +153,8 @@ def refine(
     if not plan.has_registers:
         raise UserError("this plan has no registers to refine")
     encoder.with_plan(plan)
-    spec, unit = encoder.spec.image, encoder.spec.normalize
-    run = Run(spec.blocks, scheme, spec.protected)
+    image = encoder.spec.image
+    run = Run(image.blocks, scheme, image.protected)
     chunk = min(config.chunk, max(1, int(len(images) * config.held_back)))
     numbers = plan.schedule()
     first = min(numbers.start, numbers.delete_block) if numbers.delete_count else numbers.start
@@ -183,7 +182,7 @@ def refine(
         for index in training:
             offsets, state = _step(
                 (offsets, state), plan, tower, Chunk(*trials.quantized_chunk(index, first)), jnp.float32(config.learning_rate),
-                spec=spec, run=run, first=first, unit=unit,
+                spec=encoder.spec, run=run, first=first,
             )  # fmt: skip
         current = moved(plan, offsets)
         error = float(trials.errors(current)[held_from:].mean())

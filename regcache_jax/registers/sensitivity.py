@@ -6,15 +6,15 @@ Every measurement starts from the float states at its own block, and one program
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from regcache_jax.core.scheme import SITES, Scheme
 from regcache_jax.core.sites import Block, Grid, ImageTower
+from regcache_jax.core.spec import EncoderSpec
 from regcache_jax.data.cut import cut
 from regcache_jax.encoders.blocks import run_blocks
 from regcache_jax.encoders.encoder import Encoder, normalize
@@ -26,37 +26,39 @@ from regcache_jax.registers.reference import check_images
 from regcache_jax.registers.search.trial import feature_errors
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "unit"))
-def _reference(params: Any, images: Any, *, spec: Any, unit: bool) -> Any:
-    output = image_features(params, images, spec, collect={"hidden": lambda trace: trace.hidden})
-    return normalize(output.features) if unit else output.features, output.collected["hidden"]
+@functools.partial(jax.jit, static_argnames="spec")
+def _reference(
+    tower: ImageTower, images: Float[Array, "B Y X 3"], *, spec: EncoderSpec
+) -> tuple[Float[Array, "B E"], Float[Array, "L B N D"]]:
+    """Float features, and the states that enter the blocks."""
+    output = image_features(tower, images, spec.image, collect={"hidden": lambda trace: trace.hidden})
+    return normalize(output.features) if spec.normalize else output.features, output.collected["hidden"]
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "scheme", "unit"))
+@functools.partial(jax.jit, static_argnames=("spec", "scheme"))
 def _one_site(
     tower: ImageTower,
     rounded: Block,
-    scales: Any,
-    hidden: Any,
-    switch: Any,
-    first: Any,
+    grids: dict[str, Grid],
+    hidden: Float[Array, "B N D"],
+    first: Int[Array, ""],
     *,
-    spec: Any,
+    spec: EncoderSpec,
     scheme: Scheme,
-    unit: bool,
-) -> Any:
-    """Features with the sites quantised whose switch is on, from the float states at block `first`."""
+) -> Float[Array, "B E"]:
+    """Features with the sites quantised whose grid is enabled, from the float states at block `first`."""
     blocks = tower.blocks
     mixed = {}
     for site in SITES:
         integer = rounded.layers(site)
         for name, layer in blocks.layers(site).items():
-            on = switch[site].reshape(-1, *(1,) * (layer.floats.ndim - 1))
+            on = jnp.reshape(jnp.asarray(grids[site].enabled), (-1, *(1,) * (layer.floats.ndim - 1)))
             mixed[name] = layer.replace(kernel=jnp.where(on, integer[name].integers.dequantize(), layer.floats))
-    blocks = blocks.with_layers(mixed).with_grids({site: Grid(scales[site], enabled=switch[site]) for site in SITES})
-    output = run_blocks(blocks, hidden, Run(spec.blocks, scheme, spec.protected), start=first)
-    features = pool(tower, output.hidden, spec)[0]
-    return normalize(features) if unit else features
+    blocks = blocks.with_layers(mixed).with_grids(grids)
+    run = Run(spec.image.blocks, scheme, spec.image.protected)
+    output = run_blocks(blocks, hidden, run, start=first)
+    features = pool(tower, output.hidden, spec.image)[0]
+    return normalize(features) if spec.normalize else features
 
 
 def sensitivity(
@@ -74,25 +76,23 @@ def sensitivity(
     check_images(images, encoder.spec)
     encoder = encoder.with_plan(None)
     scheme = Scheme(scheme.weight_bits, scheme.activation_bits, "static", scheme.weights)
-    spec, params, unit = encoder.spec.image, encoder.params.image, encoder.spec.normalize
+    spec, tower = encoder.spec, encoder.params.image
     ranges = calibrate(encoder, (batch for batch, _ in cut(images, batch_size)), scheme)
     scales = scales_from_ranges(ranges, scheme.activation_bits)
-    rounded = quantize_kernels(params.blocks, scheme)
-    num_blocks = spec.blocks.num_blocks
+    rounded = quantize_kernels(tower.blocks, scheme)
+    num_blocks = spec.image.blocks.num_blocks
     errors, baseline = np.zeros((num_blocks, len(SITES))), 0.0
     for number, (batch, mask) in enumerate(cut(images, batch_size)):
-        reference, hidden = _reference(params, jnp.asarray(batch, encoder.dtype), spec=spec, unit=unit)
+        reference, hidden = _reference(tower, jnp.asarray(batch, encoder.dtype), spec=spec)
         known = np.asarray(reference)[mask]
         own = None if labels is None else labels[number * len(mask) : number * len(mask) + int(mask.sum())]
         if own is not None:
             baseline += feature_errors(known, known, own, class_vectors).sum()
         for block in range(num_blocks):
             for column, chosen in enumerate(SITES):
-                switch = {site: np.arange(num_blocks) == (block if site == chosen else -1) for site in SITES}
-                features = _one_site(
-                    params, rounded, scales, hidden[block], switch, jnp.int32(block),
-                    spec=spec, scheme=scheme, unit=unit,
-                )  # fmt: skip
+                only = {site: np.arange(num_blocks) == (block if site == chosen else -1) for site in SITES}
+                grids = {site: Grid(scales[site], enabled=jnp.asarray(only[site])) for site in SITES}
+                features = _one_site(tower, rounded, grids, hidden[block], jnp.int32(block), spec=spec, scheme=scheme)
                 errors[block, column] += feature_errors(np.asarray(features)[mask], known, own, class_vectors).sum()
     return (errors - baseline) / len(images)
 

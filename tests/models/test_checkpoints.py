@@ -23,7 +23,7 @@ from regcache_jax.quantization.methods.folding import with_blocks
 
 @pytest.fixture(scope="module")
 def encoder():
-    spec = siglip_spec("tiny", "B", 8, 16, vocab=50)
+    spec = siglip_spec("tiny", ("B", 8, 16), vocab=50)
     small = {"width": 16, "num_blocks": 2, "num_heads": 2, "mlp_width": 24}
     spec = dataclasses.replace(
         spec,
