@@ -26,9 +26,9 @@ from regcache_jax.data.sources import open_dataset
 from regcache_jax.evaluation.zero_shot import class_vectors
 from regcache_jax.files.paths import write_whole
 from regcache_jax.quantization.calibration import observe
-from regcache_jax.registers.search.search import Search
+from regcache_jax.registers.search.engine import Search
+from regcache_jax.registers.search.programs import feature_errors
 from regcache_jax.registers.search.space import Numbers
-from regcache_jax.registers.search.trial import feature_errors
 from regcache_jax.studies.grid import features_of
 
 PERCENTILES = (99.999, 99.99, 99.97, 99.9, 99.7, 99.5, 99.0, 98.5)

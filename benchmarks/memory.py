@@ -16,8 +16,8 @@ import jax
 from regcache_jax.core.spec import HALF, BlockSpec, EncoderSpec, ImageSpec, Preprocessing
 from regcache_jax.data import open_dataset
 from regcache_jax.encoders.encoder import Encoder, encode_image, init_params
-from regcache_jax.evaluation.loop import Watch
 from regcache_jax.evaluation.rows import Setting, encode_dataset
+from regcache_jax.evaluation.watch import Watch
 
 SPEC = EncoderSpec(
     "small",

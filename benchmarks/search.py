@@ -23,11 +23,11 @@ from regcache_jax import Scheme, SearchConfig, bundled_model, load, search
 from regcache_jax.data.batches import load_images
 from regcache_jax.data.sources import open_dataset
 from regcache_jax.files.paths import write_whole
+from regcache_jax.registers.search.engine import Search
 from regcache_jax.registers.search.parts import split
+from regcache_jax.registers.search.programs import block_flops, compilations
 from regcache_jax.registers.search.result import SearchResult
-from regcache_jax.registers.search.search import Search
 from regcache_jax.registers.search.space import Numbers
-from regcache_jax.registers.search.trial import block_flops, compilations
 
 COPIES = range(1, 16)
 DELETE_COUNTS = range(11)
@@ -45,16 +45,16 @@ def brute_force(encoder: Any, images: np.ndarray, scheme: Scheme, config: Search
         for start, copies, count in itertools.product(engine.space.starts, COPIES, DELETE_COUNTS)
     ]
     for number, point in enumerate(points):
-        engine.score(point, engine.total)
+        engine.scores.score(point, engine.scores.total)
         if number % 20 == 19 and sys.stderr.isatty():
-            print(f"\rgrid {number + 1}/{len(points)}, best {engine.best_bound:.4g}", end="", file=sys.stderr)
+            print(f"\rgrid {number + 1}/{len(points)}, best {engine.scores.best_bound:.4g}", end="", file=sys.stderr)
     best = engine.choose()
     return {
-        "block_flops": engine.block_flops,
+        "block_flops": engine.scores.block_flops,
         "seconds": time.monotonic() - began,
         "compilations": compilations() - compiled,
-        "objective": engine.score(best, engine.total),
-        "least": engine.best_bound,
+        "objective": engine.scores.score(best, engine.scores.total),
+        "least": engine.scores.best_bound,
         "trials": len(points),
         "numbers": vars(best),
     }

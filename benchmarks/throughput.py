@@ -46,7 +46,8 @@ def ours(folder: Path) -> Callable[[], np.ndarray]:
     from regcache_jax.encoders import catalog
     from regcache_jax.encoders.encoder import Encoder, encode_image, init_params
     from regcache_jax.encoders.preprocess import preprocess
-    from regcache_jax.evaluation.loop import Watch, extract_features, round_up
+    from regcache_jax.evaluation.loop import extract_features, round_up
+    from regcache_jax.evaluation.watch import Watch
 
     spec = catalog.get(NAME).spec
     params = init_params(spec, jax.random.key(0))

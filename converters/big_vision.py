@@ -10,7 +10,7 @@ from regcache_jax.converters.formats import Format, Given
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.spec import BlockSpec, EncoderSpec, ImageSpec, TextSpec
-from regcache_jax.encoders import catalog
+from regcache_jax.encoders import families
 
 
 def blocks(theirs: str, ours: str) -> tuple[Rule, ...]:
@@ -125,7 +125,7 @@ def spec(given: Given) -> EncoderSpec:
         projection=given.shape("img/head/kernel", 2)[1] if has_projection else None,
         projection_bias=has_projection,
     )
-    pictures = catalog.siglip_preprocessing(pixels, "bilinear_tf")
+    pictures = families.siglip_preprocessing(pixels, "bilinear_tf")
     if not given.has("txt/*"):
         return EncoderSpec(given.name, "siglip", image, pictures)
     vocabulary, _ = given.shape("txt/Embed_0/embedding", 2)
@@ -140,7 +140,7 @@ def spec(given: Given) -> EncoderSpec:
         projection=given.shape("txt/head/kernel", 2)[1] if has_head else None,
         projection_bias=has_head,
     )
-    tokenization = catalog.siglip_tokenization(context, vocabulary)
+    tokenization = families.siglip_tokenization(context, vocabulary)
     cleaning = "lower_ascii" if tokenization.cleaning == "lower" else "canonicalize"
     tokenization = dataclasses.replace(tokenization, cleaning=cleaning)
     return EncoderSpec(given.name, "siglip", image, pictures, towers, tokenization)

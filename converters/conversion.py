@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,13 +24,15 @@ from regcache_jax.converters import (
     timm,
     wrappers,
 )
+from regcache_jax.converters.choices import choose, chosen
 from regcache_jax.converters.engine import assemble, disassemble
 from regcache_jax.converters.formats import Format, Given
 from regcache_jax.converters.readers import Tensors
 
+from regcache_jax.core.conversion import Choices
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.names import from_tree, to_names, to_tree
-from regcache_jax.core.spec import Activation, EncoderSpec, Filter, ImpossibleSpec
+from regcache_jax.core.spec import EncoderSpec, ImpossibleSpec
 from regcache_jax.encoders import catalog, tokenizers
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.parameters import parameter_shapes
@@ -62,32 +63,6 @@ _PATCH_KERNELS = (
 _ROTATED = ("storage_tokens", "rope_embed.periods")  # DINOv3 in Meta's names, which are otherwise DINOv2's
 
 
-class Choice(NamedTuple):
-    """Something that published implementations do differently: where it stands in a spec, and what it may be."""
-
-    places: tuple[str, ...]
-    values: tuple[str, ...]
-
-
-CHOICES = {
-    "activation": Choice(("image.blocks.activation", "text.blocks.activation"), get_args(Activation)),
-    "interpolation": Choice(
-        ("image.position_interpolation",), ("bicubic", "bicubic_antialias", "bicubic_offset", "bilinear")
-    ),
-    "filter": Choice(("preprocessing.filter",), get_args(Filter)),
-}
-
-
-class Choices(NamedTuple):
-    """What a user replaces of a checkpoint, and which of several sets of weights is taken (the beginning of its names)."""
-
-    activation: str | None = None
-    interpolation: str | None = None
-    filter: str | None = None
-    image_size: int | None = None
-    weights: str | None = None
-
-
 class Read(NamedTuple):
     """A checkpoint that was read: its encoder on the host, its layout, what its files hold, and what is to be said of it."""
 
@@ -104,26 +79,23 @@ def convert(
     name: str | None = None,
     tokenizer: Path | None = None,
     dtype: str = "float32",
-    activation: str | None = None,
-    interpolation: str | None = None,
-    filter: str | None = None,
-    image_size: int | None = None,
-    weights: str | None = None,
+    **choices: Any,
 ) -> epath.Path:
     """Converts a checkpoint into the model folder `out` and returns its path.
 
     `name`: the catalog's row, for a file that does not say what it is. `tokenizer`: a tokenizer.json or a folder with
-    one, for a checkpoint without. `activation`, `interpolation`, `filter` replace what the checkpoint's own library does;
-    `image_size` resamples the positions to pictures of another side; `weights` takes one of several sets (`state_dict_ema`, say).
+    one, for a checkpoint without. `choices`: fields of `core.conversion.Choices`: `activation`, `interpolation`, `filter` replace what
+    the checkpoint's own library does; `image_size` resamples the positions to pictures of another side; `weights` takes one of
+    several sets (`state_dict_ema`, say).
     What was taken off and left out stands as `notes` in encoder.json.
     Raises UserError with every fault found; then nothing is left behind."""
     out = epath.Path(out)
     refuse_existing(out)
     found = sources.resolve(str(source))
-    choices = Choices(activation, interpolation, filter, image_size, weights)
+    asked = Choices(**choices)
     if tokenizer is not None and not tokenizer.exists():
         raise UserError(f"--tokenizer should be a file or a folder that holds one, got {tokenizer}")
-    encoder, format, tensors, notes = read_checkpoint(found, name=name, dtype=dtype, choices=choices)
+    encoder, format, tensors, notes = read_checkpoint(found, name=name, dtype=dtype, choices=asked)
     files = found.files(tensors)
     metadata = {
         "source": str(source),
@@ -131,7 +103,7 @@ def convert(
         "files": {file.name: file_hash(file) for file in files},
         "converter_version": CONVERTER_VERSION,
         "notes": list(notes),
-        "choices": {choice: _value(encoder.spec, known.places[0]) for choice, known in CHOICES.items()},
+        "choices": chosen(encoder.spec),
     }
     words = find_tokenizer(encoder.spec, tokenizer, found.folder)
     return checkpoints.save(out, encoder, metadata=metadata, tokenizer_files=words)
@@ -251,36 +223,6 @@ def recognise(tensors: Tensors, config: Mapping[str, Any], source: sources.Sourc
     )
 
 
-def choose(spec: EncoderSpec, choices: Choices) -> EncoderSpec:
-    """The spec with a user's choices in place. Raises UserError for a value that there is not."""
-    spec = spec if choices.image_size is None else at_image_size(spec, choices.image_size)
-    for choice in CHOICES:
-        value = getattr(choices, choice)
-        if value is None:
-            continue
-        if value not in CHOICES[choice].values:
-            raise UserError(f"{choice} must be one of {', '.join(CHOICES[choice].values)}, got {value!r}")
-        for place in CHOICES[choice].places:
-            if spec.text is not None or not place.startswith("text."):
-                spec = _with(spec, place.split("."), value)
-    return spec
-
-
-def at_image_size(spec: EncoderSpec, pixels: int) -> EncoderSpec:
-    """The encoder for pictures of another side: the stored positions stay, and are resampled when it runs."""
-    image, pictures = spec.image, spec.preprocessing
-    if pixels < image.patch_size:
-        raise UserError(f"image_size must be at least one patch of {image.patch_size} pixels, got {pixels}")
-    resized = dataclasses.replace(
-        pictures, image_size=pixels, resize_size=round(pictures.resize_size * pixels / pictures.image_size)
-    )
-    return dataclasses.replace(
-        spec,
-        image=dataclasses.replace(image, image_size=pixels, position_grid=image.stored_grid),
-        preprocessing=resized,
-    )
-
-
 def export(model: checkpoints.Model | Encoder, layout: str = "big_vision") -> dict[str, np.ndarray]:
     """The parameters under the names of another library, by the name of its layout.
 
@@ -305,17 +247,6 @@ def write(model: checkpoints.Model | Encoder, layout: str, out: epath.PathLike) 
     arrays = export(model, layout)
     write_whole(out, npz_bytes(arrays) if out.suffix == ".npz" else safetensors.numpy.save(arrays))
     return out
-
-
-def _value(spec: Any, place: str) -> Any:
-    for field in place.split("."):
-        spec = getattr(spec, field)
-    return spec
-
-
-def _with(node: Any, place: list[str], value: Any) -> Any:
-    first, *rest = place
-    return dataclasses.replace(node, **{first: _with(getattr(node, first), rest, value) if rest else value})
 
 
 def find_tokenizer(spec: EncoderSpec, given: Path | None, folder: Path) -> list[epath.Path]:

@@ -17,7 +17,7 @@ from regcache_jax.converters.formats import Format, Given, activation, needs_con
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.spec import BlockSpec, EncoderSpec, ImageSpec, TextSpec, Tokenization
-from regcache_jax.encoders import catalog
+from regcache_jax.encoders import families
 
 
 def tower(theirs: str, ours: str) -> tuple[Rule, ...]:
@@ -105,7 +105,7 @@ def spec(given: Given) -> EncoderSpec:
     image = ImageSpec(
         image_size=pixels,
         patch_size=setting(vision, "patch_size", 32),
-        blocks=block_spec(vision, catalog.blocks("B", "quick_gelu", 1e-5), "quick_gelu"),
+        blocks=block_spec(vision, families.blocks("B", "quick_gelu", 1e-5), "quick_gelu"),
         class_token=True,
         pooling="class",
         patch_bias=False,
@@ -113,7 +113,7 @@ def spec(given: Given) -> EncoderSpec:
         projection=out,
     )
     result = EncoderSpec(
-        given.name, "clip", image, preprocessing(given.preprocessor, catalog.clip_preprocessing(pixels))
+        given.name, "clip", image, preprocessing(given.preprocessor, families.clip_preprocessing(pixels))
     )
     if not given.has("text_model.*"):
         return result
@@ -122,7 +122,7 @@ def spec(given: Given) -> EncoderSpec:
     towers = TextSpec(
         vocab_size=vocabulary,
         context_length=context,
-        blocks=block_spec(text, catalog.blocks("clip text B", "quick_gelu", 1e-5, causal=True), "quick_gelu"),
+        blocks=block_spec(text, families.blocks("clip text B", "quick_gelu", 1e-5, causal=True), "quick_gelu"),
         pooling="argmax" if is_old else "eot",
         eot_id=end,
         projection=out,

@@ -16,7 +16,7 @@ from regcache_jax.converters.engine import (
 from regcache_jax.converters.formats import Format, Given, activation, needs_config, preprocessing, setting
 
 from regcache_jax.core.spec import BlockSpec, EncoderSpec, ImageSpec
-from regcache_jax.encoders import catalog
+from regcache_jax.encoders import families
 
 _BLOCK, _OURS = "encoder.layer.*", "image/blocks"
 
@@ -86,7 +86,7 @@ def spec(given: Given) -> EncoderSpec:
     gated = setting(config, "use_swiglu_ffn", False)
     registers = setting(config, "num_register_tokens", 4) if given.has("embeddings.register_tokens") else 0
     trained, patch = setting(config, "image_size", TRAINED_PIXELS), setting(config, "patch_size", 14)
-    pictures = preprocessing(given.preprocessor, catalog.dinov2_preprocessing(evaluated_pixels(trained)))
+    pictures = preprocessing(given.preprocessor, families.dinov2_preprocessing(evaluated_pixels(trained)))
     blocks = BlockSpec(
         width=width,
         num_blocks=setting(config, "num_hidden_layers", 12),

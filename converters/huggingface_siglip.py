@@ -17,7 +17,7 @@ from regcache_jax.converters.huggingface_clip import VISION_ALONE, block_spec, s
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.spec import EncoderSpec, ImageSpec, TextSpec
-from regcache_jax.encoders import catalog
+from regcache_jax.encoders import families
 
 _HEAD, _ATTENTION = "vision_model.head", "image/head/attention"
 
@@ -72,7 +72,7 @@ def spec(given: Given) -> EncoderSpec:
     vision, text = sub_config(config, "vision_config"), sub_config(config, "text_config")
     vocabulary, context = setting(text, "vocab_size", 32_000), setting(text, "max_position_embeddings", 64)
     pixels = setting(vision, "image_size", 224)
-    default = catalog.blocks("B", "gelu_tanh", 1e-6)
+    default = families.blocks("B", "gelu_tanh", 1e-6)
     image = ImageSpec(
         image_size=pixels,
         patch_size=setting(vision, "patch_size", 16),
@@ -80,7 +80,7 @@ def spec(given: Given) -> EncoderSpec:
         class_token=False,
         pooling="map",
     )
-    pictures = catalog.siglip_preprocessing(pixels, "bilinear" if vocabulary == 256_000 else "bicubic")
+    pictures = families.siglip_preprocessing(pixels, "bilinear" if vocabulary == 256_000 else "bicubic")
     result = EncoderSpec(given.name, "siglip", image, preprocessing(given.preprocessor, pictures))
     if not given.has("text_model.*"):
         return result
@@ -94,7 +94,7 @@ def spec(given: Given) -> EncoderSpec:
         projection=setting(text, "projection_size", text_blocks.width),
         projection_bias=True,
     )
-    tokenization = catalog.siglip_tokenization(context, vocabulary)
+    tokenization = families.siglip_tokenization(context, vocabulary)
     return dataclasses.replace(result, text=towers, tokenization=tokenization)
 
 

@@ -18,7 +18,7 @@ from regcache_jax.converters.formats import Format, Given
 from regcache_jax.converters.huggingface_dinov2 import evaluated_pixels
 
 from regcache_jax.core.spec import BlockSpec, EncoderSpec, ImageSpec
-from regcache_jax.encoders import catalog
+from regcache_jax.encoders import families
 
 _OURS = "image/blocks"
 _QKV = tuple(f"{_OURS}/attention/{name}" for name in ("query", "key", "value"))
@@ -85,7 +85,7 @@ def dinov2_spec(given: Given, *, registers: int, rows_before_patches: int, gated
         position_grid=grid,
         position_interpolation="bicubic_antialias" if registers else "bicubic_offset",
     )
-    return EncoderSpec(given.name, "dinov2", image, catalog.dinov2_preprocessing(pixels), normalize=False)
+    return EncoderSpec(given.name, "dinov2", image, families.dinov2_preprocessing(pixels), normalize=False)
 
 
 def spec(given: Given) -> EncoderSpec:

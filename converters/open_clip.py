@@ -12,7 +12,7 @@ from regcache_jax.converters.formats import Format, Given, filter_of, num_heads,
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.spec import BlockSpec, EncoderSpec, Preprocessing, TextSpec
-from regcache_jax.encoders import catalog
+from regcache_jax.encoders import families
 
 CONFIG = "open_clip_config.json"
 SIGLIP_RULES = (
@@ -94,8 +94,8 @@ def siglip_spec(given: Given) -> EncoderSpec:
         projection=given.shape("text.text_projection.weight", 2)[0],
         projection_bias=True,
     )
-    tokenization = dataclasses.replace(catalog.siglip_tokenization(context, vocabulary), cleaning="canonicalize")
-    pictures = preprocessing(given.config, catalog.siglip_preprocessing(image.image_size, "bicubic"))
+    tokenization = dataclasses.replace(families.siglip_tokenization(context, vocabulary), cleaning="canonicalize")
+    pictures = preprocessing(given.config, families.siglip_preprocessing(image.image_size, "bicubic"))
     return EncoderSpec(given.name, "siglip", image, pictures, towers, tokenization)
 
 

@@ -6,7 +6,7 @@ from regcache_jax.converters.engine import Rule, flat, oihw_to_hwio, out_heads_t
 from regcache_jax.converters.formats import Format, Given
 
 from regcache_jax.core.spec import Activation, BlockSpec, EncoderSpec, ImageSpec, TextSpec
-from regcache_jax.encoders import catalog
+from regcache_jax.encoders import families
 
 
 def transformer(theirs: str, ours: str) -> tuple[Rule, ...]:
@@ -101,9 +101,9 @@ def clip_spec(given: Given, activation: Activation, image_heads: int, text_heads
         name=given.name,
         family="clip",
         image=image,
-        preprocessing=catalog.clip_preprocessing(pixels),
+        preprocessing=families.clip_preprocessing(pixels),
         text=towers,
-        tokenization=catalog.clip_tokenization(context, vocabulary),
+        tokenization=families.clip_tokenization(context, vocabulary),
         logit_bias=given.has("logit_bias"),
     )
 

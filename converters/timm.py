@@ -18,7 +18,7 @@ from regcache_jax.converters.meta_dinov2 import BLOCKS, MLP, dinov2_spec
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.spec import Activation, BlockSpec, EncoderSpec, ImageSpec
-from regcache_jax.encoders import catalog
+from regcache_jax.encoders import families
 
 _OURS, _HEAD, _ATTENTION = "image/blocks", "image/head", "image/head/attention"
 _DINOV2 = (
@@ -94,7 +94,7 @@ def siglip_image(given: Given) -> ImageSpec:
 
 def _siglip_spec(given: Given) -> EncoderSpec:
     image = siglip_image(given)
-    return EncoderSpec(given.name, "siglip", image, catalog.siglip_preprocessing(image.image_size, "bicubic"))
+    return EncoderSpec(given.name, "siglip", image, families.siglip_preprocessing(image.image_size, "bicubic"))
 
 
 def _dinov2_spec(given: Given) -> EncoderSpec:

@@ -11,6 +11,7 @@ import click
 from regcache_jax.cli.arguments import JsonArgs
 from regcache_jax.cli.options import takes
 from regcache_jax.cli.screen import print_table, progress, say, write_json
+from regcache_jax.core.conversion import Choices
 from regcache_jax.core.options import option
 
 
@@ -52,29 +53,20 @@ def models(output: JsonArgs) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConvertArgs:
-    """What is read, what of it is replaced, and where it goes."""
+    """What is read, and where it goes."""
 
     out: str = option("Model folder to write; must not exist.", path="any")
     to: str | None = option("SOURCE is a model folder: write it as one file in another library's layout.", None)
     name: str | None = option("Name in the catalog, where the source does not say what it is.", None)
     tokenizer: str | None = option("Tokenizer file or folder, where the source has none.", None, path="any")
     dtype: Literal["float32", "bfloat16"] = option("What the weights are kept in.", "float32")
-    activation: str | None = option("Replace the activation: gelu, gelu_tanh, quick_gelu.", None)
-    interpolation: str | None = option("Replace the interpolation of the position table.", None)
-    filter: str | None = option("Replace the filter that resizes pictures: bicubic, bilinear, bilinear_tf.", None)
-    image_size: int | None = option(
-        "Take pictures of another size; the positions are resampled.", None, unit="pixels", least=1
-    )
-    weights: str | None = option(
-        "Which of several sets of weights: the beginning of its names, state_dict_ema say.", None
-    )
     check: bool = option("Run the original in PyTorch too and print the differences by block.", False)
 
 
 @click.command()
 @click.argument("source")
-@takes(chosen=ConvertArgs, output=JsonArgs)
-def convert(source: str, chosen: ConvertArgs, output: JsonArgs) -> None:
+@takes(chosen=ConvertArgs, choices=Choices, output=JsonArgs)
+def convert(source: str, chosen: ConvertArgs, choices: Choices, output: JsonArgs) -> None:
     """Convert a checkpoint into a model folder.
 
     SOURCE is a Hugging Face id or folder, a .safetensors, .bin, .pt, .pth or .npz file (big_vision, also FILE:img), or
@@ -96,8 +88,7 @@ def convert(source: str, chosen: ConvertArgs, output: JsonArgs) -> None:
         folder = converters.convert(
             source, chosen.out,
             name=chosen.name, tokenizer=None if chosen.tokenizer is None else Path(chosen.tokenizer), dtype=chosen.dtype,
-            activation=chosen.activation, interpolation=chosen.interpolation, filter=chosen.filter,
-            image_size=chosen.image_size, weights=chosen.weights,
+            **dataclasses.asdict(choices),
         )  # fmt: skip
     for note in described.read_description(folder).get("notes", ()):
         say(f"note: {note}")

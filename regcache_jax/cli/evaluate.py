@@ -1,4 +1,4 @@
-"""`regcache evaluate` and `regcache embed`."""
+"""`regcache evaluate`: one or several model folders on one dataset."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from regcache_jax.cli.arguments import (
     read_plan,
 )
 from regcache_jax.cli.options import takes
-from regcache_jax.cli.screen import print_table, progress, say, tell, write_json
-from regcache_jax.core.options import like, option
+from regcache_jax.cli.screen import print_table, progress, tell, write_json
+from regcache_jax.core.options import option
 from regcache_jax.files.distributed import is_first
 
 if TYPE_CHECKING:
@@ -254,8 +254,8 @@ def _encode(
     data: Dataset,
 ) -> Rows:
     """Rows of a dataset, with progress before and the share of time that the devices waited after."""
-    from regcache_jax.evaluation.loop import Watch
     from regcache_jax.evaluation.rows import encode_dataset
+    from regcache_jax.evaluation.watch import Watch
 
     watch = Watch()
     with progress(f"{name}: {data.split} of {data.name}", len(data)) as update:
@@ -263,51 +263,3 @@ def _encode(
     if watch.elapsed:
         tell(f"{name}: the devices waited for the host {watch.share:.0%} of {watch.elapsed:.1f} s")
     return rows
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EmbedArgs(ParallelArgs):
-    """What is read, and where the features go."""
-
-    images: str = option("Folder of pictures, read with subfolders.", path="folder")
-    texts: str | None = option("Text file, one text a line.", None, path="file")
-    out: str = option("File to write (.npz); must not exist.", path="file")
-    batch_size: int = like(TestedData, "batch_size")
-    strict: bool = option("Stop at the first picture that cannot be read.", False)
-
-
-@click.command()
-@click.argument("model", type=click.Path())
-@takes(chosen=EmbedArgs)
-def embed(model: str, chosen: EmbedArgs) -> None:
-    """Write the features of a folder of pictures, and of texts.
-
-    The file holds `features` [n, D] float32, `paths` and, with --texts, `text_features`. A picture that cannot be read is
-    reported and left out; the exit status is then 1.
-    """
-    from regcache_jax.core.errors import UserError
-    from regcache_jax.data import open_dataset
-    from regcache_jax.data.folders import lines
-    from regcache_jax.evaluation.embedding import embed_pictures, embed_texts, write_embeddings
-    from regcache_jax.files.bounded import read_text
-    from regcache_jax.files.paths import refuse_existing
-    from regcache_jax.models import folder as checkpoints
-
-    refuse_existing(chosen.out)
-    loaded = checkpoints.load(model)
-    data = open_dataset("folder", chosen.images)
-    for note in data.notes:
-        tell(note)
-    text_features = None
-    if chosen.texts is not None:
-        text_features = embed_texts(loaded, list(lines(read_text(chosen.texts))))
-    with progress(f"embedding {len(data)} pictures", len(data)) as update:
-        found = embed_pictures(
-            loaded, data, chosen.batch_size, strict=chosen.strict, parallel=chosen.parallel, progress=update
-        )
-    write_embeddings(chosen.out, found, text_features)
-    for message in found.unreadable:
-        click.echo(f"regcache: {message}", err=True)
-    say(f"{len(found.paths)} pictures -> {chosen.out}")
-    if found.unreadable:
-        raise UserError(f"{len(found.unreadable)} of {len(data)} pictures could not be read")

@@ -27,7 +27,7 @@ COMMANDS = {
     "quantize": "quantize",
     "compare": "compare",
     "evaluate": "evaluate",
-    "embed": "evaluate",
+    "embed": "embed",
     "run": "run",
     "report": "run",
     "tpu": "tpu",

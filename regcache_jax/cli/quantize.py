@@ -237,7 +237,7 @@ def _quantized(
 def _measured(encoder: Encoder, quantized: Encoder, held_out: np.ndarray) -> Claim:
     """The error of an encoder that was quantised, on pictures that gave no scale."""
     from regcache_jax.registers.search.claim import claim_of
-    from regcache_jax.registers.search.trial import feature_errors
+    from regcache_jax.registers.search.programs import feature_errors
     from regcache_jax.studies.grid import features_of
 
     with progress(f"measuring on {len(held_out)} held-out pictures"):

@@ -81,7 +81,7 @@ class Scheme:
     Sites in `float_sites` are not quantised; for the rest the first of the `rules` that matches decides. `method` names what is
     done beyond round-to-nearest, joined by + (see `quantization.methods`). `products`: which of q k^T and p v are integer
     products too (of `activation_bits`; symmetric; never grouped). `softmax`: the steps of its weights in p v, even ones or powers of
-    the square root of two (`aqt.half_octaves`: 16 of them at most, whatever the bits). `also`: the parts beside the image
+    the square root of two (`ops/half_octaves.py`: 16 of them at most, whatever the bits). `also`: the parts beside the image
     tower's blocks that are quantised, to the nearest, by the same scheme. `shared_over`: the mapped axis (of pmap) over
     whose devices a scale that is measured for a whole array is shared; None: each device measures its own. Raises UserError
     for values outside those."""

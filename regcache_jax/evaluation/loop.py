@@ -9,140 +9,29 @@ share (`data.batches` sees to that); rows come back whole, on every process alik
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import functools
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from regcache_jax.core.errors import UserError
-from regcache_jax.core.spec import ImageSpec
 from regcache_jax.data.batches import Batch
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.tpu.ask import estimates
-from regcache_jax.tpu.batches import cheapest, sweep
+from regcache_jax.evaluation.micro_batches import MicroBatch, Step, in_micro_batches, own_micro_batch
+from regcache_jax.evaluation.watch import Watch
 
 Parallel = Literal["jit", "pmap"]
-MicroBatch = int | Literal["auto"] | None
-"""Rows a device works on at a time: so many, as many as are cheapest there, or all of its share."""
 AXIS = "data"
-Step = Callable[[Any, Any], Any]
-"""A pure function of (state, batch); a batch is a `Batch` or any named tuple of arrays with a `mask`. What it returns has the
-batch's axis in front."""
-
-Compile = Callable[..., Any]
-"""From a step and the shapes of its arguments to a compiled program."""
 
 SERVED_ON = ("tpu",)
 """Where encoders run as serving programs, which compile longer and there cost less."""
-CACHE_BYTES = 10 << 20
-"""What a CPU's cache may be asked to hold: found with a B/16, see docs/evaluation.md."""
-
-
-class Watch:
-    """Measures how long the devices had nothing to do because the host had no batch ready."""
-
-    def __init__(self) -> None:
-        self.began = self.ready = time.perf_counter()
-        self.waited = 0.0
-        self._waiter = concurrent.futures.ThreadPoolExecutor(1)
-        self._last: concurrent.futures.Future[float] | None = None
-
-    def batch_is_there(self) -> None:
-        """Called when the host has made a batch: what passed since the devices were done with the one before is waiting."""
-        now = time.perf_counter()
-        if self._last is None:
-            self.waited += now - self.ready
-        elif self._last.done():
-            self.waited += max(0.0, now - self._last.result())
-
-    def dispatched(self, output: Any) -> None:
-        """Called with what the devices are making; another thread notes when it is there."""
-        self._last = self._waiter.submit(_when_ready, output)
-
-    def finished(self) -> None:
-        """Called after the last batch. The watch may go on with another dataset."""
-        if self._last is not None:
-            self.ready, self._last = self._last.result(), None
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds from the start to the last result."""
-        return self.ready - self.began
-
-    @property
-    def share(self) -> float:
-        """Fraction of the time spent waiting for the host (the first batch, which nothing hides, included)."""
-        return self.waited / self.elapsed if self.elapsed else 0.0
-
-
-def _when_ready(output: Any) -> float:
-    jax.block_until_ready(output)
-    return time.perf_counter()
-
-
-@functools.lru_cache(maxsize=32)  # one closure a step, so that JAX finds what it has compiled
-def in_micro_batches(step: Step, micro_batch: int | None, shares: int = 1) -> Step:
-    """The same step, run over slices one after the other, so that temporaries stay small: `micro_batch` rows of every device's
-    share of the batch. `shares`: devices over which the rows that the step sees are spread (1 under pmap, whose step sees those of
-    one device). Outputs come back in the batch's order."""
-
-    def sliced(state: Any, batch: Any) -> Any:
-        rows = batch.mask.shape[0] // shares
-        if micro_batch is None or rows <= micro_batch or rows % micro_batch:
-            return step(state, batch)
-        slices = rows // micro_batch
-
-        def cut(leaf: Array) -> Array:  # every slice takes some rows of each device, so that nothing moves between them
-            parts = leaf.reshape(shares, slices, micro_batch, *leaf.shape[1:])
-            return jnp.swapaxes(parts, 0, 1).reshape(slices, shares * micro_batch, *leaf.shape[1:])
-
-        def join(leaf: Array) -> Array:
-            parts = leaf.reshape(slices, shares, micro_batch, *leaf.shape[2:])
-            return jnp.swapaxes(parts, 0, 1).reshape(shares * rows, *leaf.shape[2:])
-
-        outputs = jax.lax.map(functools.partial(step, state), jax.tree.map(cut, batch))
-        return jax.tree.map(join, outputs)
-
-    return sliced
-
-
-def cheapest_micro_batch(step: Step, state: Any, batch: Any, compile: Compile | None = None) -> int | None:
-    """The slice of one device's share that costs least a row by the compiler's estimate, as `regcache tpu` estimates it: where
-    temporaries leave on-chip memory, a row becomes dear. None (no cutting) where the compiler estimates nothing: elsewhere than on a
-    TPU.
-
-    `batch`: one device's share. Slices divide it; `tpu.batches.sweep` chooses those that are compiled. A loop's body counts once in
-    every estimate, so they compare slices and mean nothing else.
-    `compile` makes a program of the step and the shapes of its arguments."""
-    if compile is None:
-        if jax.default_backend() != "tpu":
-            return None
-        compile = _compile_here
-    rows = batch.mask.shape[0]
-    sizes = tuple(size for size in range(1, rows + 1) if rows % size == 0)
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
-
-    def cost(size: int) -> float:
-        part = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), batch)
-        try:
-            return estimates(compile(step, shapes, part).as_text())[0] / size or float("inf")
-        except (UserError, jax.errors.JaxRuntimeError):  # an absurd estimate, or more than the device's memory
-            return float("inf")
-
-    return cheapest(sweep(cost, sizes))
-
-
-def _compile_here(step: Step, *shapes: Any) -> Any:
-    return jax.jit(step).lower(*shapes).compile()
 
 
 def round_up(batch_size: int) -> int:
@@ -153,14 +42,14 @@ def round_up(batch_size: int) -> int:
 
 def map_batches(
     step: Step,
-    state: Any,
-    batches: Iterable[Any],
+    state: PyTree,
+    batches: Iterable[PyTree],
     *,
     parallel: Parallel = "jit",
     micro_batch: MicroBatch = None,
     progress: Callable[[int], None] | None = None,
     watch: Watch | None = None,
-) -> Any:
+) -> PyTree:
     """Runs a per-example step over all batches; returns its outputs as NumPy arrays with one row a real example, in the order of
     the batches. With several processes: everyone's rows, one process after the other; `in_order` puts them right.
 
@@ -175,17 +64,17 @@ def map_batches(
 
 def each_batch(
     step: Step,
-    state: Any,
-    batches: Iterable[Any],
+    state: PyTree,
+    batches: Iterable[PyTree],
     *,
     parallel: Parallel = "jit",
     micro_batch: MicroBatch = None,
     progress: Callable[[int], None] | None = None,
     watch: Watch | None = None,
-) -> Iterator[Any]:
+) -> Iterator[PyTree]:
     """What `map_batches` joins: this process's rows of each batch, when they are there. The next batch is under way by then."""
     axes = 2 if parallel == "pmap" else 1
-    waiting: tuple[Any, np.ndarray] | None = None
+    waiting: tuple[PyTree, np.ndarray] | None = None
     for output, batch in _run(step, state, batches, parallel, micro_batch, watch):
         if waiting is not None:
             yield _real_rows(*waiting, axes)
@@ -198,19 +87,19 @@ def each_batch(
 
 def _run(
     step: Step,
-    state: Any,
-    batches: Iterable[Any],
+    state: PyTree,
+    batches: Iterable[PyTree],
     parallel: Parallel,
     micro_batch: MicroBatch,
     watch: Watch | None,
-) -> Iterator[tuple[Any, Any]]:
+) -> Iterator[tuple[PyTree, PyTree]]:
     """Dispatches batch after batch; yields what the devices are making and the batch it is made from."""
     run = None
     for batch in batches:
         if run is None:
             _check_divides(batch, jax.local_device_count())
             state = _each_encoder(Encoder.prepared, state) if jax.default_backend() in SERVED_ON else state
-            size = _own_micro_batch(step, state, batch) if micro_batch == "auto" else micro_batch
+            size = own_micro_batch(step, state, batch) if micro_batch == "auto" else micro_batch
             run, place = _compile(step, parallel, size)
             state = place(state)
         if watch is not None:
@@ -223,27 +112,7 @@ def _run(
         watch.finished()
 
 
-def _own_micro_batch(step: Step, state: Any, batch: Any) -> int | None:
-    """What `auto` means here. Nothing is cut where a scale is measured over the whole of an array: it would be another scale."""
-    rows = len(batch.mask) // jax.local_device_count()
-    leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Encoder))
-    encoders = [leaf for leaf in leaves if isinstance(leaf, Encoder)]
-    if any(encoder.scheme is not None and encoder.scheme.activations == "tensor" for encoder in encoders):
-        return None
-    if jax.default_backend() == "cpu":
-        return cached_micro_batch(encoders[0].spec.image, rows) if encoders else None
-    return cheapest_micro_batch(step, state, jax.tree.map(lambda leaf: leaf[:rows], batch))
-
-
-def cached_micro_batch(spec: ImageSpec, rows: int) -> int:
-    """For a CPU: the largest slice that divides a device's rows and whose largest array, a block's attention logits or the inside
-    of its MLP, takes `CACHE_BYTES` at most."""
-    tokens, blocks = spec.num_tokens, spec.blocks
-    largest = 4 * tokens * max(blocks.num_heads * tokens, blocks.mlp_width)
-    return max(size for size in range(1, rows + 1) if rows % size == 0 and (size == 1 or size * largest <= CACHE_BYTES))
-
-
-def in_order(rows: Any, place: np.ndarray) -> Any:
+def in_order(rows: PyTree, place: np.ndarray) -> PyTree:
     """Rows sorted by their places in the dataset."""
     order = np.argsort(place, kind="stable")
     return jax.tree.map(lambda leaf: leaf[order], rows)
@@ -252,13 +121,13 @@ def in_order(rows: Any, place: np.ndarray) -> Any:
 @functools.lru_cache(maxsize=32)
 def _compile(
     step: Step, parallel: Parallel, micro_batch: int | None
-) -> tuple[Callable[[Any, Any], Any], Callable[[Any], Any]]:
+) -> tuple[Callable[[PyTree, PyTree], PyTree], Callable[[PyTree], PyTree]]:
     """The step over all devices of all processes, and where its state has to lie."""
     devices, local = jax.devices(), jax.local_device_count()
     mesh = Mesh(np.array(devices), (AXIS,))
     rows, everywhere = NamedSharding(mesh, PartitionSpec(AXIS)), NamedSharding(mesh, PartitionSpec())
 
-    def place(state: Any) -> Any:
+    def place(state: PyTree) -> PyTree:
         if jax.process_count() == 1:
             return jax.device_put(state, everywhere)
         return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(everywhere, np.asarray(leaf)), state)
@@ -266,12 +135,12 @@ def _compile(
     if parallel == "pmap":
         sliced = in_micro_batches(step, micro_batch)
 
-        def mapped(state: Any, batch: Batch) -> Any:
+        def mapped(state: PyTree, batch: Batch) -> PyTree:
             return sliced(_sharing_measured_scales(state), batch)
 
         run_mapped = jax.pmap(mapped, axis_name=AXIS, in_axes=(None, 0), devices=devices)
 
-        def run_pmap(state: Any, batch: Any) -> Any:
+        def run_pmap(state: PyTree, batch: PyTree) -> PyTree:
             _check_divides(batch, local)
             return run_mapped(state, jax.tree.map(lambda leaf: leaf.reshape(local, -1, *leaf.shape[1:]), batch))
 
@@ -280,14 +149,14 @@ def _compile(
     sliced = in_micro_batches(step, micro_batch, len(devices))
     jitted = jax.jit(sliced, out_shardings=rows)
 
-    def run_jit(state: Any, batch: Any) -> Any:
+    def run_jit(state: PyTree, batch: PyTree) -> PyTree:
         _check_divides(batch, local)
         return jitted(state, jax.tree.map(functools.partial(jax.make_array_from_process_local_data, rows), batch))
 
     return run_jit, place
 
 
-def _sharing_measured_scales(state: Any) -> Any:
+def _sharing_measured_scales(state: PyTree) -> PyTree:
     """The state of a pmapped step: encoders in it measure a scale of a whole array over the arrays of all devices, as they do
     under jit, whose arrays span them."""
 
@@ -299,21 +168,21 @@ def _sharing_measured_scales(state: Any) -> Any:
     return _each_encoder(share, state)
 
 
-def _each_encoder(change: Callable[[Encoder], Encoder], state: Any) -> Any:
+def _each_encoder(change: Callable[[Encoder], Encoder], state: PyTree) -> PyTree:
     """The state with every encoder in it changed."""
 
-    def changed(node: Any) -> Any:
+    def changed(node: PyTree) -> PyTree:
         return change(node) if isinstance(node, Encoder) else node
 
     return jax.tree.map(changed, state, is_leaf=lambda node: isinstance(node, Encoder))
 
 
-def _check_divides(batch: Any, devices: int) -> None:
+def _check_divides(batch: PyTree, devices: int) -> None:
     if len(batch.mask) % devices:
         raise UserError(f"a batch of {len(batch.mask)} does not divide over {devices} devices; use a multiple")
 
 
-def _real_rows(output: Any, mask: np.ndarray, axes: int) -> Any:
+def _real_rows(output: PyTree, mask: np.ndarray, axes: int) -> PyTree:
     """This process's rows of an output, padding left out. `axes`: how many hold the batch (under pmap the devices come first)."""
 
     def local(leaf: Array) -> np.ndarray:
@@ -324,12 +193,12 @@ def _real_rows(output: Any, mask: np.ndarray, axes: int) -> Any:
     return jax.tree.map(lambda leaf: local(leaf)[mask], output)
 
 
-def concatenate(rows: Sequence[Any]) -> Any:
+def concatenate(rows: Sequence[PyTree]) -> PyTree:
     """Rows of several batches as one tree."""
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows)
 
 
-def from_all_processes(rows: Any) -> Any:
+def from_all_processes(rows: PyTree) -> PyTree:
     """Everyone's rows on every process; shares may differ in length, so they travel padded."""
     if jax.process_count() == 1:
         return rows
@@ -345,8 +214,8 @@ def from_all_processes(rows: Any) -> Any:
 
 
 def extract_features(
-    encode: Callable[[Any, Float[Array, "B S S 3"]], Float[Array, "B E"]],
-    state: Any,
+    encode: Callable[[PyTree, Float[Array, "B S S 3"]], Float[Array, "B E"]],
+    state: PyTree,
     batches: Iterable[Batch],
     *,
     parallel: Parallel = "jit",
@@ -361,15 +230,15 @@ def extract_features(
 
 
 def extract_labelled(
-    encode: Callable[[Any, Float[Array, "B S S 3"]], Any],
-    state: Any,
+    encode: Callable[[PyTree, Float[Array, "B S S 3"]], PyTree],
+    state: PyTree,
     batches: Iterable[Batch],
     *,
     parallel: Parallel = "jit",
     micro_batch: MicroBatch = None,
     progress: Callable[[int], None] | None = None,
     watch: Watch | None = None,
-) -> dict[str, Any]:
+) -> dict[str, np.ndarray]:
     """`features`, whether they are `finite`, `label` and `place` of all real examples, in the dataset's order, on every process."""
     rows = map_batches(
         encoding(encode), state, batches,
@@ -379,10 +248,10 @@ def extract_labelled(
 
 
 @functools.lru_cache(maxsize=32)
-def encoding(encode: Callable[[Any, Any], Any]) -> Step:
+def encoding(encode: Callable[[PyTree, PyTree], PyTree]) -> Step:
     """The step that encodes a batch, notes which rows are finite, and keeps its labels and places."""
 
-    def step(state: Any, batch: Batch) -> Any:
+    def step(state: PyTree, batch: Batch) -> PyTree:
         features = encode(state, jnp.asarray(batch.image))
         finite = jnp.isfinite(features).all(axis=tuple(range(1, features.ndim)))
         label, place = jnp.asarray(batch.label), jnp.asarray(batch.place)

@@ -26,9 +26,7 @@ from regcache_jax.encoders.finite import not_finite
 from regcache_jax.encoders.identity import image_identity
 from regcache_jax.encoders.preprocess import preprocess
 from regcache_jax.evaluation.loop import (
-    MicroBatch,
     Parallel,
-    Watch,
     concatenate,
     each_batch,
     encoding,
@@ -36,6 +34,8 @@ from regcache_jax.evaluation.loop import (
     in_order,
     round_up,
 )
+from regcache_jax.evaluation.micro_batches import MicroBatch
+from regcache_jax.evaluation.watch import Watch
 from regcache_jax.files.distributed import everyone
 from regcache_jax.files.results import versions
 from regcache_jax.files.store import Arrays, Store

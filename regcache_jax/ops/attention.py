@@ -17,10 +17,10 @@ from regcache_jax.core.plan import BlockRegister
 from regcache_jax.ops.aqt import (
     fake_quantize,
     largest_integer,
-    logarithmic_matmul,
     quantized_matmul,
     shared_scale,
 )
+from regcache_jax.ops.half_octaves import logarithmic_matmul
 
 
 class Rounding(NamedTuple):

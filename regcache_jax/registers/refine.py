@@ -159,7 +159,7 @@ def refine(
     numbers = plan.schedule()
     first = min(numbers.start, numbers.delete_block) if numbers.delete_count else numbers.start
     draws = Draws(min(DRAWS, -(-len(images) // chunk)), chunk)
-    trials = Trials(encoder.with_plan(None), images, scheme, (first,), chunk=chunk, draws=draws)
+    trials = Trials(encoder.with_plan(None), images, scheme, (first,), draws, chunk)
     num_held = max(1, round(trials.num_chunks * config.held_back))
     training = range(trials.num_chunks - num_held)
     held_from = len(training) * trials.chunk

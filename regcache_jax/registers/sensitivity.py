@@ -23,7 +23,7 @@ from regcache_jax.encoders.vision import image_features, pool
 from regcache_jax.quantization.calibrate import calibrate, scales_from_ranges
 from regcache_jax.quantization.kernels import quantize_kernels
 from regcache_jax.registers.reference import check_images
-from regcache_jax.registers.search.trial import feature_errors
+from regcache_jax.registers.search.programs import feature_errors
 
 
 @functools.partial(jax.jit, static_argnames="spec")

@@ -25,7 +25,7 @@ from regcache_jax.data.cut import in_batches
 from regcache_jax.encoders.encoder import Encoder, encode_image
 from regcache_jax.files.identity import content_hash
 from regcache_jax.files.workdir import Workdir
-from regcache_jax.registers.search.trial import feature_errors
+from regcache_jax.registers.search.programs import feature_errors
 from regcache_jax.studies.cells import Cell, Entry, Images, kept
 from regcache_jax.studies.cost import MODEL, Price
 

@@ -26,6 +26,7 @@ from regcache_jax.quantization.calibration import observe
 from regcache_jax.quantization.methods.folding import with_blocks
 from regcache_jax.quantization.quantize import quantize
 from regcache_jax.registers.reference import check_images
+from regcache_jax.registers.search.parts import make_draws
 from regcache_jax.registers.search.result import SearchResult
 from regcache_jax.registers.search.search import search
 from regcache_jax.registers.search.trial import Trials
@@ -137,7 +138,8 @@ def rivals(
     tuning, calibration = images[:TUNING_IMAGES], jnp.asarray(images)
     l_q, num_blocks = result.sensitive_block, encoder.spec.image.blocks.num_blocks
     start = result.numbers.start
-    trials = Trials(encoder, tuning, scheme, (min(start, l_q), min(l_q + 1, num_blocks - 1), l_q, start))
+    entries = (min(start, l_q), min(l_q + 1, num_blocks - 1), l_q, start)
+    trials = Trials(encoder, tuning, scheme, entries, make_draws(len(tuning)))
     table = [("no registers", quantize(encoder, calibration, scheme))]
 
     def best_plan(plans: Iterable[RegisterPlan]) -> RegisterPlan:

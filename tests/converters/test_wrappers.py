@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from randomized import CLIP_TEXT, SMALL_IMAGE, clip, save_random
-from regcache_jax.converters.conversion import Choices, read_checkpoint
+from regcache_jax.converters.conversion import read_checkpoint
 
+from regcache_jax.core.conversion import Choices
 from regcache_jax.core.errors import UserError
 
 ROW = "open_clip:ViT-B-16,laion2b_s34b_b88k"

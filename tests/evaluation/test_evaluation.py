@@ -18,9 +18,10 @@ from regcache_jax.core.spec import HALF, BlockSpec, EncoderSpec, ImageSpec, Prep
 from regcache_jax.data.batches import Batch, pad_batch
 from regcache_jax.encoders import catalog
 from regcache_jax.encoders.encoder import Encoder, encode_image, init_params
-from regcache_jax.evaluation import loop
-from regcache_jax.evaluation.loop import Watch, encoding, extract_features, extract_labelled
+from regcache_jax.evaluation import loop, micro_batches
+from regcache_jax.evaluation.loop import encoding, extract_features, extract_labelled
 from regcache_jax.evaluation.metrics import agreement, compare_features, count_hits, metrics_from_counts, predictions
+from regcache_jax.evaluation.watch import Watch
 from regcache_jax.files import results
 from regcache_jax.quantization.quantize import quantize
 
@@ -106,20 +107,23 @@ def test_a_micro_batch_is_the_slice_that_the_compiler_estimates_cheapest_a_row()
             raise UserError("an estimate that cannot be")
         return types.SimpleNamespace(as_text=lambda: f'"estimated_cycles":"{a_row[asked[-1]] * asked[-1]}"')
 
-    assert loop.cheapest_micro_batch(encoding(project), jnp.zeros((12, CLASSES)), batch, compile) == 16
+    assert micro_batches.cheapest_micro_batch(encoding(project), jnp.zeros((12, CLASSES)), batch, compile) == 16
     assert len(asked) < 10 and 48 in asked
     nothing = types.SimpleNamespace(as_text=lambda: "no estimate")
-    assert loop.cheapest_micro_batch(encoding(project), jnp.zeros((12, CLASSES)), batch, lambda *given: nothing) is None
     assert (
-        loop.cheapest_micro_batch(encoding(project), jnp.zeros((12, CLASSES)), batch) is None
+        micro_batches.cheapest_micro_batch(encoding(project), jnp.zeros((12, CLASSES)), batch, lambda *given: nothing)
+        is None
+    )
+    assert (
+        micro_batches.cheapest_micro_batch(encoding(project), jnp.zeros((12, CLASSES)), batch) is None
     )  # a CPU's compiler estimates nothing
 
 
 def test_a_cpus_micro_batch_keeps_the_largest_array_of_a_block_in_its_cache():
     b16 = catalog.get("openai/clip-vit-base-patch16").spec.image
-    assert [loop.cached_micro_batch(b16, rows) for rows in (16, 6, 3, 1)] == [4, 3, 3, 1]
-    assert loop.cached_micro_batch(catalog.get("openai/clip-vit-large-patch14-336").spec.image, 16) == 1
-    assert loop.cached_micro_batch(TINY.image, 512) == 512
+    assert [micro_batches.cached_micro_batch(b16, rows) for rows in (16, 6, 3, 1)] == [4, 3, 3, 1]
+    assert micro_batches.cached_micro_batch(catalog.get("openai/clip-vit-large-patch14-336").spec.image, 16) == 1
+    assert micro_batches.cached_micro_batch(TINY.image, 512) == 512
 
 
 def test_waiting_is_the_time_in_which_devices_had_nothing_to_do():

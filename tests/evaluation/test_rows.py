@@ -14,8 +14,8 @@ from regcache_jax.core.errors import UserError
 from regcache_jax.core.sites import ImageTower, Norm, Parameters
 from regcache_jax.data import open_dataset
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.evaluation.loop import Watch
 from regcache_jax.evaluation.rows import Setting, encode_dataset
+from regcache_jax.evaluation.watch import Watch
 from regcache_jax.files.store import Cache, read_arrays, write_arrays
 
 

@@ -14,8 +14,8 @@ from regcache_jax.core.errors import UserError
 from regcache_jax.core.plan import make_plan
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.sites import Grid, QuantizedTensor
-from regcache_jax.encoders.catalog import siglip_spec
 from regcache_jax.encoders.encoder import Encoder, init_params
+from regcache_jax.encoders.families import siglip_spec
 from regcache_jax.models import folder as checkpoints
 from regcache_jax.ops.aqt import quantize_weight
 from regcache_jax.quantization.methods.folding import with_blocks

@@ -14,8 +14,8 @@ from regcache_jax.core.errors import UserError
 from regcache_jax.core.plan import BlockRegister
 from regcache_jax.core.scheme import INPUTS, Scheme
 from regcache_jax.encoders.encoder import encode, encode_image
-from regcache_jax.ops.aqt import half_octaves
 from regcache_jax.ops.attention import Rounding, attend, integer_logits, integer_mix
+from regcache_jax.ops.half_octaves import half_octaves
 from regcache_jax.quantization.calibration import observe
 from regcache_jax.quantization.methods.observed import observed
 from regcache_jax.quantization.methods.table import METHODS

@@ -16,7 +16,7 @@ from regcache_jax.data.cut import in_batches
 from regcache_jax.encoders.encoder import encode_image
 from regcache_jax.encoders.rounding import Run, dense
 from regcache_jax.ops.aqt import fake_quantize
-from regcache_jax.quantization.methods import erq, fima_q
+from regcache_jax.quantization.methods import adaround, erq
 from regcache_jax.quantization.methods.fisher import felt_tokens, output_gradients
 from regcache_jax.quantization.methods.folding import with_blocks
 from regcache_jax.quantization.methods.observed import observed
@@ -140,9 +140,9 @@ def test_learned_roundings_are_down_or_up_and_lower_the_cost_they_are_learned_un
 
 def test_without_steps_learning_leaves_roundings_at_the_nearest():
     steps = jnp.asarray(np.random.default_rng(0).uniform(-7, 7, 1000), jnp.float32)
-    hard = jnp.floor(steps) + (fima_q.start_of_rounding(steps) >= 0).astype(jnp.float32)
+    hard = jnp.floor(steps) + (adaround.start_of_rounding(steps) >= 0).astype(jnp.float32)
     np.testing.assert_array_equal(hard, np.round(np.asarray(steps)))
-    soft = jnp.floor(steps) + fima_q.up(fima_q.start_of_rounding(steps))
+    soft = jnp.floor(steps) + adaround.up(adaround.start_of_rounding(steps))
     np.testing.assert_allclose(soft, steps, atol=1e-5)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from regcache_jax.ops.aqt import fake_quantize
-from regcache_jax.quantization.methods import fima_q
+from regcache_jax.quantization.methods import adaround, fima_q
 from regcache_jax.quantization.methods.erq import reduce_activation_error
 from regcache_jax.quantization.methods.gptq import compensate
 from regcache_jax.quantization.methods.noisyquant import AMPLITUDES, noise_errors
@@ -121,11 +121,11 @@ def test_the_cost_of_an_error_under_diagonal_and_low_rank_is_that_of_the_authors
 
 def test_learned_roundings_begin_where_those_of_the_authors_code_do():
     kernel = layer()[1]
-    start = fima_q.start_of_rounding(jnp.asarray(kernel / (np.abs(kernel).max(axis=0, keepdims=True) / 7)))
+    start = adaround.start_of_rounding(jnp.asarray(kernel / (np.abs(kernel).max(axis=0, keepdims=True) / 7)))
     official = [1.8106553555, 0.8589562178, 0.9498476982, 2.1858584881]
     np.testing.assert_allclose(start[0], official, rtol=1e-4)  # a fraction's last digits, through a logarithm
     soft = [1.0, 0.8914442658424377, 0.9066445827484131, 1.0]
-    np.testing.assert_allclose(fima_q.up(start[0] + 0.7), soft, atol=1e-5)
+    np.testing.assert_allclose(adaround.up(start[0] + 0.7), soft, atol=1e-5)
 
 
 def test_the_kernel_that_makes_up_for_rounded_inputs_is_that_of_the_authors_code():

@@ -9,10 +9,12 @@ import pytest
 
 import regcache_jax as rc
 from regcache_jax.core.scheme import SITES
-from regcache_jax.registers.search.parts import Draws
-from regcache_jax.registers.search.search import NEEDED, Search
+from regcache_jax.registers.search.engine import Search
+from regcache_jax.registers.search.margins import NEEDED
+from regcache_jax.registers.search.parts import Draws, make_draws
+from regcache_jax.registers.search.programs import compilations, feature_errors
 from regcache_jax.registers.search.space import Numbers, Space
-from regcache_jax.registers.search.trial import Trials, compilations, feature_errors
+from regcache_jax.registers.search.trial import Trials
 from regcache_jax.studies.planted import plant, planted_spec
 
 SPEC = planted_spec(width=64, num_blocks=4, num_heads=4, image_size=32, patch_size=8)
@@ -95,13 +97,13 @@ def test_feature_errors_are_squared_distances_or_wrong_answers():
 
 @pytest.fixture(scope="module")
 def trials(planted):
-    return Trials(planted.encoder, planted.images, SCHEME, (1, 2, 3), chunk=5)
+    return Trials(planted.encoder, planted.images, SCHEME, (1, 2, 3), make_draws(len(planted.images)), 5)
 
 
 @pytest.mark.slow
 def test_a_trial_from_the_middle_equals_quantising_the_whole_encoder(planted, found):
     plan = found[0].plan.replace(start=jax.numpy.int32(2))
-    trials = Trials(planted.encoder, planted.images, SCHEME, (1, 2, 3), draws=Draws(1, 5))  # one draw: of all images
+    trials = Trials(planted.encoder, planted.images, SCHEME, (1, 2, 3), Draws(1, 5))  # one draw: of all images
     int8 = rc.quantize(planted.encoder, jax.numpy.asarray(planted.images), SCHEME, plan)
     float_features = rc.encode_image(planted.encoder, jax.numpy.asarray(planted.images))
     whole = feature_errors(
@@ -132,10 +134,12 @@ def test_a_picture_that_keeps_its_sinks_spoils_every_draw_but_its_own(planted, f
     """One picture ten times as bright: nine of ten others are scored under scales that it stretched."""
     images = planted.images.copy()
     images[0] *= 10
-    own = Trials(planted.encoder, images, SCHEME, (0, 1, 2, 3), chunk=5)
+    own = Trials(planted.encoder, images, SCHEME, (0, 1, 2, 3), make_draws(len(images)), 5)
     spoiled, calm = (
         own.errors(found[0].plan),
-        Trials(planted.encoder, planted.images, SCHEME, (0, 1, 2, 3)).errors(found[0].plan),
+        Trials(planted.encoder, planted.images, SCHEME, (0, 1, 2, 3), make_draws(len(planted.images))).errors(
+            found[0].plan
+        ),
     )
     draw = own.draws.of(np.arange(13))
     assert np.median((spoiled / calm)[draw != draw[0]]) > 1.5 > np.median((spoiled / calm)[(draw == draw[0])][1:])
@@ -143,7 +147,9 @@ def test_a_picture_that_keeps_its_sinks_spoils_every_draw_but_its_own(planted, f
 
 @pytest.mark.slow
 def test_states_beyond_the_memory_limit_lie_on_disk_and_change_nothing(planted, trials, found):
-    spilled = Trials(planted.encoder, planted.images, SCHEME, (1, 2, 3), chunk=5, memory_limit=1000)
+    spilled = Trials(
+        planted.encoder, planted.images, SCHEME, (1, 2, 3), make_draws(len(planted.images)), 5, memory_limit=1000
+    )
     assert spilled.float_states.on_disk and spilled.quantized_states.on_disk and not trials.float_states.on_disk
     np.testing.assert_array_equal(spilled.errors(found[0].plan), trials.errors(found[0].plan))
 
@@ -153,7 +159,7 @@ def test_states_beyond_the_memory_limit_lie_on_disk_and_change_nothing(planted, 
 def test_trials_calibrate_as_the_scheme_says_with_the_plan_in_place(planted, found, estimator):
     """Chunks of 4: the fourth has one image and three rows that fill it up, which no scale may know of."""
     scheme, plan = dataclasses.replace(SCHEME, estimator=estimator, percentile=99.0), found[0].plan
-    own = Trials(planted.encoder, planted.images, scheme, (0, 1, 2, 3), chunk=4)
+    own = Trials(planted.encoder, planted.images, scheme, (0, 1, 2, 3), make_draws(len(planted.images)), 4)
     scales = own.ranges(plan).scales(scheme)
     int8 = rc.quantize(planted.encoder, jax.numpy.asarray(planted.images), scheme, plan)
     for site in SITES:

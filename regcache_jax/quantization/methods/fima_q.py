@@ -34,7 +34,7 @@ from regcache_jax.encoders.blocks import run_blocks, segment
 from regcache_jax.encoders.encoder import Encoder, normalize
 from regcache_jax.encoders.rounding import Run
 from regcache_jax.encoders.vision import pool
-from regcache_jax.ops.aqt import largest_integer
+from regcache_jax.quantization.methods.adaround import Learned, settled, simulated, start_of_rounding, up
 from regcache_jax.quantization.methods.by_block import State, entering, plan_of_block
 from regcache_jax.quantization.methods.folding import with_blocks
 from regcache_jax.quantization.methods.method import Method
@@ -48,20 +48,10 @@ LEARNING_RATE = 1e-2
 ROUNDING_WEIGHT = 0.01
 SHARPNESS = (20.0, 2.0)
 """Exponent of the term that drives roundings to 0 or 1, from its beginning (after a fifth of the steps) to its end."""
-STRETCH = (-0.1, 1.1)
-SCALE_RATE = 0.2
-"""How fast scales move beside roundings."""
 CHUNK = 64
 """Images at a time where nothing is learned."""
 SEED = 0
 _ADAM = optax.adam(LEARNING_RATE)
-
-
-class Learned(NamedTuple):
-    """Of one block: a number a weight, whose stretched sigmoid says how far it is rounded up, and factors of its scales."""
-
-    rounding: dict[str, Float[Array, "1 ..."]]
-    log_scale: dict[str, Float[Array, "1 ..."]]
 
 
 class Fisher(NamedTuple):
@@ -69,18 +59,6 @@ class Fisher(NamedTuple):
 
     gradients: Float[Array, "R E"]
     errors: Float[Array, "R E"]
-
-
-def up(rounding: Float[Array, "..."]) -> Float[Array, "..."]:
-    """How far a weight is rounded up: 0 to 1, reached at finite numbers."""
-    low, high = STRETCH
-    return jnp.clip(jax.nn.sigmoid(rounding) * (high - low) + low, 0.0, 1.0)
-
-
-def start_of_rounding(steps: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The numbers at which `up` is the fraction of weights in units of their scale."""
-    low, high = STRETCH
-    return -jnp.log((high - low) / (steps - jnp.floor(steps) - low) - 1.0)
 
 
 def dplr_loss(error: Float[Array, "B E"], fisher: Fisher) -> Float[Array, "2"]:
@@ -91,25 +69,6 @@ def dplr_loss(error: Float[Array, "B E"], fisher: Fisher) -> Float[Array, "2"]:
     low_rank = jnp.mean(jnp.einsum("bi,ij,bj->b", along, inverse, along))
     diagonal = jnp.mean(jnp.square(error) * jnp.sum(fisher.gradients, axis=0) / taken)
     return jnp.stack([low_rank, diagonal])
-
-
-def simulated(learned: Learned, float_block: Block, fixed: Block, scheme: Scheme) -> Block:
-    """A block with kernels between two integers, in float, and its scales as they are learned."""
-    between = {}
-    for site in SITES:
-        largest = float(largest_integer(scheme.at(site).weight_bits))
-        floats = float_block.layers(site)
-        for name, layer in fixed.layers(site).items():
-            if name in learned.rounding:
-                scale = layer.integers.scale
-                steps = jnp.floor(floats[name].floats / scale) + up(learned.rounding[name])
-                between[name] = layer.replace(kernel=jnp.clip(steps, -largest, largest) * scale)
-    grids = {}
-    for site, factor in learned.log_scale.items():
-        grid = fixed.grids.of(site)
-        assert grid.scale is not None
-        grids[site] = grid.replace(scale=grid.scale * jnp.exp(SCALE_RATE * factor))
-    return fixed.with_layers(between).with_grids(grids)
 
 
 class Task(NamedTuple):
@@ -234,7 +193,7 @@ def fima_q(encoder: Encoder, quantized: Encoder, seen: Observed) -> Encoder:
             whole = Whole(encoder.params.image, encoder.plan, jnp.int32(number + 1))
             take = functools.partial(_fisher, whole, task=task, spec=image, unit=encoder.spec.normalize, run=run)
             learned = learn(start, task, functools.partial(_over_chunks, take, len(exact[0])), rng, run)
-            blocks = settled(blocks, learned, task, _scheme(run), number)
+            blocks = settled(blocks, learned, task.float_block, _scheme(run), number)
         rounded = _by_batch(segment(blocks, number, number + 1, scheme), rounded, plan, run)
         exact = target
     return with_blocks(quantized, blocks)
@@ -262,27 +221,6 @@ def _start(task: Task, scheme: Scheme) -> Learned:
                 rounding[name] = start_of_rounding(exact / layer.integers.scale)
     scales = {site: task.fixed.grids.of(site).scale for site in SITES if scheme.at(site).quantized}
     return Learned(rounding, {site: jnp.zeros_like(scale) for site, scale in scales.items() if scale is not None})
-
-
-def settled(blocks: Block, learned: Learned, task: Task, scheme: Scheme, number: int) -> Block:
-    """The stack with a block's learned integers and scales."""
-    layers = {}
-    for site in SITES:
-        largest = largest_integer(scheme.at(site).weight_bits)
-        floats = task.float_block.layers(site)
-        for name, layer in blocks.layers(site).items():
-            if name in learned.rounding:
-                kernel = layer.integers
-                steps = jnp.floor(floats[name].floats.astype(jnp.float32) / kernel.scale[number : number + 1])
-                steps = jnp.clip(steps + (learned.rounding[name] >= 0).astype(jnp.float32), -largest, largest)
-                values = kernel.values.at[number].set(steps[0].astype(jnp.int8))
-                layers[name] = layer.replace(kernel=QuantizedTensor(values, kernel.scale))
-    grids = {}
-    for site, factor in learned.log_scale.items():
-        grid = blocks.grids.of(site)
-        assert grid.scale is not None
-        grids[site] = grid.replace(scale=grid.scale.at[number].multiply(jnp.exp(SCALE_RATE * factor[0])))
-    return blocks.with_layers(layers).with_grids(grids)
 
 
 def _take(state: Any, rows: Array) -> Any:

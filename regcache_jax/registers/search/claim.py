@@ -12,7 +12,9 @@ from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.quantization.calibrate import Ranges
-from regcache_jax.registers.search.trial import Trials, feature_errors
+from regcache_jax.registers.search.parts import make_draws
+from regcache_jax.registers.search.programs import feature_errors
+from regcache_jax.registers.search.trial import Trials
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +87,13 @@ def measure(
     numbers = plan.schedule()
     first = min(numbers.start, numbers.delete_block) if numbers.delete_count else numbers.start
     entry = min(first, plan.num_blocks - 1)
-    trials = Trials(encoder.with_plan(None), working, scheme.nearest(), (entry,), class_vectors=class_vectors)
+    trials = Trials(
+        encoder.with_plan(None),
+        working,
+        scheme.nearest(),
+        (entry,),
+        make_draws(len(working)),
+        class_vectors=class_vectors,
+    )
     held_out = HeldOut(trials, verifying, plan.prefix_only().delete_only(), labels)
     return claim_of(held_out.errors(plan)), held_out.moved(plan)

@@ -8,7 +8,6 @@ and counts are traced, and images come in chunks of one shape, so the whole sear
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,95 +15,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.sites import Grid, Parameters
-from regcache_jax.core.spec import BlockSpec
 from regcache_jax.data.cut import filled
-from regcache_jax.encoders.blocks import run_blocks
 from regcache_jax.encoders.encoder import Encoder, normalize
-from regcache_jax.encoders.rounding import Run
-from regcache_jax.encoders.vision import image_features, pool
 from regcache_jax.quantization.calibrate import Ranges
 from regcache_jax.quantization.kernels import quantize_kernels
-from regcache_jax.registers.search.parts import Draws, make_draws
-from regcache_jax.registers.search.ranges import Counts, Extremes, collectors, joined
+from regcache_jax.registers.search.parts import Draws
+from regcache_jax.registers.search.programs import (
+    block_flops,
+    feature_errors,
+    float_states,
+    quantized_states,
+    trial_features,
+    trial_ranges,
+    whole_features,
+)
+from regcache_jax.registers.search.ranges import Counts, Extremes, joined
 from regcache_jax.registers.search.states import MEMORY_LIMIT, States
-
-
-def block_flops(spec: BlockSpec, num_tokens: int) -> int:
-    """Floating point (or integer) operations of one block on one image: two for each multiplication that is added."""
-    mlp = (3 if spec.gated_mlp else 2) * spec.width * spec.mlp_width
-    return 2 * num_tokens * (4 * spec.width**2 + mlp + 2 * num_tokens * spec.width)
-
-
-def feature_errors(
-    features: Float[np.ndarray, "n E"],
-    reference: Float[np.ndarray, "n E"],
-    labels: Int[np.ndarray, "n"] | None = None,
-    class_vectors: Float[np.ndarray, "C E"] | None = None,
-) -> Float[np.ndarray, "n"]:
-    """The error of each image, in float64: the squared distance of its features, as the task uses them, over the squared
-    length of the float one (for unit features 2 - 2 cosine). With labels, 1 for a wrong top-1 and 0 for a right one."""
-    features, reference = features.astype(np.float64), reference.astype(np.float64)
-    if labels is not None and class_vectors is not None:
-        return (np.argmax(features @ class_vectors.T, axis=1) != labels).astype(np.float64)
-    return np.square(features - reference).sum(axis=1) / np.square(reference).sum(axis=1)
-
-
-@functools.partial(jax.jit, static_argnames=("spec", "scheme", "entries"))
-def _float_states(params: Any, images: Any, real: Any, *, spec: Any, scheme: Scheme, entries: tuple[int, ...]) -> Any:
-    collect = {**collectors(scheme, spec.protected, real), "hidden": lambda trace: trace.hidden}
-    output = image_features(params, images, spec, collect=collect)
-    hidden = output.collected.pop("hidden")
-    return output.features, {block: hidden[block] for block in entries}, output.collected
-
-
-@functools.partial(jax.jit, static_argnames=("spec", "scheme", "entries"))
-def _quantized_states(params: Any, images: Any, *, spec: Any, scheme: Scheme, entries: tuple[int, ...]) -> Any:
-    output = image_features(params, images, spec, scheme=scheme, collect={"hidden": lambda trace: trace.hidden})
-    return {block: output.collected["hidden"][block] for block in entries}
-
-
-@functools.partial(jax.jit, static_argnames=("spec", "scheme"))
-def _trial_ranges(
-    params: Any, hidden: Any, plan: RegisterPlan, first: Any, real: Any, *, spec: Any, scheme: Scheme
-) -> Any:
-    return run_blocks(
-        params.blocks, hidden, Run(spec.blocks, None, spec.protected),
-        start=first, plan=plan, collect=collectors(scheme, spec.protected, real),
-    ).collected  # fmt: skip
-
-
-@functools.partial(jax.jit, static_argnames=("spec", "scheme", "unit"))
-def _trial_features(
-    params: Any, scales: Any, hidden: Any, plan: RegisterPlan, first: Any, *, spec: Any, scheme: Scheme, unit: bool
-) -> Any:
-    blocks = params.blocks.with_grids({site: Grid(scale) for site, scale in scales.items()})
-    output = run_blocks(blocks, hidden, Run(spec.blocks, scheme, spec.protected), start=first, plan=plan)
-    features, _ = pool(params, output.hidden, spec, output.present)
-    return normalize(features) if unit else features.astype(jnp.float32)
-
-
-@functools.partial(jax.jit, static_argnames=("spec", "scheme", "unit"))
-def _whole_features(
-    params: Any, scales: Any, images: Any, plan: RegisterPlan, *, spec: Any, scheme: Scheme | None, unit: bool
-) -> Any:
-    grids = {site: Grid(scale) for site, scale in scales.items()}
-    tower = params.replace(blocks=params.blocks.with_grids(grids))
-    features = image_features(tower, images, spec, plan=plan, scheme=scheme).features
-    return normalize(features) if unit else features.astype(jnp.float32)
-
-
-PROGRAMS: tuple[Any, ...] = (_float_states, _quantized_states, _trial_ranges, _trial_features, _whole_features)
-
-
-def compilations() -> int:
-    """How many programs the trials have compiled in this process."""
-    return sum(program._cache_size() for program in PROGRAMS)
 
 
 @dataclasses.dataclass(eq=False)
@@ -120,8 +52,8 @@ class Trials:
     images: dataclasses.InitVar[Float[np.ndarray, "n Y X 3"]]
     scheme: Scheme
     entries: tuple[int, ...]
+    draws: Draws
     chunk: int = 32
-    draws: Draws | None = None
     labels: np.ndarray | None = None
     class_vectors: np.ndarray | None = None
     memory_limit: int = MEMORY_LIMIT
@@ -131,7 +63,6 @@ class Trials:
         """Runs the set once in float and once quantised, without a plan, and keeps the states at the entries."""
         self.spec, self.num_images = self.encoder.spec.image, len(images)
         self.entries = tuple(sorted(set(self.entries)))
-        self.draws = self.draws or make_draws(self.num_images)
         self.chunk = self.draws.chunk(self.chunk)
         self.num_chunks = -(-self.num_images // self.chunk)
         devices = jax.local_devices()
@@ -147,7 +78,7 @@ class Trials:
         params = self.encoder.params.image
         features, ranges = [], []
         for index in range(self.num_chunks):
-            feature, hidden, batch = _float_states(
+            feature, hidden, batch = float_states(
                 params, self._images(images, index), self._real(index),
                 spec=self.spec, scheme=self.scheme, entries=self.entries,
             )  # fmt: skip
@@ -166,7 +97,7 @@ class Trials:
             scaled = params.replace(blocks=self._quantized.blocks.with_grids(grids))
             self.quantized_states.put(
                 index,
-                _quantized_states(
+                quantized_states(
                     scaled, self._images(images, index), spec=self.spec, scheme=self.scheme, entries=self.entries
                 ),
             )
@@ -204,12 +135,10 @@ class Trials:
 
     def _draw(self, index: int) -> int:
         """The draw that scores a chunk."""
-        assert self.draws is not None
         return int(self.draws.of(np.array([index * self.chunk]))[0])
 
     def scales(self, ranges: Extremes | Counts) -> list[Ranges]:
         """The static scales of every draw: from all units that it does not score (none where scales are measured as they pass)."""
-        assert self.draws is not None
         if not self.scheme.calibrated:
             return [{}] * self.draws.count
         size = 1 if isinstance(ranges, Extremes) else self.chunk
@@ -242,7 +171,7 @@ class Trials:
         for index in range(number):
             hidden = jax.device_put(self.float_states.get(index, first), self._sharding)
             found.append(
-                _trial_ranges(
+                trial_ranges(
                     self.encoder.params.image,
                     hidden,
                     plan,
@@ -257,7 +186,6 @@ class Trials:
 
     def drawn_errors(self, plan: RegisterPlan, num_images: int | None = None) -> Iterator[Float[np.ndarray, "c"]]:
         """One trial, a draw at a time: the errors of the images, among the first so many, that the draw scores."""
-        assert self.draws is not None
         first, images = self.first_block(plan), self.num_images if num_images is None else num_images
         scales = self.scales(self.ranges(plan, images)) if self.scheme.calibrated else [{}] * self.draws.count
         chunks = range(-(-images // self.chunk))
@@ -265,9 +193,9 @@ class Trials:
             found = []
             for index in (index for index in chunks if self._draw(index) == draw):
                 hidden = jax.device_put(self.quantized_states.get(index, first), self._sharding)
-                features = _trial_features(
+                features = trial_features(
                     self._quantized, own, hidden, plan, jnp.int32(first),
-                    spec=self.spec, scheme=self.scheme, unit=self.encoder.spec.normalize,
+                    spec=self.encoder.spec, scheme=self.scheme,
                 )  # fmt: skip
                 rows = slice(index * self.chunk, index * self.chunk + self._lengths(index + 1)[-1])
                 found.append(self._errors(np.asarray(features, np.float32)[: rows.stop - rows.start], rows))
@@ -280,7 +208,6 @@ class Trials:
 
     def errors(self, plan: RegisterPlan) -> Float[np.ndarray, "n"]:
         """One trial: the error of each image, under the scales of its draw."""
-        assert self.draws is not None
         own, errors = self.draws.of(np.arange(self.num_images)), np.empty(self.num_images)
         for draw, found in enumerate(self.drawn_errors(plan)):
             errors[own == draw] = found
@@ -293,9 +220,9 @@ class Trials:
         params, scheme = (self.encoder.params.image, None) if scales is None else (self._quantized, self.scheme)
         found = []
         for index in range(-(-len(images) // self.chunk)):
-            features = _whole_features(
+            features = whole_features(
                 params, scales or {}, self._images(images, index), plan,
-                spec=self.spec, scheme=scheme, unit=self.encoder.spec.normalize,
+                spec=self.encoder.spec, scheme=scheme,
             )  # fmt: skip
             found.append(np.asarray(features, np.float32))
         self.count(1, len(images))

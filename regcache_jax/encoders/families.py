@@ -1,0 +1,151 @@
+"""The families whose checkpoints are known: what all encoders of one have in common, as specs of a few numbers each."""
+
+from __future__ import annotations
+
+from regcache_jax.core.spec import (
+    CLIP_MEAN,
+    CLIP_STD,
+    HALF,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Activation,
+    BlockSpec,
+    EncoderSpec,
+    Filter,
+    ImageSpec,
+    Preprocessing,
+    TextSpec,
+    Tokenization,
+)
+
+CLIP_START, CLIP_END = 49406, 49407
+EXACT_GELU: Activation = "gelu"
+QUICK_GELU: Activation = "quick_gelu"
+TANH_GELU: Activation = "gelu_tanh"
+
+# width, blocks, heads, MLP width
+SIZES = {
+    "S": (384, 12, 6, 1536),
+    "B": (768, 12, 12, 3072),
+    "L": (1024, 24, 16, 4096),
+    "So400m": (1152, 27, 16, 4304),
+    "H": (1280, 32, 16, 5120),
+    "g": (1408, 40, 16, 6144),
+    "g-opt": (1536, 40, 16, 6144),
+    "g/14": (1536, 40, 24, 4096),
+    "bigG": (1664, 48, 16, 8192),
+    "clip text B": (512, 12, 8, 2048),
+    "clip text L": (768, 12, 12, 3072),
+    "clip text H": (1024, 24, 16, 4096),
+    "clip text bigG": (1280, 32, 20, 5120),
+}
+
+Shape = tuple[str, int, int]
+"""A named size, pixels of a patch, pixels of a picture."""
+
+
+def blocks(size: str | tuple[int, int, int, int], activation: Activation, eps: float, **options: bool) -> BlockSpec:
+    """A stack of blocks of a named size."""
+    width, num_blocks, num_heads, mlp_width = SIZES[size] if isinstance(size, str) else size
+    return BlockSpec(width, num_blocks, num_heads, mlp_width, activation, eps, **options)
+
+
+def clip_preprocessing(pixels: int, mean: tuple = CLIP_MEAN, std: tuple = CLIP_STD) -> Preprocessing:
+    """Shortest side to `pixels`, bicubic, centre crop."""
+    return Preprocessing(pixels, "shortest", "bicubic", pixels, mean, std)
+
+
+def siglip_preprocessing(pixels: int, filter: Filter) -> Preprocessing:
+    """Squashed to a square, -1..1."""
+    return Preprocessing(pixels, "squash", filter, pixels, HALF, HALF)
+
+
+def dinov2_preprocessing(pixels: int) -> Preprocessing:
+    """Shortest side to 256/224 of `pixels`, bicubic, centre crop."""
+    return Preprocessing(pixels, "shortest", "bicubic", round(pixels * 256 / 224), IMAGENET_MEAN, IMAGENET_STD)
+
+
+def clip_tokenization(context_length: int = 77, vocab_size: int = 49408, pad_id: int = 0) -> Tokenization:
+    """CLIP's byte pairs between start and end; padded with 0 (open_clip) or with the end id (Hugging Face): read by neither."""
+    return Tokenization("clip", context_length, vocab_size, "clip", pad_id, vocab_size - 2, vocab_size - 1)
+
+
+def siglip_tokenization(context_length: int, vocab_size: int) -> Tokenization:
+    """SentencePiece, no start, end 1. SigLIP pads with the end and drops punctuation, SigLIP 2 pads with 0 and lower-cases:
+    both as transformers does."""
+    gemma = vocab_size == 256_000
+    if gemma:
+        return Tokenization("sentencepiece", context_length, vocab_size, "lower", pad_id=0, eos_id=1)
+    return Tokenization("sentencepiece", context_length, vocab_size, "drop_punctuation", pad_id=1, eos_id=1)
+
+
+def clip_spec(name: str, shape: Shape, text: str, out: int, activation: Activation) -> EncoderSpec:
+    """A CLIP as OpenAI and LAION trained them."""
+    size, patch, pixels = shape
+    return EncoderSpec(
+        name=name,
+        family="clip",
+        image=ImageSpec(
+            pixels,
+            patch,
+            blocks(size, activation, 1e-5),
+            class_token=True,
+            pooling="class",
+            patch_bias=False,
+            pre_norm=True,
+            projection=out,
+        ),
+        preprocessing=clip_preprocessing(pixels),
+        text=TextSpec(
+            49408, 77, blocks(text, activation, 1e-5, causal=True), "argmax", eot_id=CLIP_END, projection=out
+        ),
+        tokenization=clip_tokenization(),
+    )
+
+
+def siglip_spec(name: str, shape: Shape, vocab: int, text: str | None = None, context: int = 64) -> EncoderSpec:
+    """A SigLIP or SigLIP 2 of fixed resolution."""
+    size, patch, pixels = shape
+    image = blocks(size, TANH_GELU, 1e-6)
+    return EncoderSpec(
+        name=name,
+        family="siglip",
+        image=ImageSpec(pixels, patch, image, class_token=False, pooling="map"),
+        preprocessing=siglip_preprocessing(pixels, "bilinear" if vocab == 256_000 else "bicubic"),
+        text=TextSpec(
+            vocab,
+            context,
+            blocks(text or size, TANH_GELU, 1e-6),
+            "last",
+            eot_id=1,
+            projection=image.width,
+            projection_bias=True,
+        ),
+        tokenization=siglip_tokenization(context, vocab),
+    )
+
+
+def dinov2_spec(name: str, size: str, registers: int = 0, pixels: int = 224) -> EncoderSpec:
+    """A DINOv2: 37 x 37 positions, resampled to the grid of `pixels` as Meta's code does."""
+    return EncoderSpec(
+        name=name,
+        family="dinov2",
+        image=ImageSpec(
+            pixels,
+            14,
+            blocks(
+                size,
+                "silu" if size == "g/14" else EXACT_GELU,
+                1e-6,
+                layer_scale=True,
+                gated_mlp=size == "g/14",
+            ),
+            class_token=True,
+            pooling="class",
+            trained_registers=registers,
+            position_grid=37,
+            position_interpolation="bicubic_antialias" if registers else "bicubic_offset",
+        ),
+        preprocessing=dinov2_preprocessing(pixels),
+        normalize=False,
+    )
