@@ -13,7 +13,8 @@ import transformers
 from flax import serialization
 from randomized import CLIP_TEXT, SIGLIP_TEXT, SMALL_IMAGE, clip, draw_parameters, save_random, siglip
 from regcache_jax.converters import sources
-from regcache_jax.converters.conversion import FORMATS, at_image_size, read_checkpoint
+from regcache_jax.converters.choices import at_image_size
+from regcache_jax.converters.conversion import FORMATS, read_checkpoint
 from regcache_jax.converters.engine import StoredTensor, assemble
 from safetensors.torch import load_file, save_file
 
