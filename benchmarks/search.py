@@ -44,6 +44,7 @@ def brute_force(encoder: Any, images: np.ndarray, scheme: Scheme, config: Search
         Numbers(start, num_blocks, float(copies), l_q, count)
         for start, copies, count in itertools.product(engine.space.starts, COPIES, DELETE_COUNTS)
     ]
+    engine.scores.score(engine.space.nothing, engine.scores.total)
     for number, point in enumerate(points):
         engine.scores.score(point, engine.scores.total)
         if number % 20 == 19 and sys.stderr.isatty():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from regcache_jax.core.options import like, option
 from regcache_jax.core.scheme import Scheme, Weights
-from regcache_jax.studies.recipes import QUICK, RECIPES
+from regcache_jax.studies.recipes import RECIPES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -197,8 +197,6 @@ def read_plan_file(path: str, model: Model) -> tuple[RegisterPlan, dict[str, Any
     return plan, metadata
 
 
-def recipes_of(names: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The recipes that were named, `all` of them, or (None) those that are quick."""
-    if names is None:
-        return QUICK
+def recipes_of(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The recipes that were named, or `all` of them."""
     return tuple(RECIPES) if names == ("all",) else names

@@ -13,6 +13,7 @@ from regcache_jax.cli.options import takes
 from regcache_jax.cli.screen import BarsOfCells, digits, print_table, say
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.options import option
+from regcache_jax.studies.recipes import QUICK
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,8 +31,9 @@ class CompareArgs:
     """What is tried, on which pictures it is calibrated, and where the tables go."""
 
     bits: tuple[str, ...] = option("8 is w8a8; w4a8 and the like also do.", ("8", "6", "4"))
-    methods: tuple[str, ...] | None = option(
-        "Recipes, with commas; `all`; by default those that are quick (see docs/quantization.md).", None
+    methods: tuple[str, ...] = option(
+        "Recipes, with commas, or `all` (see docs/quantization.md); smoothquant+erq@group and the like do as well.",
+        QUICK,
     )
     calibration_split: str = option("Split that gives scales and registers.", "train")
     calibration: int = option("So many pictures of it.", 256, unit="pictures", least=1)
@@ -85,6 +87,7 @@ def compare(model: str, pictures: TestedData, chosen: CompareArgs, cost: CostArg
     from regcache_jax.models import folder as checkpoints
     from regcache_jax.studies import grid, sheets
     from regcache_jax.studies.cells import cells_of
+    from regcache_jax.studies.choice import equals
     from regcache_jax.studies.plans import find_plans
 
     bits, recipes = chosen.schemes, recipes_of(chosen.methods)
@@ -108,15 +111,16 @@ def compare(model: str, pictures: TestedData, chosen: CompareArgs, cost: CostArg
     written = sheets.write_tables(
         entries, chosen.out, loaded.encoder, dataset=data.name, float_metrics=float_metrics, cost_unit=price.unit
     )
-    columns = ("bits", "recipe", "registers", "error", "cost", "acc1", "note")
+    columns = ("bits", "recipe", "registers", "error", "±", "worst picture", "cost", "acc1", "note")
     of_bits = [[entry for entry in entries if entry.cell.bits == each] for each in bits]
     front = {entry.name for group in of_bits for entry in sheets.pareto(group)}
+    equal = {entry.name for group in of_bits for entry in equals(group)}
     print_table(
         f"{loaded.encoder.spec.name} on {data.name} ({data.split}, n = {len(data)})",
         columns,
-        [_row(entry, "*" if entry.name in front else "") for entry in entries],
+        [_row(entry, ("*" if entry.name in front else "") + ("=" if entry.name in equal else "")) for entry in entries],
     )
-    say(f"* nothing is better in both error and cost ({price.unit})")
+    say(f"* nothing is better in both error and cost ({price.unit}); = not told from the least error of its bits")
     if float_metrics:
         say(f"float: acc1 {float_metrics['acc1']:.3f}")
     say(f"{', '.join(Path(path).name for path in written)} -> {chosen.out}")
@@ -126,6 +130,7 @@ def _row(entry: Entry, mark: str) -> tuple[str | float | None, ...]:
     """An entry as it is shown."""
     cell = entry.cell
     return (
-        cell.bits, cell.recipe, "no" if cell.plan is None else "yes", digits(entry.error), digits(entry.cost),
+        cell.bits, cell.recipe, "no" if cell.plan is None else "yes", digits(entry.error),
+        digits(entry.jitter), digits(entry.worst), digits(entry.cost),
         entry.metrics.get("acc1"), entry.fault or entry.note or mark,
     )  # fmt: skip

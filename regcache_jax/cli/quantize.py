@@ -120,7 +120,7 @@ class AutoArgs(CostArgs):
         """The same for `auto`, at the bits of a scheme."""
         return AutoConfig(
             (scheme.name,),
-            recipes_of(self.recipes),
+            None if self.recipes is None else recipes_of(self.recipes),
             max_cost=self.max_cost,
             static_only=self.static_only,
             registers=not self.no_registers,
@@ -252,8 +252,9 @@ def _auto(encoder: Encoder, images: np.ndarray, work: str, config: AutoConfig, p
 
     with held(work, folder=True), BarsOfCells("trying recipes") as bars:
         result = auto(encoder, images, Workdir(work, bars), config, price)
-    rows = [(e.name, digits(e.error), digits(e.cost), e.fault or e.note) for e in result.entries]
-    print_table(f"Recipes, the best first; cost: {price.unit}", ("recipe", "error", "cost", "note"), rows)
+    rows = [(e.name, *map(digits, (e.error, e.jitter, e.worst, e.cost)), e.fault or e.note) for e in result.entries]
+    columns = ("recipe", "error", "±", "worst picture", "cost", "note")
+    print_table(f"Recipes, the best first; cost: {price.unit}", columns, rows)
     say(f"chosen: {result.chosen.name}")
     return result.encoder, result.chosen.name
 

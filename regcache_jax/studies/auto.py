@@ -1,14 +1,12 @@
 """`auto`: the best recipe under a limit on cost, chosen without labels, with the table of what was tried.
 
-The reference set is parted: one half gives scales and register plans, the other scores. The choice is the entry with the least
-error that the limit allows (of equals the cheapest), so on the scoring half it is the best of its table by construction.
+The reference set is parted: one half gives scales and register plans, the other scores. Every entry is made `DRAWS` times, from parts
+of the first half; `choice.choose` takes one, and that is made again from the whole half.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -16,11 +14,16 @@ from jaxtyping import Float
 from regcache_jax.core.errors import UserError
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.files.workdir import Workdir
-from regcache_jax.studies.cells import Entry, cells_of
+from regcache_jax.studies.cells import Cell, Entry, PlanKind, cells_of
+from regcache_jax.studies.choice import allowed, choose, ranked
+from regcache_jax.studies.composed import finalists
 from regcache_jax.studies.cost import MODEL, Price
 from regcache_jax.studies.grid import Bench, compare
 from regcache_jax.studies.plans import find_plans
 from regcache_jax.studies.recipes import AutoConfig, scheme_of
+
+DRAWS = 2
+"""Parts of the calibration pictures, each of which makes every entry."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,24 +46,6 @@ def halves(
     return np.asarray(images)[np.sort(order[:half])], np.asarray(images)[np.sort(order[half:])]
 
 
-def choose(entries: Sequence[Entry], max_cost: float | None) -> Entry:
-    """The entry of least error whose cost is at most `max_cost` times the cheapest one's. Raises UserError if none ran."""
-    ran = [entry for entry in entries if entry.error is not None]
-    if not ran:
-        raise UserError(f"nothing could be tried: {'; '.join(sorted({entry.fault or '' for entry in entries}))}")
-    return min(_allowed(ran, max_cost), key=lambda entry: (entry.error, entry.cost or math.inf, entry.name))
-
-
-def _allowed(ran: Sequence[Entry], max_cost: float | None) -> list[Entry]:
-    """Those within the limit. Raises UserError where there is a limit and no cost is known."""
-    costs = [entry.cost for entry in ran if entry.cost is not None]
-    if max_cost is None:
-        return list(ran)
-    if not costs:
-        raise UserError(f"no recipe's cost is known, so none can be held to a limit: {ran[0].note}")
-    return [entry for entry in ran if entry.cost is not None and entry.cost <= max_cost * min(costs)]
-
-
 def auto(
     encoder: Encoder,
     images: Float[np.ndarray, "n Y X 3"],
@@ -68,20 +53,36 @@ def auto(
     config: AutoConfig | None = None,
     price: Price = MODEL,
 ) -> AutoResult:
-    """Tries the recipes of `config` on reference images and returns the best encoder. The work folder keeps the table and the
+    """Tries the recipes of `config`, or composes some, and returns the best encoder. The work folder keeps the table and the
     searches' trials, by which a killed run goes on where it stopped and ends with the same choice. `price` gives costs: the model of
     `cost`, or a TPU compiler's cycles (`regcache_jax.tpu.ask.encoder_cycles`)."""
     config = config or AutoConfig()
     calibration, scoring = halves(images, config.seed)
     plans = find_plans(encoder, calibration, config.bits, workdir, config.search) if config.registers else {}
-    recipes = [
-        recipe
-        for recipe in config.recipes
-        if not config.static_only or all(scheme_of(recipe, bits).calibrated for bits in config.bits)
-    ]
-    bench = Bench(encoder, calibration, scoring, plans, price=price)
-    entries = compare(bench, cells_of(recipes, config.bits, plans), workdir)
+    bench = Bench(encoder, calibration, scoring, plans, price=price, draws=DRAWS)
+    entries = compare(bench, _cells(bench, config, workdir), workdir)
     chosen = choose(entries, config.max_cost)
-    allowed = set(map(id, _allowed([entry for entry in entries if entry.error is not None], config.max_cost)))
-    ranked = sorted(entries, key=lambda entry: (id(entry) not in allowed, entry.error is None, entry.error, entry.name))
-    return AutoResult(bench.encoder_of(chosen.cell), chosen, ranked)
+    within = allowed([entry for entry in entries if entry.error is not None], config.max_cost)
+    rest = ranked([entry for entry in within if entry is not chosen])
+    beyond = sorted(
+        (entry for entry in entries if entry not in within), key=lambda entry: (entry.error is None, entry.error)
+    )
+    return AutoResult(bench.encoder_of(chosen.cell), chosen, [chosen, *rest, *beyond])
+
+
+def _cells(bench: Bench, config: AutoConfig, workdir: Workdir) -> list[Cell]:
+    """The recipes that are asked for, else plain rounding and those that come through the passes on few pictures."""
+    if config.recipes is not None:
+        recipes = [
+            recipe
+            for recipe in config.recipes
+            if not config.static_only or all(scheme_of(recipe, bits).calibrated for bits in config.bits)
+        ]
+        return cells_of(recipes, config.bits, bench.plans)
+    cells: list[Cell] = []
+    for bits in config.bits:
+        plan_kinds: tuple[PlanKind | None, ...] = (None, "registers") if bits in bench.plans else (None,)
+        for plan in plan_kinds:
+            found = finalists(bench, bits, plan, workdir, static_only=config.static_only, max_cost=config.max_cost)
+            cells += [Cell(bits, recipe, plan) for recipe in ("rtn", *found)]
+    return cells

@@ -25,8 +25,8 @@ PlanKind = Literal["registers", "prefix-only", "delete-only"]
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """What is tried: a number of bits (`w8a8`, or `float`), a recipe of `RECIPES`, and what is in place of the plan that was searched
-    for those bits: all of it (`registers`), one of its halves, or nothing."""
+    """What is tried: a number of bits (`w8a8`, or `float`), a recipe (`recipes.options_of`), and what is in place of the plan that
+    was searched for those bits: all of it (`registers`), one of its halves, or nothing."""
 
     bits: str
     recipe: str = "rtn"
@@ -57,7 +57,8 @@ class Cell:
 class Entry:
     """A cell and what came of it; `fault` says why there are no numbers, `note` why one is missing.
 
-    `error`: without labels, against the float features. `described`: what a result row says of the encoder."""
+    `error`: without labels, against the float features, the mean over pictures and draws of the calibration pictures; `errors`:
+    a list a draw, of a number a picture. `described`: what a result row says of the encoder."""
 
     cell: Cell
     error: float | None = None
@@ -67,11 +68,30 @@ class Entry:
     fault: str | None = None
     note: str | None = None
     described: Json = dataclasses.field(default_factory=dict)
+    errors: list[list[float]] = dataclasses.field(default_factory=list)
+
+    @property
+    def worst(self) -> float | None:
+        """The error of the picture that comes off worst."""
+        return max((max(drawn) for drawn in self.errors), default=None)
+
+    @property
+    def jitter(self) -> float | None:
+        """How much the mean error moves with the pictures and with the draws (one standard error)."""
+        return standard_error(np.asarray(self.errors)) if self.errors else None
 
     @property
     def name(self) -> str:
         """Its cell's."""
         return self.cell.name
+
+
+def standard_error(errors: Float[np.ndarray, "draws n"]) -> float:
+    """Of the mean over pictures and draws: what pictures and draws differ by, added."""
+    draws, pictures = errors.shape
+    of_pictures = np.var(errors.mean(axis=0), ddof=1) / pictures if pictures > 1 else 0.0
+    of_draws = np.var(errors.mean(axis=1), ddof=1) / draws if draws > 1 else 0.0
+    return float(np.sqrt(of_pictures + of_draws))
 
 
 def kept(

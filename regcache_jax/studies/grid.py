@@ -55,7 +55,8 @@ def label_free_error(features: Float[np.ndarray, "n E"], reference: Float[np.nda
 @dataclasses.dataclass(frozen=True)
 class Bench:
     """What cells are tried on: `calibration` pictures give the scales; of `scoring` pictures (others) the label-free error and, by a
-    `judge`, any metrics are measured; `price` gives the cost. `plans`: the registers for a number of bits."""
+    `judge`, any metrics are measured; `price` gives the cost. `plans`: the registers for a number of bits. `draws`: into how many
+    parts the calibration pictures are dealt, each of which makes the encoder anew."""
 
     encoder: Encoder
     calibration: Images
@@ -64,6 +65,7 @@ class Bench:
     judge: Judge | None = None
     price: Price = MODEL
     batch_size: int = 64
+    draws: int = 1
 
     @functools.cached_property
     def reference(self) -> Float[np.ndarray, "n E"]:
@@ -75,11 +77,19 @@ class Bench:
         """What every cell's numbers depend on."""
         judge = None if self.judge is None else self.judge.identity
         spec = json.dumps(self.encoder.spec.to_json(), sort_keys=True)
-        return [spec, content_hash((self.encoder.params, self.calibration, self.scoring)), judge, self.price.unit]
+        return [
+            spec,
+            content_hash((self.encoder.params, self.calibration, self.scoring)),
+            judge,
+            self.price.unit,
+            str(self.draws),
+        ]
 
-    def encoder_of(self, cell: Cell) -> Encoder:
-        """The encoder that a cell speaks of. Raises UserError for a recipe that does not go with the plan."""
-        return cell.encoder(self.encoder, lambda: self.calibration, self.plans.get(cell.bits))
+    def encoder_of(self, cell: Cell, draw: int | None = None) -> Encoder:
+        """The encoder that a cell speaks of, made with all calibration pictures or with those of a draw. Raises UserError for a recipe
+        that does not go with the plan."""
+        pictures = self.calibration if draw is None else self.calibration[draw :: self.draws]
+        return cell.encoder(self.encoder, lambda: pictures, self.plans.get(cell.bits))
 
     def made_from(self, cell: Cell) -> list[Any]:
         """What a cell's numbers depend on."""
@@ -87,32 +97,36 @@ class Bench:
         scheme = cell.scheme()
         return [*self.identity, dataclasses.asdict(cell), None if scheme is None else scheme.to_json(), plan]
 
-    def measured(self, quantized: Encoder) -> tuple[float, dict[str, float]]:
-        """Label-free error and metrics of an encoder."""
-        features = features_of(quantized, self.scoring, self.batch_size)
+    def measured(self, features: Float[np.ndarray, "n E"]) -> tuple[list[float], dict[str, float]]:
+        """Label-free errors of the scored pictures, to four digits (below them is the order of additions), and metrics."""
         metrics = {} if self.judge is None else self.judge.metrics(features)
-        return label_free_error(features, self.reference), {name: float(value) for name, value in metrics.items()}
+        errors = [float(f"{error:.4g}") for error in feature_errors(features, self.reference)]
+        return errors, {name: float(value) for name, value in metrics.items()}
 
     def attempt(self, cell: Cell) -> Entry:
         """What comes of a cell."""
         began = time.monotonic()
         try:
-            quantized = self.encoder_of(cell)
+            made = [self.encoder_of(cell, draw) for draw in range(self.draws)]
         except UserError as fault:
             return Entry(cell, fault=str(fault))
-        error, metrics = self.measured(quantized)
-        seconds = round(time.monotonic() - began, 1)
+        features = [features_of(each, self.scoring, self.batch_size) for each in made]
+        drawn = [self.measured(each) for each in features]
+        errors = [each for each, _ in drawn]
+        metrics = {name: float(np.mean([each[name] for _, each in drawn])) for name in drawn[0][1]}
+        error = float(np.mean([label_free_error(each, self.reference) for each in features]))
+        entry = Entry(cell, error, None, metrics, round(time.monotonic() - began, 1), errors=errors)
         try:
-            return Entry(cell, error, self.price.of(quantized), metrics, seconds)
+            return dataclasses.replace(entry, cost=self.price.of(made[0]))
         except UserError as fault:
-            return Entry(cell, error, None, metrics, seconds, note=f"cost unknown: {fault}")
+            return dataclasses.replace(entry, note=f"cost unknown: {fault}")
 
 
-def compare(bench: Bench, cells: Sequence[Cell], workdir: Workdir) -> list[Entry]:
-    """Tries every cell, or finds again in the work folder what came of it."""
+def compare(bench: Bench, cells: Sequence[Cell], workdir: Workdir, stage: str = "evaluate") -> list[Entry]:
+    """Tries every cell, or finds again in the work folder what came of it (under `stage` and its name)."""
     entries: list[Entry] = []
     for cell in cells:
         attempt = functools.partial(bench.attempt, cell)
-        entries.append(kept(workdir, f"evaluate_{cell.name}", bench.made_from(cell), attempt))
+        entries.append(kept(workdir, f"{stage}_{cell.name}", bench.made_from(cell), attempt))
         workdir.observer.moved(len(entries), len(cells), cell.name)
     return entries

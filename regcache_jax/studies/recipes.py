@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from regcache_jax.core.errors import UserError
+from regcache_jax.core.errors import UserError, shown
 from regcache_jax.core.options import check_fields, option
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.search_config import SearchConfig
@@ -42,14 +42,48 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 QUICK = tuple(name for name in RECIPES if name not in ("fima_q", "learned"))
-"""What is tried unless others are asked for: all that takes seconds on a small encoder."""
+"""What `compare` tries unless others are asked for: all that takes seconds on a small encoder."""
+
+WORDS: dict[str, dict[str, Any]] = {
+    "static": {},
+    "group": {"activations": "group"},
+    "tensor": {"activations": "tensor"},
+    "token": {"activations": "token"},
+    "symmetric": {},
+    "asymmetric": {"symmetric": False},
+    "absmax": {},
+    "percentile": {"estimator": "percentile"},
+    "mse": {"estimator": "mse"},
+    "entropy": {"estimator": "entropy"},
+    "qk": {"products": ("qk",)},
+    "pv": {"products": ("pv",)},
+    "qk,pv": {"products": ("qk", "pv")},
+}
+"""What may stand behind the method of a recipe that is composed: `smoothquant+erq@group@percentile`."""
+
+
+def options_of(recipe: str) -> dict[str, Any]:
+    """The options of a scheme that a recipe stands for: a name in `RECIPES`, or a method and `WORDS`, each after an @.
+
+    Raises UserError for unknown ones."""
+    if recipe in RECIPES:
+        return RECIPES[recipe]
+    method, *words = recipe.split("@")
+    unknown = [word for word in words if word not in WORDS]
+    if not words or unknown:
+        raise UserError(
+            f"unknown recipe {shown(recipe)!r}; recipes are {', '.join(RECIPES)}, and methods with @ and any of {', '.join(WORDS)}"
+        )
+    options: dict[str, Any] = {"method": method}
+    for word in words:
+        options |= WORDS[word]
+    return options
 
 
 def scheme_of(recipe: str, bits: str, weights: str = "channel") -> Scheme:
-    """The scheme of a recipe at `w8a8` and the like. Raises UserError for unknown recipes and for `float`."""
-    if recipe not in RECIPES:
-        raise UserError(f"unknown recipe {recipe!r}; recipes are {', '.join(RECIPES)}")
-    scheme = Scheme.named(bits, weights=weights, **RECIPES[recipe])
+    """The scheme of a recipe at `w8a8` and the like. Raises UserError for unknown recipes, for parts that do not go together, and for
+    `float`."""
+    scheme = Scheme.named(bits, weights=weights, **options_of(recipe))
     if scheme is None:
         raise UserError("float is not a number of bits; try w8a8, w6a6 or w4a4")
     return scheme
@@ -60,7 +94,10 @@ class AutoConfig:
     """What `auto` tries, and what it may choose. Raises UserError for values out of bounds."""
 
     bits: tuple[str, ...] = option("Bits of weights and activations.", ("w8a8",))
-    recipes: tuple[str, ...] = option("What to try, with commas, or all; by default what is quick.", QUICK)
+    recipes: tuple[str, ...] | None = option(
+        "What to try, with commas, or all; by default recipes are composed of methods, sharing of scales and ranges.",
+        None,
+    )
     max_cost: float | None = option("At most so many times the cheapest recipe's cost.", None, unit="times", least=1)
     static_only: bool = option("No scales that are measured while running.", False)
     registers: bool = option("Search for registers as well.", True)

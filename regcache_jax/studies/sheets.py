@@ -47,7 +47,7 @@ def write_tables(
     rows = [_row(entry, encoder, dataset, float_metrics, cost_unit) for entry in entries]
     results.write(out / "compare.json", rows)
     names = sorted({name for entry in entries for name in entry.metrics})
-    header = ["bits", "recipe", "registers", "error", "cost", *names, "fault"]
+    header = ["bits", "recipe", "registers", "error", "jitter", "worst", "cost", *names, "fault"]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(header)
@@ -59,6 +59,8 @@ def write_tables(
                 entry.cell.recipe,
                 entry.cell.plan is not None,
                 entry.error,
+                entry.jitter,
+                entry.worst,
                 entry.cost,
                 *numbers,
                 entry.fault or entry.note,
@@ -93,6 +95,8 @@ def _row(
             "recipe": cell.recipe,
             "options": scheme.to_json(),
             "label_free_error": entry.error,
+            "label_free_error_jitter": entry.jitter,
+            "label_free_error_worst": entry.worst,
             "cost": entry.cost,
             "cost_unit": cost_unit,
             "seconds": entry.seconds,

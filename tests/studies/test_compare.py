@@ -16,9 +16,10 @@ from regcache_jax.core.search_config import SearchConfig
 from regcache_jax.files.workdir import Workdir
 from regcache_jax.models.plan_file import load_plan
 from regcache_jax.quantization.quantize import quantize
-from regcache_jax.studies import plans
-from regcache_jax.studies.auto import AutoConfig, auto, choose, halves
+from regcache_jax.studies import composed, plans
+from regcache_jax.studies.auto import AutoConfig, auto, halves
 from regcache_jax.studies.cells import Cell, Entry, cells_of
+from regcache_jax.studies.choice import choose, equals, ranked
 from regcache_jax.studies.cost import Price, cost
 from regcache_jax.studies.grid import Bench, Judge, compare, features_of, label_free_error
 from regcache_jax.studies.plans import find_plans
@@ -177,8 +178,15 @@ def test_cost_by_hand():
 def test_every_recipe_is_a_scheme():
     for recipe in RECIPES:
         assert scheme_of(recipe, "w6a6").name == "w6a6"
-    with pytest.raises(UserError, match="unknown recipe"):
-        scheme_of("magic", "w8a8")
+    composed = scheme_of("smoothquant+erq@group@percentile", "w8a8")
+    assert (composed.method, composed.activations, composed.estimator) == ("smoothquant+erq", "group", "percentile")
+    for wrong, message in (
+        ("magic", "unknown recipe"),
+        ("gptq@magic", "unknown recipe"),
+        ("rtn@token@mse", "goes with"),
+    ):
+        with pytest.raises(UserError, match=message):
+            scheme_of(wrong, "w8a8")
 
 
 def test_auto_takes_the_least_error_that_the_limit_allows():
@@ -197,6 +205,60 @@ def test_auto_takes_the_least_error_that_the_limit_allows():
         choose(unknown, 1.1)
     with pytest.raises(UserError, match="nothing could be tried: broken"):
         choose([Entry(Cell("w8a8", "a"), fault="broken")], None)
+
+
+def entry(name, drawn, cost=1.0):
+    return Entry(Cell("w8a8", name), float(np.mean(drawn)), cost, errors=np.asarray(drawn).tolist())
+
+
+def test_ties_go_to_the_cheaper_then_to_the_better_tail():
+    rng = np.random.default_rng(0)
+    noise = rng.uniform(0.5, 1.5, (2, 64))
+    best, equal = entry("best", noise, 1.2), entry("equal", noise + rng.normal(0, 0.1, noise.shape), 1.0)
+    clear = entry("clear", noise * 0.5, 2.0)
+    assert choose([best, equal]) is equal  # the means differ by less than the pictures do
+    assert choose([best, equal, clear]) is clear  # a real gain is not a tie, whatever it costs
+    tail = equal.errors[0].index(max(equal.errors[0]))
+    calmer = [list(drawn) for drawn in equal.errors]
+    calmer[0][tail] -= 0.05
+    assert choose([equal, entry("a calmer one", calmer)]).cell.recipe == "a calmer one"
+    assert [each.cell.recipe for each in equals([best, equal, clear])] == ["clear"]
+    assert ranked([best, clear, equal]) == [clear, equal, best]
+
+
+def test_two_draws_that_differ_are_told_from_one_that_is_lucky():
+    drawn = np.ones((2, 64))
+    steady, lucky = entry("steady", drawn), entry("lucky", drawn * [[0.5], [1.4]], 2.0)
+    assert lucky.error < steady.error and choose([steady, lucky]) is steady
+    assert lucky.jitter == pytest.approx(0.45, rel=0.01) and steady.jitter == 0
+
+
+def test_a_better_mean_is_not_bought_with_a_worse_tail():
+    even = entry("even", np.full((1, 64), 0.010))
+    spiky = entry("spiky", [[0.008] * 63 + [0.09]])
+    assert spiky.error < even.error and choose([even, spiky]) is even
+    far = entry(
+        "far", np.full((1, 64), 0.03)
+    )  # its tail is even, but its mean three times the least: no measure for others
+    assert choose([spiky, far]) is spiky
+
+
+@pytest.mark.slow
+def test_recipes_are_composed_of_the_parts_that_come_through(tmp_path, monkeypatch):
+    monkeypatch.setattr(composed, "PREPARING", ("rtn", "smoothquant"))
+    monkeypatch.setattr(composed, "SHARINGS", ("static", "group", "token"))
+    monkeypatch.setattr(composed, "ROUNDINGS", ("", "clipping"))
+    monkeypatch.setattr(composed, "RANGES", ("absmax", "asymmetric"))
+    recorder = Recorder()
+    config = AutoConfig(bits=("w4a4",), registers=False, static_only=True)
+    result = auto(small.encoder("clip"), np.asarray(small.images(64, seed=1)), Workdir(tmp_path, recorder), config)
+    few = [stage for stage in recorder.ran if stage.startswith("few_")]
+    assert few[:4] == [f"few_w4a4-{method}@{who}" for method in ("rtn", "smoothquant") for who in ("static", "group")]
+    assert any("clipping" in stage for stage in few) and any("asymmetric" in stage for stage in few)
+    assert len(result.entries) == 1 + composed.FINALISTS
+    plain = next(each for each in result.entries if each.cell.recipe == "rtn")
+    assert result.chosen.error < 0.8 * plain.error
+    assert all(scheme_of(each.cell.recipe, "w4a4").calibrated for each in result.entries)
 
 
 @pytest.mark.slow
