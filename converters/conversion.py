@@ -30,7 +30,7 @@ from regcache_jax.converters.formats import Format, Given
 from regcache_jax.converters.readers import Tensors
 
 from regcache_jax.core.conversion import Choices
-from regcache_jax.core.errors import UserError
+from regcache_jax.core.errors import UserError, shown
 from regcache_jax.core.names import from_tree, to_names, to_tree
 from regcache_jax.core.spec import EncoderSpec, ImpossibleSpec
 from regcache_jax.encoders import catalog, tokenizers
@@ -207,19 +207,26 @@ def check_pictures(spec: EncoderSpec) -> None:
 
 
 def recognise(tensors: Tensors, config: Mapping[str, Any], source: sources.Source) -> Format:
-    """The layout of a checkpoint: by its config's `model_type` where it has one, else by its names."""
+    """The layout of a checkpoint, by its names; its config's `model_type`, where it has one, must not say another."""
     model_type = config.get("model_type")
     by_type = [format for format in FORMATS if model_type in format.model_types]
     by_names = fitting(tensors, source)
     if model_type and not by_type and not by_names:
         known = sorted({kind for format in FORMATS for kind in format.model_types})
-        raise UserError(f"{source.folder} holds a {model_type!r}; encoders that can be converted: {', '.join(known)}")
+        raise UserError(
+            f"{source.folder} holds a {shown(repr(model_type), 60)}; encoders that can be converted: {', '.join(known)}"
+        )
     for format in (*by_names, *by_type):
+        if model_type and format.model_types and format not in by_type:
+            raise UserError(
+                f"{source.folder}: config.json says model_type {shown(repr(model_type), 60)}, the tensors are those of {format.name} "
+                f"({', '.join(format.model_types)}); one of the files is of another model"
+            )
         return format
-    shown = ", ".join(list(tensors)[:5])
+    listed = shown(", ".join(list(tensors)[:5]))
     raise UserError(
         f"{source.weights} is in no layout that is known ({', '.join(format.name for format in FORMATS)}); "
-        f"it holds {len(tensors)} tensors: {shown}"
+        f"it holds {len(tensors)} tensors: {listed}"
     )
 
 

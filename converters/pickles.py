@@ -31,10 +31,18 @@ _STORAGES = {
     "BoolStorage": np.dtype(np.bool_),
 }
 _SAME = ("restore_type_tag", "build_intlist", "build_doublelist", "build_boollist", "build_tensorlist")
-_MOST_STEPS = 1_000_000  # of one pickle; a large encoder with its optimizer takes about 50,000
+_KNOWN = {
+    "collections": ("OrderedDict",),
+    "torch._utils": ("_rebuild_tensor_v2", "_rebuild_tensor", "_rebuild_parameter"),
+    "torch.jit._pickle": _SAME,
+    "torch": ("Size", "device", *_STORAGES),
+}
+"""What a pickle may name, by module; TorchScript archives name a module of their own besides."""
+_MOST_STEPS = 1_000_000  # of one pickle; an encoder of 400 blocks with Adam's moments (22,400 tensors) takes 700,089
 _MOST_ENTRIES = 1_000_000  # of all containers, each counted wherever it is named
 _DEEPEST = 64  # containers inside containers; real encoders have fewer than ten
 _LONGEST_NAME = 1000
+_LONGEST_NAMES = 1 << 26  # characters of all names that are made, nested ones with those they lie in
 _LARGEST_RANK = 16
 _BITS = 63  # of a size, or of a number that is a name
 
@@ -107,26 +115,33 @@ def named_tensors(root: Any) -> dict[str, StorageView]:
     and where containers hold themselves."""
     found: dict[str, StorageView] = {}
     pending = [("", root, 0)]
-    entries = 0
+    entries = characters = 0
     while pending:
         prefix, node, depth = pending.pop()
-        contents = node.attributes if isinstance(node, _Box) else node
-        if isinstance(contents, StorageView):
+        if isinstance(node, StorageView):
             if prefix in found:
                 raise UserError(f"two of its tensors are called {shown(prefix)}")
-            found[prefix] = contents
-        elif isinstance(contents, Mapping):
-            entries += len(contents)
-            if depth >= _DEEPEST or entries > _MOST_ENTRIES:
+            found[prefix] = node
+            continue
+        contents = node.attributes if isinstance(node, _Box) else node
+        if not isinstance(contents, Mapping):
+            continue
+        entries += len(contents)
+        if depth >= _DEEPEST or entries > _MOST_ENTRIES:
+            raise UserError(
+                f"its containers hold themselves, or one another more than {_MOST_ENTRIES:,} times or {_DEEPEST} deep"
+            )
+        for name, child in reversed(contents.items()):
+            length = len(prefix) + len(name) if isinstance(name, str) else len(prefix)
+            if length > _LONGEST_NAME:
                 raise UserError(
-                    f"its containers hold themselves, or one another more than {_MOST_ENTRIES:,} times or {_DEEPEST} deep"
+                    f"the name {shown(f'{prefix}.{name}')} has {length:,} characters, at most {_LONGEST_NAME:,} are read"
                 )
-            if len(prefix) > _LONGEST_NAME:
-                raise UserError(
-                    f"the name {shown(prefix)} has {len(prefix):,} characters, at most {_LONGEST_NAME:,} are read"
-                )
-            dot = f"{prefix}." if prefix else ""
-            pending.extend((f"{dot}{name}", child, depth + 1) for name, child in reversed(contents.items()))
+            characters += length
+            if isinstance(child, StorageView | _Box | Mapping):
+                pending.append((f"{prefix}.{name}" if prefix else str(name), child, depth + 1))
+        if characters > _LONGEST_NAMES:
+            raise UserError(f"its names have more than {_LONGEST_NAMES:,} characters")
     if not found:
         raise UserError("it holds no tensors")
     return found
@@ -295,13 +310,7 @@ class _Interpreter:
 
 def _known(module: str, name: str) -> _Name:
     """Raises UserError for whatever could do more than hold data."""
-    known = {
-        "collections": ("OrderedDict",),
-        "torch._utils": ("_rebuild_tensor_v2", "_rebuild_tensor", "_rebuild_parameter"),
-        "torch.jit._pickle": _SAME,
-        "torch": ("Size", "device", *_STORAGES),
-    }
-    if name in known.get(module, ()) or module.partition(".")[0] == "__torch__":
+    if name in _KNOWN.get(module, ()) or module.partition(".")[0] == "__torch__":
         return _Name(module, name)
     raise UserError(
         f"it asks for {shown(module)}.{shown(name)}, which is not part of a tensor; such a file could run code and is not read. "

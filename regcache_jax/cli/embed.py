@@ -29,8 +29,9 @@ class EmbedArgs(ParallelArgs):
 def embed(model: str, chosen: EmbedArgs) -> None:
     """Write the features of a folder of pictures, and of texts.
 
-    The file holds `features` [n, D] float32, `paths` and, with --texts, `text_features`. A picture that cannot be read is
-    reported and left out; the exit status is then 1.
+    The file holds `features` [n, D] float32, `paths`, with --texts `text_features`, and where texts of the same name lie beside
+    pictures `captions` (JSON: a list of texts a picture). A picture that cannot be read is reported and left out; the exit status is
+    then 1.
     """
     from regcache_jax.core.errors import UserError
     from regcache_jax.data import open_dataset

@@ -128,7 +128,7 @@ def run_and_show(config: ConfigDict, workdir: str) -> None:
     print_table(f"{rows[0]['model']} on {rows[0]['dataset']}", columns, shown)
     for number, note in enumerate(notes):
         say(f"[{number + 1}] {note}")
-        say(f"results.json and report.html written to {workdir}; {time.monotonic() - began:.0f} s")
+    say(f"results.json and report.html written to {workdir}; {time.monotonic() - began:.0f} s")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,6 @@ The hashed text tower of the bundled encoder has instead `embedding [V, C]`, `fc
 from __future__ import annotations
 
 import dataclasses
-import math
 import types
 import typing
 from typing import Any, Literal, NamedTuple
@@ -42,6 +41,8 @@ HALF = (0.5, 0.5, 0.5)
 SIDE, WIDTH, BLOCKS, TOKENS, WORDS, NAME = 1 << 13, 1 << 16, 1 << 10, 1 << 16, 1 << 22, 300
 """The most that a spec may state of pixels a side, of channels, of blocks (heads, trained registers, patches a side), of tokens, of words
 in a vocabulary, of characters in a name: far beyond what is known, far below what a mistake or a hostile file asks for."""
+LARGEST_MEAN, SMALLEST_STD = 1000.0, 1e-6
+"""Of preprocessing, whose values lie in 0..1 before it: beyond these, float32 would lose what a picture shows."""
 
 
 class ImpossibleSpec(UserError):
@@ -179,10 +180,10 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         _check_ranges(self, image_size=(1, SIDE), resize_size=(1, SIDE))
-        if not all(map(math.isfinite, self.mean)):
-            raise ImpossibleSpec(f"mean must be finite, got {self.mean}")
-        if not all(math.isfinite(each) and each > 0 for each in self.std):
-            raise ImpossibleSpec(f"std must be finite and above 0, got {self.std}")
+        if not all(abs(each) <= LARGEST_MEAN for each in self.mean):  # NaN is not either
+            raise ImpossibleSpec(f"mean must be within {-LARGEST_MEAN}..{LARGEST_MEAN}, got {self.mean}")
+        if not all(SMALLEST_STD <= each <= LARGEST_MEAN for each in self.std):
+            raise ImpossibleSpec(f"std must be {SMALLEST_STD}..{LARGEST_MEAN}, got {self.std}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,8 @@ from regcache_jax.files.paths import files_below
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 
+CAPTIONS_LIMIT = 1 << 20
+"""Bytes of the captions of one picture."""
 MOST_ENTRIES = 20_000_000
 """Files and folders that a folder may hold: links that lead to links could be walked for ever."""
 
@@ -101,7 +103,7 @@ def folder_dataset(name: str, root: epath.Path, split: str | None) -> Dataset:
 
     def captions(index: int) -> tuple[str, ...]:
         beside = files[index].with_suffix(".txt")
-        return lines(read_text(beside)) if beside in texts else ()
+        return lines(read_text(beside, CAPTIONS_LIMIT)) if beside in texts else ()
 
     notes = [f"{root}{others}"] if (others := _others(seen, files)) else []
     if classes and (empty := sorted(set(seen.folders) - set(classes))):

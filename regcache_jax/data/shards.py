@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.files.bounded import open_in_pieces
+from regcache_jax.files.pictures import LARGEST_FILE
 
 
 class Place(NamedTuple):
@@ -26,14 +28,18 @@ class Handles(threading.local):
     """Open files, kept open for each thread, because reading moves a file's position."""
 
     def __init__(self) -> None:
-        self.open = functools.lru_cache(maxsize=32)(lambda file: epath.Path(file).open("rb"))
+        self.open = functools.lru_cache(maxsize=32)(open_in_pieces)
 
 
 _HANDLES = Handles()
 
 
-def read(place: Place) -> bytes:
-    """The bytes of a record. Raises UserError for a file that ends too early."""
+def read(place: Place, limit: int) -> bytes:
+    """The bytes of a record. Raises UserError for one of more than `limit`, and for a file that ends too early."""
+    if place.size > limit:
+        raise UserError(
+            f"{place.file}: the record at byte {place.offset} is too large: {place.size:,} bytes, at most {limit:,} are read"
+        )
     handle = _HANDLES.open(place.file)
     handle.seek(place.offset)
     data = handle.read(place.size)
@@ -48,7 +54,7 @@ def tfrecord_index(file: epath.Path, skip: int = 0, take: int | None = None) -> 
     places: list[Place] = []
     stored = file.stat().length
     offset, number = 0, 0
-    with file.open("rb") as handle:
+    with open_in_pieces(file) as handle:
         while offset < stored and (take is None or number < skip + take):
             handle.seek(offset)
             header = handle.read(12)
@@ -77,4 +83,4 @@ class TfrecordSource:
         return len(self._places)
 
     def __getitem__(self, index: int) -> Any:
-        return self._decode(read(self._places[index]))
+        return self._decode(read(self._places[index], LARGEST_FILE))

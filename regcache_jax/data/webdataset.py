@@ -17,9 +17,10 @@ from etils import epath
 from regcache_jax.core.errors import UserError, shown
 from regcache_jax.data.annotations import json_captions
 from regcache_jax.data.dataset import Dataset, Example, check_label
-from regcache_jax.data.folders import PICTURE_SUFFIXES, lines
+from regcache_jax.data.folders import CAPTIONS_LIMIT, PICTURE_SUFFIXES, lines
 from regcache_jax.data.shards import Place, read
-from regcache_jax.files.bounded import decode, read_text
+from regcache_jax.files.bounded import decode, open_in_pieces, read_text
+from regcache_jax.files.pictures import LARGEST_FILE
 
 PICTURES = tuple(sorted(suffix.removeprefix(".") for suffix in PICTURE_SUFFIXES))
 LARGEST_CLASS = 1 << 20
@@ -72,7 +73,7 @@ def _samples(shard: epath.Path) -> Iterator[Sample]:
 
 def _members(shard: epath.Path) -> Iterator[tuple[tarfile.TarInfo, bytes | None]]:
     """The files of a shard, and the content of those that hold a class. Raises UserError for what is no whole tar file."""
-    with shard.open("rb") as raw:
+    with open_in_pieces(shard) as raw:
         try:
             with tarfile.open(fileobj=raw, mode="r:") as archive:
                 for member in archive:
@@ -142,14 +143,15 @@ def webdataset(name: str, root: epath.Path, split: str) -> Dataset:
     def get(index: int) -> Example:
         sample = samples[index]
         suffix = next(suffix for suffix in sample.files if suffix in PICTURES)
-        return Example(read(sample.files[suffix]), sample.label, f"{name}/{split}/{index}")
+        return Example(read(sample.files[suffix], LARGEST_FILE), sample.label, f"{name}/{split}/{index}")
 
     def captions(index: int) -> tuple[str, ...]:
         sample = samples[index]
-        texts = lines(decode(read(sample.files["txt"]), f"{sample.name}.txt")) if "txt" in sample.files else ()
-        return texts or (
-            json_captions(read(sample.files["json"]), f"{sample.name}.json") if "json" in sample.files else ()
-        )
+        held = {
+            suffix: read(sample.files[suffix], CAPTIONS_LIMIT) for suffix in ("txt", "json") if suffix in sample.files
+        }
+        texts = lines(decode(held["txt"], f"{sample.name}.txt")) if "txt" in held else ()
+        return texts or (json_captions(held["json"], f"{sample.name}.json") if "json" in held else ())
 
     left_out = len(every) - len(samples)
     notes = (f"{root}: {left_out} of {len(every)} samples hold no picture and are left out",) if left_out else ()

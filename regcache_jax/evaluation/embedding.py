@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,10 +24,11 @@ from regcache_jax.models.folder import Model
 
 
 class Embedded(NamedTuple):
-    """Features of the pictures that could be read, their relative paths, and a message for each of the others."""
+    """Features of the pictures that could be read, their relative paths and captions, and a message for each of the others."""
 
     features: Float[np.ndarray, "n E"]
     paths: list[str]
+    captions: list[tuple[str, ...]]
     unreadable: list[str]
 
 
@@ -41,7 +43,8 @@ def embed_pictures(
 ) -> Embedded:
     """Features of all pictures of a dataset, in its order. `strict` raises at the first picture that cannot be read.
 
-    Raises UserError where none can be, and for features that are not finite."""
+    Raises UserError where none can be, for captions that cannot be read, and for features that are not finite."""
+    captions = [dataset.captions(index) for index in range(len(dataset))]
     missing = None if strict else Missing(allowed=len(dataset))
     found = extract_labelled(
         encode_image,
@@ -55,7 +58,13 @@ def embed_pictures(
     unreadable = [] if missing is None else missing.messages
     if not len(found["place"]):
         raise UserError(f"none of the {len(dataset)} pictures could be read; the first: {unreadable[0]}")
-    return Embedded(found["features"], [dataset[int(place)].name for place in found["place"]], unreadable)
+    places = [int(place) for place in found["place"]]
+    return Embedded(
+        found["features"],
+        [dataset[place].name for place in places],
+        [captions[place] for place in places],
+        unreadable,
+    )
 
 
 def embed_texts(
@@ -74,9 +83,12 @@ def embed_texts(
 
 
 def write_embeddings(path: epath.PathLike, embedded: Embedded, texts: Float[np.ndarray, "n E"] | None = None) -> None:
-    """Writes an .npz with `features`, `paths` and (if given) `text_features`, whole or not at all."""
+    """Writes an .npz with `features`, `paths` and, where there are any, `captions` (JSON, a list of texts a picture: an array of texts
+    would make all as long as the longest) and `text_features`, whole or not at all."""
     path = epath.Path(path)
     arrays: dict[str, Any] = {"features": embedded.features.astype(np.float32), "paths": np.array(embedded.paths)}
+    if any(embedded.captions):
+        arrays["captions"] = np.array(json.dumps(embedded.captions))
     if texts is not None:
         arrays["text_features"] = texts.astype(np.float32)
     write_whole(path, npz_bytes(arrays))

@@ -16,7 +16,7 @@ import os
 import stat
 import types
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar, cast
 
 import pydantic
 import pydantic_core
@@ -31,6 +31,8 @@ TEXT_LIMIT = 64 << 20
 DEEPEST = 200
 """How deep JSON may be nested; pydantic's parser has this bound built in."""
 FAULTS_SHOWN = 6
+LARGEST = 1 << 40
+"""Bytes of a file that is read in pieces."""
 
 _adapter: Callable[[Any], Any] = functools.lru_cache(maxsize=64)(pydantic.TypeAdapter)
 
@@ -61,6 +63,13 @@ def open_regular(path: epath.PathLike, limit: int) -> io.BufferedIOBase:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{shown(path)} cannot be read: {_reason(error)}") from None
+
+
+def open_in_pieces(path: epath.PathLike) -> BinaryIO:
+    """A large file, for those who read it in pieces wherever it lies. Raises UserError as `open_regular` does."""
+    if "://" in str(path):  # a store of objects holds nothing but regular ones
+        return cast(BinaryIO, epath.Path(path).open("rb"))
+    return cast(BinaryIO, open_regular(path, LARGEST))
 
 
 def _kind(mode: int) -> str:

@@ -11,6 +11,8 @@ import jax
 import numpy as np
 from etils import epath
 
+from regcache_jax.files.bounded import open_in_pieces
+
 PIECE = 1 << 22
 """Bytes that are read and hashed at a time; hashing them lets other threads run."""
 
@@ -66,9 +68,9 @@ def content_hash(tree: Any) -> str:
 
 
 def file_hash(path: epath.PathLike) -> str:
-    """SHA-256 of a file, read in pieces."""
+    """SHA-256 of a file, read in pieces. Raises UserError for what is no regular file."""
     digest = Digest()
-    with epath.Path(path).open("rb") as file:
+    with open_in_pieces(path) as file:
         while piece := file.read(PIECE):
             digest.bytes(piece)
     return digest.hex()

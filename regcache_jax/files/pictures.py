@@ -16,7 +16,9 @@ LARGEST_FILE = 1 << 29
 LARGEST_PICTURE = 89_478_485
 """Pixels of one picture (9,459 x 9,459): what Pillow itself takes without a warning. More is taken for a decompression bomb."""
 
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # what it warns of is refused here
+warnings.filterwarnings(
+    "ignore", module=r"PIL\."
+)  # of large pictures, which are refused here, and of damaged notes in them
 
 
 def decoded(content: bytes, name: str, what: str = "a picture") -> Image.Image:

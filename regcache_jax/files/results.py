@@ -69,11 +69,10 @@ def read(path: epath.PathLike) -> list[Row]:
     """Rows that `write` wrote. Raises UserError for another file, and for rows that are not as they were written."""
     rows: list[Row] = [dict(row) for row in read_json(path, list[_Row])]
     for number, row in enumerate(rows, 1):
-        if SEAL in row["quantization"]:
-            own = unsealed(row)
-            if sealed(own) != row:
-                raise UserError(f"{path}: row {number} is not as it was written (its hash differs); make it again")
-            rows[number - 1] = own
+        own = unsealed(row)
+        if sealed(own) != row:
+            raise UserError(f"{path}: row {number} is not as it was written (its hash differs); make it again")
+        rows[number - 1] = own
     return rows
 
 

@@ -12,12 +12,13 @@ gs:// or wherever else `etils.epath` reaches.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata as package_metadata
 from typing import Any
 
@@ -138,21 +139,31 @@ def _checkpointer(**how: Any) -> ocp.Checkpointer:
     )
 
 
+@contextlib.contextmanager
+def _orbax_says_nothing() -> Iterator[None]:
+    """Orbax logs what it then raises; that is told in one line."""
+    log = logging.getLogger("absl")
+    logged, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = logged
+
+
 def _save_parameters(folder: epath.Path, params: Any) -> None:
     """Raises OSError where Orbax, which has no error of its own for that, cannot write."""
-    log = logging.getLogger("absl")
-    logged, log.disabled = log.disabled, True  # Orbax logs the traceback of what it raises
     # as NumPy arrays: with several processes Orbax refuses device arrays that only one of them holds
     arrays = jax.tree.map(np.asarray, params)
     chunks = jax.tree.map(lambda leaf: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), arrays)
     try:
-        with _checkpointer(use_ocdbt=False, type_handler_registry=_WITHOUT_COPIES) as checkpointer:
+        with (
+            _orbax_says_nothing(),
+            _checkpointer(use_ocdbt=False, type_handler_registry=_WITHOUT_COPIES) as checkpointer,
+        ):
             checkpointer.save(_params(folder), args=ocp.args.PyTreeSave(arrays, save_args=chunks))
     except ValueError as error:  # TensorStore's: the path, then what the system said
         message = str(error).rpartition(" [")[0] or str(error)
         raise OSError(f"{folder}: {message.rpartition(': ')[2]}") from error
-    finally:
-        log.disabled = logged
 
 
 Placing = Callable[[str, jax.ShapeDtypeStruct], jax.sharding.Sharding]
@@ -171,7 +182,7 @@ def load(folder: epath.PathLike, *, sharding: jax.sharding.Sharding | Placing | 
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     placed = {path: sharding(path, leaf) if callable(sharding) else sharding for path, leaf in template.items()}
     try:
-        with _checkpointer() as checkpointer:
+        with _orbax_says_nothing(), _checkpointer() as checkpointer:
             _check_stored(folder, checkpointer.metadata(_params(folder)), template)
             flat = checkpointer.restore(
                 _params(folder),

@@ -11,7 +11,7 @@ from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 from regcache_jax.core.errors import UserError
 from regcache_jax.files import results
 from regcache_jax.files.bounded import read_json
-from regcache_jax.files.sealed import SEAL, is_sealed
+from regcache_jax.files.sealed import is_sealed
 from regcache_jax.report.tables import ROW_LABELS
 
 Json = dict[str, Any]
@@ -110,7 +110,7 @@ def read_story(workdir: epath.PathLike) -> tuple[list[results.Row], Json]:
     rows = results.read(rows_file)
     read_json(story_file, _Story)
     story: Json = read_json(story_file, dict[str, Any])  # as it is written: a thumbnail stays text
-    if SEAL in story and not is_sealed(story):
+    if not is_sealed(story):
         raise UserError(f"{story_file} is not as it was written (its hash differs); run `regcache run` again")
     faults = [*_faults_of_rows(rows), *_faults_of_story(story)]
     if faults:

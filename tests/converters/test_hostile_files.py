@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from flax import serialization
+from killing import in_a_fresh_process
 from randomized import clip, save_random, siglip
 from regcache_jax.converters.engine import StoredTensor
 from regcache_jax.converters.formats import Given, section
@@ -141,6 +142,30 @@ def test_a_pickle_reaches_nothing_outside_itself_and_ends(code, message):
         with pytest.raises(UserError, match=message):
             described(code)
     assert np.arange(3, dtype=jnp.bfloat16).tobytes() == before and jnp.dtype(jnp.bfloat16).itemsize == 2
+
+
+LONGEST_WORK = """
+import contextlib, io, struct, time
+from regcache_jax.converters.pickles import describe, named_tensors
+from regcache_jax.core.errors import UserError
+
+name = b"X" + struct.pack("<I", 1 << 24) + b"k" * (1 << 24) + b"q\\1"
+for code in (
+    b"ctorch\\nSize\\n" * 1_000_000,
+    b"}" + name + b"0" + b"".join(b"J%b}h\\1K\\1ss" % struct.pack("<I", number) for number in range(150_000)),
+):
+    began = time.process_time()
+    with contextlib.suppress(UserError):
+        named_tensors(describe(io.BytesIO(code + b".")).root)
+    print(time.process_time() - began)
+"""
+
+
+@pytest.mark.slow
+def test_a_pickle_that_asks_for_the_most_work_is_refused_or_read_within_ten_seconds():
+    """In a process of its own, without the checks of annotations that tests run under."""
+    seconds = in_a_fresh_process(LONGEST_WORK).split()
+    assert len(seconds) == 2 and max(map(float, seconds)) < 10
 
 
 @pytest.mark.parametrize("new", [True, False])

@@ -159,7 +159,7 @@ def test_a_folder_without_a_finished_run_or_with_a_torn_one_is_refused(rows, sto
     with pytest.raises(UserError, match="holds no finished run"):
         read_story(tmp_path)
     (tmp_path / "results.json").write_text("[]")
-    write_json(tmp_path / "story.json", story)
+    write_json(tmp_path / "story.json", seal(story))
     with pytest.raises(UserError, match=r"results\.json holds no row"):
         read_story(tmp_path)
     results.write(tmp_path / "results.json", rows)
