@@ -18,7 +18,6 @@ from regcache_jax.encoders.parameters import count_parameters, image_table
 from regcache_jax.quantization.quantize import quantize
 from regcache_jax.tpu import ask as tpu
 
-
 PEER, PLAIN, REGISTERS, DELETION = (name for name in tpu.PROGRAMS if name != "bf16")
 
 
