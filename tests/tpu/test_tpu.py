@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import numpy as np
 import pytest
 import small_encoders as small
 
@@ -17,42 +18,34 @@ from regcache_jax.encoders.parameters import count_parameters, image_table
 from regcache_jax.quantization.quantize import quantize
 from regcache_jax.tpu import ask as tpu
 
-
-def programs(name: str, batches: dict[str, int]) -> dict[str, dict]:
-    """Rows of whole programs by their names, each at its own best batch (`benchmarks/tpu.py --sweep` finds them)."""
-    found = {program: tpu.report(name, batch=batch, programs=(program,)) for program, batch in batches.items()}
-    return {program: report["programs"][0] for program, report in found.items()}
+PEER, PLAIN, REGISTERS, DELETION = (name for name in tpu.PROGRAMS if name != "bf16")
 
 
-def ratio(rows: dict[str, dict], program: str, other: str) -> float:
-    return rows[program]["cycles_per_image"] / rows[other]["cycles_per_image"]
-
-
-PLAIN, REGISTERS, DELETION, PEER = "int8", "int8+registers", "int8+registers+deletion", "flax-bf16"
-
-
-@pytest.mark.slow
-def test_b16_with_registers_costs_as_much_as_plain_int8_with_deletion_less_and_seven_tenths_of_the_peer():
-    rows = programs("google/siglip-base-patch16-224", {PEER: 48, PLAIN: 24, REGISTERS: 24, DELETION: 24})
-    assert ratio(rows, REGISTERS, PLAIN) <= 1.01
-    assert ratio(rows, DELETION, PLAIN) <= 0.98
-    assert ratio(rows, DELETION, PEER) <= 0.72
-    assert all(row["unestimated"] == 0 for row in rows.values())  # nothing hides in calls without an estimate
+def cycles(num_blocks: int, *programs: str, **options) -> np.ndarray:
+    """Cycles an image of programs at the widths of a SigLIP B/16, 24 images at once, but with few blocks and no pooling head.
+    The same on every machine."""
+    spec = tpu.shallow(catalog.get("google/siglip-base-patch16-224").spec, num_blocks)
+    blocks = dataclasses.replace(spec.image.blocks, **options)
+    spec = dataclasses.replace(spec, image=dataclasses.replace(spec.image, blocks=blocks, pooling="mean"))
+    rows = tpu.report(spec, batch=24, programs=programs)["programs"]
+    assert not any(row["unestimated"] for row in rows)  # nothing hides in calls without an estimate
+    return np.array([row["cycles_per_image"] for row in rows])
 
 
 @pytest.mark.slow
-def test_l14_with_deletion_to_a_lane_boundary_is_cheaper_than_plain_int8_by_a_tenth_and_more():
-    rows = programs("openai/clip-vit-large-patch14", {PLAIN: 8, DELETION: 8})
-    assert ratio(rows, DELETION, PLAIN) <= 0.90
-    assert rows[DELETION]["cycles_per_image"] <= 0.60 * 2_032_457  # the peer at its best batch, 16
-
-
-@pytest.mark.slow
-def test_so400m_with_registers_costs_as_much_as_plain_int8_with_deletion_less_and_seven_tenths_of_the_peer():
-    rows = programs("google/siglip-so400m-patch14-384", {PLAIN: 2, REGISTERS: 2, DELETION: 2})
-    assert ratio(rows, REGISTERS, PLAIN) <= 1.01
-    assert ratio(rows, DELETION, PLAIN) <= 1.00
-    assert rows[DELETION]["cycles_per_image"] <= 0.70 * 8_231_581  # the peer at its best batch, 2
+def test_a_block_costs_with_registers_what_it_costs_in_int8_less_after_a_deletion_and_two_thirds_of_the_peer_s():
+    """What one block more adds; whole programs of all shapes are held by `make bench`."""
+    two, three = (cycles(number, PEER, PLAIN, REGISTERS, DELETION) for number in (2, 3))
+    peer, plain, registers, deletion = three - two  # 33,586, 23,775, 23,947 and 22,577
+    assert registers <= 1.01 * plain  # one row of a padded tile, and its count: 1.007
+    assert (
+        deletion <= 0.96 * plain
+    )  # 192 rows instead of 224, of which softmax and products of attention have most: 0.950
+    assert plain <= 0.72 * peer  # 0.708
+    assert deletion <= 0.69 * peer  # 0.672; the peer is 2 % cheaper at its own best batch, 48
+    # the exact GELU: that it should cost nothing is missed (docs/performance.md)
+    (exact,) = cycles(2, PLAIN, activation="gelu")
+    assert two[1] < exact <= 1.05 * two[1]  # 61,059 and 58,359
 
 
 def test_arguments_of_an_integer_program_are_at_most_27_hundredths_of_float32_ones():
@@ -60,18 +53,6 @@ def test_arguments_of_an_integer_program_are_at_most_27_hundredths_of_float32_on
     scheme = dataclasses.replace(Scheme(), also=("head",))
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tpu.serving_shapes(spec, scheme)))
     assert held <= 0.27 * 4 * count_parameters(image_table(spec.image))
-
-
-@pytest.mark.slow
-def test_the_exact_gelu_costs_an_integer_block_a_twentieth_more_than_its_tanh_approximation():
-    """That it should cost nothing is missed (docs/performance.md)."""
-    costs = []
-    for activation in ("gelu", "gelu_tanh"):
-        spec = tpu.shallow(catalog.get("google/siglip-base-patch16-224").spec, 2)
-        blocks = dataclasses.replace(spec.image.blocks, activation=activation)
-        spec = dataclasses.replace(spec, image=dataclasses.replace(spec.image, blocks=blocks, pooling="mean"))
-        costs.append(tpu.report(spec, batch=24, programs=("int8",))["programs"][0]["cycles_per_image"])
-    assert costs[0] <= 1.05 * costs[1]  # 61,059 and 58,359 cycles an image, the same on every machine
 
 
 def test_estimates_are_added_up_and_what_carries_none_is_counted():
