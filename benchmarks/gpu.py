@@ -15,7 +15,7 @@ from jax import export as stablehlo
 
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.encoders import catalog
-from regcache_jax.tpu import ask as tpu
+from regcache_jax.tpu import programs
 
 MODELS = ("google/siglip-base-patch16-224", "openai/clip-vit-large-patch14", "google/siglip-so400m-patch14-384")
 PROGRAMS = ("bf16", "int8", "int8+registers", "int8+registers+deletion")
@@ -46,7 +46,7 @@ def run(models: list[str], batches: list[int]) -> None:
         for batch in batches:
             images = jnp.ones((batch, spec.image.image_size, spec.image.image_size, 3), jnp.bfloat16)
             for program in PROGRAMS:
-                function, weights = tpu.program(spec, program, Scheme(), None)
+                function, weights = programs.program(spec, program, Scheme(), None)
                 rate = batch / seconds(jax.jit(function), filled(weights), images)
                 print(f"{model:34} batch {batch:4} {program:24} {rate:9.1f} images/s", flush=True)
 
@@ -54,7 +54,7 @@ def run(models: list[str], batches: list[int]) -> None:
 def hlo(models: list[str]) -> None:
     for model in models:
         spec = catalog.get(model).spec
-        function, weights = tpu.program(spec, "int8+registers", Scheme(), None)
+        function, weights = programs.program(spec, "int8+registers", Scheme(), None)
         images = jax.ShapeDtypeStruct((8, spec.image.image_size, spec.image.image_size, 3), jnp.bfloat16)
         # plain lists of arrays: jax.export does not know the project's own pytrees
         leaves, tree = jax.tree.flatten(weights)

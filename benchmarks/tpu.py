@@ -23,6 +23,7 @@ from regcache_jax.core.scheme import Scheme
 from regcache_jax.encoders import catalog
 from regcache_jax.encoders.serving_program import serve
 from regcache_jax.tpu import ask as tpu
+from regcache_jax.tpu import programs
 
 # model: best batch of the peer, of bf16, of int8, with registers, with deletion
 BATCHES = {
@@ -48,7 +49,7 @@ def plan_for(model: str, program: str, delete: int | None) -> RegisterPlan | Non
     if delete is None or program != "int8+registers+deletion":
         return None
     image = catalog.get(model).spec.image
-    schedule = dataclasses.replace(tpu.default_schedule(image, program), delete_count=delete)
+    schedule = dataclasses.replace(programs.default_schedule(image, program), delete_count=delete)
     numbers = {name: jnp.int32(number) for name, number in dataclasses.asdict(schedule).items()}
     return empty_plan(image.blocks.num_blocks, image.blocks.num_heads, image.blocks.head_dim).replace(**numbers)
 
@@ -58,7 +59,7 @@ def table(topology: str, models: list[str], sweep: bool, delete: int | None) -> 
     found = {"topology": topology, "models": {}}
     for model in models:
         rows = []
-        for program, batch in zip(tpu.PROGRAMS, BATCHES[model], strict=True):
+        for program, batch in zip(programs.PROGRAMS, BATCHES[model], strict=True):
             plan = plan_for(model, program, delete)
             (row,) = tpu.report(model, topology, batch, plan=plan, sweep=sweep, programs=(program,))["programs"]
             rows.append(row)
@@ -91,7 +92,7 @@ def broken(found: dict) -> list[str]:
 def forms(model: str, batch: int) -> None:
     """On the CPU's compiler: seconds and instructions for one program, its blocks in a scan and written out."""
     spec = catalog.get(model).spec
-    weights = tpu.serving_shapes(spec, Scheme())
+    weights = programs.serving_shapes(spec, Scheme())
     images = jax.ShapeDtypeStruct((batch, spec.image.image_size, spec.image.image_size, 3), jnp.bfloat16)
     for unroll in (False, True):
 

@@ -16,7 +16,7 @@ import sys
 import jax
 import jax.numpy as jnp
 
-from regcache_jax.tpu import ask as tpu
+from regcache_jax.tpu import compiler
 
 SHAPES = {"b16": (32, 200, 768, 12, 64, 3072), "so400m": (2, 736, 1152, 16, 72, 4304)}
 WORDS = [word for word in sys.argv[1:] if word not in SHAPES]
@@ -120,7 +120,7 @@ def cost(variant, num_blocks):
         return x
 
     hidden = jax.ShapeDtypeStruct((BATCH, ROWS, WIDTH), jnp.bfloat16)
-    return tpu.estimates(tpu.compile_for("v5e:2x2", run, [shapes()] * num_blocks, hidden).as_text())[0]
+    return compiler.estimates(compiler.compile_for("v5e:2x2", run, [shapes()] * num_blocks, hidden).as_text())[0]
 
 
 if __name__ == "__main__":

@@ -19,14 +19,15 @@ import jax.numpy as jnp
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.encoders import catalog
 from regcache_jax.tpu import ask as tpu
+from regcache_jax.tpu import compiler, programs
 
 
 def compiled_text(name: str, batch: int, program: str, num_blocks: int) -> str:
     spec = tpu.shallow(catalog.get(name).spec, num_blocks)
-    function, weights = tpu.program(spec, program, Scheme(), None)
+    function, weights = programs.program(spec, program, Scheme(), None)
     pixels = spec.image.image_size
     images = jax.ShapeDtypeStruct((batch, pixels, pixels, 3), jnp.bfloat16)
-    return tpu.compile_for("v5e:2x2", function, weights, images).as_text()
+    return compiler.compile_for("v5e:2x2", function, weights, images).as_text()
 
 
 if __name__ == "__main__":
@@ -35,5 +36,5 @@ if __name__ == "__main__":
     lines = [(re.search(r'"estimated_cycles":"?(\d+)', line), line) for line in two.splitlines()]
     for cycles, line in sorted(((int(found[1]), line.strip()) for found, line in lines if found), reverse=True)[:40]:
         print(f"{cycles / batch:8,.0f} {line[:140]}")
-    cost = tpu.estimates(two)[0] - tpu.estimates(one)[0]
-    print(f"{cost / batch:8,.0f} cycles an image for a block, {tpu.estimates(two)[0] / batch:,.0f} for all of it")
+    cost = compiler.estimates(two)[0] - compiler.estimates(one)[0]
+    print(f"{cost / batch:8,.0f} cycles an image for a block, {compiler.estimates(two)[0] / batch:,.0f} for all of it")

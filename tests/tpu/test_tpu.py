@@ -17,8 +17,9 @@ from regcache_jax.encoders import catalog
 from regcache_jax.encoders.parameters import count_parameters, image_table
 from regcache_jax.quantization.quantize import quantize
 from regcache_jax.tpu import ask as tpu
+from regcache_jax.tpu import compiler, programs
 
-PEER, PLAIN, REGISTERS, DELETION = (name for name in tpu.PROGRAMS if name != "bf16")
+PEER, PLAIN, REGISTERS, DELETION = (name for name in programs.PROGRAMS if name != "bf16")
 
 
 def cycles(num_blocks: int, *programs: str, **options) -> np.ndarray:
@@ -51,7 +52,7 @@ def test_a_block_costs_with_registers_what_it_costs_in_int8_less_after_a_deletio
 def test_arguments_of_an_integer_program_are_at_most_27_hundredths_of_float32_ones():
     spec = catalog.get("google/siglip-base-patch16-224").spec
     scheme = dataclasses.replace(Scheme(), also=("head",))
-    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tpu.serving_shapes(spec, scheme)))
+    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(programs.serving_shapes(spec, scheme)))
     assert held <= 0.27 * 4 * count_parameters(image_table(spec.image))
 
 
@@ -63,25 +64,25 @@ def test_estimates_are_added_up_and_what_carries_none_is_counted():
       %d = f32[8] custom-call(%b), custom_call_target="tpu_custom_call"
       %e = f32[8] custom-call(%b), custom_call_target="ConcatBitcast"
     """
-    assert tpu.estimates(text) == (150, {"sort": 1, "tpu_custom_call": 1})
+    assert compiler.estimates(text) == (150, {"sort": 1, "tpu_custom_call": 1})
 
 
 def test_an_absurd_estimate_is_thrown_out_loudly():
     with pytest.raises(UserError, match="which cannot be"):
-        tpu.estimates('%a = f32[8] fusion(%x), backend_config={"estimated_cycles":"250000000000000000000"}')
+        compiler.estimates('%a = f32[8] fusion(%x), backend_config={"estimated_cycles":"250000000000000000000"}')
 
 
 def test_default_plans_leave_whole_tiles_with_the_register_in_the_last():
     base = catalog.get("google/siglip-base-patch16-224").spec.image
     large = catalog.get("openai/clip-vit-large-patch14").spec.image
-    assert tpu.default_schedule(base, "int8+registers+deletion") == Schedule(3, 12, 3, 5)  # 196 - 5 + 1 = 192
-    assert tpu.default_schedule(large, "int8+registers+deletion") == Schedule(6, 24, 6, 2)  # 257 - 2 + 1 = 256
+    assert programs.default_schedule(base, "int8+registers+deletion") == Schedule(3, 12, 3, 5)  # 196 - 5 + 1 = 192
+    assert programs.default_schedule(large, "int8+registers+deletion") == Schedule(6, 24, 6, 2)  # 257 - 2 + 1 = 256
     largest = catalog.get("google/siglip-so400m-patch14-384").spec.image
-    assert tpu.default_schedule(largest, "int8+registers+deletion") == Schedule(6, 27, 6, 26)  # 729 - 26 + 1 = 704
+    assert programs.default_schedule(largest, "int8+registers+deletion") == Schedule(6, 27, 6, 26)  # 729 - 26 + 1 = 704
     assert (
-        tpu.default_schedule(small.encoder("siglip").spec.image, "int8+registers+deletion").delete_count == 1
+        programs.default_schedule(small.encoder("siglip").spec.image, "int8+registers+deletion").delete_count == 1
     )  # of 16
-    assert tpu.default_schedule(base, "int8") == Schedule(0, 0, 0, 0)
+    assert programs.default_schedule(base, "int8") == Schedule(0, 0, 0, 0)
     assert isinstance(base, ImageSpec)
 
 
