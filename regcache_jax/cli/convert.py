@@ -46,7 +46,7 @@ def models(output: JsonArgs) -> None:
         "Encoders: image + text parameters; published zero-shot (DINOv2: k-NN) top-1 on ImageNet", columns, shown
     )
     for reason in dict.fromkeys(row.reason for row in ROWS if row.reason):
-        click.echo(f"not yet: {reason}", err=True)
+        tell(f"not yet: {reason}")
     write_json(output.json, told)
 
 
