@@ -167,7 +167,7 @@ def as_plan(value: Any) -> RegisterPlan:
 def as_rows(key: Any, value: Any) -> tuple[Any, Any]:
     """Keys and values of a plan, as arrays of one shape [L, R, H, K]."""
     try:
-        rows = tuple(jnp.asarray(each, jnp.float32) for each in (key, value))
+        rows = jnp.asarray(key, jnp.float32), jnp.asarray(value, jnp.float32)
     except (TypeError, ValueError):
         raise UserError(f"expected keys and values [L, R, H, K], got {_kind(key)} and {_kind(value)}") from None
     if rows[0].ndim != 4 or 0 in rows[0].shape or rows[0].shape != rows[1].shape:

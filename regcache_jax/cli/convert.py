@@ -10,7 +10,7 @@ import click
 
 from regcache_jax.cli.arguments import JsonArgs
 from regcache_jax.cli.options import takes
-from regcache_jax.cli.screen import print_table, progress, say, write_json
+from regcache_jax.cli.screen import print_table, progress, say, tell, write_json
 from regcache_jax.core.options import option
 
 

@@ -71,7 +71,7 @@ def spelt_right(owner: type[T]) -> type[T]:
         refuse_unknown(owner.__name__, named, names)
         build(self, *values, **named)
 
-    owner.__init__ = built  # type: ignore[method-assign]
+    owner.__init__ = built  # type: ignore[assignment, method-assign]
     return owner
 
 
