@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path("build/programs").absolute()))
@@ -46,9 +46,9 @@ for name in (
         f"regcache_jax.{name}"
     )  # a command imports what it needs when it runs; here that is done once for all
 
-COMMANDS = ("run", "convert", "quantize", "embed", "compare")
-TURNS = (*COMMANDS, "convert", "quantize", "embed", "compare", "convert", "quantize", "embed")
-"""Which command has its turn: of twelve, one is a `run`, which takes as long as the other eleven together."""
+COMMANDS = ("convert", "embed", "quantize", "compare", "run")
+TURNS = ("run", *("compare", "convert", "quantize", "embed", "convert", "quantize", "embed") * 3)
+"""Which command has its turn: one in 22 is a `run`, which takes as long as ten others."""
 
 
 def start(command: str, folder: Path, places: Places) -> int:
@@ -93,7 +93,7 @@ class Campaign:
         self.faults: list[str] = []
 
     def undisturbed(self) -> None:
-        """Runs every command twice: that of the second, whose programs are compiled already, is how long it takes."""
+        """Runs every command once, in the order of their length: the programs of a short one are compiled when a long one begins."""
         (self.root / "places").mkdir()
         child = os.fork()
         if child == 0:
@@ -102,16 +102,13 @@ class Campaign:
         assert wait(child) == 0
         self.places = {name: str(self.root / "places" / name) for name in ("model", "source", "pictures")}
         for command in COMMANDS:
-            for turn in ("first", "second"):
-                folder = self.root / f"{command}-{turn}"
-                folder.mkdir()
-                began = time.monotonic()
-                child = start(command, folder, self.places)
-                assert wait(child) == 0, said(folder, child)
-                self.seconds[command] = time.monotonic() - began
+            folder = self.folder(f"{command}-undisturbed")
+            began = time.monotonic()
+            child = start(command, folder, self.places)
+            assert wait(child) == 0, said(folder, child)
+            self.seconds[command] = time.monotonic() - began
             self.wanted[command] = outcome(folder)
             self.size[command] = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-            self.check(command, self.root / f"{command}-first", "of two undisturbed runs the first")
             print(f"{command}: {self.seconds[command]:.1f} s, {self.size[command] / 1e6:.2f} MB", flush=True)
 
     def check(self, command: str, folder: Path, what: str) -> None:
@@ -204,8 +201,12 @@ def mount(folder: Path, options: str) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=True)
 
 
-def tell(what: str, happened: Iterable[str]) -> None:
-    """How often what happened, a line a command."""
+def tell(what: str, happenings: Iterator[str]) -> None:
+    """What happens, and in the end how often, a line a command."""
+    happened = []
+    for number, each in enumerate(happenings):
+        print(f"{what} {number}: {each}", flush=True)
+        happened.append(each)
     for each, count in sorted(collections.Counter(happened).items()):
         print(f"{what}: {each}: {count}", flush=True)
 
@@ -221,9 +222,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         campaign = Campaign(Path(root), options.seed)
         campaign.undisturbed()
-        tell("kills", [campaign.kill(number) for number in range(options.kills)])
-        tell("pairs", [campaign.pair(number) for number in range(options.pairs)])
-        tell("full disks", [campaign.full(number, options.full) for number in range(options.full)])
+        tell("full disk", (campaign.full(number, options.full) for number in range(options.full)))
+        tell("pair", (campaign.pair(number) for number in range(options.pairs)))
+        tell("kill", (campaign.kill(number) for number in range(options.kills)))
     print(f"{len(campaign.faults)} faults")
     sys.exit(1 if campaign.faults else 0)
 
