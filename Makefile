@@ -10,7 +10,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 export JAX_PLATFORMS ?= cpu
 export TPU_SKIP_MDS_QUERY ?= 1
 
-.PHONY: demo test check fuzz format bench clean browser
+.PHONY: demo test check fuzz campaign format bench clean browser
 
 demo: $(VENV)/core  ## the whole story on the bundled encoder: table, build/demo/results.json, build/demo/report.html
 	$(BIN)/regcache demo --out build/demo
@@ -28,9 +28,12 @@ check: $(VENV)/dev  ## format, lint, types, the floors of the house and the fast
 	cp -r configs converters build/floors/regcache_jax && cd build/floors && PYTHONPATH=. $(CURDIR)/$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --quiet -m "not slow" tests
 
-COUNT ?= 5000
-fuzz: $(VENV)/dev  ## damaged files for every reader, COUNT of each kind; what goes wrong lies in build/fuzz
+COUNT ?= 1000
+fuzz: $(VENV)/dev  ## damaged files for every reader, COUNT of each kind (fewer of slow ones); what goes wrong lies in build/fuzz
 	PYTHONPATH=tests $(BIN)/python tests/fuzzing.py --count $(COUNT)
+
+campaign: $(VENV)/dev  ## 100 kills, 20 pairs of runs at once, 20 full disks (as root, which may mount them)
+	PYTHONPATH=tests $(BIN)/python tests/campaign.py
 
 format: $(VENV)/dev  ## puts the code in order
 	$(BIN)/ruff format .

@@ -42,7 +42,7 @@ _MOST_STEPS = 1_000_000  # of one pickle; an encoder of 400 blocks with Adam's m
 _MOST_ENTRIES = 1_000_000  # of all containers, each counted wherever it is named
 _DEEPEST = 64  # containers inside containers; real encoders have fewer than ten
 _LONGEST_NAME = 1000
-_LONGEST_NAMES = 1 << 26  # characters of all names that are made, nested ones with those they lie in
+_LONGEST_NAMES = 1 << 28  # characters of all names that are made, nested ones with those they lie in
 _LARGEST_RANK = 16
 _BITS = 63  # of a size, or of a number that is a name
 

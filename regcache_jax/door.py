@@ -8,13 +8,13 @@ arrays (in batches or one by one, with masks or without).
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import importlib
 import inspect as signatures
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from regcache_jax.core.errors import UserError, shown
+from regcache_jax.core.options import refuse_unknown
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.scheme import Rule, Scheme
 from regcache_jax.core.search_config import SearchConfig
@@ -49,10 +50,16 @@ VERBS = {
     "encode_image": Verb("encoders.encoder"),
     "encode_text": Verb("encoders.encoder"),
     "inspect": Verb("registers.inspect", "masked"),
+    "judge": Verb("registers.verdict"),
+    "load": Verb("models.folder"),
+    "load_plan": Verb("models.plan_file"),
+    "make_plan": Verb("core.plan"),
     "plant": Verb("studies.planted"),
     "quantize": Verb("quantization.quantize", "batches"),
     "refine": Verb("registers.refine"),
     "rivals": Verb("studies.rivals"),
+    "save": Verb("models.folder"),
+    "save_plan": Verb("models.plan_file"),
     "search": Verb("registers.search.search"),
     "sensitivity": Verb("registers.sensitivity"),
 }
@@ -73,7 +80,7 @@ def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        _check_names(f"rc.{name}", kwargs, signature.parameters)
+        refuse_unknown(f"rc.{name}", kwargs, signature.parameters)
         given = signature.bind(*args, **kwargs)
         asked = given.arguments
         if "encoder" in asked:
@@ -84,6 +91,15 @@ def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             asked["config"] = as_config(asked["config"], CONFIGS[name])
         if asked.get("plan") is not None:
             asked["plan"] = as_plan(asked["plan"])
+        if "profile" in asked:
+            _check_profile(asked["profile"])
+        for place in ("folder", "path"):
+            if place in asked:
+                _check_place(asked[place])
+        if "key" in asked:
+            asked["key"], asked["value"] = as_rows(asked["key"], asked["value"])
+            asked["copies"] = jnp.asarray(asked.get("copies", 1.0), jnp.float32)
+            _check_whole(asked)
         if "kinds" in asked and isinstance(asked["kinds"], str):
             asked["kinds"] = (asked["kinds"],)
         if asked.get("images") is not None:
@@ -93,16 +109,6 @@ def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*given.args, **given.kwargs)
 
     return checked
-
-
-def _check_names(owner: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Raises UserError for names that are none, with the nearest that are."""
-    names = list(known)
-    for name in given:
-        if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            hint = f"did you mean {near[0]}" if near else f"there are {', '.join(names)}"
-            raise UserError(f"{owner} has no {shown(name, 60)}; {hint}")
 
 
 def _kind(value: Any) -> str:
@@ -128,9 +134,9 @@ def as_scheme(value: Any) -> Scheme:
         if value is None:
             raise UserError("scheme float quantises nothing; try w8a8, w6a6, w4a4, w8 or w4")
     if isinstance(value, dict):
-        _check_names("Scheme", value, [field.name for field in dataclasses.fields(Scheme)])
+        refuse_unknown("Scheme", value, [field.name for field in dataclasses.fields(Scheme)])
         for rule in value.get("rules", ()):
-            _check_names("Rule", rule, [field.name for field in dataclasses.fields(Rule)])
+            refuse_unknown("Rule", rule, [field.name for field in dataclasses.fields(Rule)])
         value = Scheme.from_json(value)
     if not isinstance(value, Scheme):
         raise UserError(f'expected a scheme (`rc.Scheme(...)`) or its name ("w8a8"), got {_kind(value)}')
@@ -140,7 +146,7 @@ def as_scheme(value: Any) -> Scheme:
 def as_config(value: Any, wanted: type) -> Any:
     """A configuration, by its fields too."""
     if isinstance(value, dict):
-        _check_names(wanted.__name__, value, [field.name for field in dataclasses.fields(wanted)])
+        refuse_unknown(wanted.__name__, value, [field.name for field in dataclasses.fields(wanted)])
         value = wanted(**value)
     if not isinstance(value, wanted):
         raise UserError(f"expected a {wanted.__name__} or a dictionary of its fields, got {_kind(value)}")
@@ -156,6 +162,44 @@ def as_plan(value: Any) -> RegisterPlan:
     if not isinstance(value, RegisterPlan):
         raise UserError(f"expected a register plan (`result.plan`) or its file, got {_kind(value)}")
     return value
+
+
+def as_rows(key: Any, value: Any) -> tuple[Any, Any]:
+    """Keys and values of a plan, as arrays of one shape [L, R, H, K]."""
+    try:
+        rows = jnp.asarray(key, jnp.float32), jnp.asarray(value, jnp.float32)
+    except (TypeError, ValueError):
+        raise UserError(f"expected keys and values [L, R, H, K], got {_kind(key)} and {_kind(value)}") from None
+    if rows[0].ndim != 4 or 0 in rows[0].shape or rows[0].shape != rows[1].shape:
+        shapes = " and ".join(str(list(each.shape)) for each in rows)
+        raise UserError(
+            f"keys and values must both be [L, R, H, K] (blocks, registers, heads, head size), got {shapes}"
+        )
+    return rows
+
+
+def _check_whole(asked: Mapping[str, Any]) -> None:
+    """Raises UserError for numbers of blocks and tokens that are not whole."""
+    for name in ("start", "stop", "delete_block", "delete_count", "num_patches"):
+        number = asked.get(name)
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int | np.integer)):
+            raise UserError(f"{name} must be a whole number, got {shown(repr(number), 60)}")
+
+
+def _check_profile(value: Any) -> None:
+    from regcache_jax.registers.inspect import Profile
+
+    if not isinstance(value, Profile):
+        raise UserError(f"expected a profile (`rc.inspect(encoder, images)`), got {_kind(value)}")
+
+
+def _check_place(value: Any) -> None:
+    """Raises UserError for what is no path, and for a path that leads through a file."""
+    if not isinstance(value, str | os.PathLike):
+        raise UserError(f"expected a path, got {_kind(value)}")
+    for above in Path(os.fspath(value)).parents if "://" not in str(value) else ():
+        if above.exists() and not above.is_dir():
+            raise UserError(f"{shown(value)}: {shown(above)} is a file, no folder")
 
 
 def as_images(value: Any, spec: EncoderSpec, how: str) -> Any:

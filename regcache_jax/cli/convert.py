@@ -10,7 +10,7 @@ import click
 
 from regcache_jax.cli.arguments import JsonArgs
 from regcache_jax.cli.options import takes
-from regcache_jax.cli.screen import print_table, progress, say, write_json
+from regcache_jax.cli.screen import print_table, progress, say, tell, write_json
 from regcache_jax.core.conversion import Choices
 from regcache_jax.core.options import option
 
@@ -47,7 +47,7 @@ def models(output: JsonArgs) -> None:
         "Encoders: image + text parameters; published zero-shot (DINOv2: k-NN) top-1 on ImageNet", columns, shown
     )
     for reason in dict.fromkeys(row.reason for row in ROWS if row.reason):
-        click.echo(f"not yet: {reason}", err=True)
+        tell(f"not yet: {reason}")
     write_json(output.json, told)
 
 

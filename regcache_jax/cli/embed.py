@@ -55,7 +55,7 @@ def embed(model: str, chosen: EmbedArgs) -> None:
         )
     write_embeddings(chosen.out, found, text_features)
     for message in found.unreadable:
-        click.echo(f"regcache: {message}", err=True)
+        tell(f"regcache: {message}")
     say(f"{len(found.paths)} pictures -> {chosen.out}")
     if found.unreadable:
         raise UserError(f"{len(found.unreadable)} of {len(data)} pictures could not be read")

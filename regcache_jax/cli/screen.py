@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextCol
 from rich.table import Table
 from rich.text import Text
 
+from regcache_jax.core.errors import escaped
 from regcache_jax.core.observer import Observer
 from regcache_jax.files.distributed import is_first
 
@@ -31,15 +32,15 @@ class Update(Protocol):
 
 
 def say(text: str = "") -> None:
-    """A line on standard output."""
+    """A line on standard output; what names in it could do to a terminal is written out."""
     if is_first():
-        click.echo(wrapped(text, sys.stdout.isatty()))
+        click.echo(wrapped(escaped(text), sys.stdout.isatty()))
 
 
 def tell(text: str) -> None:
-    """A line on standard error."""
+    """The same on standard error."""
     if is_first():
-        click.echo(wrapped(text, sys.stderr.isatty()), err=True)
+        click.echo(wrapped(escaped(text), sys.stderr.isatty()), err=True)
 
 
 def wrapped(text: str, on_terminal: bool) -> str:
@@ -58,23 +59,22 @@ def digits(number: float | None) -> str | None:
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """A table: drawn on a terminal, tab-separated in a pipe. Floats are shown with three digits after the point."""
     texts = [
-        [f"{cell:.3f}" if isinstance(cell, float) else "" if cell is None else str(cell) for cell in row]
+        [f"{cell:.3f}" if isinstance(cell, float) else "" if cell is None else escaped(str(cell)) for cell in row]
         for row in rows
     ]
     if not is_first():
         return
     if not sys.stdout.isatty():
-        say("\t".join(columns))
-        for row in texts:
-            say("\t".join(row))
+        for line in ([escaped(column) for column in columns], *texts):
+            click.echo("\t".join(line))
         return
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(escaped(title)), title_justify="left")
     for index, column in enumerate(columns):
         numeric = all(isinstance(row[index], int | float) or row[index] is None for row in rows)
-        words = column.replace("_", " ")  # so that it may wrap; a cut name is no name
-        table.add_column(words, justify="right" if numeric else "left", overflow="fold")
+        words = escaped(column).replace("_", " ")  # so that it may wrap; a cut name is no name
+        table.add_column(Text(words), justify="right" if numeric else "left", overflow="fold")
     for row in texts:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # no markup: brackets are brackets
     Console().print(table)
 
 
@@ -89,17 +89,20 @@ class Steps(MofNCompleteColumn):
 @contextlib.contextmanager
 def progress(label: str, total: int | None = None) -> Iterator[Update]:
     """A bar on standard error if that is a terminal, else a line at the start and at the end."""
+    label = escaped(label)
     if not is_first():
         yield lambda advance=1, total=None, note="": None
         return
     if sys.stderr.isatty():
-        note = TextColumn("{task.fields[note]}")
-        columns = (TextColumn("{task.description}"), BarColumn(), Steps(), TimeRemainingColumn(), note)
+        note = TextColumn("{task.fields[note]}", markup=False)
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), Steps(), TimeRemainingColumn(), note)
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(label, total=total, note="")
 
             def update(advance: int = 1, total: int | None = None, note: str = "") -> None:
-                bar.update(task, advance=advance, note=note, total=bar.tasks[0].total if total is None else total)
+                bar.update(
+                    task, advance=advance, note=escaped(note), total=bar.tasks[0].total if total is None else total
+                )
 
             yield update
         return

@@ -12,6 +12,11 @@ def shown(thing: object, limit: int = LONGEST_PIECE) -> str:
     if len(text) > limit:
         half = (limit - 5) // 2
         text = f"{text[:half]} ... {text[-half:]}"
+    return escaped(text)
+
+
+def escaped(text: str) -> str:
+    """The same without the cut."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 

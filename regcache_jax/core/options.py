@@ -6,10 +6,15 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import functools
 import typing
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Any, Literal, TypeVar
 
-from regcache_jax.core.errors import UserError
+from regcache_jax.core.errors import UserError, shown
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +49,30 @@ def like(owner: type, name: str, **changes: Any) -> Any:
 def meaning_of(field: dataclasses.Field[Any]) -> Meaning:
     """What a field made by `option` or `like` means."""
     return field.metadata["meaning"]
+
+
+def refuse_unknown(owner: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raises UserError for names that are none, with the nearest that are."""
+    names = list(known)
+    for name in given:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            hint = f"did you mean {near[0]}" if near else f"there are {', '.join(names)}"
+            raise UserError(f"{owner} has no {shown(name, 60)}; {hint}")
+
+
+def spelt_right(owner: type[T]) -> type[T]:
+    """A dataclass that refuses names it has no field of with the nearest that it has."""
+    build = owner.__init__
+    names = [field.name for field in dataclasses.fields(owner) if field.init]  # type: ignore[arg-type]
+
+    @functools.wraps(build)
+    def built(self: T, *values: Any, **named: Any) -> None:
+        refuse_unknown(owner.__name__, named, names)
+        build(self, *values, **named)
+
+    owner.__init__ = built  # type: ignore[assignment, method-assign]
+    return owner
 
 
 def check_fields(owner: Any) -> None:

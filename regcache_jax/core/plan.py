@@ -110,7 +110,7 @@ def make_plan(
 
     `num_patches`, where given, bounds `delete_count` (one patch must remain). Raises UserError, naming every number that is
     out of range."""
-    num_blocks = key.shape[0]
+    num_blocks, num_registers, num_heads, _ = key.shape
     stop = num_blocks if stop is None else stop
     faults = []
     if not 0 <= start <= num_blocks:
@@ -122,7 +122,8 @@ def make_plan(
     if delete_count < 0 or (num_patches is not None and delete_count >= num_patches):
         faults.append(f"delete_count must be 0..{'' if num_patches is None else num_patches - 1}, got {delete_count}")
     copies = jnp.asarray(copies, jnp.float32)
-    if copies.ndim > 3 or not bool(jnp.all(copies > 0)) or not bool(jnp.all(jnp.isfinite(copies))):
+    shape = (num_blocks, num_heads, num_registers)[: copies.ndim]
+    if copies.shape != shape or not bool(jnp.all(copies > 0)) or not bool(jnp.all(jnp.isfinite(copies))):
         faults.append("copies must be positive and finite: one number, or shape [L], [L, H] or [L, H, R]")
     if not (bool(jnp.all(jnp.isfinite(key))) and bool(jnp.all(jnp.isfinite(value)))):
         faults.append("keys and values must be finite")

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 from regcache_jax.core.errors import UserError
-from regcache_jax.core.options import option
+from regcache_jax.core.options import option, spelt_right
 
 SITES = ("qkv", "out", "fc1", "fc2")
 """The quantised inputs of a block: query/key/value projections (one input), attention output, first and second MLP layer."""
@@ -44,6 +44,7 @@ class SiteBits(NamedTuple):
     quantized: bool
 
 
+@spelt_right
 @dataclasses.dataclass(frozen=True)
 class Rule:
     """What differs at some sites of some blocks (None: of all blocks); bits that are None are the scheme's own.
@@ -67,6 +68,7 @@ class Rule:
         return site in self.sites and (self.blocks is None or block in self.blocks)
 
 
+@spelt_right
 @dataclasses.dataclass(frozen=True)
 class Scheme:
     """Integer weights (symmetric) and activations for every site of every block.

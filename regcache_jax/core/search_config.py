@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from regcache_jax.core.options import check_fields, option
+from regcache_jax.core.options import check_fields, option, spelt_right
 
 
+@spelt_right
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
     """What is searched, and how long. The paper's ranges are start in max(0, l_q - 3)..l_q, copies 1..15, count 0..10.

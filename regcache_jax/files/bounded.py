@@ -16,7 +16,7 @@ import os
 import stat
 import types
 from collections.abc import Callable
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, TypeVar
 
 import pydantic
 import pydantic_core
@@ -65,11 +65,13 @@ def open_regular(path: epath.PathLike, limit: int) -> io.BufferedIOBase:
         raise UserError(f"{shown(path)} cannot be read: {_reason(error)}") from None
 
 
-def open_in_pieces(path: epath.PathLike) -> BinaryIO:
-    """A large file, for those who read it in pieces wherever it lies. Raises UserError as `open_regular` does."""
+def open_in_pieces(path: epath.PathLike) -> Any:
+    """A large file (of bytes, whatever a store of objects calls its class), for those who read it in pieces wherever it lies.
+
+    Raises UserError as `open_regular` does."""
     if "://" in str(path):  # a store of objects holds nothing but regular ones
-        return cast(BinaryIO, epath.Path(path).open("rb"))
-    return cast(BinaryIO, open_regular(path, LARGEST))
+        return epath.Path(path).open("rb")
+    return open_regular(path, LARGEST)
 
 
 def _kind(mode: int) -> str:

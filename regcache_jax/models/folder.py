@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import json
 import logging
 import os
 import shutil
@@ -164,6 +165,18 @@ def _save_parameters(folder: epath.Path, params: Any) -> None:
     except ValueError as error:  # TensorStore's: the path, then what the system said
         message = str(error).rpartition(" [")[0] or str(error)
         raise OSError(f"{folder}: {message.rpartition(': ')[2]}") from error
+    _forget_when_and_where(folder / PARAMS_FOLDER)
+
+
+def _forget_when_and_where(params: epath.Path) -> None:
+    """Orbax notes the time and the folder it wrote into; without them the same encoder is the same bytes wherever it is written."""
+    noted = params / "_CHECKPOINT_METADATA"
+    told = json.loads(noted.read_text())
+    times = dict.fromkeys(("init_timestamp_nsecs", "commit_timestamp_nsecs"))
+    noted.write_text(json.dumps({**told, **times}, sort_keys=True))
+    success = params / "commit_success.txt"
+    if success.exists():  # whether it is there is asked in a store of objects, not what it says
+        success.write_text("all parameters are here\n")
 
 
 Placing = Callable[[str, jax.ShapeDtypeStruct], jax.sharding.Sharding]

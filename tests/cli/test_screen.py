@@ -56,3 +56,23 @@ def test_in_a_pipe_a_line_says_what_begins_and_one_how_long_it_took():
     done = subprocess.run([sys.executable, "-c", JOB], capture_output=True, text=True, check=True)
     assert re.fullmatch(r"stirring \.\.\.\nstirring: 0\.\d s\nwaiting \.\.\.\nwaiting: 0\.\d s\n", done.stderr)
     assert done.stdout == "soup\tsalt\nleek\t0.500\npea\t\n"
+
+
+NASTY = """
+from regcache_jax.cli.screen import Bars, print_table, progress, say, tell
+name = "x\\x1b[31m\\rregcache: all is well\\n[red]y"
+say(name); tell(name)
+print_table(name, ("a", name), [(name, 0.5)])
+with progress(name) as update:
+    update(note=name)
+with Bars() as bars:
+    bars.skipped(name)
+"""
+
+
+def test_a_name_cannot_steer_the_terminal_nor_begin_a_line():
+    done = subprocess.run([sys.executable, "-c", NASTY], capture_output=True, text=True, check=True)
+    for said in (done.stdout, done.stderr):
+        assert "\x1b" not in said and "\r" not in said and not re.search(r"^regcache:", said, re.M)
+        assert r"x\x1b[31m\rregcache: all is well\n[red]y" in said
+    assert "\r" not in on_a_terminal(NASTY.replace("with progress", "if False:\n  with progress")).replace("\r\n", "")

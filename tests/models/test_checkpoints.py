@@ -98,6 +98,20 @@ def test_a_sharded_mesh_takes_its_share_of_every_parameter_that_can_be_shared(tm
     assert_same(jax.tree.map(np.asarray, ours), jax.tree.map(np.asarray, encoder))
 
 
+def test_the_same_encoder_is_the_same_bytes_wherever_and_whenever_it_is_written(tmp_path, encoder):
+    for name in ("here", "there"):
+        checkpoints.save(tmp_path / name / "m", encoder)
+    here, there = (
+        {
+            file.relative_to(tmp_path / name): file.read_bytes()
+            for file in (tmp_path / name).rglob("*")
+            if file.is_file()
+        }
+        for name in ("here", "there")
+    )
+    assert here == there and not [file for file, content in here.items() if str(tmp_path).encode() in content]
+
+
 def test_an_existing_folder_is_refused_and_left_as_it_is(tmp_path, encoder):
     (tmp_path / "m").mkdir()
     (tmp_path / "m/mine").write_text("x")

@@ -9,9 +9,11 @@ import small_encoders
 
 import regcache_jax as rc
 from regcache_jax import door
+from regcache_jax.core.scheme import Rule
 from regcache_jax.data.dataset import Dataset, Example
 
 ENCODER = small_encoders.encoder()
+ROWS = np.ones((3, 1, 3, 8), np.float32)
 IMAGES = np.asarray(small_encoders.images(5))
 
 
@@ -45,6 +47,25 @@ def test_pictures_that_are_not_as_the_encoder_takes_them_are_refused(verb, image
         (lambda: rc.refine(ENCODER, IMAGES, "w8a8", plan=3), r"expected a register plan .* got int"),
         (lambda: rc.quantize("nowhere", IMAGES, "w8a8"), "nowhere"),
         (lambda: rc.inspect(3, IMAGES), "expected an encoder .* got int"),
+        (lambda: rc.SearchConfig(copy=1), "SearchConfig has no copy; did you mean copies"),
+        (lambda: rc.Scheme(weight_bit=8), "Scheme has no weight_bit; did you mean weight_bits"),
+        (lambda: Rule(site="qkv"), "Rule has no site; did you mean sites"),
+        (lambda: rc.make_plan(ROWS[0], ROWS[0]), r"both be \[L, R, H, K\] .* got \[1, 3, 8\] and \[1, 3, 8\]"),
+        (lambda: rc.make_plan(ROWS, ROWS[:, :, :2]), r"got \[3, 1, 3, 8\] and \[3, 1, 2, 8\]"),
+        (lambda: rc.make_plan("rows", ROWS), r"expected keys and values \[L, R, H, K\], got rows"),
+        (lambda: rc.make_plan(ROWS, ROWS, start=1.5), "start must be a whole number, got 1.5"),
+        (lambda: rc.make_plan(ROWS, ROWS, strat=1), r"rc\.make_plan has no strat; did you mean start"),
+        (lambda: rc.make_plan(ROWS, ROWS, copies=[1.0, 2.0]), r"copies must be .* shape \[L\]"),
+        (lambda: ENCODER.with_plan(rc.make_plan(ROWS[:2], ROWS[:2])), "is for 2 blocks of 3 heads of 8; clip has 3"),
+        (lambda: rc.judge(ENCODER), r"expected a profile .* got Encoder"),
+        (lambda: rc.save(3, ENCODER), "expected a path, got int"),
+        (lambda: rc.save(__file__, ENCODER), "exists already"),
+        (lambda: rc.save(f"{__file__}/model", ENCODER), r"test_door\.py is a file, no folder"),
+        (lambda: rc.save("model", ROWS), "expected an encoder"),
+        (lambda: rc.load(__file__), "is not a model folder"),
+        (lambda: rc.load(None), "expected a path, got NoneType"),
+        (lambda: rc.load_plan(__file__), "is not a readable register plan"),
+        (lambda: rc.save_plan("plan", ROWS), "expected a register plan"),
         (lambda: rc.encode_text(ENCODER, ["a cat"]), r"model\.tokenize\(texts\)"),
     ],
 )

@@ -195,8 +195,8 @@ SPOILT = {
 @pytest.mark.parametrize(("spoil", "said"), SPOILT.values(), ids=SPOILT)
 def test_rows_and_stories_without_what_a_page_needs_get_one_line(rows, story, tmp_path, spoil, said):
     spoil(rows, story)
-    write_json(tmp_path / "results.json", rows)
-    write_json(tmp_path / "story.json", story)
+    results.write(tmp_path / "results.json", rows)
+    write_json(tmp_path / "story.json", seal(story))
     with pytest.raises(UserError, match=said) as fault:
         read_story(tmp_path)
     assert str(tmp_path) in str(fault.value)
