@@ -20,7 +20,7 @@ KNN = (
     "--keep-every", "8",
 )  # fmt: skip
 COMMANDS = {
-    "search": ("search", "{model}", *DATA, "--max-trials", "6", "--out", "{folder}/plan.safetensors", "--table", "{folder}/trials.jsonl"),
+    "search": ("search", "{model}", *DATA, "--max-trials", "3", "--out", "{folder}/plan.safetensors", "--table", "{folder}/trials.jsonl"),
     "evaluate": ("evaluate", "{model}", "--dataset", "emoji", *KNN, "--workdir", "{folder}/kept", "--json", "{folder}/rows.json"),
     "embed": ("embed", "{model}", "--images", "{pictures}", "--out", "{folder}/features.npz"),
     "compare": (
