@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import small_encoders as small
+import small
 from killing import TINY, check_every_moment, in_a_fresh_process, watch
 from PIL import Image
 from safetensors.numpy import load_file

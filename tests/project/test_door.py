@@ -5,14 +5,14 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
-import small_encoders
+import small
 
 import regcache_jax as rc
 from regcache_jax import door
 from regcache_jax.data.dataset import Dataset, Example
 
-ENCODER = small_encoders.encoder()
-IMAGES = np.asarray(small_encoders.images(5))
+ENCODER = small.encoder()
+IMAGES = np.asarray(small.images(5))
 
 
 @pytest.mark.parametrize(
