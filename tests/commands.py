@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-import small_encoders as small
+import small
 from killing import TINY
 from PIL import Image
 from randomized import clip, save_random
@@ -21,7 +21,7 @@ KNN = (
 )  # fmt: skip
 """Small data, and k-NN of it."""
 COMMANDS = {
-    "search": ("search", "{model}", *DATA, "--max-trials", "6", "--out", "{folder}/plan.safetensors", "--table", "{folder}/trials.jsonl"),
+    "search": ("search", "{model}", *DATA, "--max-trials", "3", "--out", "{folder}/plan.safetensors", "--table", "{folder}/trials.jsonl"),
     "evaluate": ("evaluate", "{model}", "--dataset", "emoji", *KNN, "--workdir", "{folder}/kept", "--json", "{folder}/rows.json"),
     "embed": ("embed", "{model}", "--images", "{pictures}", "--out", "{folder}/features.npz"),
     "compare": (

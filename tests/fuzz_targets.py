@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
-import small_encoders
+import small
 import torch
 from etils import epath
 from flax import serialization
@@ -242,7 +242,7 @@ def tokenizers(folder: Path) -> Target:
 
 def encoder() -> Encoder:
     """A small one. It is made where it is wanted: a process that has started JAX may not fork."""
-    return small_encoders.encoder("siglip")
+    return small.encoder("siglip")
 
 
 def read_model(folder: Path) -> Any:
@@ -252,7 +252,7 @@ def read_model(folder: Path) -> Any:
 
 
 def model_folders(folder: Path) -> Target:
-    models.save(folder / "m", encoder().with_plan(small_encoders.plan()))
+    models.save(folder / "m", encoder().with_plan(small.plan()))
     return sealed(folder / "m", read_model, share=0.5)
 
 
@@ -287,7 +287,7 @@ def plans(folder: Path) -> Target:
     }  # fmt: skip
     claim = {"error": 0.1, "spread": 0.01, "worst": 0.2, "images": 4}
     metadata = {"encoder": "siglip", "encoder_hash": "0" * 64, "calibration": calibration, "claim": claim}
-    save_plan(folder / "plan.safetensors", small_encoders.plan(), metadata)
+    save_plan(folder / "plan.safetensors", small.plan(), metadata)
     return sealed(folder, plan_of)
 
 

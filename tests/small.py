@@ -1,78 +1,94 @@
-"""Small encoders of every kind, random plans and integer kernels for the tests."""
+"""One family of small encoders: every option that a family can have, pictures and plans for them."""
 
 from __future__ import annotations
+
+import dataclasses
+import functools
+import operator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from regcache_jax.core.names import from_names, to_names
+from regcache_jax.core.names import from_names, from_tree, to_names, to_tree
 from regcache_jax.core.plan import RegisterPlan, make_plan
 from regcache_jax.core.spec import HALF, BlockSpec, EncoderSpec, ImageSpec, Preprocessing, TextSpec
 from regcache_jax.encoders.encoder import Encoder, init_params
+from regcache_jax.encoders.vision import ImageOutput, image_features
 
-BLOCKS = BlockSpec(width=32, num_blocks=4, num_heads=4, mlp_width=64, activation="gelu_tanh", norm_eps=1e-6)
-PICTURE = Preprocessing(32, "squash", "bilinear", 32, HALF, HALF)
-
-
-def _spec(name: str, image: ImageSpec, text: TextSpec | None = None, family: str = "siglip") -> EncoderSpec:
-    return EncoderSpec(name, family, image, PICTURE, text)
+BLOCKS = BlockSpec(width=24, num_blocks=3, num_heads=3, mlp_width=40, activation="gelu", norm_eps=1e-6)
+TANH = dataclasses.replace(BLOCKS, activation="gelu_tanh")
+PICTURE = Preprocessing(16, "squash", "bilinear", 16, HALF, HALF)
 
 
-SPECS = {
-    "map": _spec(
-        "map",
-        ImageSpec(32, 8, BLOCKS, class_token=False, pooling="map"),
-        TextSpec(50, 6, BLOCKS, "last", projection=32, projection_bias=True),
+def _image(blocks: BlockSpec, class_token: bool, pooling: str, **options) -> ImageSpec:
+    return ImageSpec(16, 4, blocks, class_token, pooling, **options)
+
+
+IMAGES = {
+    "clip": _image(BLOCKS, True, "class", pre_norm=True, projection=16, patch_bias=False),
+    "siglip": _image(TANH, False, "map"),
+    "dinov2": _image(
+        dataclasses.replace(BLOCKS, layer_scale=True), True, "class", trained_registers=2, position_grid=7
     ),
-    "mean": _spec("mean", ImageSpec(32, 8, BLOCKS, class_token=False, pooling="mean")),
-    "clip": _spec(
-        "clip",
-        ImageSpec(32, 8, BLOCKS, True, "class", patch_bias=False, pre_norm=True, projection=16),
-        TextSpec(50, 6, BlockSpec(32, 2, 4, 64, "quick_gelu", 1e-5, causal=True), "eot", eot_id=49, projection=16),
-        "clip",
-    ),
-    "dino": _spec(
-        "dino",
-        ImageSpec(
-            32, 8, BlockSpec(32, 4, 4, 48, "silu", 1e-6, layer_scale=True, gated_mlp=True), True, "class",
-            trained_registers=2, position_grid=7,
-        ),
-        family="dinov2",
-    ),
-}  # fmt: skip
-KINDS = list(SPECS)
+    "dinov2-swiglu": _image(dataclasses.replace(BLOCKS, gated_mlp=True, activation="silu"), True, "mean"),
+    "no biases": _image(dataclasses.replace(BLOCKS, activation="quick_gelu"), False, "mean"),
+}
+KINDS = list(IMAGES)
+TEXTS = {
+    "clip": TextSpec(50, 6, BlockSpec(24, 2, 3, 40, "quick_gelu", 1e-5, causal=True), "eot", eot_id=49, projection=16),
+    "siglip": TextSpec(50, 6, TANH, "last", projection=24, projection_bias=True),
+}
+SPECS = {kind: EncoderSpec(kind, "clip", image, PICTURE) for kind, image in IMAGES.items()} | {
+    f"{kind} with text": EncoderSpec(f"{kind} with text", kind, IMAGES[kind], PICTURE, text)
+    for kind, text in TEXTS.items()
+}
 
 
-def random_tree(tree, seed: int):
-    """Every leaf drawn at random, norms and biases too: mistakes hide behind ones and zeros. In NumPy, which compiles nothing."""
-    leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, tree))
+@functools.cache
+def encoder(kind: str = "clip", seed: int = 0) -> Encoder:
+    """An encoder whose parameters are all drawn, norms and LayerScale around one, with two outlying channels."""
+    params = to_tree(init_params(SPECS[kind], jax.random.key(seed)))
     rng = np.random.default_rng(seed)
-    drawn = [leaf + rng.normal(0, 0.3, leaf.shape) * (0.2 + np.std(leaf)) for leaf in leaves]
-    return jax.tree.unflatten(structure, [jnp.asarray(leaf.astype(np.float32)) for leaf in drawn])
+
+    def draw(path, leaf):
+        last = path[-1].key
+        noise = rng.standard_normal(leaf.shape)
+        if last in ("scale", "layer_scale1", "layer_scale2"):
+            return 1.0 + 0.3 * noise
+        return np.asarray(leaf) + 0.3 * noise if last == "bias" else np.asarray(leaf)
+
+    params = jax.tree_util.tree_map_with_path(draw, params)
+    for norm in ("norm1", "norm2"):
+        params["image"]["blocks"][norm]["scale"][:, :2] *= 8.0
+    if kind == "no biases":
+        for group in ("attention", "mlp"):
+            for layer in params["image"]["blocks"][group].values():
+                layer.pop("bias", None)
+    return Encoder(from_tree(jax.tree.map(lambda leaf: jnp.asarray(leaf.astype(np.float32)), params)), spec=SPECS[kind])
 
 
-def small_encoder(kind: str, seed: int = 0) -> Encoder:
-    """A small encoder of one kind with random weights."""
-    return Encoder(random_tree(init_params(SPECS[kind], jax.random.key(seed)), seed), spec=SPECS[kind])
+def images(count: int = 24, seed: int = 0) -> jax.Array:
+    """Preprocessed images."""
+    drawn = np.random.default_rng(seed).uniform(-1, 1, (count, 16, 16, 3))
+    return jnp.asarray(drawn.astype(np.float32))
 
 
-def pictures(count: int = 4, seed: int = 0) -> np.ndarray:
-    """Preprocessed random pictures."""
-    return np.random.default_rng(seed).normal(size=(count, 32, 32, 3)).astype(np.float32)
-
-
-def random_hidden(kind: str, batch: int = 2, seed: int = 0) -> jax.Array:
+def hidden(kind: str, batch: int = 2, seed: int = 0) -> jax.Array:
     """A random residual stream."""
-    spec = SPECS[kind].image
-    return jnp.asarray(np.random.default_rng(seed).normal(size=(batch, spec.num_tokens, 32)), jnp.float32)
+    drawn = np.random.default_rng(seed).normal(size=(batch, IMAGES[kind].num_tokens, 24))
+    return jnp.asarray(drawn.astype(np.float32))
 
 
 def random_plan(seed: int = 0, num_registers: int = 1, **numbers) -> RegisterPlan:
-    """A plan with random rows for the small encoders."""
-    rng = np.random.default_rng(seed)
-    rows = rng.normal(size=(2, 4, num_registers, 4, 8)).astype(np.float32)
-    return make_plan(jnp.asarray(rows[0]), jnp.asarray(rows[1]), **numbers)
+    """A plan with random rows."""
+    key, value = np.random.default_rng(seed).standard_normal((2, 3, num_registers, 3, 8)).astype(np.float32)
+    return make_plan(jnp.asarray(key), jnp.asarray(value), **numbers)
+
+
+def plan(delete_count: int = 0) -> RegisterPlan:
+    """Two random registers from block 1 on."""
+    return random_plan(7, 2, copies=3.0, start=1, delete_block=1, delete_count=delete_count)
 
 
 def with_leaves(encoder: Encoder, **changed) -> Encoder:
@@ -82,3 +98,11 @@ def with_leaves(encoder: Encoder, **changed) -> Encoder:
         path = f"image/{name.replace('__', '/')}"
         named[path] = jnp.asarray(new(named[path]) if callable(new) else new)
     return encoder.replace(params=from_names(named))
+
+
+@functools.partial(jax.jit, static_argnames="names")
+def search_form(encoder: Encoder, images: jax.Array, names: tuple[str, ...] = ()) -> ImageOutput:
+    """The image tower in the search form, as one program; `names` are the fields of a block's trace to collect."""
+    collect = {name: operator.attrgetter(name) for name in names}
+    params, spec = encoder.params.image, encoder.spec.image
+    return image_features(params, images, spec, plan=encoder.plan, scheme=encoder.scheme, collect=collect)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import typing
 from typing import Any
 
@@ -87,8 +88,9 @@ class Encoder(Struct):
         return image.position_embedding.dtype
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init_params(spec: EncoderSpec, rng: Array) -> Parameters:
-    """Draws an encoder's parameters (as the Flax modules' `init` does, but for the order of draws)."""
+    """Draws an encoder's parameters (as the Flax modules' `init` does, but for the order of draws), in one program."""
     leaves, tree = jax.tree.flatten(parameter_table(spec), is_leaf=lambda node: isinstance(node, Leaf))
     drawn = [
         leaf.initializer(key, leaf.shape, jnp.float32)

@@ -90,7 +90,7 @@ def plant(
     channels = rng.permutation(spec.image.blocks.width)
     marker, sink, found, class_marker, register_marker = channels[:20].reshape(5, 4)
     offset = channels[20]
-    drawn = jax.jit(init_params, static_argnums=0)(spec, jax.random.key(seed))
+    drawn = init_params(spec, jax.random.key(seed))
     params = jax.tree.map(lambda leaf: np.array(leaf), to_tree(drawn.image))
     _set_aside(params, channels[:21])
     amplitude = STRENGTH * math.sqrt(spec.image.blocks.width) / 2

@@ -16,7 +16,7 @@ from regcache_jax.cli.main import COMMANDS, cli
 from regcache_jax.demo.bundled import bundled_model
 
 MODEL = str(bundled_model())
-DATA = ["--dataset", "emoji", "--limit", "32"]
+DATA = ["--dataset", "emoji", "--limit", "12"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -158,17 +158,19 @@ def test_the_whole_flow_from_inspect_to_embed(regcache, tmp_path):
     assert json.loads((tmp_path / "i.json").read_text())["verdict"]["sensitive_block"] == 4
 
     plan, table = tmp_path / "plan.safetensors", tmp_path / "trials.jsonl"
-    search = ["search", MODEL, *DATA, "--max-trials", "60", "--out", plan, "--table", table]
+    search = ["search", MODEL, *DATA, "--max-trials", "24", "--out", plan, "--table", table]
     status, out, err = regcache(*search)
     assert status == 0 and "take away" in out, err
-    assert len(table.read_text().splitlines()) == 61
+    assert (
+        25 <= len(table.read_text().splitlines()) <= 26
+    )  # its head, and trials: what is begun after the 23rd may be two
     assert regcache(*search)[0] == 1  # the plan exists
 
     model8 = tmp_path / "model8"
     status, out, err = regcache("quantize", MODEL, *DATA, "--registers", plan, "--out", model8)
     assert status == 0 and "with registers" in out, err
     rows = tmp_path / "rows.json"
-    arguments = ["evaluate", MODEL, model8, "--dataset", "emoji", "--limit", "100", "--json", rows]
+    arguments = ["evaluate", MODEL, model8, "--dataset", "emoji", "--limit", "34", "--json", rows]
     status, out, err = regcache(*arguments, "--parallel", "pmap")
     assert status == 0, err
     by_pmap = json.loads(rows.read_text())
@@ -178,7 +180,20 @@ def test_the_whole_flow_from_inspect_to_embed(regcache, tmp_path):
     by_jit = json.loads(rows.read_text())
     assert [row["metrics"]["acc1"] for row in by_jit] == [row["metrics"]["acc1"] for row in by_pmap]
 
-    knn = ["evaluate", model8, "--dataset", "emoji", "--limit", "100", "--task", "knn", "--json", rows]
+    knn = [
+        "evaluate",
+        model8,
+        "--dataset",
+        "emoji",
+        "--limit",
+        "34",
+        "--bank-limit",
+        "816",
+        "--task",
+        "knn",
+        "--json",
+        rows,
+    ]
     assert regcache(*knn)[0] == 0
     assert json.loads(rows.read_text())["task"] == "knn"
     assert json.loads(rows.read_text())["metrics"]["acc1"] > 0.5  # 204 classes, other vendors' drawings vote

@@ -13,7 +13,7 @@ import tarfile
 
 import numpy as np
 import pytest
-import small_encoders
+import small
 from PIL import Image
 
 from regcache_jax.data import emoji
@@ -100,7 +100,7 @@ def test_a_class_that_has_no_test_pictures_moves_no_other(evaluated, tmp_path, t
 def test_features_that_are_not_finite_stop_a_command_and_are_never_right(evaluated, tmp_path):
     lay_out(tmp_path / "train", "train", count=6)
     lay_out(tmp_path / "test")
-    encoder = small_encoders.encoder("siglip")
+    encoder = small.encoder("siglip")
     image = encoder.params.image
     broken = image.replace(patch_embedding=image.patch_embedding.replace(bias=image.patch_embedding.bias + np.inf))
     folder = save(tmp_path / "model", encoder.replace(params=encoder.params.replace(image=broken)))
@@ -168,7 +168,7 @@ except SystemExit as end:
 
 @pytest.mark.slow
 def test_a_picture_of_one_row_costs_the_memory_of_its_crop(tmp_path):
-    folder = save(tmp_path / "model", small_encoders.encoder("siglip"))
+    folder = save(tmp_path / "model", small.encoder("siglip"))
     peaks = []
     for width in (20, 20_000):
         images = tmp_path / str(width)
@@ -184,7 +184,7 @@ def test_a_picture_of_one_row_costs_the_memory_of_its_crop(tmp_path):
 
 @pytest.mark.slow
 def test_blank_pictures_and_pruned_channels_give_finite_features_and_are_said(regcache, tmp_path):
-    encoder = small_encoders.encoder("siglip")
+    encoder = small.encoder("siglip")
     mlp = encoder.params.image.blocks.mlp
     kernel = np.array(mlp.fc1.kernel)
     kernel[:, :, :10] = 0

@@ -8,7 +8,7 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small_encoders as small
+import small
 
 from regcache_jax.demo.bundled import bundled_model
 from regcache_jax.encoders.encoder import encode_image

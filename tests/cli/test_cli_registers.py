@@ -14,7 +14,7 @@ import regcache_jax as rc
 from regcache_jax.quantization.methods.folding import with_blocks
 from regcache_jax.studies.planted import plant, planted_spec
 
-SEARCH = ("--registers", "1", "--batch-size", "3", "--max-trials", "30")
+SEARCH = ("--registers", "1", "--batch-size", "3", "--max-trials", "12")
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+import small
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import random_plan, small_encoder
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.plan import make_plan
@@ -17,15 +17,15 @@ from regcache_jax.encoders.identity import encoder_hash
 from regcache_jax.models.plan_file import check_plan, load_plan, save_plan
 from regcache_jax.ops.delete import delete_largest, fill_deleted, mark_largest, norm_rank
 
-ROWS = jnp.ones((4, 1, 4, 8))
+ROWS = jnp.ones((3, 1, 3, 8))
 
 
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
-        ({"start": 5}, "start must be a block 0..4, got 5"),
-        ({"start": 3, "stop": 2}, "stop must be 3..4, got 2"),
-        ({"delete_block": 4}, "delete_block must be 0..3, got 4"),
+        ({"start": 4}, "start must be a block 0..3, got 4"),
+        ({"start": 3, "stop": 2}, "stop must be 3..3, got 2"),
+        ({"delete_block": 3}, "delete_block must be 0..2, got 3"),
         ({"delete_count": 16, "num_patches": 16}, "delete_count must be 0..15, got 16"),
         ({"copies": 0.0}, "copies must be positive"),
         ({"copies": float("inf")}, "copies must be positive and finite"),
@@ -42,7 +42,7 @@ def test_all_faults_of_a_plan_come_in_one_message():
 
 
 def test_prefix_only_and_delete_only_are_plans():
-    plan = random_plan(start=1, stop=4, delete_block=2, delete_count=3)
+    plan = small.random_plan(start=1, stop=3, delete_block=2, delete_count=3)
     assert plan.has_registers and plan.prefix_only().schedule().delete_count == 0
     alone = plan.delete_only().schedule()
     assert alone.start == alone.stop and alone.delete_count == 3
@@ -50,16 +50,16 @@ def test_prefix_only_and_delete_only_are_plans():
 
 @pytest.mark.slow
 def test_a_plan_of_another_shape_is_refused_by_the_encoder():
-    encoder = small_encoder("map")
-    with pytest.raises(UserError, match="3 blocks of 4 heads of 8; map has 4 blocks"):
-        encoder.with_plan(make_plan(ROWS[:3], ROWS[:3]))
-    with pytest.raises(UserError, match="deletes 16 tokens; map has 16 patches"):
+    encoder = small.encoder("siglip")
+    with pytest.raises(UserError, match="2 blocks of 3 heads of 8; siglip has 3 blocks"):
+        encoder.with_plan(make_plan(ROWS[:2], ROWS[:2]))
+    with pytest.raises(UserError, match="deletes 16 tokens; siglip has 16 patches"):
         encoder.with_plan(make_plan(ROWS, ROWS, delete_count=16))
 
 
 def test_a_plan_comes_back_from_its_file_with_its_metadata(tmp_path):
-    plan = random_plan(
-        3, num_registers=2, start=1, stop=3, copies=jnp.full((4, 4), 2.5), delete_block=2, delete_count=4
+    plan = small.random_plan(
+        3, num_registers=2, start=1, stop=3, copies=jnp.full((3, 3), 2.5), delete_block=2, delete_count=4
     )
     save_plan(tmp_path / "plan.safetensors", plan, {"encoder": "small"})
     loaded, metadata = load_plan(tmp_path / "plan.safetensors")
@@ -71,8 +71,8 @@ def test_a_plan_comes_back_from_its_file_with_its_metadata(tmp_path):
 
 
 def test_a_plan_belongs_to_the_weights_it_was_found_on():
-    encoder, other = small_encoder("map", 0), small_encoder("map", 1)
-    metadata = {"encoder": "map", "encoder_hash": encoder_hash(encoder)}
+    encoder, other = small.encoder("siglip", 0), small.encoder("siglip", 1)
+    metadata = {"encoder": "siglip", "encoder_hash": encoder_hash(encoder)}
     check_plan("plan", metadata, encoder)
     with pytest.raises(UserError, match="found on another encoder"):
         check_plan("plan", metadata, other)
@@ -81,7 +81,7 @@ def test_a_plan_belongs_to_the_weights_it_was_found_on():
 @pytest.mark.parametrize("content", ["text", "truncated", "other tensors", "bad shapes", "bad numbers"])
 def test_a_damaged_plan_file_is_refused_by_name(content, tmp_path):
     file = tmp_path / "plan.safetensors"
-    save_plan(file, random_plan())
+    save_plan(file, small.random_plan())
     arrays = safetensors.numpy.load(file.read_bytes())
     if content == "text":
         file.write_text("not a plan")

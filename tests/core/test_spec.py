@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from small import KINDS, SPECS
+import small
 
 from regcache_jax.core.spec import EncoderSpec, ImageSpec
 from regcache_jax.encoders import catalog
@@ -13,20 +13,23 @@ from regcache_jax.encoders import catalog
 CATALOG = [row.spec for row in catalog.ROWS if row.spec is not None]
 
 
-@pytest.mark.parametrize("spec", [*SPECS.values(), *CATALOG], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", [*small.SPECS.values(), *CATALOG], ids=lambda spec: spec.name)
 def test_a_spec_survives_json(spec):
     assert EncoderSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", small.KINDS)
 def test_tokens_are_class_token_trained_registers_and_patches(kind):
-    image = SPECS[kind].image
-    assert image.num_tokens == {"map": 16, "mean": 16, "clip": 17, "dino": 19}[kind]
-    assert image.protected == {"map": (0, 0), "mean": (0, 0), "clip": (1, 0), "dino": (1, 2)}[kind]
+    image = small.SPECS[kind].image
+    assert image.num_tokens == {"clip": 17, "siglip": 16, "dinov2": 19, "dinov2-swiglu": 17, "no biases": 16}[kind]
+    assert (
+        image.protected
+        == {"clip": (1, 0), "siglip": (0, 0), "dinov2": (1, 2), "dinov2-swiglu": (1, 0), "no biases": (0, 0)}[kind]
+    )
 
 
 def test_pixels_that_fill_no_patch_are_dropped():
-    assert ImageSpec(384, 14, SPECS["map"].image.blocks, class_token=False, pooling="map").num_tokens == 27**2
+    assert ImageSpec(384, 14, small.SPECS["siglip"].image.blocks, class_token=False, pooling="map").num_tokens == 27**2
 
 
 @pytest.mark.parametrize(
@@ -46,8 +49,8 @@ def test_pixels_that_fill_no_patch_are_dropped():
         (("image", "blocks", "norm_eps"), float("nan"), "norm_eps must be between 0 and 1, got nan"),
         (("image", "blocks", "width"), 10**9, "spec.image.blocks: width must be 1..65536, got 1000000000"),
         (("image", "blocks", "num_heads"), 0, "num_heads must be 1..1024, got 0"),
-        (("image", "blocks", "num_heads"), 5, "width must be a multiple of num_heads, got 32 and 5"),
-        (("image", "patch_size"), 33, "spec.image: patch_size must be 1..32, got 33"),
+        (("image", "blocks", "num_heads"), 5, "width must be a multiple of num_heads, got 24 and 5"),
+        (("image", "patch_size"), 33, "spec.image: patch_size must be 1..16, got 33"),
         (("image", "num_registers"), -1, "trained_registers must be 0..1024, got -1"),
         (("text", "eot_id"), 50, "spec.text: eot_id must be 0..49, got 50"),
         (("preprocessing", "std"), [0.5, 0.5, 0.0], "spec.preprocessing: std must be 1e-06..1000.0"),
@@ -61,7 +64,7 @@ def test_pixels_that_fill_no_patch_are_dropped():
     ],
 )
 def test_the_first_field_that_is_wrong_is_named(path, value, message):
-    tree = json.loads(json.dumps(SPECS["clip"].to_json()))
+    tree = json.loads(json.dumps(small.SPECS["clip with text"].to_json()))
     inner = tree
     for name in path[:-1]:
         inner = inner[name]
@@ -71,7 +74,7 @@ def test_the_first_field_that_is_wrong_is_named(path, value, message):
 
 
 def test_a_missing_field_is_named_and_one_with_a_default_may_be_missing():
-    tree = SPECS["clip"].to_json()
+    tree = small.SPECS["clip with text"].to_json()
     del tree["image"]["patch_bias"], tree["image"]["num_registers"], tree["tokenization"]
     assert EncoderSpec.from_json(tree).image.patch_bias
     del tree["image"]["patch_size"]
@@ -80,6 +83,6 @@ def test_a_missing_field_is_named_and_one_with_a_default_may_be_missing():
 
 
 def test_whole_numbers_are_floats_too_where_json_dropped_the_point():
-    tree = SPECS["clip"].to_json()
+    tree = small.SPECS["clip with text"].to_json()
     tree["preprocessing"]["mean"] = [0, 0, 0]
     assert EncoderSpec.from_json(tree).preprocessing.mean == (0.0, 0.0, 0.0)

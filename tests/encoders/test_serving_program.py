@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small_encoders as small
+import small
 
 from regcache_jax.core.plan import Schedule
 from regcache_jax.core.scheme import Scheme

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import SPECS, random_tree, small_encoder
+import small
 
 from regcache_jax.core.spec import BlockSpec, TextSpec
 from regcache_jax.encoders.encoder import encode_text, init_params
@@ -26,7 +26,7 @@ def features(params, ids, spec):
 
 
 def tower(kind: str):
-    encoder = small_encoder(kind)
+    encoder = small.encoder(f"{kind} with text")
     return functools.partial(features, encoder.params.text, spec=encoder.spec.text)
 
 
@@ -40,7 +40,7 @@ def test_a_causal_tower_does_not_see_what_follows_the_end_of_the_text():
 
 
 def test_a_tower_without_a_causal_mask_sees_every_position():
-    run = tower("map")
+    run = tower("siglip")
     ids = np.ones((6, 6), np.int32)
     ids[np.arange(6), np.arange(6)] = 9  # row i differs from all ones at position i
     plain = run(np.ones((6, 6), np.int32))
@@ -52,13 +52,13 @@ def test_a_tower_without_a_causal_mask_sees_every_position():
     [("eot", [3, 2]), ("argmax", [3, 2]), ("last", [5, 5])],
 )
 def test_the_feature_is_read_where_the_pooling_says(pooling, expected):
-    spec = dataclasses.replace(SPECS["clip"].text, pooling=pooling)
+    spec = dataclasses.replace(small.TEXTS["clip"], pooling=pooling)
     np.testing.assert_array_equal(pooled_position(jnp.asarray(CLIP_IDS), spec), expected)
 
 
 def test_of_several_end_of_text_ids_the_first_counts():
     ids = jnp.asarray([[48, 49, 3, 49, 49, 49]], jnp.int32)
-    np.testing.assert_array_equal(pooled_position(ids, SPECS["clip"].text), [1])
+    np.testing.assert_array_equal(pooled_position(ids, small.TEXTS["clip"]), [1])
 
 
 def test_the_causal_bias_hides_exactly_the_later_positions():
@@ -73,19 +73,20 @@ def test_a_shorter_sentence_uses_the_first_rows_of_the_position_table():
 
 
 def test_collected_states_begin_with_the_embeddings():
-    encoder = small_encoder("clip")
+    encoder = small.encoder("clip with text")
     params, spec = encoder.params.text, encoder.spec.text
     run = jax.jit(lambda ids: text_features(params, ids, spec, collect={"hidden": lambda trace: trace.hidden})[1])
     hidden = run(CLIP_IDS)["hidden"]
-    assert hidden.shape == (spec.blocks.num_blocks, 2, 6, 32)
+    assert hidden.shape == (spec.blocks.num_blocks, 2, 6, 24)
     embedded = np.asarray(params.token_embedding)[CLIP_IDS] + np.asarray(params.position_embedding)
     np.testing.assert_allclose(hidden[0], embedded, rtol=1e-6)
 
 
 def hashed_params():
-    image = SPECS["map"]
-    spec = dataclasses.replace(image, text=HASHED)
-    return random_tree(init_params(spec, jax.random.key(0)).text, 3)
+    """Biases are drawn, too."""
+    spec, rng = dataclasses.replace(small.SPECS["siglip"], text=HASHED), np.random.default_rng(3)
+    drawn = init_params(spec, jax.random.key(0)).text
+    return jax.tree.map(lambda leaf: leaf + 0.1 * rng.standard_normal(leaf.shape).astype(np.float32), drawn)
 
 
 def test_hashed_words_are_a_sum_over_the_root_of_their_number_and_two_layers():
@@ -108,6 +109,6 @@ def test_hashed_words_have_no_order_and_padding_no_weight():
 
 
 def test_encoded_text_has_unit_length():
-    encoder = small_encoder("clip")
+    encoder = small.encoder("clip with text")
     norms = np.linalg.norm(jax.jit(encode_text)(encoder, CLIP_IDS), axis=1)
     np.testing.assert_allclose(norms, 1.0, rtol=1e-6)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import pictures, small_encoder
+import small
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.scheme import Scheme
@@ -122,8 +122,8 @@ def test_a_wrong_config_is_refused_before_training_begins(wrong, message):
 @pytest.mark.slow
 @pytest.mark.devices
 def test_an_int8_encoder_is_a_predict_fn_for_big_visions_evaluators():
-    encoder = quantize(small_encoder("map"), None, Scheme(activations="token"))
-    state, images, ids = big_vision.state_of(encoder, jax.devices()), pictures(3), np.full((3, 6), 7, np.int32)
+    encoder = quantize(small.encoder("siglip with text"), None, Scheme(activations="token"))
+    state, images, ids = big_vision.state_of(encoder, jax.devices()), small.images(3), np.full((3, 6), 7, np.int32)
     assert {leaf.sharding.num_devices for leaf in jax.tree.leaves(state)} == {len(jax.devices())}
     kernels = jax.tree.leaves(encoder.params.image.blocks, is_leaf=lambda leaf: isinstance(leaf, QuantizedTensor))
     assert any(isinstance(leaf, QuantizedTensor) and leaf.values.dtype == jnp.int8 for leaf in kernels)

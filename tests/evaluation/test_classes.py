@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import small_encoders
+import small
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.data.dataset import Dataset, Example
@@ -23,7 +23,7 @@ def labelled(split, labels, names):
     return dataset, Rows(features, np.array(labels, np.int32), np.arange(len(labels)), [])
 
 
-ENCODER = small_encoders.encoder()
+ENCODER = small.encoder()
 TRAINING = labelled("train", [0, 0, 1, 1, 2, 2], ("ape", "cat", "dog"))
 
 

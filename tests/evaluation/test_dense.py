@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
-import small_encoders
+import small
 from PIL import Image
 from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score
 
@@ -30,8 +30,8 @@ def identity_probe(classes):
 
 @pytest.mark.slow
 def test_patches_that_a_plan_deletes_are_filled_in_and_the_others_are_its_own():
-    small, pictures = small_encoders.encoder("dinov2"), small_encoders.images(3)
-    deleting = small.with_plan(small_encoders.plan(3))
+    encoder, pictures = small.encoder("dinov2"), small.images(3)
+    deleting = encoder.with_plan(small.plan(3))
     kept, found = jax.jit(lambda *given: (encode(*given), patch_features(*given)))(deleting, pictures)
     found = np.asarray(found)
     assert found.shape == (3, 16, 24) and kept.kept.shape == (3, 16)  # class token, two registers, 13 patches
@@ -44,16 +44,16 @@ def test_patches_that_a_plan_deletes_are_filled_in_and_the_others_are_its_own():
 
 @pytest.mark.slow
 def test_features_of_a_linear_probe_are_the_class_token_and_the_mean_of_the_patches():
-    small, pictures = small_encoders.encoder("dinov2"), small_encoders.images(2)
+    encoder, pictures = small.encoder("dinov2"), small.images(2)
     steps = (encode, class_token, class_token_and_mean, patch_features)
-    output, alone, joined, patches = jax.jit(lambda *given: [step(*given) for step in steps])(small, pictures)
+    output, alone, joined, patches = jax.jit(lambda *given: [step(*given) for step in steps])(encoder, pictures)
     tokens = np.asarray(output.tokens)
     np.testing.assert_array_equal(alone, tokens[:, 0])
     np.testing.assert_array_equal(patches, tokens[:, 3:])  # registers are no patches
     expected = np.concatenate([tokens[:, 0], tokens[:, 3:].mean(axis=1)], axis=1)
     np.testing.assert_allclose(joined, expected, rtol=1e-5, atol=1e-6)  # float32 means of 16
     with pytest.raises(UserError, match="has no class token; use --features pooled"):
-        features_of("class+mean", small_encoders.encoder("siglip"))
+        features_of("class+mean", small.encoder("siglip"))
 
 
 def test_a_map_is_cut_as_its_picture_is():

@@ -30,7 +30,7 @@ def small():
     position = np.random.default_rng(0).normal(size=(16, 32)).astype(np.float32)
     norm = Norm(np.ones(32, np.float32), np.zeros(32, np.float32))
     tower = ImageTower(position, patch_embedding=None, blocks=None, final_norm=norm)
-    return Encoder(Parameters(tower), spec=SPECS["mean"])
+    return Encoder(Parameters(tower), spec=SPECS["no biases"])
 
 
 def run(small, dataset, setting, **more):

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-from small import small_encoder
+import small
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.plan import make_plan
@@ -22,7 +22,7 @@ def sealed(tmp_path_factory):
     """A folder with parameters, a plan and a tokenizer's file."""
     folder = tmp_path_factory.mktemp("sealed")
     (folder / "tokenizer.json").write_text('{"a": 1}')
-    encoder = small_encoder("mean")
+    encoder = small.encoder("siglip")
     blocks = encoder.spec.image.blocks
     rows = jnp.ones((blocks.num_blocks, 1, blocks.num_heads, blocks.head_dim))
     encoder = encoder.with_plan(make_plan(rows, rows, start=1))
@@ -67,17 +67,17 @@ def test_every_bit_of_a_description_counts(tmp_path, sealed):
 
 @pytest.mark.parametrize("name", ["registers.safetensors", "spiece.model", "params/more"])
 def test_a_file_that_was_put_into_a_folder_later_is_not_taken_for_its_own(tmp_path, name):
-    checkpoints.save(tmp_path / "m", small_encoder("mean"))
+    checkpoints.save(tmp_path / "m", small.encoder("siglip"))
     (tmp_path / "m" / name).write_bytes(b"x")
     with pytest.raises(UserError, match=f"{name} is not its own"):
         checkpoints.load(tmp_path / "m")
 
 
 def test_a_readme_and_hidden_files_may_lie_in_a_folder(tmp_path):
-    checkpoints.save(tmp_path / "m", small_encoder("mean"))
+    checkpoints.save(tmp_path / "m", small.encoder("siglip"))
     for name in ("README.md", ".gitattributes"):
         (tmp_path / "m" / name).write_text("x")
-    assert checkpoints.load(tmp_path / "m").encoder.spec == small_encoder("mean").spec
+    assert checkpoints.load(tmp_path / "m").encoder.spec == small.encoder("siglip").spec
 
 
 def test_a_folder_of_version_0_1_0_has_no_hashes_and_loads():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-import small_encoders as small
+import small
 from killing import TINY, in_a_fresh_process
 
 from regcache_jax.models.folder import save

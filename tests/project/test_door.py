@@ -5,16 +5,16 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
-import small_encoders
+import small
 
 import regcache_jax as rc
 from regcache_jax import door
 from regcache_jax.core.scheme import Rule
 from regcache_jax.data.dataset import Dataset, Example
 
-ENCODER = small_encoders.encoder()
+ENCODER = small.encoder()
 ROWS = np.ones((3, 1, 3, 8), np.float32)
-IMAGES = np.asarray(small_encoders.images(5))
+IMAGES = np.asarray(small.images(5))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import small_encoders as small
+import small
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.scheme import SITES, Scheme

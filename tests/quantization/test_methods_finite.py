@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small_encoders
+import small
 
 from regcache_jax.core.names import from_names, to_names
 from regcache_jax.core.scheme import Scheme
@@ -21,7 +21,7 @@ from regcache_jax.quantization.quantize import quantize
 @pytest.fixture(scope="module")
 def pruned():
     """An encoder with neurons that are always zero, a dead head, a dead norm channel, and a block whose MLP was removed."""
-    encoder = small_encoders.encoder("siglip")
+    encoder = small.encoder("siglip")
     leaves = {name: np.array(leaf) for name, leaf in to_names(encoder.params).items()}
     blocks = {
         name.removeprefix("image/blocks/"): leaf for name, leaf in leaves.items() if name.startswith("image/blocks/")
@@ -40,7 +40,7 @@ def pruned():
 def test_every_method_gives_finite_features_when_calibrated_on_black_pictures(pruned, method):
     black = jnp.full((4, 16, 16, 3), -1.0)
     quantized = quantize(pruned, black, Scheme(method=method))
-    assert np.isfinite(jax.jit(encode_image)(quantized, small_encoders.images(3))).all()
+    assert np.isfinite(jax.jit(encode_image)(quantized, small.images(3))).all()
 
 
 def test_a_kernel_is_left_alone_where_the_moments_say_nothing():
@@ -55,7 +55,7 @@ def test_a_kernel_is_left_alone_where_the_moments_say_nothing():
 
 
 def test_pictures_that_teach_nothing_are_said():
-    varied = np.asarray(small_encoders.images(3))
+    varied = np.asarray(small.images(3))
     assert dullness(varied) is None and dullness(varied[:1]) is None
     assert "all 2 pictures are the same" in dullness(varied[[0, 0]])
     assert "each of the 3 pictures is of one colour" in dullness(np.broadcast_to(varied[:, :1, :1], varied.shape))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small_encoders as small
+import small
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.scheme import SITES, Scheme

@@ -13,7 +13,7 @@ from regcache_jax.studies.planted import planted_spec
 @pytest.fixture(scope="module")
 def encoder():
     spec = planted_spec(width=16, num_blocks=3, num_heads=2, image_size=12, patch_size=4, trained_registers=1)
-    return Encoder(jax.jit(init_params, static_argnums=0)(spec, jax.random.key(0)), spec=spec)
+    return Encoder(init_params(spec, jax.random.key(0)), spec=spec)
 
 
 @pytest.fixture(scope="module")

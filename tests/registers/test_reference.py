@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import KINDS, SPECS, pictures, random_hidden, random_plan, small_encoder
 
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.sites import QuantizedTensor
@@ -56,7 +56,7 @@ def block_by_definition(params, x, spec, rows):
 
     def layer(inputs, group, name, axes=1):
         found = getattr(getattr(params, group), name)
-        return np.tensordot(inputs, found.kernel, axes) + found.bias
+        return np.tensordot(inputs, found.kernel, axes) + (0.0 if found.bias is None else found.bias)
 
     layer_scales = (1.0 if scale is None else scale for scale in (params.layer_scale1, params.layer_scale2))
     layer_scale1, layer_scale2 = layer_scales
@@ -92,43 +92,43 @@ def stack_by_definition(blocks, x, spec, plan, num_protected):
 
 @functools.partial(jax.jit, static_argnames=("kind", "scheme"))
 def run(params, hidden, plan, *, kind, scheme=None):
-    spec = SPECS[kind].image
+    spec = small.SPECS[kind].image
     return run_blocks(params.blocks, hidden, Run(spec.blocks, scheme, spec.protected), plan=plan)
 
 
 @st.composite
 def plans(draw):
-    start = draw(st.integers(0, 4))
-    return random_plan(
+    start = draw(st.integers(0, 3))
+    return small.random_plan(
         draw(st.integers(0, 99)),
         num_registers=2,
         start=start,
-        stop=draw(st.integers(start, 4)),
+        stop=draw(st.integers(start, 3)),
         copies=draw(st.integers(1, 15)),
-        delete_block=draw(st.integers(0, 3)),
+        delete_block=draw(st.integers(0, 2)),
         delete_count=draw(st.integers(0, 9)),
     )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", small.KINDS)
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(plan=plans())
 def test_blocks_do_what_the_paper_says_whatever_the_plan(kind, plan):
-    params, hidden, spec = small_encoder(kind).params.image, random_hidden(kind), SPECS[kind].image
+    params, hidden, spec = small.encoder(kind).params.image, small.hidden(kind), small.SPECS[kind].image
     found = run(params, hidden, plan, kind=kind)
     for image in range(hidden.shape[0]):
         expected, kept = stack_by_definition(params.blocks, hidden[image], spec.blocks, plan, spec.num_protected)
         np.testing.assert_array_equal(np.flatnonzero(found.present[image]), kept)
-        # float32 against float64 through four blocks, values of order one
+        # float32 against float64 through three blocks, values of order one
         np.testing.assert_allclose(found.hidden[image][kept], expected, rtol=5e-5, atol=5e-5)
 
 
-@pytest.mark.parametrize("kind", ["clip", "dino"])
+@pytest.mark.parametrize("kind", ["clip", "dinov2-swiglu"])
 def test_integer_blocks_do_what_their_integers_stand_for(kind):
-    plan = random_plan(start=1, stop=3, copies=4, num_registers=2, delete_block=2, delete_count=3)
-    images, scheme = pictures(8), Scheme()
-    exact = small_encoder(kind).with_plan(plan)
+    plan = small.random_plan(start=1, stop=2, copies=4, num_registers=2, delete_block=2, delete_count=3)
+    images, scheme = small.images(8), Scheme()
+    exact = small.encoder(kind).with_plan(plan)
     params, spec = quantize(exact, images, scheme).params.image, exact.spec.image
     hidden = embed_patches(params, jnp.asarray(images), spec)
     found = run(params, hidden, plan, kind=kind, scheme=scheme)

@@ -7,7 +7,7 @@ import json
 import jax
 import numpy as np
 import pytest
-import small_encoders as small
+import small
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.observer import Observer

@@ -22,7 +22,7 @@ def planted():
 @pytest.mark.slow
 def test_prefixes_are_rows_of_a_patch_of_the_mean_patch_and_of_nothing():
     spec = planted_spec(width=16, num_blocks=2, num_heads=2, image_size=8, patch_size=4)
-    encoder = Encoder(jax.jit(init_params, static_argnums=0)(spec, jax.random.key(0)), spec=spec)
+    encoder = Encoder(init_params(spec, jax.random.key(0)), spec=spec)
     image = np.random.default_rng(0).normal(size=(1, 8, 8, 3)).astype(np.float32)
     rows = token_prefixes(encoder, image, seed=0)
     other = token_prefixes(encoder, image, seed=1)

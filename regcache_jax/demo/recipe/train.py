@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import typing
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -49,6 +50,7 @@ class State(Struct):
         return Circuit(BLOCK, *(int(index) for index in self.dimensions))
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def initial_state(spec: EncoderSpec, seed: int) -> State:
     """Random weights. Position table, probe and word embeddings start large; what writes to the residual stream starts small."""
     blocks = spec.image.blocks
