@@ -60,7 +60,9 @@ class ConvertArgs:
     name: str | None = option("Name in the catalog, where the source does not say what it is.", None)
     tokenizer: str | None = option("Tokenizer file or folder, where the source has none.", None, path="any")
     dtype: Literal["float32", "bfloat16"] = option("What the weights are kept in.", "float32")
-    check: bool = option("Run the original in PyTorch too and print the differences by block.", False)
+    check: bool = option(
+        "Run the original in PyTorch too, print the differences, and keep no folder that is not its equal.", False
+    )
 
 
 @click.command()
@@ -76,6 +78,8 @@ def convert(source: str, chosen: ConvertArgs, choices: Choices, output: JsonArgs
     file is written.
     """
     from regcache_jax import converters
+    from regcache_jax.core.errors import UserError
+    from regcache_jax.files.paths import remove
     from regcache_jax.models import description as described
     from regcache_jax.models import folder as checkpoints
 
@@ -92,7 +96,6 @@ def convert(source: str, chosen: ConvertArgs, choices: Choices, output: JsonArgs
         )  # fmt: skip
     for note in described.read_description(folder).get("notes", ()):
         say(f"note: {note}")
-    say(f"{source} -> {folder}")
     if chosen.check:
         with progress("comparing with PyTorch"):
             rows = converters.check(source, checkpoints.load(folder))
@@ -100,3 +103,9 @@ def convert(source: str, chosen: ConvertArgs, choices: Choices, output: JsonArgs
         shown = [(row.what, *(f"{number:.1e}" for number in (row.largest, row.worst, row.typical))) for row in rows]
         print_table("Against PyTorch, float32", columns, shown)
         write_json(output.json, [dataclasses.asdict(row) for row in rows])
+        try:
+            converters.refuse_differences(rows, chosen.dtype)
+        except UserError as fault:
+            remove(folder)
+            raise UserError(f"{fault}; {folder} is removed") from None
+    say(f"{source} -> {folder}")

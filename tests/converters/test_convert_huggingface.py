@@ -10,12 +10,14 @@ import pytest
 import torch
 import transformers
 from randomized import CLIP_TEXT, SIGLIP_TEXT, SMALL_IMAGE, clip, save_random, siglip
-from regcache_jax.converters.check import difference, random_inputs, run_ours, run_reference
+from regcache_jax.converters.check import SENTENCES, difference, random_inputs, run_ours
 from regcache_jax.converters.conversion import read_checkpoint
+from regcache_jax.converters.reference import run_reference
+from words import write_clip_files
 
 from regcache_jax import converters
 from regcache_jax.encoders import catalog
-from regcache_jax.encoders.encoder import encode_image, encode_text
+from regcache_jax.encoders.encoder import encode_image
 from regcache_jax.models import folder as checkpoints
 
 # float32 products of the same numbers added up in another order: rounding grows with depth, not with the mistake sought.
@@ -43,20 +45,53 @@ def test_a_siglip_folder_gives_the_hidden_states_and_features_of_transformers(tm
     assert_equal_by_block(source, model, num_images=2)
 
 
+def whole_folder(kind, folder):
+    """A checkpoint with its processor and, a CLIP, its words."""
+    sized = {"size": {"shortest_edge": 46}, "crop_size": {"height": 40, "width": 40}}
+    if kind == "clip":
+        network = clip({**CLIP_TEXT, "vocab_size": 600, "bos_token_id": 598, "eos_token_id": 599})
+        processor = transformers.CLIPImageProcessorPil(**sized)
+    elif kind == "siglip":
+        network, processor = siglip(), transformers.SiglipImageProcessorPil(size={"height": 40, "width": 40})
+    else:
+        classes = {"dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters"}
+        config = getattr(transformers, f"{classes[kind]}Config")(**SMALL_IMAGE)
+        network, processor = (
+            getattr(transformers, f"{classes[kind]}Model")(config),
+            transformers.BitImageProcessorPil(**sized),
+        )
+    source = save_random(network, folder)
+    processor.save_pretrained(source)
+    if kind == "clip":
+        write_clip_files(source)
+        transformers.CLIPTokenizer.from_pretrained(source).save_pretrained(source)
+    return source
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [clip, siglip])
-def test_logits_of_a_pair_are_those_of_transformers(tmp_path, make):
-    network = make()
-    source = save_random(network, tmp_path / "source")
-    encoder = checkpoints.load(converters.convert(source, tmp_path / "model")).encoder
-    images, ids = random_inputs(encoder, 2)
-    with torch.no_grad():
-        pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-        wanted = network(input_ids=torch.from_numpy(ids.astype(np.int64)), pixel_values=pixels).logits_per_image.numpy()
-    ours = encode_image(encoder, jnp.asarray(images)) @ encode_text(encoder, jnp.asarray(ids)).T
-    ours = ours * jnp.exp(encoder.params.logit_scale)
-    ours = ours if encoder.params.logit_bias is None else ours + encoder.params.logit_bias
-    np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-4)  # logits of size ten: 1e-5 of the largest
+@pytest.mark.parametrize("kind", ["clip", "siglip", "dinov2", "dinov2_with_registers"])
+def test_every_family_is_its_original_in_features_scores_pixels_and_words(tmp_path, kind):
+    source = whole_folder(kind, tmp_path / "source")
+    model = checkpoints.load(converters.convert(source, tmp_path / "model"))
+    rows = {row.what: row for row in converters.check(str(source), model)}
+    assert all(row.typical <= TYPICAL and row.worst <= WORST for row in rows.values())
+    assert {"image features", "pixels of a 77 x 53 picture"} <= set(rows)
+    assert {"text features", "logits"} <= set(rows) or "siglip" != kind != "clip"
+    assert (f"ids of {len(SENTENCES)} sentences" in rows) == (kind == "clip")
+
+
+@pytest.mark.slow
+def test_a_conversion_that_is_not_its_original_is_not_kept(tmp_path, regcache):
+    source = whole_folder("clip", tmp_path / "source")
+    convert = ("convert", source, "--out", tmp_path / "model", "--check")
+    status, out, error = regcache(*convert, "--activation", "gelu")
+    assert status == 1 and "image block 1 differ by" in error and "is removed" in error
+    assert "logits" in out and not (tmp_path / "model").exists()
+    processor = json.loads((source / "preprocessor_config.json").read_text())
+    assert regcache(*convert, "--filter", "bilinear")[2].count("pixels of a 77 x 53 picture differ by") == 1
+    (source / "preprocessor_config.json").write_text(json.dumps(processor))
+    status, out, _ = regcache(*convert)
+    assert status == 0 and out.strip().endswith(f"{source} -> {tmp_path / 'model'}")
 
 
 @pytest.mark.slow
@@ -190,7 +225,7 @@ def test_at_the_real_size_every_block_is_that_of_transformers_and_bfloat16_keeps
     )
     images, ids = random_inputs(encoder, 1)
     ours, theirs = run_ours(encoder, images, ids), run_reference(source, images, ids)
-    assert set(ours) == set(theirs) and len(ours) == (26 if wanted.text else 13)
+    assert set(ours) == set(theirs) and len(ours) == (27 if wanted.text else 13)
     for what in theirs:
         row = difference(what, ours[what], theirs[what])
         assert row.typical <= TYPICAL and row.worst <= WORST, row

@@ -11,6 +11,7 @@ import zlib
 import numpy as np
 import pytest
 import tokenizers
+from words import write_clip_files
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.spec import Tokenization
@@ -21,22 +22,6 @@ CLIP = Tokenization("clip", 12, 600, "clip", pad_id=0, bos_id=598, eos_id=599)
 SIGLIP = Tokenization("sentencepiece", 8, 40, "canonicalize", pad_id=1, eos_id=1)
 SIGLIP2 = Tokenization("sentencepiece", 8, 40, "lower", pad_id=0, eos_id=1)
 HASHED = Tokenization("hashed", 48, 2048, "none", pad_id=0)
-
-
-def byte_alphabet() -> list[str]:
-    """The 256 printable stand-ins of byte-level BPE."""
-    return sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-
-
-def write_clip_files(folder):
-    """A small CLIP tokenizer in its two old files: all bytes, all bytes at a word's end, a few merges."""
-    merges = [("c", "a"), ("ca", "t</w>"), ("p", "h"), ("ph", "o"), ("pho", "t"), ("phot", "o</w>"), ("'", "s</w>")]
-    words = [*byte_alphabet(), *(f"{piece}</w>" for piece in byte_alphabet()), *("".join(pair) for pair in merges)]
-    vocabulary = {word: number for number, word in enumerate(words)}
-    vocabulary |= {"<|startoftext|>": 598, "<|endoftext|>": 599}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges) + "\n")
-    return vocabulary
 
 
 def write_unigram(folder):

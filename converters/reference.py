@@ -1,0 +1,130 @@
+"""The original, run by transformers in PyTorch: what a conversion is compared with."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from regcache_jax.converters import sources
+
+from regcache_jax.core.errors import UserError, shown
+from regcache_jax.files.bounded import read_json
+
+# The classes of transformers that run a kind of checkpoint: the one its config.json names if it is here, else the first. A
+# checkpoint never chooses what is run.
+ARCHITECTURES = {
+    "clip": ("CLIPModel", "CLIPVisionModelWithProjection", "CLIPVisionModel"),
+    "clip_vision_model": ("CLIPVisionModel", "CLIPVisionModelWithProjection"),
+    "siglip": ("SiglipModel", "SiglipVisionModel"),
+    "siglip_vision_model": ("SiglipVisionModel",),
+    "dinov2": ("Dinov2Model",),
+    "dinov2_with_registers": ("Dinov2WithRegistersModel",),
+}
+PROCESSORS = {
+    "clip": "CLIPImageProcessor",
+    "clip_vision_model": "CLIPImageProcessor",
+    "siglip": "SiglipImageProcessor",
+    "siglip_vision_model": "SiglipImageProcessor",
+    "dinov2": "BitImageProcessor",
+    "dinov2_with_registers": "BitImageProcessor",
+}
+
+
+def find_reference(source: str) -> Path:
+    """The folder that transformers can run, to compare with. Raises UserError without transformers, or for a source that is
+    not in its layout."""
+    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
+        raise UserError("the check runs the original in PyTorch: pip install regcache-jax[torch]")
+    found = sources.resolve(source)
+    if not (found.folder / "config.json").is_file() or not found.weights.name.startswith(("model.", "pytorch_model.")):
+        raise UserError(
+            f"the check runs transformers, which reads Hugging Face folders; {found.weights} is not part of one"
+        )
+    _architecture(found.folder)
+    return found.folder
+
+
+def _model_type(folder: Path) -> str:
+    """Raises UserError for one that the check does not know."""
+    kind = read_json(folder / "config.json", dict[str, Any]).get("model_type")
+    if kind not in ARCHITECTURES:
+        raise UserError(f"{folder} holds a {shown(repr(kind), 60)}; the check knows {', '.join(ARCHITECTURES)}")
+    return kind
+
+
+def _architecture(folder: Path) -> str:
+    known = ARCHITECTURES[_model_type(folder)]
+    named = read_json(folder / "config.json", dict[str, Any]).get("architectures") or ()
+    return (*(name for name in named if name in known), *known)[0]
+
+
+def run_reference(folder: Path, images: np.ndarray, ids: np.ndarray | None) -> dict[str, np.ndarray]:
+    """The same from transformers, in float32 on the CPU."""
+    import torch
+    import transformers
+
+    network = getattr(transformers, _architecture(folder)).from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True
+    )
+    network.eval()
+    vision, text = getattr(network, "vision_model", network), getattr(network, "text_model", None)
+    with torch.no_grad():
+        pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        output = vision(pixel_values=pixels, output_hidden_states=True)
+        pooled = output.pooler_output
+        if hasattr(network, "visual_projection"):
+            pooled = network.visual_projection(vision(pixel_values=pixels).pooler_output)
+        named, logits = {"image": (pooled, output.hidden_states)}, None
+        if ids is not None and text is not None:
+            tokens = torch.from_numpy(ids.astype(np.int64))
+            output = text(input_ids=tokens, output_hidden_states=True)
+            pooled = output.pooler_output
+            if hasattr(network, "text_projection"):
+                pooled = network.text_projection(pooled)
+            named["text"] = (pooled, output.hidden_states)
+            logits = network(input_ids=tokens, pixel_values=pixels).logits_per_image.numpy()
+    return named_rows({tower: (pooled.numpy(), _blocks(hidden)) for tower, (pooled, hidden) in named.items()}, logits)
+
+
+def _blocks(hidden_states: Any) -> np.ndarray:
+    """What enters each block; transformers adds what leaves the last one."""
+    return np.stack([hidden.numpy() for hidden in hidden_states[:-1]])
+
+
+def named_rows(towers: Mapping[str, tuple[np.ndarray, np.ndarray]], logits: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Features and stacked hidden states of the towers, and logits if there are any, each under the name of its row."""
+    rows = {
+        f"{tower} block {block}": hidden
+        for tower, (_, by_block) in towers.items()
+        for block, hidden in enumerate(by_block)
+    }
+    rows |= {f"{tower} features": features for tower, (features, _) in towers.items()}
+    return rows if logits is None else rows | {"logits": logits}
+
+
+def reference_pixels(folder: Path, picture: Image.Image) -> np.ndarray | None:
+    """What the original makes of a picture, `[S, S, 3]`; None where the folder does not describe its processor."""
+    import transformers
+
+    if not (folder / "preprocessor_config.json").is_file():
+        return None
+    name = PROCESSORS[_model_type(folder)]
+    kind = getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)  # before version 5 that is Pillow's
+    pixels = kind.from_pretrained(folder, local_files_only=True)(picture, return_tensors="np")["pixel_values"][0]
+    return np.asarray(pixels, np.float32).transpose(1, 2, 0)
+
+
+def reference_ids(folder: Path, texts: Sequence[str], length: int) -> np.ndarray | None:
+    """The original's ids of some texts, padded to `length`; None where the folder has no tokenizer."""
+    import transformers
+
+    files = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
+    if not length or not any((folder / name).is_file() for name in files):
+        return None
+    tokenize = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    ids = tokenize(list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="np")
+    return np.asarray(ids["input_ids"], np.int32)
