@@ -84,6 +84,7 @@ def test_an_open_clip_folder_gives_the_same_clip(tmp_path, clip_pair, kind):
     assert ours.spec.preprocessing.mean == (0.5, 0.5, 0.5)
 
 
+@pytest.mark.slow
 def test_an_open_clip_file_without_configuration_asks_for_its_name(tmp_path, clip_pair):
     save_file(clip_pair[2], tmp_path / "weights.safetensors")
     with pytest.raises(UserError, match="which GELU it was trained with; name its row"):
