@@ -107,6 +107,7 @@ def test_the_end_of_text_is_found_as_old_and_new_configurations_say(tmp_path, ol
     np.testing.assert_allclose(ours["text features"], theirs["text features"], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "network",
     [

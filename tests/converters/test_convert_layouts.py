@@ -63,6 +63,7 @@ def dinov2(registers: int, gated: bool) -> torch.nn.Module:
     return draw_parameters(transformers.Dinov2Model(transformers.Dinov2Config(**options)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 def test_an_open_clip_folder_gives_the_same_clip(tmp_path, clip_pair, kind):
     encoder, _, state = clip_pair
@@ -84,6 +85,7 @@ def test_an_open_clip_folder_gives_the_same_clip(tmp_path, clip_pair, kind):
     assert ours.spec.preprocessing.mean == (0.5, 0.5, 0.5)
 
 
+@pytest.mark.slow
 def test_an_open_clip_file_without_configuration_asks_for_its_name(tmp_path, clip_pair):
     save_file(clip_pair[2], tmp_path / "weights.safetensors")
     with pytest.raises(UserError, match="which GELU it was trained with; name its row"):
@@ -324,6 +326,7 @@ def test_dinov2_from_hugging_face_meta_and_timm_is_one_encoder(tmp_path, registe
     np.testing.assert_allclose(encode(ours, images).features, encode(wanted, images).features, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("registers", [0, 4])
 def test_dinov2_folders_give_the_hidden_states_of_transformers_at_another_image_size(tmp_path, registers, gated):

@@ -111,6 +111,7 @@ def test_a_norms_epsilon_is_a_positive_number(folder, value):
         read(folder)
 
 
+@pytest.mark.slow
 def test_what_was_trained_on_top_is_left_out_and_said(folder):
     whole = read(folder).encoder
     state = load_file(folder / "model.safetensors")

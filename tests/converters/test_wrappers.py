@@ -64,6 +64,7 @@ def test_wrappers_inside_names_are_taken_off(state, tmp_path):
     same(read(tmp_path / "fsdp.pt", inside), read(tmp_path / "plain.pt", state))
 
 
+@pytest.mark.slow
 def test_of_raw_and_averaged_weights_the_user_chooses(state, tmp_path):
     averaged = {name: tensor * 1.5 for name, tensor in state.items()}
     tree = {**trained(state), "state_dict_ema": averaged}

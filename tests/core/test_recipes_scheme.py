@@ -213,5 +213,6 @@ def test_schemes_that_run_alike_share_a_program():
     assert Scheme(8, 6).running != Scheme(8, 4).running != Scheme(8, 4, "token").running
 
 
+@pytest.mark.slow
 def test_a_method_name_is_part_of_the_scheme():
     assert dataclasses.replace(Scheme(), method="awq+gptq").to_json()["method"] == "awq+gptq"

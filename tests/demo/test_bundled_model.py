@@ -55,11 +55,13 @@ def test_image_features_are_those_of_the_implementation_it_was_trained_with(mode
     np.testing.assert_allclose(features, IMAGE_FEATURES, atol=1e-5)  # the numbers are rounded to five places
 
 
+@pytest.mark.slow
 def test_text_features_are_those_of_the_implementation_it_was_trained_with(model):
     features = encode_text(model.encoder, jnp.asarray(model.tokenize(list(TEXTS))))[:, :6]
     np.testing.assert_allclose(features, TEXT_FEATURES, atol=1e-5)  # the numbers are rounded to five places
 
 
+@pytest.mark.slow
 def test_outliers_enter_the_residual_stream_in_block_4(model, images):
     spec = model.encoder.spec.image
     output = image_features(

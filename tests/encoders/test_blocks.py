@@ -288,6 +288,7 @@ def test_gradients_flow_through_float_and_straight_through_integers(integer):
     assert exact @ found / np.linalg.norm(exact) / np.linalg.norm(found) > (0.98 if integer else 0.999999)
 
 
+@pytest.mark.slow
 def test_a_plan_that_does_nothing_is_no_plan():
     params, spec = PARAMS["clip"], small.SPECS["clip"].image
     images = small.images(3)

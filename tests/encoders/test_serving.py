@@ -147,6 +147,7 @@ def test_padding_rows_leave_the_blocks_as_copies_of_the_last_token():
     np.testing.assert_array_equal(served.rows, repeat_last(served.hidden, 16))
 
 
+@pytest.mark.slow
 def test_padded_embedding_is_the_embedding_with_its_last_token_repeated():
     encoder = small_encoder(True, "class")
     params, spec = encoder.params.image, encoder.spec.image
@@ -170,6 +171,7 @@ def test_the_embedding_is_the_convolution_it_stands_for():
     np.testing.assert_allclose(tokens[1, 1:3], params.registers, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_padding_row_with_an_enormous_logit_does_not_disturb_attention():
     """Without a register the repeated token's key is a token's own, so the largest logit is a real one."""
     encoder = small_encoder(False, "mean")

@@ -214,6 +214,7 @@ def test_hashed_words_are_their_crc32_and_that_of_their_trigrams():
     assert ids.tolist() == expected + [0] * 44
 
 
+@pytest.mark.slow
 def test_missing_and_damaged_files_get_one_message(tmp_path):
     with pytest.raises(
         UserError, match=r"has no tokenizer \(tokenizer\.json or vocab\.json with merges\.txt or bpe_simple"

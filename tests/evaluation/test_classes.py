@@ -34,6 +34,7 @@ def run(task, training, tested, reference=None):
     return TASKS[task].run(job)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["knn", "linear_probe"])
 def test_a_class_that_is_missing_in_the_test_moves_no_other(task):
     found = run(task, TRAINING, labelled("test", [0, 1, 1], ("cat", "dog")))

@@ -40,6 +40,7 @@ def test_separable_classes_are_told_apart_on_new_pictures():
     assert (fit_probe(features, labels, CLASSES).scores(unseen).argmax(1) == truth).all()
 
 
+@pytest.mark.slow
 def test_the_sweep_leaves_out_a_decay_that_makes_all_classes_alike():
     features, labels = clouds(200, spread=0.5)
     probe = fit_probe(features, labels, CLASSES, weight_decays=[1e6, 1e-2])

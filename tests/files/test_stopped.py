@@ -144,6 +144,7 @@ def ended(child):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["folder", "stages", "log"])
 def test_of_two_runs_at_once_each_ends_whole_or_says_who_holds_the_place(tmp_path, name):
     whole = tmp_path / "whole"

@@ -49,6 +49,7 @@ def assert_same(tree, wanted):
     jax.tree.map(lambda ours, theirs: np.testing.assert_array_equal(ours, theirs, strict=True), tree, wanted)
 
 
+@pytest.mark.slow
 def test_a_float_encoder_comes_back_bit_equal(tmp_path, encoder):
     model = checkpoints.load(checkpoints.save(tmp_path / "m", encoder, metadata={"source": "here"}))
     assert_same(model.encoder, encoder)

@@ -73,6 +73,7 @@ def test_any_batch_size_gives_the_same_features_for_an_image(artefact, images):
     )  # other tiles of the float products
 
 
+@pytest.mark.slow
 def test_the_program_multiplies_int8_by_int8_on_every_platform(artefact):
     exported = stablehlo.deserialize(bytearray(artefact.read_bytes()))
     assert exported.platforms == ("cpu", "cuda", "tpu")
@@ -120,6 +121,7 @@ def test_bad_platforms_existing_files_and_other_files_are_refused_with_one_messa
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["x", "x.json"]
 
 
+@pytest.mark.slow
 def test_files_name_no_source_and_are_the_same_bytes_wherever_they_are_written(encoder, tmp_path, monkeypatch):
     first = export(encoder, tmp_path / "here.stablehlo", ("cpu",)).read_bytes()
     there = tmp_path / "there"

@@ -30,6 +30,7 @@ def old(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FOLDERS)
 def test_old_folders_give_the_features_they_gave(old, name, tmp_path):
     recorded = np.load(old / "features.npz")

@@ -95,6 +95,7 @@ def test_datasets_pictures_and_iterables_become_the_array():
     assert len(batch) == 6 and mask.sum() == 5
 
 
+@pytest.mark.slow
 def test_a_verb_is_compiled_as_before():
     plain = jax.jit(rc.encode_image)(ENCODER, IMAGES)
     np.testing.assert_allclose(plain, rc.encode_image(ENCODER, IMAGES), rtol=1e-4, atol=1e-5)

@@ -38,7 +38,7 @@ def prepared_by(name, encoder, scheme):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", small.FAMILIES)
+@pytest.mark.parametrize("family", small.KINDS)
 @pytest.mark.parametrize("name", PREPARING)
 def test_a_preparing_method_leaves_the_float_encoder_and_its_registers_alone(name, family):
     encoder = small.encoder(family).with_plan(small.plan())

@@ -20,6 +20,7 @@ def everything(encoder, images):
     return {name: np.asarray(array) for name, array in seen.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("class_token", [False, True])
 def test_candidates_are_the_largest_tokens_with_keys_and_values_of_their_own_image(
     encoder, images, everything, class_token

@@ -42,6 +42,7 @@ def test_norms_are_those_of_every_site_with_token_groups_apart(encoder, images, 
             np.testing.assert_allclose(profile.percentile[p, :, g], tail, rtol=0.04)  # half a bin
 
 
+@pytest.mark.slow
 def test_a_profile_does_not_depend_on_how_the_set_is_cut_into_batches(encoder, images, profile):
     streamed = rc.inspect(encoder, cut(images, 3))
     assert streamed.num_images == 7

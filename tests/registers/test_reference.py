@@ -124,6 +124,7 @@ def test_blocks_do_what_the_paper_says_whatever_the_plan(kind, plan):
         np.testing.assert_allclose(found.hidden[image][kept], expected, rtol=5e-5, atol=5e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["clip", "dinov2-swiglu"])
 def test_integer_blocks_do_what_their_integers_stand_for(kind):
     plan = small.random_plan(start=1, stop=2, copies=4, num_registers=2, delete_block=2, delete_count=3)

@@ -15,6 +15,7 @@ def sinks():
     return plant(["patch sinks"], num_images=32)
 
 
+@pytest.mark.slow
 def test_planted_sinks_change_no_feature_of_the_float_encoder(sinks):
     without = plant([], num_images=32)
     np.testing.assert_array_equal(sinks.images, without.images)
