@@ -134,14 +134,9 @@ def run_ours(encoder: Encoder, images: np.ndarray, ids: np.ndarray | None) -> di
 
 def _logits(encoder: Encoder, image: Float[Array, "n E"], text: Float[Array, "m E"]) -> np.ndarray:
     """Scores of every picture with every text, with the checkpoint's temperature and offset."""
-    scale, bias = (
-        jnp.asarray(each, jnp.float32)
-        for each in (
-            encoder.params.logit_scale,
-            0.0 if encoder.params.logit_bias is None else encoder.params.logit_bias,
-        )
-    )
-    return np.asarray(jnp.exp(scale) * (normalize(image) @ normalize(text).T) + bias)
+    scores = jnp.exp(jnp.asarray(encoder.params.logit_scale, jnp.float32)) * (normalize(image) @ normalize(text).T)
+    bias = encoder.params.logit_bias
+    return np.asarray(scores if bias is None else scores + jnp.asarray(bias, jnp.float32))
 
 
 def difference(what: str, ours: np.ndarray, theirs: np.ndarray) -> Difference:
