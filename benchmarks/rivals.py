@@ -45,7 +45,7 @@ def main() -> None:
     rows = []
 
     def judge(features: np.ndarray) -> dict[str, float]:
-        answers, as_float = (np.argmax(each @ vectors.T, axis=1) for each in (features, bench.reference))
+        answers, as_float = (np.argmax(each @ vectors.T, axis=1) for each in (features, bench.reference.pooled))
         right.append((answers == labels).astype(float))
         return {"acc1": right[-1].mean(), "agreement": (answers == as_float).mean()}
 

@@ -68,9 +68,9 @@ def auto(
     config: AutoConfig | None = None,
     price: Price = MODEL,
 ) -> AutoResult:
-    """Tries the recipes of `config` on reference images and returns the best encoder. The work folder keeps the table and the
-    searches' trials, by which a killed run goes on where it stopped and ends with the same choice. `price` gives costs: the model of
-    `cost`, or a TPU compiler's cycles (`regcache_jax.tpu.ask.encoder_cycles`)."""
+    """Tries the recipes of `config` on reference images and returns the best encoder, by the error of the search's objective. The work
+    folder keeps the table and the searches' trials, by which a killed run goes on where it stopped and ends with the same choice.
+    `price` gives costs: the model of `cost`, or a TPU compiler's cycles (`regcache_jax.tpu.ask.encoder_cycles`)."""
     config = config or AutoConfig()
     calibration, scoring = halves(images, config.seed)
     plans = find_plans(encoder, calibration, config.bits, workdir, config.search) if config.registers else {}
@@ -79,7 +79,7 @@ def auto(
         for recipe in config.recipes
         if not config.static_only or all(scheme_of(recipe, bits).calibrated for bits in config.bits)
     ]
-    bench = Bench(encoder, calibration, scoring, plans, price=price)
+    bench = Bench(encoder, calibration, scoring, plans, price=price, objective=config.search.objective)
     entries = compare(bench, cells_of(recipes, config.bits, plans), workdir)
     chosen = choose(entries, config.max_cost)
     allowed = set(map(id, _allowed([entry for entry in entries if entry.error is not None], config.max_cost)))

@@ -20,16 +20,17 @@ import numpy as np
 from jaxtyping import Float
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.core.objective import Objective, Outputs, feature_errors, image_errors, joined, name_of, reads_patches
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.data.cut import in_batches
-from regcache_jax.encoders.encoder import Encoder, encode_image
+from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.encoders.outputs import encode_outputs
 from regcache_jax.files.identity import content_hash
 from regcache_jax.files.workdir import Workdir
-from regcache_jax.registers.search.programs import feature_errors
 from regcache_jax.studies.cells import Cell, Entry, Images, kept
 from regcache_jax.studies.cost import MODEL, Price
 
-_encode = jax.jit(encode_image)
+_encode = jax.jit(encode_outputs, static_argnames="patches")
 
 
 class Judge(NamedTuple):
@@ -39,23 +40,35 @@ class Judge(NamedTuple):
     metrics: Callable[[Float[np.ndarray, "_ E"]], Mapping[str, float]]
 
 
-def features_of(encoder: Encoder, images: Images, batch_size: int = 64) -> Float[np.ndarray, "n E"]:
-    """Features of an array of images, in batches of one shape."""
+def outputs_of(encoder: Encoder, images: Images, batch_size: int = 64, *, patches: bool) -> Outputs:
+    """What an objective reads of an array of images, in batches of one shape."""
     encoder = encoder.replace(scheme=None if encoder.scheme is None else encoder.scheme.running)
-    batches = [np.asarray(_encode(encoder, jnp.asarray(batch))) for batch in in_batches(images, batch_size)]
-    return np.concatenate(batches)[: len(images)]
+    batches = [
+        _encode(encoder, jnp.asarray(batch), patches=patches).on_host() for batch in in_batches(images, batch_size)
+    ]
+    return joined(batches).of(slice(len(images)))
+
+
+def features_of(encoder: Encoder, images: Images, batch_size: int = 64) -> Float[np.ndarray, "n E"]:
+    """Pooled features of an array of images."""
+    return np.asarray(outputs_of(encoder, images, batch_size, patches=False).pooled)
+
+
+def mean_error(errors: Float[np.ndarray, "n"]) -> float:
+    """The mean over images, to six digits (below them is the order of additions)."""
+    return float(f"{np.mean(errors):.6g}")
 
 
 def label_free_error(features: Float[np.ndarray, "n E"], reference: Float[np.ndarray, "n E"]) -> float:
-    """Mean squared distance between features and float ones, over the float ones' squared length, to six digits (below them
-    is the order of additions)."""
-    return float(f"{np.mean(feature_errors(features, reference)):.6g}")
+    """The mean error of pooled features."""
+    return mean_error(feature_errors(features, reference))
 
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
     """What cells are tried on: `calibration` pictures give the scales; of `scoring` pictures (others) the label-free error and, by a
-    `judge`, any metrics are measured; `price` gives the cost. `plans`: the registers for a number of bits."""
+    `judge`, any metrics are measured; `price` gives the cost. `plans`: the registers for a number of bits. `objective`: what
+    the label-free error is."""
 
     encoder: Encoder
     calibration: Images
@@ -64,18 +77,28 @@ class Bench:
     judge: Judge | None = None
     price: Price = MODEL
     batch_size: int = 64
+    objective: Objective = "pooled"
+
+    def __post_init__(self) -> None:
+        if self.objective == "accuracy":
+            raise UserError("recipes are compared by an error without labels: pooled, patches, both, or a function")
 
     @functools.cached_property
-    def reference(self) -> Float[np.ndarray, "n E"]:
-        """The float encoder's features of the scored pictures."""
-        return features_of(self.encoder.with_plan(None), self.scoring, self.batch_size)
+    def reference(self) -> Outputs:
+        """The float encoder's outputs of the scored pictures."""
+        return self.outputs(self.encoder.with_plan(None))
+
+    def outputs(self, encoder: Encoder) -> Outputs:
+        """An encoder's outputs of the scored pictures, as far as the objective reads them."""
+        return outputs_of(encoder, self.scoring, self.batch_size, patches=reads_patches(self.objective))
 
     @functools.cached_property
     def identity(self) -> list[str | None]:
         """What every cell's numbers depend on."""
         judge = None if self.judge is None else self.judge.identity
         spec = json.dumps(self.encoder.spec.to_json(), sort_keys=True)
-        return [spec, content_hash((self.encoder.params, self.calibration, self.scoring)), judge, self.price.unit]
+        pictures = content_hash((self.encoder.params, self.calibration, self.scoring))
+        return [spec, pictures, judge, self.price.unit, name_of(self.objective)]
 
     def encoder_of(self, cell: Cell) -> Encoder:
         """The encoder that a cell speaks of. Raises UserError for a recipe that does not go with the plan."""
@@ -89,9 +112,10 @@ class Bench:
 
     def measured(self, quantized: Encoder) -> tuple[float, dict[str, float]]:
         """Label-free error and metrics of an encoder."""
-        features = features_of(quantized, self.scoring, self.batch_size)
-        metrics = {} if self.judge is None else self.judge.metrics(features)
-        return label_free_error(features, self.reference), {name: float(value) for name, value in metrics.items()}
+        outputs = self.outputs(quantized)
+        metrics = {} if self.judge is None else self.judge.metrics(np.asarray(outputs.pooled))
+        error = mean_error(image_errors(self.objective, outputs, self.reference))
+        return error, {name: float(value) for name, value in metrics.items()}
 
     def attempt(self, cell: Cell) -> Entry:
         """What comes of a cell."""

@@ -49,6 +49,11 @@ def test_other_pictures_are_split_by_the_same_shares_and_that_is_said():
     assert (len(few.working), len(few.verifying)) == (3, 0)  # a handful calibrates whole
 
 
+def test_a_promise_is_of_the_error_that_the_search_went_by():
+    assert PROMISE.speaks_of("pooled") and Promise.of({**METADATA, "objective": "features"}).speaks_of("pooled")
+    assert not Promise.of({**METADATA, "objective": "accuracy"}).speaks_of("pooled")
+
+
 def test_a_broken_promise_is_a_warning_with_both_figures():
     kept, worse = Claim(0.0119, 0.0001, 0.1, 3), Claim(0.02, 0.001, 0.1, 3)
     assert PROMISE.broken(kept, rc.Scheme(8, 8)) is None
