@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from regcache_jax.core.objective import image_errors
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.data import load_images, open_dataset
 from regcache_jax.files.paths import write_whole
+from regcache_jax.registers.inspect import find_sinks
 from regcache_jax.studies.grid import outputs_of
 
 WAYS = {
@@ -54,18 +56,30 @@ def main() -> None:
         found = outputs_of(measured, unseen, patches=True)
         return {word: float(image_errors(word, found, exact).mean()) for word in ("pooled", "patches")}
 
-    def row(plan: RegisterPlan | None) -> dict[str, dict[str, float]]:
-        return {"int8": errors(quantize(encoder, known, scheme, plan)), "float": errors(encoder.with_plan(plan))}
+    at_sinks = find_sinks(encoder, unseen).any(axis=0)[:, encoder.spec.image.num_protected :]
+
+    def share_at_sinks(plan: RegisterPlan) -> float:
+        """The part of what a plan alone moves the patch tokens that lies where sinks were."""
+        moved = outputs_of(encoder.with_plan(plan), unseen, patches=True).patches - np.asarray(exact.patches)
+        squares = np.square(moved).sum(axis=2)
+        return float(squares[at_sinks].sum() / squares.sum())
+
+    def row(plan: RegisterPlan | None) -> dict[str, Any]:
+        found = {"int8": errors(quantize(encoder, known, scheme, plan)), "float": errors(encoder.with_plan(plan))}
+        return found if plan is None else {**found, "share at sinks": share_at_sinks(plan)}
 
     rows = {"no plan": row(None)}
     for name, config in WAYS.items():
         result = search(encoder, known, scheme, config)
         rows[name] = row(result.plan)
         print(f"{name}: {result.numbers}; {result.sentence()}", *result.remarks(), sep="\n  ", flush=True)
-    print(f"\n{'plan found by':<28} pooled   patches  | the plan alone, in float: pooled   patches")
+    print(
+        f"\n{'plan found by':<28} pooled   patches  | the plan alone, in float: pooled   patches  (of it where sinks were)"
+    )
     for name, found in rows.items():
         figures = [found[kind][word] for kind in ("int8", "float") for word in ("pooled", "patches")]
-        print(f"{name:<28} {figures[0]:<8.3g} {figures[1]:<8.3g} | {'':<25} {figures[2]:<8.3g} {figures[3]:<8.3g}")
+        line = f"{name:<28} {figures[0]:<8.3g} {figures[1]:<8.3g} | {'':<25} {figures[2]:<8.3g} {figures[3]:<8.3g}"
+        print(f"{line} {found.get('share at sinks', 0):.3f}")
     if given.json is not None:
         write_whole(given.json, json.dumps(rows, indent=2).encode())
 

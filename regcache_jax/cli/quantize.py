@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from regcache_jax.encoders.encoder import Encoder
     from regcache_jax.models.folder import Model
     from regcache_jax.quantization.calibration import Calibration
-    from regcache_jax.registers.search.claim import Claim
     from regcache_jax.registers.search.promise import Promise
     from regcache_jax.studies.cost import Price
 
@@ -176,6 +175,7 @@ def quantize(
     from regcache_jax.quantization.calibration import Calibration
     from regcache_jax.quantization.methods.table import methods_of
     from regcache_jax.registers.search.promise import Promise
+    from regcache_jax.studies.held_out import held_out_error
 
     _check_together(pictures, chosen, choice)
     scheme = bits.read()
@@ -207,7 +207,8 @@ def quantize(
         with progress(f"quantising to {wanted.name}"):
             encoder = _quantized(loaded, images, wanted, chosen, kept, objective)
         if promise is not None and held_out is not None and len(held_out):
-            found, remark = _measured(loaded.encoder, encoder, held_out, objective)
+            with progress(f"measuring on {len(held_out)} held-out pictures"):
+                found, remark = held_out_error(loaded.encoder, encoder, held_out, objective)
             if promise.speaks_of(objective):
                 say(promise.compared(found))
                 if warning := promise.broken(found, wanted):
@@ -263,25 +264,6 @@ def _quantized(
         scheme = scheme.keep_in_float(most_sensitive(errors, chosen.keep_float))
     ids = None if chosen.texts is None else loaded.tokenize(read_texts(chosen.texts))
     return run_quantize(loaded.encoder, images, scheme, read_plan(chosen.registers, loaded), kept, texts=ids)
-
-
-def _measured(
-    encoder: Encoder, quantized: Encoder, held_out: np.ndarray, objective: LabelFree
-) -> tuple[Claim, str | None]:
-    """The error of an encoder that was quantised, on pictures that gave no scale, and a remark where its plan alone, in float, is to blame
-    for most of it."""
-    from regcache_jax.core.objective import image_errors, reads_patches
-    from regcache_jax.registers.search.claim import claim_of
-    from regcache_jax.registers.search.result import moved_more
-    from regcache_jax.studies.grid import outputs_of
-
-    with progress(f"measuring on {len(held_out)} held-out pictures"):
-        found, with_plan, plain = (
-            outputs_of(each, held_out, patches=reads_patches(objective))
-            for each in (quantized, encoder.with_plan(quantized.plan), encoder.with_plan(None))
-        )
-    claim = claim_of([image_errors(objective, found, plain)])
-    return claim, moved_more(float(image_errors(objective, with_plan, plain).mean()), claim.error, objective)
 
 
 def _auto(encoder: Encoder, images: np.ndarray, work: str, config: AutoConfig, price: Price) -> tuple[Encoder, str]:
