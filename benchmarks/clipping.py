@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from regcache_jax import Encoder, Scheme, bundled_model, load, quantize
+from regcache_jax.core.objective import feature_errors
 from regcache_jax.core.search_config import SearchConfig
 from regcache_jax.data import prompts
 from regcache_jax.data.batches import load_images
@@ -27,7 +28,6 @@ from regcache_jax.evaluation.zero_shot import class_vectors
 from regcache_jax.files.paths import write_whole
 from regcache_jax.quantization.calibration import observe
 from regcache_jax.registers.search.engine import Search
-from regcache_jax.registers.search.programs import feature_errors
 from regcache_jax.registers.search.space import Numbers
 from regcache_jax.studies.grid import features_of
 

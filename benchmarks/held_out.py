@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from regcache_jax import Scheme, SearchConfig, bundled_model, load, quantize, search
+from regcache_jax.core.objective import feature_errors
 from regcache_jax.data import prompts
 from regcache_jax.data.batches import load_images
 from regcache_jax.data.sources import open_dataset
 from regcache_jax.evaluation.zero_shot import class_vectors
 from regcache_jax.files.paths import write_whole
-from regcache_jax.registers.search.programs import feature_errors
 from regcache_jax.studies.grid import features_of
 from regcache_jax.studies.planted import FIRING, plant
 

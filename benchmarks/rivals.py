@@ -17,7 +17,7 @@ from regcache_jax.data.batches import load_images
 from regcache_jax.data.sources import open_dataset
 from regcache_jax.evaluation.zero_shot import class_vectors
 from regcache_jax.files.paths import write_whole
-from regcache_jax.studies.grid import Bench, Judge, features_of, label_free_error
+from regcache_jax.studies.grid import Bench, Judge, mean_error
 from regcache_jax.studies.rivals import rivals
 
 PAIRS = (
@@ -45,15 +45,15 @@ def main() -> None:
     rows = []
 
     def judge(features: np.ndarray) -> dict[str, float]:
-        answers, as_float = (np.argmax(each @ vectors.T, axis=1) for each in (features, bench.reference))
+        answers, as_float = (np.argmax(each @ vectors.T, axis=1) for each in (features, bench.reference.pooled))
         right.append((answers == labels).astype(float))
         return {"acc1": right[-1].mean(), "agreement": (answers == as_float).mean()}
 
     bench = Bench(model.encoder, reference, pictures, judge=Judge("top-1 on Twemoji", judge))
 
     def show(scheme: str, name: str, encoder: Encoder) -> np.ndarray:
-        features = features_of(encoder, bench.scoring, bench.batch_size)
-        error, metrics = label_free_error(features, bench.reference), bench.measured(features)[1]
+        errors, metrics = bench.measured(encoder)
+        error = mean_error(errors)
         rows.append({"scheme": scheme, "name": name, "error": error, **metrics})
         print(
             f"{scheme:6s} {name:34s} top-1 {metrics['acc1']:6.1%}  error of the features {error:.4g}  answers as float "

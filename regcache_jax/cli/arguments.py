@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from regcache_jax.core.objective import LabelFree
 from regcache_jax.core.options import like, option
 from regcache_jax.core.scheme import Scheme, Weights
 from regcache_jax.studies.recipes import RECIPES
@@ -102,6 +103,23 @@ class SchemeOrFloat(SchemeArgs):
         "scheme",
         default="float",
         help="Bits of weights and activations: w8a8, w6a6, w4a4, any w2..w8 with a2..a8, or float.",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelFreeArgs:
+    """What an error is, where no labels are."""
+
+    objective: LabelFree = option("What an error is of: the pooled feature, the patch tokens, or both.", "pooled")
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveArgs:
+    """What an error is, where labels may be."""
+
+    objective: Literal["pooled", "patches", "both", "accuracy", "features"] = option(
+        "What an error is of: the pooled feature (once called features), the patch tokens, both, or top-1 (labels and a text tower).",
+        "pooled",
     )
 
 

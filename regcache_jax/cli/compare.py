@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from regcache_jax.cli.arguments import CostArgs, TestedData, read_images, read_plan, recipes_of
+from regcache_jax.cli.arguments import CostArgs, LabelFreeArgs, TestedData, read_images, read_plan, recipes_of
 from regcache_jax.cli.options import takes
 from regcache_jax.cli.screen import BarsOfCells, digits, print_table, say
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.options import option
+from regcache_jax.core.search_config import SearchConfig
 from regcache_jax.studies.recipes import QUICK
 
 if TYPE_CHECKING:
@@ -75,13 +76,15 @@ def accuracy_of(model: Model, data: Dataset) -> Judge | None:
 
 @click.command()
 @click.argument("model", type=click.Path())
-@takes(pictures=TestedData, chosen=CompareArgs, cost=CostArgs)
-def compare(model: str, pictures: TestedData, chosen: CompareArgs, cost: CostArgs) -> None:
+@takes(pictures=TestedData, error=LabelFreeArgs, chosen=CompareArgs, cost=CostArgs)
+def compare(model: str, pictures: TestedData, error: LabelFreeArgs, chosen: CompareArgs, cost: CostArgs) -> None:
     """Compare recipes at 8, 6 and 4 bits, with and without registers.
 
-    Scales and registers come from the calibration split; error (against the float features), accuracy and cost are those on
-    DATA. Writes compare.json, .csv, .md and .png.
+    Scales and registers come from the calibration split; error (against the float encoder, of what --objective says), accuracy and
+    cost are those on DATA. Writes compare.json, .csv, .md and .png.
     """
+    import numpy as np
+
     from regcache_jax.files.lock import held
     from regcache_jax.files.workdir import Workdir
     from regcache_jax.models import folder as checkpoints
@@ -104,10 +107,12 @@ def compare(model: str, pictures: TestedData, chosen: CompareArgs, cost: CostArg
     with held(chosen.out, folder=True), BarsOfCells("comparing") as bars:
         workdir = Workdir(chosen.out, bars)
         if plan is None and not chosen.no_registers:
-            plans = find_plans(loaded.encoder, drawn, bits, workdir)
-        bench = grid.Bench(loaded.encoder, drawn, tested, plans, accuracy_of(loaded, data), price, pictures.batch_size)
+            plans = find_plans(loaded.encoder, drawn, bits, workdir, SearchConfig(objective=error.objective))
+        bench = grid.Bench(
+            loaded.encoder, drawn, tested, plans, accuracy_of(loaded, data), price, pictures.batch_size, error.objective
+        )
         entries = grid.compare(bench, cells_of(recipes, bits, plans), workdir)
-    float_metrics = {} if bench.judge is None else bench.judge.metrics(bench.reference)
+    float_metrics = {} if bench.judge is None else bench.judge.metrics(np.asarray(bench.reference.pooled))
     written = sheets.write_tables(
         entries, chosen.out, loaded.encoder, dataset=data.name, float_metrics=float_metrics, cost_unit=price.unit
     )

@@ -12,6 +12,7 @@ import click
 
 from regcache_jax.cli.arguments import (
     JsonArgs,
+    LabelFreeArgs,
     ParallelArgs,
     Processes,
     SchemeOrFloat,
@@ -22,10 +23,12 @@ from regcache_jax.cli.arguments import (
 )
 from regcache_jax.cli.options import takes
 from regcache_jax.cli.screen import print_table, progress, tell, write_json
-from regcache_jax.core.options import option
+from regcache_jax.core.objective import LabelFree
+from regcache_jax.core.options import like, option
 from regcache_jax.files.distributed import is_first
 
 if TYPE_CHECKING:
+    from regcache_jax.core.objective import Outputs
     from regcache_jax.core.spec import Preprocessing
     from regcache_jax.data import Dataset
     from regcache_jax.encoders.encoder import Encoder
@@ -56,6 +59,12 @@ class TaskArgs:
     recall_at: tuple[int, ...] = option("zeroshot_retrieval: the k of recall@k.", (1, 5, 10), least=1)
     masks: str | None = option("dense: folder of maps of classes (.png), as the pictures lie.", None, path="folder")
     registers: str | None = option("Register plan for float models.", None, path="file")
+    objective: LabelFree | None = like(
+        LabelFreeArgs,
+        "objective",
+        default=None,
+        help="Also the label-free error: of the pooled feature, the patch tokens, or both, on at most 512 of the pictures.",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,9 +139,10 @@ def evaluate(
     dense                    a linear probe on patches that names every pixel's class
 
     The first model is the float reference of the others: how near their features are and how often they say the same stands beside
-    every accuracy. With --scheme, float models are quantised on the way, calibrated on 512 pictures of the train split, and each is
-    its own reference.
+    every accuracy, and with --objective the label-free error by which plans are searched. With --scheme, float models are quantised on
+    the way, calibrated on 512 pictures of the train split, and each is its own reference.
     """
+    from regcache_jax.evaluation import label_free
     from regcache_jax.evaluation.job import Job, Options
     from regcache_jax.evaluation.measure import describe
     from regcache_jax.evaluation.protocol import PROTOCOLS
@@ -153,6 +163,7 @@ def evaluate(
     rows: list[Row] = []
     reference: Measured | None = None
     float_metrics: dict[str, float] | None = None
+    exact: Outputs | None = None
     for folder in models:
         loaded = checkpoints.load(folder)
         preparation = protocol.preprocessing(loaded.encoder.spec.preprocessing)
@@ -168,18 +179,27 @@ def evaluate(
             encode = functools.partial(_encode, encoder, loaded.folder.name, preparation, setting)
             return task.run(Job(loaded, encoder, encode, data, bank, prompts, options, cache, reference))
 
+        def outputs(
+            encoder: Encoder, loaded: Model = loaded, preparation: Preprocessing = preparation
+        ) -> Outputs | None:
+            encode = functools.partial(_encode, encoder, loaded.folder.name, preparation, setting)
+            return None if chosen.objective is None else label_free.outputs(encode, data, chosen.objective)
+
         encoder = loaded.encoder
         if encoder.scheme is None:
             encoder = encoder.with_plan(read_plan(chosen.registers, loaded) or encoder.plan)
             if scheme is not None:
                 reference = measure(encoder.with_plan(None), None).measured
-                float_metrics = reference.metrics
+                float_metrics, exact = reference.metrics, outputs(encoder.with_plan(None))
                 images = None
                 if scheme.calibrated:
                     calibration = pictures.other("train", 512)
                     images = read_images(loaded, calibration, protocol.preprocess(loaded.encoder.spec.preprocessing))
                 encoder = quantize(encoder, images, scheme)
-        found = measure(encoder, reference)
+        found, own = measure(encoder, reference), outputs(encoder)
+        if chosen.objective is not None and own is not None and exact is not None:
+            found.measured.metrics["error"] = label_free.error(chosen.objective, own, exact)
+        exact = exact or own
         for note in found.notes:
             tell(note)
         missing = {}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from typing import TYPE_CHECKING
+import typing
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -12,6 +13,7 @@ from regcache_jax.cli.arguments import (
     CalibrationData,
     CostArgs,
     JsonArgs,
+    LabelFreeArgs,
     SchemeArgs,
     read_images,
     read_plan,
@@ -21,8 +23,10 @@ from regcache_jax.cli.arguments import (
 from regcache_jax.cli.options import takes
 from regcache_jax.cli.screen import BarsOfCells, digits, print_table, progress, say, tell, write_json
 from regcache_jax.core.errors import UserError
+from regcache_jax.core.objective import LabelFree
 from regcache_jax.core.options import like, option
 from regcache_jax.core.scheme import Estimator, Scheme
+from regcache_jax.core.search_config import SearchConfig
 from regcache_jax.studies.recipes import AutoConfig
 
 if TYPE_CHECKING:
@@ -32,7 +36,6 @@ if TYPE_CHECKING:
     from regcache_jax.encoders.encoder import Encoder
     from regcache_jax.models.folder import Model
     from regcache_jax.quantization.calibration import Calibration
-    from regcache_jax.registers.search.claim import Claim
     from regcache_jax.registers.search.promise import Promise
     from regcache_jax.studies.cost import Price
 
@@ -76,6 +79,12 @@ class MethodArgs:
     log_softmax: bool = option("Softmax in half octaves (RepQ-ViT); with --integer-attention.", False)
     integer_head: bool = option("Integer attention pooling too (SigLIP).", False)
     texts: str | None = option("Quantise the text tower too, calibrated on these lines.", None, path="file")
+    objective: LabelFree | None = like(
+        LabelFreeArgs,
+        "objective",
+        default=None,
+        help="What errors are of, held-out, of --auto and of --keep-float; by default pooled, with a plan what its search went by.",
+    )
 
     def __post_init__(self) -> None:
         if self.log_softmax and not self.integer_attention:
@@ -93,6 +102,12 @@ class MethodArgs:
             softmax="log-sqrt2" if self.log_softmax else "uniform",
             also=(("head",) if self.integer_head else ()) + (("text",) if self.texts is not None else ()),
         )
+
+    def error_of(self, promise: Promise | None) -> LabelFree:
+        """What errors are of: as asked for, as a plan's search went by where no labels are needed for that, or pooled features."""
+        if self.objective is None and promise is not None and promise.objective in typing.get_args(LabelFree):
+            return cast(LabelFree, promise.objective)
+        return self.objective or "pooled"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +131,7 @@ class AutoArgs(CostArgs):
         if not self.auto and any(getattr(self, field.name) != field.default for field in dataclasses.fields(self)):
             raise UserError("--recipes, --no-registers, --static-only, --cost, --max-cost and --work go with --auto")
 
-    def config(self, scheme: Scheme) -> AutoConfig:
+    def config(self, scheme: Scheme, objective: LabelFree) -> AutoConfig:
         """The same for `auto`, at the bits of a scheme."""
         return AutoConfig(
             (scheme.name,),
@@ -124,6 +139,7 @@ class AutoArgs(CostArgs):
             max_cost=self.max_cost,
             static_only=self.static_only,
             registers=not self.no_registers,
+            search=SearchConfig(objective=objective),
         )
 
 
@@ -159,6 +175,7 @@ def quantize(
     from regcache_jax.quantization.calibration import Calibration
     from regcache_jax.quantization.methods.table import methods_of
     from regcache_jax.registers.search.promise import Promise
+    from regcache_jax.studies.held_out import held_out_error
 
     _check_together(pictures, chosen, choice)
     scheme = bits.read()
@@ -170,6 +187,7 @@ def quantize(
     loaded = checkpoints.load(model)
     plan, metadata = (None, {}) if chosen.registers is None else read_plan_file(chosen.registers, loaded)
     promise = Promise.of(metadata)
+    objective = chosen.error_of(promise)
     kept = None if chosen.calibration is None else Calibration.load(chosen.calibration)
     if kept is not None:
         kept.check(loaded.encoder if plan is None else loaded.encoder.with_plan(plan))
@@ -178,7 +196,7 @@ def quantize(
     name = found = held_out = None
     if choice.auto:
         assert choice.work is not None and images is not None
-        encoder, name = _auto(loaded.encoder, images, choice.work, choice.config(scheme), price)
+        encoder, name = _auto(loaded.encoder, images, choice.work, choice.config(scheme, objective), price)
     else:
         wanted = chosen.applied_to(scheme, promise)
         if promise is not None and images is not None:
@@ -187,12 +205,20 @@ def quantize(
             if kept is None:
                 say(promise.taken(images, len(held_out)))
         with progress(f"quantising to {wanted.name}"):
-            encoder = _quantized(loaded, images, wanted, chosen, kept)
+            encoder = _quantized(loaded, images, wanted, chosen, kept, objective)
         if promise is not None and held_out is not None and len(held_out):
-            found = _measured(loaded.encoder, encoder, held_out)
-            say(promise.compared(found))
-            if warning := promise.broken(found, wanted):
-                tell(warning)
+            with progress(f"measuring on {len(held_out)} held-out pictures"):
+                found, remark = held_out_error(loaded.encoder, encoder, held_out, objective)
+            if promise.speaks_of(objective):
+                say(promise.compared(found))
+                if warning := promise.broken(found, wanted):
+                    tell(warning)
+            else:
+                say(
+                    f"error ({objective}) {found.sentence()}; the search went by {promise.objective}, which is not measured here"
+                )
+            if remark is not None:
+                say(remark)
     made = encoder.scheme
     assert made is not None
     seen = None if data is None else {"dataset": data.name, "split": data.split, "images": len(data)}
@@ -201,6 +227,7 @@ def quantize(
         "calibration": chosen.calibration or seen,
         "registers": chosen.registers,
         "auto": name,
+        "objective": objective,
         "held_out": None if found is None else dataclasses.asdict(found),
     }
     tokenizers = [loaded.folder / name for name in checkpoints.tokenizer_files(loaded.folder)]
@@ -216,32 +243,27 @@ def _check_together(pictures: PicturesArgs, chosen: MethodArgs, choice: AutoArgs
         raise click.UsageError("Missing option '--dataset' (or '--calibration').")
     if not pictures.dataset and chosen.keep_float:
         raise click.UsageError("--keep-float measures on pictures; give --dataset as well")
-    if choice.auto and chosen != MethodArgs():
+    if choice.auto and chosen != MethodArgs(objective=chosen.objective):
         raise click.UsageError("--auto chooses the recipe and registers by itself; --scheme gives the bits")
 
 
 def _quantized(
-    loaded: Model, images: np.ndarray | None, scheme: Scheme, chosen: MethodArgs, kept: Calibration | None
+    loaded: Model,
+    images: np.ndarray | None,
+    scheme: Scheme,
+    chosen: MethodArgs,
+    kept: Calibration | None,
+    objective: LabelFree,
 ) -> Encoder:
     """The encoder that is asked for."""
     from regcache_jax.quantization.quantize import quantize as run_quantize
     from regcache_jax.registers.sensitivity import most_sensitive, sensitivity
 
     if chosen.keep_float and images is not None:
-        errors = sensitivity(loaded.encoder, images[:64], scheme)
+        errors = sensitivity(loaded.encoder, images[:64], scheme, objective=objective)
         scheme = scheme.keep_in_float(most_sensitive(errors, chosen.keep_float))
     ids = None if chosen.texts is None else loaded.tokenize(read_texts(chosen.texts))
     return run_quantize(loaded.encoder, images, scheme, read_plan(chosen.registers, loaded), kept, texts=ids)
-
-
-def _measured(encoder: Encoder, quantized: Encoder, held_out: np.ndarray) -> Claim:
-    """The error of an encoder that was quantised, on pictures that gave no scale."""
-    from regcache_jax.registers.search.claim import claim_of
-    from regcache_jax.registers.search.programs import feature_errors
-    from regcache_jax.studies.grid import features_of
-
-    with progress(f"measuring on {len(held_out)} held-out pictures"):
-        return claim_of([feature_errors(features_of(quantized, held_out), features_of(encoder, held_out))])
 
 
 def _auto(encoder: Encoder, images: np.ndarray, work: str, config: AutoConfig, price: Price) -> tuple[Encoder, str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from regcache_jax.cli.arguments import JsonArgs, ReferenceData, SchemeArgs, WordArgs, read_images
+from regcache_jax.cli.arguments import JsonArgs, ObjectiveArgs, ReferenceData, SchemeArgs, WordArgs, read_images
 from regcache_jax.cli.options import some, takes
 from regcache_jax.cli.screen import digits, print_table, progress, say, write_json, write_text
 from regcache_jax.core.options import like, option
@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from regcache_jax.data import Dataset
     from regcache_jax.models.folder import Model
     from regcache_jax.registers.inspect import Profile
+
+ERRORS = {
+    "pooled": "error of the features",
+    "patches": "error of the patch tokens",
+    "both": "error of features and patch tokens",
+    "accuracy": "drop in top-1",
+}
+"""What a sensitivity is of, by objective."""
 
 MEASURED = 64
 """Pictures, spread over the set, on which `inspect` measures sensitivity: 4 L runs of the blocks."""
@@ -80,22 +88,25 @@ class InspectArgs:
     """What is measured and drawn."""
 
     scheme: str = like(SchemeArgs, "scheme", help="Scheme for the sensitivity.")
-    accuracy: bool = option("Sensitivity as the drop in top-1 (needs labels and a text tower).", False)
+    accuracy: bool = option("The same as --objective accuracy: sensitivity is the drop in top-1.", False)
     picture: str | None = option("Also draw norms, sinks and sensitivity (SVG).", None, path="file")
 
 
 @click.command()
 @click.argument("model", type=click.Path())
-@takes(pictures=ReferenceData, chosen=InspectArgs, words=WordArgs, output=JsonArgs)
-def inspect(model: str, pictures: ReferenceData, chosen: InspectArgs, words: WordArgs, output: JsonArgs) -> None:
+@takes(pictures=ReferenceData, error=ObjectiveArgs, chosen=InspectArgs, words=WordArgs, output=JsonArgs)
+def inspect(
+    model: str, pictures: ReferenceData, error: ObjectiveArgs, chosen: InspectArgs, words: WordArgs, output: JsonArgs
+) -> None:
     """Show where the outliers of MODEL are, and what would help.
 
-    Norms are l-inf norms of tokens, at the input of every block and of its four quantised sites. Sensitivity is the error of the
-    features when one site of one block alone is quantised, on 64 of the pictures.
+    Norms are l-inf norms of tokens, at the input of every block and of its four quantised sites. Sensitivity is the error of
+    the objective when one site of one block alone is quantised, on 64 of the pictures.
     """
     import numpy as np
 
     from regcache_jax.core.errors import UserError
+    from regcache_jax.core.objective import checked, name_of
     from regcache_jax.core.scheme import SITES, Scheme
     from regcache_jax.data import batches
     from regcache_jax.models import folder as checkpoints
@@ -106,7 +117,8 @@ def inspect(model: str, pictures: ReferenceData, chosen: InspectArgs, words: Wor
     scheme = Scheme.named(chosen.scheme)
     if scheme is None:
         raise UserError("sensitivity needs a quantised scheme, such as w8a8")
-    picture, accuracy = chosen.picture, chosen.accuracy
+    objective = checked("accuracy" if chosen.accuracy else error.objective)
+    picture, accuracy = chosen.picture, objective == "accuracy"
     if picture is not None and not picture.lower().endswith(".svg"):
         raise UserError(f"--picture writes SVG; call it something.svg, not {picture}")
     loaded = checkpoints.load(model)
@@ -119,11 +131,13 @@ def inspect(model: str, pictures: ReferenceData, chosen: InspectArgs, words: Wor
         profile = inspection.inspect(loaded.encoder, stream, batch_size=pictures.batch_size)
     with progress("sensitivity by block and site"):
         (batch,) = batches(data, loaded.preprocess, len(measured), indices=measured)
-        errors = sensitivity(loaded.encoder, batch.image, scheme, labels=labels, class_vectors=vectors)
+        errors = sensitivity(
+            loaded.encoder, batch.image, scheme, objective=objective, labels=labels, class_vectors=vectors
+        )
     verdict = judge(profile, errors)
     places = ("block input", *(f"{site} input" for site in SITES))
     print_table("l-inf norms of tokens, largest / median", ("block", "tokens", *places), _norm_rows(profile))
-    what = "drop in top-1" if accuracy else "error of the features"
+    what = ERRORS[name_of(objective)]
     rows = [
         (
             block,
@@ -169,8 +183,9 @@ class SearchArgs:
     pictures=ReferenceData,
     bits=SchemeArgs,
     chosen=SearchArgs,
+    error=ObjectiveArgs,
     config=some(
-        SearchConfig, "objective", "registers", "class_token", "form", "align", "max_trials", "max_minutes",
+        SearchConfig, "delete_counts", "registers", "class_token", "form", "align", "max_trials", "max_minutes",
         "max_block_flops",
     ),
     words=WordArgs,
@@ -181,15 +196,18 @@ def search(
     pictures: ReferenceData,
     bits: SchemeArgs,
     chosen: SearchArgs,
+    error: ObjectiveArgs,
     config: SearchConfig,
     words: WordArgs,
     output: JsonArgs,
 ) -> None:
     """Find the registers of MODEL for a scheme, without labels.
 
-    The error between float and quantised features on reference pictures decides; the answer may be that no plan helps.
+    The error between float and quantised features (--objective: or patch tokens) on reference pictures decides; the answer may be
+    that no plan helps. For patch tokens nothing is deleted unless --delete-counts says so.
     """
     from regcache_jax.core.errors import UserError
+    from regcache_jax.core.objective import Answers
     from regcache_jax.files.paths import refuse_existing
     from regcache_jax.models import folder as checkpoints
     from regcache_jax.models.plan_file import save_plan
@@ -202,6 +220,7 @@ def search(
     scheme = bits.read()
     if scheme is None:
         raise UserError("a float encoder needs no registers; give a quantised scheme, such as w8a8")
+    config = dataclasses.replace(config, objective=error.objective, chunk=pictures.batch_size)
     refuse_existing(chosen.out)
     loaded = checkpoints.load(model)
     data = pictures.open()
@@ -209,7 +228,6 @@ def search(
     if config.objective == "accuracy":
         labels, vectors = _labels(data, range(len(data))), _class_vectors(loaded, data, words)
     images = read_images(loaded, data)
-    config = dataclasses.replace(config, chunk=pictures.batch_size)
     with progress("searching") as update:
         shown = 0
 
@@ -233,13 +251,14 @@ def search(
     if refine is not None and result.helps and result.plan.has_registers:
         with progress("refining", refine) as update:
             refined = run_refine(
-                loaded.encoder, working, scheme, result.plan, RefineConfig(passes=refine, chunk=pictures.batch_size),
+                loaded.encoder, working, scheme, result.plan,
+                RefineConfig(passes=refine, chunk=pictures.batch_size, objective="pooled" if labels is not None else config.objective),
                 progress=lambda done, error: update(1, note=f"held-back error {error:.3g}"),
             )  # fmt: skip
         verifying = result.parts.verifying
         claim, moved = measure(
-            loaded.encoder, working, images[verifying], scheme, refined.plan,
-            labels=None if labels is None else labels[verifying], class_vectors=vectors,
+            loaded.encoder, working, images[verifying], scheme, refined.plan, objective=config.objective,
+            answers=None if labels is None or vectors is None else Answers(labels[verifying], vectors),
         )  # fmt: skip
         result = dataclasses.replace(result, plan=refined.plan, claim=claim, moved=moved)
     metadata = describe_plan(result, loaded.encoder, scheme, config, reference)

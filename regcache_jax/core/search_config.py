@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+from regcache_jax.core.objective import Objective, checked, name_of, reads_patches
 from regcache_jax.core.options import check_fields, option, spelt_right
 
 
@@ -17,7 +18,11 @@ class SearchConfig:
 
     # Space: a coarse grid; moves go between its values and beyond.
     copies: tuple[float, ...] = option("Copies of a register in the coarse grid.", (1.0, 2.5, 6.0, 15.0), above=0)
-    delete_counts: tuple[int, ...] = option("Deleted tokens in the coarse grid.", (0, 3, 8), least=0)
+    delete_counts: tuple[int, ...] | None = option(
+        "Deleted tokens in the coarse grid, beside none; by default 3,8, and none where patch tokens are read.",
+        None,
+        least=0,
+    )
     back: int = option("How far before the sensitive block registers may start.", 3, unit="blocks", least=0)
     sensitive_block: int | None = option("The sensitive block, where it is known.", None)
     registers: tuple[int, ...] = option("Numbers of registers to try.", (1, 2), least=1)
@@ -28,9 +33,7 @@ class SearchConfig:
     candidates: int = option("How many candidates are averaged.", 100, least=1)
     class_token: bool = option("The class token may be a candidate too.", False)
     form: Literal["kv", "token"] = option("Average the candidates' keys and values, or their hidden states.", "kv")
-    objective: Literal["features", "accuracy"] = option(
-        "Error of the features (no labels), or top-1 (labels and a text tower).", "features"
-    )
+    objective: Objective = option("What an error is: a word of `core.objective`, or a function.", "pooled")
     # Pictures.
     verify_share: float = option("Share of the pictures that verify what comes out.", 0.25, above=0)
     draws: int = option("Draws of the others: each gives scales from some and scores the rest.", 4, least=2)
@@ -51,8 +54,19 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        object.__setattr__(self, "objective", checked(self.objective))
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The delete counts of the coarse grid. A deleted patch is lost to those who read patches, so there deletion must be asked for."""
+        if self.delete_counts is not None:
+            return self.delete_counts
+        return (0,) if reads_patches(self.objective) else (0, 3, 8)
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON values; a function by its name."""
+        return {**dataclasses.asdict(self), "objective": name_of(self.objective), "delete_counts": self.counts}
 
     def settings(self) -> dict[str, Any]:
         """What a trial's error and the search's way depend on: all but budgets and memory."""
-        named = dataclasses.asdict(self)
-        return {name: value for name, value in named.items() if not name.startswith(("max_", "memory"))}
+        return {name: value for name, value in self.to_json().items() if not name.startswith(("max_", "memory"))}

@@ -86,7 +86,10 @@ def input_grid(
         return shared_scale(inputs, scheme.at(site).activation_bits, scheme.shared_over), None
     if not scheme.calibrated:
         return None, None
-    scale = token_scale(calibrated_scale(grid, site, scheme), inputs.shape[1], protected)
+    calibrated = calibrated_scale(grid, site, scheme)
+    if calibrated.ndim > 1:  # of every token and channel: a simulation's
+        return calibrated, grid.offset
+    scale = token_scale(calibrated, inputs.shape[1], protected)
     return scale.reshape(scale.shape + (1,) * (inputs.ndim - 3)), grid.offset
 
 

@@ -65,15 +65,22 @@ def delete_largest(
 def fill_deleted(patches: Float[Array, "B M D"], positions: Int[Array, "B M"], grid: int) -> Float[Array, "B P D"]:
     """Puts kept patches back on their `grid` x `grid` map; a deleted place gets the mean of its (up to 8) kept neighbours,
     and the mean of all kept patches where it has none (paper, step 5: dense tasks). `positions` count patches from 0."""
-    batch, _, width = patches.shape
     one_hot = jax.nn.one_hot(positions, grid * grid, dtype=jnp.float32)
-    placed = jnp.einsum("bmp,bmd->bpd", one_hot, patches.astype(jnp.float32)).reshape(batch, grid, grid, width)
-    present = jnp.sum(one_hot, axis=1).reshape(batch, grid, grid, 1)
+    placed = jnp.einsum("bmp,bmd->bpd", one_hot, patches.astype(jnp.float32))
+    return fill_absent(placed, jnp.sum(one_hot, axis=1) > 0, grid).astype(patches.dtype)
+
+
+def fill_absent(patches: Float[Array, "B P D"], there: Bool[Array, "B P"], grid: int) -> Float[Array, "B P D"]:
+    """The same where absent patches still have their places, with anything in them."""
+    batch, num_places, width = patches.shape
+    mask = there[..., None].astype(jnp.float32)
+    kept = patches.astype(jnp.float32) * mask
+    placed, present = kept.reshape(batch, grid, grid, width), mask.reshape(batch, grid, grid, 1)
 
     def neighbours(values: Float[Array, "B G G D"]) -> Float[Array, "B G G D"]:
         return jax.lax.reduce_window(values, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
 
     count = neighbours(present)
-    everywhere = jnp.mean(patches.astype(jnp.float32), axis=1)[:, None, None, :]
+    everywhere = (jnp.sum(kept, axis=1) / jnp.sum(mask, axis=1))[:, None, None, :]
     filled = jnp.where(count > 0, neighbours(placed) / jnp.maximum(count, 1.0), everywhere)
-    return jnp.where(present > 0, placed, filled).reshape(batch, grid * grid, width).astype(patches.dtype)
+    return jnp.where(present > 0, placed, filled).reshape(batch, num_places, width).astype(patches.dtype)

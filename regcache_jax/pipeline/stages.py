@@ -14,6 +14,7 @@ from regcache_jax.pipeline.material import Material
 from regcache_jax.pipeline.table import model_cell
 from regcache_jax.registers.inspect import inspect
 from regcache_jax.registers.sensitivity import sensitivity
+from regcache_jax.registers.stakes import PICTURES, measure_stakes
 from regcache_jax.registers.verdict import judge
 from regcache_jax.report.sinks import sink_maps
 from regcache_jax.studies.cells import Cell
@@ -35,7 +36,8 @@ class Stages:
         def make() -> Json:
             profile = inspect(own.encoder, own.images("reference"), batch_size=self.config.search.chunk)
             errors = sensitivity(own.encoder, own.images("reference")[:64], Scheme())
-            verdict = judge(profile, errors)
+            stakes = measure_stakes(own.encoder, own.images("reference")[:PICTURES], Scheme(), profile)
+            verdict = judge(profile, errors, stakes)
             return {
                 "profile": profile.to_json(),
                 "sensitivity": {"sites": list(SITES), "errors": errors.tolist()},

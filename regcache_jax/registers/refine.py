@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +20,16 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.core.objective import LabelFree, Objective, Outputs, checked, label_free_errors
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.sites import Grid, ImageTower, QuantizedTensor
 from regcache_jax.core.spec import EncoderSpec
 from regcache_jax.encoders.blocks import run_blocks
-from regcache_jax.encoders.encoder import Encoder, normalize
+from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.encoders.outputs import outputs_of
 from regcache_jax.encoders.rounding import Run
-from regcache_jax.encoders.vision import pool
+from regcache_jax.encoders.vision import ImageOutput, pool
 from regcache_jax.quantization.quantize import quantize_kernels
 from regcache_jax.registers.reference import check_images, check_varied
 from regcache_jax.registers.search.parts import Draws
@@ -40,13 +42,20 @@ DRAWS = 4
 @dataclasses.dataclass(frozen=True)
 class RefineConfig:
     """How long and how fast: passes over the training images, steps relative to the rows' own size, how many passes without
-    a gain on the held-back images end it, which share of the images is held back."""
+    a gain on the held-back images end it, which share of the images is held back. `objective`:
+    what an error is; no gradient goes through a function, so its plans are trained for both errors and chosen by it."""
 
     passes: int = 20
     learning_rate: float = 0.02
     patience: int = 4
     held_back: float = 0.25
     chunk: int = 32
+    objective: Objective = "pooled"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "objective", checked(self.objective))
+        if self.objective == "accuracy":
+            raise UserError("refining goes by an error without labels: pooled, patches, both, or a function")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,14 +109,23 @@ def moved(plan: RegisterPlan, offsets: Offsets) -> RegisterPlan:
 
 
 class Chunk(NamedTuple):
-    """Pictures of one step: their states at the first block that a plan changes, their float features, and which are real."""
+    """Pictures of one step: their states at the first block that a plan changes, their float outputs, and which are real."""
 
     hidden: Float[Array, "B N D"]
-    reference: Float[Array, "B E"]
+    reference: Outputs
     mask: Bool[Array, "B"]
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "run", "first"))
+class Way(NamedTuple):
+    """What all steps share: the encoder's spec, how its blocks run, from which one on, and what an error is of."""
+
+    spec: EncoderSpec
+    run: Run
+    first: int
+    objective: LabelFree
+
+
+@functools.partial(jax.jit, static_argnames="way")
 def _step(
     learned: tuple[Offsets, Any],
     plan: RegisterPlan,
@@ -115,18 +133,16 @@ def _step(
     chunk: Chunk,
     learning_rate: Float[Array, ""],
     *,
-    spec: EncoderSpec,
-    run: Run,
-    first: int,
+    way: Way,
 ) -> tuple[Offsets, Any]:
     offsets, state = learned
 
     def loss(offsets: Offsets) -> Float[Array, ""]:
-        output = run_blocks(tower.blocks, chunk.hidden, run, start=first, plan=moved(plan, offsets))
-        features, _ = pool(tower, output.hidden, spec.image, output.present)
-        features = normalize(features) if spec.normalize else features.astype(jnp.float32)
-        lengths = jnp.sum(jnp.square(chunk.reference), axis=-1)
-        errors = jnp.sum(jnp.square(features - chunk.reference), axis=-1) / lengths
+        output = run_blocks(tower.blocks, chunk.hidden, way.run, start=way.first, plan=moved(plan, offsets))
+        features, tokens = pool(tower, output.hidden, way.spec.image, output.present)
+        found = ImageOutput(features, tokens, output.present, None, {})
+        read = outputs_of(found, way.spec, chunk.reference.patches is not None)
+        errors = label_free_errors(way.objective, read, chunk.reference)
         return jnp.sum(jnp.where(chunk.mask, errors, 0.0)) / jnp.sum(chunk.mask, dtype=jnp.float32)
 
     gradient = jax.grad(loss)(offsets)
@@ -159,7 +175,9 @@ def refine(
     numbers = plan.schedule()
     first = min(numbers.start, numbers.delete_block) if numbers.delete_count else numbers.start
     draws = Draws(min(DRAWS, -(-len(images) // chunk)), chunk)
-    trials = Trials(encoder.with_plan(None), images, scheme, (first,), draws, chunk)
+    trials = Trials(encoder.with_plan(None), images, scheme, (first,), draws, chunk, objective=config.objective)
+    trained_for = cast(LabelFree, "both" if callable(config.objective) else config.objective)
+    way = Way(encoder.spec, run, first, trained_for)
     num_held = max(1, round(trials.num_chunks * config.held_back))
     training = range(trials.num_chunks - num_held)
     held_from = len(training) * trials.chunk
@@ -182,7 +200,7 @@ def refine(
         for index in training:
             offsets, state = _step(
                 (offsets, state), plan, tower, Chunk(*trials.quantized_chunk(index, first)), jnp.float32(config.learning_rate),
-                spec=encoder.spec, run=run, first=first,
+                way=way,
             )  # fmt: skip
         current = moved(plan, offsets)
         error = float(trials.errors(current)[held_from:].mean())

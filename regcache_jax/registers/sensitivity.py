@@ -1,4 +1,4 @@
-"""Sensitivity (paper, step 1): quantise one site of one block at a time and measure the error of the features.
+"""Sensitivity (paper, step 1): quantise one site of one block at a time and measure the error of the outputs.
 
 Every measurement starts from the float states at its own block, and one program serves all of them.
 """
@@ -6,36 +6,39 @@ Every measurement starts from the float states at its own block, and one program
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.objective import Answers, Objective, Outputs, checked, image_errors, reads_patches
 from regcache_jax.core.scheme import SITES, Scheme
 from regcache_jax.core.sites import Block, Grid, ImageTower
 from regcache_jax.core.spec import EncoderSpec
 from regcache_jax.data.cut import cut
 from regcache_jax.encoders.blocks import run_blocks
-from regcache_jax.encoders.encoder import Encoder, normalize
+from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.encoders.outputs import outputs_of
 from regcache_jax.encoders.rounding import Run
-from regcache_jax.encoders.vision import image_features, pool
+from regcache_jax.encoders.vision import ImageOutput, image_features, pool
 from regcache_jax.quantization.calibrate import calibrate, scales_from_ranges
 from regcache_jax.quantization.kernels import quantize_kernels
 from regcache_jax.registers.reference import check_images
-from regcache_jax.registers.search.programs import feature_errors
 
 
-@functools.partial(jax.jit, static_argnames="spec")
+@functools.partial(jax.jit, static_argnames=("spec", "patches"))
 def _reference(
-    tower: ImageTower, images: Float[Array, "B Y X 3"], *, spec: EncoderSpec
-) -> tuple[Float[Array, "B E"], Float[Array, "L B N D"]]:
-    """Float features, and the states that enter the blocks."""
+    tower: ImageTower, images: Float[Array, "B Y X 3"], *, spec: EncoderSpec, patches: bool
+) -> tuple[Outputs, Float[Array, "L B N D"]]:
+    """Float outputs, and the states that enter the blocks."""
     output = image_features(tower, images, spec.image, collect={"hidden": lambda trace: trace.hidden})
-    return normalize(output.features) if spec.normalize else output.features, output.collected["hidden"]
+    return outputs_of(output, spec, patches), output.collected["hidden"]
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "scheme"))
+@functools.partial(jax.jit, static_argnames=("spec", "scheme", "patches"))
 def _one_site(
     tower: ImageTower,
     rounded: Block,
@@ -45,8 +48,9 @@ def _one_site(
     *,
     spec: EncoderSpec,
     scheme: Scheme,
-) -> Float[Array, "B E"]:
-    """Features with the sites quantised whose grid is enabled, from the float states at block `first`."""
+    patches: bool,
+) -> Outputs:
+    """Outputs with the sites quantised whose grid is enabled, from the float states at block `first`."""
     blocks = tower.blocks
     mixed = {}
     for site in SITES:
@@ -57,8 +61,8 @@ def _one_site(
     blocks = blocks.with_layers(mixed).with_grids(grids)
     run = Run(spec.image.blocks, scheme, spec.image.protected)
     output = run_blocks(blocks, hidden, run, start=first)
-    features = pool(tower, output.hidden, spec.image)[0]
-    return normalize(features) if spec.normalize else features
+    features, tokens = pool(tower, output.hidden, spec.image)
+    return outputs_of(ImageOutput(features, tokens, None, None, {}), spec, patches)
 
 
 def sensitivity(
@@ -66,12 +70,20 @@ def sensitivity(
     images: Float[np.ndarray, "n Y X 3"],
     scheme: Scheme,
     *,
+    objective: Objective = "pooled",
     labels: Int[np.ndarray, "n"] | None = None,
     class_vectors: Float[np.ndarray, "C E"] | None = None,
     batch_size: int = 32,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Float[np.ndarray, "L 4"]:
-    """Mean error (`feature_errors`) when only one site (columns: `SITES`) of one block (rows) is quantised: its weights and
-    its static activation scale, calibrated on the same images. With labels and class vectors: the drop in top-1."""
+    """Mean error by the objective when only one site (columns: `SITES`) of one block (rows) is quantised: its weights and
+    its static activation scale, calibrated on the same images. With labels and class vectors: the drop in top-1.
+
+    `progress` is called after each run of the blocks with their number and how many there will be."""
+    answers = None if labels is None or class_vectors is None else Answers(labels, class_vectors)
+    objective = checked(objective) if answers is None else "accuracy"
+    if objective == "accuracy" and answers is None:
+        raise UserError("objective 'accuracy' needs labels and class vectors")
     images = np.asarray(images)
     check_images(images, encoder.spec)
     encoder = encoder.with_plan(None)
@@ -82,18 +94,28 @@ def sensitivity(
     rounded = quantize_kernels(tower.blocks, scheme)
     num_blocks = spec.image.blocks.num_blocks
     errors, baseline = np.zeros((num_blocks, len(SITES))), 0.0
+    num_batches = -(-len(images) // batch_size)
     for number, (batch, mask) in enumerate(cut(images, batch_size)):
-        reference, hidden = _reference(tower, jnp.asarray(batch, encoder.dtype), spec=spec)
-        known = np.asarray(reference)[mask]
-        own = None if labels is None else labels[number * len(mask) : number * len(mask) + int(mask.sum())]
+        read = reads_patches(objective)
+        reference, hidden = _reference(tower, jnp.asarray(batch, encoder.dtype), spec=spec, patches=read)
+        real = slice(int(mask.sum()))
+        known = reference.on_host().of(real)
+        first = number * len(mask)
+        own = None if answers is None else answers.of(slice(first, first + real.stop))
         if own is not None:
-            baseline += feature_errors(known, known, own, class_vectors).sum()
+            baseline += image_errors("accuracy", known, known, own).sum()
         for block in range(num_blocks):
             for column, chosen in enumerate(SITES):
                 only = {site: np.arange(num_blocks) == (block if site == chosen else -1) for site in SITES}
                 grids = {site: Grid(scales[site], enabled=jnp.asarray(only[site])) for site in SITES}
-                features = _one_site(tower, rounded, grids, hidden[block], jnp.int32(block), spec=spec, scheme=scheme)
-                errors[block, column] += feature_errors(np.asarray(features)[mask], known, own, class_vectors).sum()
+                outputs = _one_site(
+                    tower, rounded, grids, hidden[block], jnp.int32(block), spec=spec, scheme=scheme, patches=read
+                )
+                errors[block, column] += image_errors(objective, outputs.on_host().of(real), known, own).sum()
+                if progress is not None:
+                    progress(
+                        (number * num_blocks + block) * len(SITES) + column + 1, num_batches * num_blocks * len(SITES)
+                    )
     return (errors - baseline) / len(images)
 
 

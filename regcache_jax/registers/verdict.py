@@ -1,4 +1,5 @@
-"""The verdict: what kind of outliers an encoder has, and which remedy fits. Registers cure patch sinks and nothing else."""
+"""The verdict: what kind of outliers an encoder has, what each costs (where it was measured), and which remedy fits. Registers cure patch
+sinks and nothing else."""
 
 from __future__ import annotations
 
@@ -9,11 +10,8 @@ from typing import Any
 import numpy as np
 
 from regcache_jax.registers.inspect import GROUPS, PLACES, SINK_RATIO, Profile
-
-CHANNEL_RATIO = 8.0
-"""A channel is an outlier where it stands this many times above the 95th percentile of the channels, in ordinary tokens."""
-
-KINDS = ("patch sinks", "class-token outlier", "trained-register outlier", "channel outlier", "none")
+from regcache_jax.registers.kinds import NOTICED, OUTLIERS, standings
+from regcache_jax.registers.stakes import Stakes
 
 ADVICE = {
     "patch sinks": "prefix registers and deletion (`regcache search`)",
@@ -23,49 +21,90 @@ ADVICE = {
     "none": "plain int8 will do",
 }
 
+WORTHWHILE = 0.1
+"""The part of the plain error from which on an outlier is worth a remedy, also where its norm does not reach the line."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
     """One kind of outlier, the block and place where it first stands out, its largest ratio anywhere, and by name the other
-    figures that it rests on."""
+    figures that it rests on. `line`: from which ratio on it is called one. `worth`: the part of the plain error that goes away without it
+    alone, `worth_last`: with it where all others are gone (None: not measured)."""
 
     kind: str
     block: int | None
     place: str | None
     ratio: float
     figures: dict[str, float]
+    line: float = SINK_RATIO
+    worth: float | None = None
+    worth_last: float | None = None
+
+    @property
+    def is_worthwhile(self) -> bool:
+        """Whether it was measured to cost enough for a remedy, alone or with all others gone."""
+        return max(self.worth or 0.0, self.worth_last or 0.0) >= WORTHWHILE
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is an outlier by its norm, or by what it costs."""
+        return self.ratio >= self.line or self.is_worthwhile
 
     def sentence(self) -> str:
-        """The finding with its figure and its remedy, in one line."""
+        """The finding with its figures and its remedy, in one line."""
         if self.kind == "none":
             return f"no outliers (largest ratio {self.ratio:.1f}, below {SINK_RATIO:.0f}): {ADVICE['none']}"
-        where = f"from block {self.block} on ({self.place}), up to {self.ratio:.0f} x typical"
-        return f"{self.kind} {where}: {ADVICE[self.kind]}"
+        said = f"{self.kind} from block {self.block} on ({self.place}), up to {digits_of(self.ratio)} x typical"
+        said += f" (below the line of {self.line:.0f} x)" if self.ratio < self.line else ""
+        if self.worth is None or self.worth_last is None:
+            return f"{said}: {ADVICE[self.kind]}"
+        said += f", worth {max(0.0, self.worth):.0%} of the plain error"
+        if abs(self.worth_last - self.worth) > 0.01:
+            said += f", {max(0.0, self.worth_last):.0%} where all other outliers are gone"
+        return f"{said}: {ADVICE[self.kind] if self.is_worthwhile else 'little to take away'}"
 
     def evidence(self) -> str:
         """The other figures, in one line."""
         return ", ".join(f"{name} {value:.3g}" for name, value in self.figures.items())
 
 
+def digits_of(ratio: float) -> str:
+    """A ratio that is not rounded across its line."""
+    return f"{ratio:.0f}" if ratio >= 2 * SINK_RATIO else f"{ratio:.3g}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """All findings, the sensitive block, and (where measured) the most sensitive block and site."""
+    """All findings, the sensitive block, and (where measured) the most sensitive block and site, and what is at stake."""
 
     findings: tuple[Finding, ...]
     sensitive_block: int
     most_sensitive: tuple[int, str] | None = None
+    stakes: Stakes | None = None
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds found, in the order of `KINDS`."""
-        return tuple(finding.kind for finding in self.findings)
+        """The kinds found, in the order of `KINDS`: those that count, by norm or by cost, or none."""
+        return tuple(finding.kind for finding in self.findings if finding.counts) or ("none",)
+
+    @property
+    def where(self) -> str:
+        """The sensitive block, and what it is."""
+        begin = "sinks begin" if "patch sinks" in self.kinds else "no sinks; the largest patches at fc2's input"
+        return f"sensitive block: {self.sensitive_block} ({begin})"
 
     def to_json(self) -> dict[str, Any]:
         """The verdict as plain JSON values, sentences included."""
         return {
-            "findings": [{**dataclasses.asdict(finding), "sentence": finding.sentence()} for finding in self.findings],
+            "findings": [
+                {**dataclasses.asdict(finding), "counts": finding.counts, "sentence": finding.sentence()}
+                for finding in self.findings
+            ],
             "sensitive_block": self.sensitive_block,
             "most_sensitive": self.most_sensitive,
+            "stakes": None
+            if self.stakes is None
+            else {**dataclasses.asdict(self.stakes), "sentences": self.stakes.sentences()},
         }
 
 
@@ -102,30 +141,34 @@ def _channel_figures(profile: Profile) -> dict[str, float]:
     }
 
 
-def judge(profile: Profile, sensitivity: np.ndarray | None = None) -> Verdict:
-    """Reads the kinds of outliers off a profile. Each kind has its own threshold and its own figures; several may hold."""
-    tables: dict[str, tuple[Any, float, Callable[[], dict[str, float]]]] = {
-        "patch sinks": (profile.ratio("patch"), SINK_RATIO, lambda: _sink_figures(profile)),
-        "class-token outlier": (profile.ratio("class"), SINK_RATIO, lambda: _token_figures(profile, "class")),
-        "trained-register outlier": (
-            profile.ratio("register"),
-            SINK_RATIO,
-            lambda: _token_figures(profile, "register"),
-        ),
-        "channel outlier": (profile.channel_ratio, CHANNEL_RATIO, lambda: _channel_figures(profile)),
-    }
-    findings = []
-    for kind, (ratio, threshold, figures) in tables.items():
-        if (ratio >= threshold).any():
-            block = int(np.flatnonzero((ratio >= threshold).any(axis=0))[0])
-            findings.append(
-                Finding(kind, block, PLACES[int(np.argmax(ratio[:, block]))], float(ratio.max()), figures())
-            )
-    if not findings:
-        largest = {kind: float(ratio.max()) for kind, (ratio, _, _) in tables.items()}
+def judge(profile: Profile, sensitivity: np.ndarray | None = None, stakes: Stakes | None = None) -> Verdict:
+    """Reads the kinds of outliers off a profile, and off `stakes` what each costs. Each kind has its own line and its own figures; several
+    may hold. What comes near its line is listed too: only its cost can say whether it counts."""
+    figures: dict[str, Callable[[], dict[str, float]]] = dict(
+        zip(
+            OUTLIERS,
+            (
+                lambda: _sink_figures(profile),
+                lambda: _token_figures(profile, "class"),
+                lambda: _token_figures(profile, "register"),
+                lambda: _channel_figures(profile),
+            ),
+            strict=True,
+        )
+    )
+    findings, standing = [], standings(profile)
+    for kind, (ratio, line) in standing.items():
+        if standing[kind].is_noticed:
+            reached = (ratio >= (line if standing[kind].is_outlier else NOTICED * line)).any(axis=0)
+            block = int(np.flatnonzero(reached)[0])
+            place = PLACES[int(np.argmax(ratio[:, block]))]
+            worth = (None, None) if stakes is None else (stakes.worth(kind), stakes.worth_last(kind))
+            findings.append(Finding(kind, block, place, float(ratio.max()), figures[kind](), line, *worth))
+    if not any(finding.counts for finding in findings):
+        largest = {kind: float(ratio.max()) for kind, (ratio, _) in standing.items()}
         findings.append(Finding("none", None, None, max(largest.values()), largest))
     most = None
     if sensitivity is not None:
         row, column = np.unravel_index(int(np.argmax(sensitivity)), sensitivity.shape)
         most = (int(row), PLACES[1 + int(column)])
-    return Verdict(tuple(findings), profile.sensitive_block, most)
+    return Verdict(tuple(findings), profile.sensitive_block, most, stakes)

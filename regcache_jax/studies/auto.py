@@ -53,13 +53,14 @@ def auto(
     config: AutoConfig | None = None,
     price: Price = MODEL,
 ) -> AutoResult:
-    """Tries the recipes of `config`, or composes some, and returns the best encoder. The work folder keeps the table and the
-    searches' trials, by which a killed run goes on where it stopped and ends with the same choice. `price` gives costs: the model of
-    `cost`, or a TPU compiler's cycles (`regcache_jax.tpu.ask.encoder_cycles`)."""
+    """Tries the recipes of `config`, or composes some, and returns the best encoder, by the error of the search's objective.
+
+    The work folder keeps the table and the searches' trials, by which a killed run goes on where it stopped and ends with the same
+    choice. `price` gives costs: the model of `cost`, or a TPU compiler's cycles (`regcache_jax.tpu.ask.encoder_cycles`)."""
     config = config or AutoConfig()
     calibration, scoring = halves(images, config.seed)
     plans = find_plans(encoder, calibration, config.bits, workdir, config.search) if config.registers else {}
-    bench = Bench(encoder, calibration, scoring, plans, price=price, draws=DRAWS)
+    bench = Bench(encoder, calibration, scoring, plans, price=price, objective=config.search.objective, draws=DRAWS)
     entries = compare(bench, _cells(bench, config, workdir), workdir)
     chosen = choose(entries, config.max_cost)
     within = allowed([entry for entry in entries if entry.error is not None], config.max_cost)

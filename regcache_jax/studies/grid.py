@@ -20,16 +20,17 @@ import numpy as np
 from jaxtyping import Float
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.core.objective import Objective, Outputs, feature_errors, image_errors, joined, name_of, reads_patches
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.data.cut import in_batches
-from regcache_jax.encoders.encoder import Encoder, encode_image
+from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.encoders.outputs import encode_outputs
 from regcache_jax.files.identity import content_hash
 from regcache_jax.files.workdir import Workdir
-from regcache_jax.registers.search.programs import feature_errors
 from regcache_jax.studies.cells import Cell, Entry, Images, kept
 from regcache_jax.studies.cost import MODEL, Price
 
-_encode = jax.jit(encode_image)
+_encode = jax.jit(encode_outputs, static_argnames="patches")
 
 
 class Judge(NamedTuple):
@@ -39,24 +40,35 @@ class Judge(NamedTuple):
     metrics: Callable[[Float[np.ndarray, "_ E"]], Mapping[str, float]]
 
 
-def features_of(encoder: Encoder, images: Images, batch_size: int = 64) -> Float[np.ndarray, "n E"]:
-    """Features of an array of images, in batches of one shape."""
+def outputs_of(encoder: Encoder, images: Images, batch_size: int = 64, *, patches: bool) -> Outputs:
+    """What an objective reads of an array of images, in batches of one shape."""
     encoder = encoder.replace(scheme=None if encoder.scheme is None else encoder.scheme.running)
-    batches = [np.asarray(_encode(encoder, jnp.asarray(batch))) for batch in in_batches(images, batch_size)]
-    return np.concatenate(batches)[: len(images)]
+    batches = [
+        _encode(encoder, jnp.asarray(batch), patches=patches).on_host() for batch in in_batches(images, batch_size)
+    ]
+    return joined(batches).of(slice(len(images)))
+
+
+def features_of(encoder: Encoder, images: Images, batch_size: int = 64) -> Float[np.ndarray, "n E"]:
+    """Pooled features of an array of images."""
+    return np.asarray(outputs_of(encoder, images, batch_size, patches=False).pooled)
+
+
+def mean_error(errors: Float[np.ndarray, "..."]) -> float:
+    """The mean over images and draws, to six digits (below them is the order of additions)."""
+    return float(f"{np.mean(errors):.6g}")
 
 
 def label_free_error(features: Float[np.ndarray, "n E"], reference: Float[np.ndarray, "n E"]) -> float:
-    """Mean squared distance between features and float ones, over the float ones' squared length, to six digits (below them
-    is the order of additions)."""
-    return float(f"{np.mean(feature_errors(features, reference)):.6g}")
+    """The mean error of pooled features."""
+    return mean_error(feature_errors(features, reference))
 
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
     """What cells are tried on: `calibration` pictures give the scales; of `scoring` pictures (others) the label-free error and, by a
-    `judge`, any metrics are measured; `price` gives the cost. `plans`: the registers for a number of bits. `draws`: into how many
-    parts the calibration pictures are dealt, each of which makes the encoder anew."""
+    `judge`, any metrics are measured; `price` gives the cost. `plans`: the registers for a number of bits. `objective`: what the
+    label-free error is. `draws`: into how many parts the calibration pictures are dealt, each of which makes the encoder anew."""
 
     encoder: Encoder
     calibration: Images
@@ -65,25 +77,29 @@ class Bench:
     judge: Judge | None = None
     price: Price = MODEL
     batch_size: int = 64
+    objective: Objective = "pooled"
     draws: int = 1
 
+    def __post_init__(self) -> None:
+        if self.objective == "accuracy":
+            raise UserError("recipes are compared by an error without labels: pooled, patches, both, or a function")
+
     @functools.cached_property
-    def reference(self) -> Float[np.ndarray, "n E"]:
-        """The float encoder's features of the scored pictures."""
-        return features_of(self.encoder.with_plan(None), self.scoring, self.batch_size)
+    def reference(self) -> Outputs:
+        """The float encoder's outputs of the scored pictures."""
+        return self.outputs(self.encoder.with_plan(None))
+
+    def outputs(self, encoder: Encoder) -> Outputs:
+        """An encoder's outputs of the scored pictures, as far as the objective reads them."""
+        return outputs_of(encoder, self.scoring, self.batch_size, patches=reads_patches(self.objective))
 
     @functools.cached_property
     def identity(self) -> list[str | None]:
         """What every cell's numbers depend on."""
         judge = None if self.judge is None else self.judge.identity
         spec = json.dumps(self.encoder.spec.to_json(), sort_keys=True)
-        return [
-            spec,
-            content_hash((self.encoder.params, self.calibration, self.scoring)),
-            judge,
-            self.price.unit,
-            str(self.draws),
-        ]
+        pictures = content_hash((self.encoder.params, self.calibration, self.scoring))
+        return [spec, pictures, judge, self.price.unit, name_of(self.objective), str(self.draws)]
 
     def encoder_of(self, cell: Cell, draw: int | None = None) -> Encoder:
         """The encoder that a cell speaks of, made with all calibration pictures or with those of a draw. Raises UserError for a recipe
@@ -97,10 +113,11 @@ class Bench:
         scheme = cell.scheme()
         return [*self.identity, dataclasses.asdict(cell), None if scheme is None else scheme.to_json(), plan]
 
-    def measured(self, features: Float[np.ndarray, "n E"]) -> tuple[list[float], dict[str, float]]:
-        """Label-free errors of the scored pictures, to four digits (below them is the order of additions), and metrics."""
-        metrics = {} if self.judge is None else self.judge.metrics(features)
-        errors = [float(f"{error:.4g}") for error in feature_errors(features, self.reference)]
+    def measured(self, quantized: Encoder) -> tuple[Float[np.ndarray, "n"], dict[str, float]]:
+        """Label-free errors of the scored pictures, and metrics, of an encoder."""
+        outputs = self.outputs(quantized)
+        metrics = {} if self.judge is None else self.judge.metrics(np.asarray(outputs.pooled))
+        errors = image_errors(self.objective, outputs, self.reference)
         return errors, {name: float(value) for name, value in metrics.items()}
 
     def attempt(self, cell: Cell) -> Entry:
@@ -110,12 +127,11 @@ class Bench:
             made = [self.encoder_of(cell, draw) for draw in range(self.draws)]
         except UserError as fault:
             return Entry(cell, fault=str(fault))
-        features = [features_of(each, self.scoring, self.batch_size) for each in made]
-        drawn = [self.measured(each) for each in features]
-        errors = [each for each, _ in drawn]
+        drawn = [self.measured(each) for each in made]
+        errors = np.stack([each for each, _ in drawn])
         metrics = {name: float(np.mean([each[name] for _, each in drawn])) for name in drawn[0][1]}
-        error = float(np.mean([label_free_error(each, self.reference) for each in features]))
-        entry = Entry(cell, error, None, metrics, round(time.monotonic() - began, 1), errors=errors)
+        rounded = [[float(f"{error:.4g}") for error in each] for each in errors]  # below is the order of additions
+        entry = Entry(cell, mean_error(errors), None, metrics, round(time.monotonic() - began, 1), errors=rounded)
         try:
             return dataclasses.replace(entry, cost=self.price.of(made[0]))
         except UserError as fault:

@@ -39,7 +39,7 @@ class PlanSearch:
     @property
     def made_from(self) -> list[object]:
         """All that the plan depends on."""
-        return [*self.identity, self.scheme.to_json(), dataclasses.asdict(self.config)]
+        return [*self.identity, self.scheme.to_json(), self.config.to_json()]
 
 
 def find_plan(workdir: Workdir, name: str, wanted: PlanSearch) -> Stage:

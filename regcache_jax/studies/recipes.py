@@ -101,7 +101,9 @@ class AutoConfig:
     max_cost: float | None = option("At most so many times the cheapest recipe's cost.", None, unit="times", least=1)
     static_only: bool = option("No scales that are measured while running.", False)
     registers: bool = option("Search for registers as well.", True)
-    search: SearchConfig = option("How they are searched for.", SearchConfig())
+    search: SearchConfig = option(
+        "How they are searched for; its objective is that of the recipes too.", SearchConfig()
+    )
     seed: int = option("Of the draw that parts calibration and scoring pictures.", 0)
 
     def __post_init__(self) -> None:

@@ -163,7 +163,7 @@ def rivals(
     def best_encoder(makers: Iterable[Callable[[], Encoder]]) -> Encoder:
         return min(
             (maker() for maker in makers),
-            key=lambda made: label_free_error(features_of(made, tuning), trials.float_features),
+            key=lambda made: label_free_error(features_of(made, tuning), np.asarray(trials.float_outputs.pooled)),
         )
 
     def moved(count: int) -> Encoder:

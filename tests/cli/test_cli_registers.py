@@ -82,7 +82,7 @@ def test_a_planted_encoder_is_inspected_and_searched_by_command(regcache, plante
         assert status == 0 and "registers take away" in out, err
         assert ("refin" in out) == (form == "token")
         plan, metadata = rc.load_plan(plans[-1])
-        assert plan.has_registers and metadata["search"]["form"] == form and metadata["objective"] == "features"
+        assert plan.has_registers and metadata["search"]["form"] == form and metadata["objective"] == "pooled"
         assert metadata["scheme"]["weight_bits"] == 8 and metadata["reference"]["images"] == 6
         assert {"regcache-jax", "jax", "aqtp"} <= set(metadata["versions"]) and len(metadata["encoder_hash"]) == 64
         assert not {"seconds", "trials"} & set(metadata) and {"seconds", "trials"} <= set(
@@ -107,6 +107,22 @@ def test_a_planted_encoder_is_inspected_and_searched_by_command(regcache, plante
     ), err
 
 
+@pytest.mark.slow
+def test_a_plan_is_quantised_by_the_objective_that_it_was_searched_by(regcache, folder, tmp_path):
+    plan, report = tmp_path / "plan.safetensors", tmp_path / "report.json"
+    patches = ["--objective", "patches", "--delete-counts", "2"]
+    status, out, err = regcache("search", folder / "model", *data(folder), *SEARCH, *patches, "--out", plan)
+    assert status == 0 and "registers take away" in out, err
+    metadata = rc.load_plan(plan)[1]
+    assert metadata["objective"] == "patches" and metadata["search"]["delete_counts"] == [2]
+    quantize = ["quantize", folder / "model", *data(folder), "--registers", plan, "--json", report]
+    status, out, err = regcache(*quantize, "--out", tmp_path / "int8")
+    assert status == 0 and f"the search promised {metadata['claim']['error']:.3g}" in out, err
+    status, out, err = regcache(*quantize, "--objective", "pooled", "--out", tmp_path / "other")
+    assert status == 0 and "the search went by patches, which is not measured here" in out, err
+    assert json.loads(report.read_text())["objective"] == "pooled"
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
@@ -120,7 +136,7 @@ def test_a_planted_encoder_is_inspected_and_searched_by_command(regcache, plante
         (["search", "model", "pictures", "--registers", "0"], 2, "takes numbers from 1 on, such as 1,2, got '0'"),
         (["search", "model", "pictures", "--max-minutes", "0"], 2, "0.0 is not in the range x>0"),
         (["search", "model", "pictures", "--max-block-flops", "-1"], 2, "-1.0 is not in the range x>0"),
-        (["search", "model", "pictures", "--objective", "labels"], 2, "'features', 'accuracy'"),
+        (["search", "model", "pictures", "--objective", "labels"], 2, "'both', 'accuracy'"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )

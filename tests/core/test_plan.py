@@ -15,7 +15,7 @@ from regcache_jax.core.errors import UserError
 from regcache_jax.core.plan import make_plan
 from regcache_jax.encoders.identity import encoder_hash
 from regcache_jax.models.plan_file import check_plan, load_plan, save_plan
-from regcache_jax.ops.delete import delete_largest, fill_deleted, mark_largest, norm_rank
+from regcache_jax.ops.delete import delete_largest, fill_absent, fill_deleted, mark_largest, norm_rank
 
 ROWS = jnp.ones((3, 1, 3, 8))
 
@@ -129,6 +129,13 @@ def test_deleted_places_are_filled_with_the_mean_of_their_kept_neighbours():
     expected[0] = (1 + 3) / 2
     expected[4] = (1 + 2 + 3 + 5 + 6 + 7 + 8) / 7
     np.testing.assert_allclose(filled, expected, rtol=1e-6)
+
+
+def test_places_are_filled_alike_whether_patches_are_gone_or_only_marked():
+    values = jnp.asarray(np.random.default_rng(0).normal(size=(1, 9, 2)), jnp.float32)
+    kept = jnp.asarray([[1, 2, 3, 5, 6, 7, 8]])
+    there = jnp.zeros((1, 9), bool).at[0, kept[0]].set(True)
+    np.testing.assert_allclose(fill_absent(values, there, 3), fill_deleted(values[:, kept[0]], kept, 3), rtol=1e-6)
 
 
 def test_a_place_without_kept_neighbours_gets_the_mean_of_all():

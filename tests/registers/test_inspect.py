@@ -12,8 +12,9 @@ from regcache_jax.encoders.vision import image_features
 from regcache_jax.quantization.methods.folding import with_blocks
 from regcache_jax.registers import inspect as inspection
 from regcache_jax.registers.inspect import GROUPS, PERCENTILES, PLACES, find_sinks
+from regcache_jax.registers.kinds import KINDS
 from regcache_jax.registers.sensitivity import most_sensitive
-from regcache_jax.registers.verdict import ADVICE, KINDS
+from regcache_jax.registers.verdict import ADVICE
 
 
 @pytest.fixture(scope="module")

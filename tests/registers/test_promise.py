@@ -9,7 +9,7 @@ import regcache_jax as rc
 from regcache_jax.registers.search.claim import Claim
 from regcache_jax.registers.search.parts import split
 from regcache_jax.registers.search.promise import Promise
-from regcache_jax.registers.search.result import pictures_hash
+from regcache_jax.registers.search.result import moved_more, pictures_hash
 
 IMAGES = np.random.default_rng(0).normal(size=(12, 4, 4, 3)).astype(np.float32)
 PARTS = split(12, 0.25, seed=3)
@@ -47,6 +47,16 @@ def test_other_pictures_are_split_by_the_same_shares_and_that_is_said():
     )
     few = PROMISE.parts(others[:3])
     assert (len(few.working), len(few.verifying)) == (3, 0)  # a handful calibrates whole
+
+
+def test_a_promise_is_of_the_error_that_the_search_went_by():
+    assert PROMISE.speaks_of("pooled") and Promise.of({**METADATA, "objective": "features"}).speaks_of("pooled")
+    assert not Promise.of({**METADATA, "objective": "accuracy"}).speaks_of("pooled")
+
+
+def test_a_plan_that_moves_more_than_the_integers_do_is_told_of():
+    assert moved_more(0.4, 1.0, "pooled") is None
+    assert "moves the patch tokens by 0.6 of the error of 1: more than the integers" in moved_more(0.6, 1.0, "patches")
 
 
 def test_a_broken_promise_is_a_warning_with_both_figures():

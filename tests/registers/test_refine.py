@@ -47,6 +47,14 @@ def test_refining_lowers_the_held_back_error_of_a_poor_plan_and_changes_only_row
 
 
 @pytest.mark.slow
+def test_refining_for_patches_lowers_their_error(planted, plan):
+    result = refine(planted.encoder, planted.images, SCHEME, plan, dataclasses.replace(CONFIG, objective="patches"))
+    assert result.error < result.error_before
+    with pytest.raises(rc.UserError, match="refining goes by an error without labels"):
+        RefineConfig(objective="accuracy")
+
+
+@pytest.mark.slow
 def test_refining_never_returns_something_worse_than_it_was_given(planted, plan):
     wild = dataclasses.replace(CONFIG, learning_rate=100.0, passes=2)
     result = refine(planted.encoder, planted.images, SCHEME, plan, wild)

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -8,13 +9,16 @@ import numpy as np
 import pytest
 
 import regcache_jax as rc
+from regcache_jax.core.objective import feature_errors, image_errors
 from regcache_jax.core.scheme import SITES
 from regcache_jax.registers.search.engine import Search
 from regcache_jax.registers.search.margins import NEEDED
 from regcache_jax.registers.search.parts import Draws, make_draws
-from regcache_jax.registers.search.programs import compilations, feature_errors
+from regcache_jax.registers.search.programs import compilations
+from regcache_jax.registers.search.result import describe_plan
 from regcache_jax.registers.search.space import Numbers, Space
 from regcache_jax.registers.search.trial import Trials
+from regcache_jax.studies.grid import outputs_of
 from regcache_jax.studies.planted import plant, planted_spec
 
 SPEC = planted_spec(width=64, num_blocks=4, num_heads=4, image_size=32, patch_size=8)
@@ -85,14 +89,6 @@ def test_a_space_that_the_encoder_does_not_have_is_refused(changes, block, messa
 
 
 # ---- trials ----------------------------------------------------------------------------------------------------------
-
-
-def test_feature_errors_are_squared_distances_or_wrong_answers():
-    reference = np.array([[1.0, 0.0], [0.0, 2.0]], np.float32)
-    features = np.array([[0.0, 1.0], [0.0, 1.0]], np.float32)
-    np.testing.assert_array_equal(feature_errors(features, reference), [2.0, 0.25])
-    wrong = feature_errors(features, reference, np.array([0, 1]), np.eye(2, dtype=np.float32))
-    np.testing.assert_array_equal(wrong, [1.0, 0.0])
 
 
 @pytest.fixture(scope="module")
@@ -252,6 +248,48 @@ def test_accuracy_is_an_objective_where_labels_and_class_vectors_are_given(plant
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("objective", ["patches", "both"])
+def test_errors_of_patches_in_a_trial_are_those_of_the_encoder_that_serves_deleted_places_filled_in(
+    planted, found, objective
+):
+    plan = found[0].plan.replace(
+        start=jax.numpy.int32(2), delete_block=jax.numpy.int32(3), delete_count=jax.numpy.int32(2)
+    )
+    trials = Trials(planted.encoder, planted.images, SCHEME, (1, 2, 3), Draws(1, 5), objective=objective)
+    int8 = rc.quantize(planted.encoder, jax.numpy.asarray(planted.images), SCHEME, plan)
+    exact, served = (outputs_of(each, planted.images, patches=True) for each in (planted.encoder, int8))
+    np.testing.assert_allclose(trials.errors(plan), image_errors(objective, served, exact), rtol=0.05)
+
+
+@pytest.mark.slow
+def test_a_search_for_patches_deletes_nothing_unless_it_is_asked_to_and_then_says_what_that_costs(planted):
+    config = dataclasses.replace(QUICK, objective="patches", delete_counts=None, rounds=0)
+    before = compilations()
+    result = rc.search(planted.encoder, planted.images, SCHEME, config)
+    assert compilations() - before <= 6 and result.objective == "patches"
+    assert {row["numbers"]["delete_count"] for row in result.trials} == {0}
+    asked = rc.search(planted.encoder, planted.images, SCHEME, dataclasses.replace(config, delete_counts=(0, 3)))
+    assert {row["numbers"]["delete_count"] for row in asked.trials} == {0, 3}
+    shown = dataclasses.replace(
+        asked, helps=True, numbers=dataclasses.replace(asked.numbers, delete_count=3), moved=0.3, moved_by_deletion=0.1
+    )
+    assert any("deleting 3 patches" in line and "by 0.1 of these 0.3" in line for line in shown.remarks())
+
+
+def first_channel(reference, found):
+    return np.abs(found.pooled[:, 0] - reference.pooled[:, 0])
+
+
+@pytest.mark.slow
+def test_a_function_is_an_objective_and_the_plan_file_names_it(planted):
+    config = dataclasses.replace(QUICK, objective=first_channel, max_trials=3)
+    result = rc.search(planted.encoder, planted.images, SCHEME, config)
+    metadata = json.loads(json.dumps(describe_plan(result, planted.encoder, SCHEME, config, {})))
+    assert metadata["objective"] == metadata["search"]["objective"] == f"{__name__}.first_channel"
+    assert 0 < result.baseline_error < 0.5
+
+
+@pytest.mark.slow
 def test_a_search_with_several_registers_fills_them_up_to_one_shape(planted):
     engine = Search(planted.encoder, planted.images, SCHEME, dataclasses.replace(QUICK, registers=(1, 3)))
     one, three = (engine.padded(Numbers(2, 4, 6.0, 2, 0, count)) for count in (1, 3))
@@ -263,6 +301,7 @@ def test_a_search_with_several_registers_fills_them_up_to_one_shape(planted):
 
 SCRIPT = """
 import sys, jax, regcache_jax as rc
+from regcache_jax.studies.grid import outputs_of
 from regcache_jax.studies.planted import plant, planted_spec
 assert len(jax.devices()) == int(sys.argv[1])
 planted = plant(["patch sinks"], spec=planted_spec(64, 4, 4, 32, 8), num_images=13)

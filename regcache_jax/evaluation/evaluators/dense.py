@@ -21,12 +21,12 @@ from regcache_jax.data.annotations import IGNORED
 from regcache_jax.data.batches import threads
 from regcache_jax.data.dataset import Dataset
 from regcache_jax.encoders.encoder import Encoder, encode
+from regcache_jax.encoders.outputs import patch_tokens
 from regcache_jax.encoders.preprocess import preprocess_map
 from regcache_jax.evaluation.evaluators.linear_probe import HELD_OUT, Probe, fit_probe
 from regcache_jax.evaluation.job import Found, Job
 from regcache_jax.evaluation.measure import Measured, compared
 from regcache_jax.evaluation.metrics import predictions
-from regcache_jax.ops.delete import fill_deleted
 
 
 def run(job: Job) -> Found:
@@ -50,11 +50,7 @@ MOST_PATCHES = 40_000
 
 def patch_features(encoder: Encoder, images: Float[Array | np.ndarray, "B Y X 3"]) -> Float[Array, "B P D"]:
     """The patch tokens after the final norm, in float32, one for every place of the grid: deleted ones are filled in."""
-    output, spec = encode(encoder, images), encoder.spec.image
-    patches = output.tokens[:, spec.num_protected :].astype(jnp.float32)
-    if output.kept is None:
-        return patches
-    return fill_deleted(patches, output.kept[:, spec.num_protected :] - spec.num_protected, spec.grid)
+    return patch_tokens(encode(encoder, images), encoder.spec.image)
 
 
 def load_maps(

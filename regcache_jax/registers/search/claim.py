@@ -8,12 +8,12 @@ import math
 import numpy as np
 from jaxtyping import Float
 
+from regcache_jax.core.objective import Answers, Objective, Outputs, image_errors
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.quantization.calibrate import Ranges
 from regcache_jax.registers.search.parts import make_draws
-from regcache_jax.registers.search.programs import feature_errors
 from regcache_jax.registers.search.trial import Trials
 
 
@@ -43,21 +43,21 @@ def claim_of(errors: list[Float[np.ndarray, "k"]]) -> Claim:
 
 
 class HeldOut:
-    """Held-out pictures beside trials that have not seen them, and their float features."""
+    """Held-out pictures beside trials that have not seen them, their float outputs, and (accuracy) their answers."""
 
     def __init__(
         self,
         trials: Trials,
         images: Float[np.ndarray, "k Y X 3"],
         nothing: RegisterPlan,
-        labels: np.ndarray | None = None,
+        answers: Answers | None = None,
     ) -> None:
-        self.trials, self.images, self.labels = trials, images, labels
-        self.reference = trials.unseen_features(images, nothing, None)
+        self.trials, self.images, self.answers = trials, images, answers
+        self.reference: Outputs = trials.unseen_outputs(images, nothing, None)
 
     def _errors(self, plan: RegisterPlan, scales: Ranges) -> Float[np.ndarray, "k"]:
-        features = self.trials.unseen_features(self.images, plan, scales)
-        return feature_errors(features, self.reference, self.labels, self.trials.class_vectors)
+        outputs = self.trials.unseen_outputs(self.images, plan, scales)
+        return image_errors(self.trials.objective, outputs, self.reference, self.answers)
 
     def errors(self, plan: RegisterPlan) -> list[Float[np.ndarray, "k"]]:
         """Each picture's error, calibrated on all pictures of the trials; then on those of each draw."""
@@ -68,9 +68,11 @@ class HeldOut:
         return [self._errors(plan, scales) for scales in (every, *self.trials.scales(ranges))]
 
     def moved(self, plan: RegisterPlan) -> float:
-        """How far a plan alone, in float, moves the features."""
-        features = self.trials.unseen_features(self.images, plan, None)
-        return float(feature_errors(features, self.reference).mean())
+        """How far a plan alone, in float, moves the outputs; under accuracy, the features."""
+        objective = "pooled" if self.trials.objective == "accuracy" else self.trials.objective
+        return float(
+            image_errors(objective, self.trials.unseen_outputs(self.images, plan, None), self.reference).mean()
+        )
 
 
 def measure(
@@ -79,11 +81,12 @@ def measure(
     verifying: Float[np.ndarray, "k Y X 3"],
     scheme: Scheme,
     plan: RegisterPlan,
-    labels: np.ndarray | None = None,
-    class_vectors: np.ndarray | None = None,
+    *,
+    objective: Objective = "pooled",
+    answers: Answers | None = None,
 ) -> tuple[Claim, float]:
-    """The claim of any plan, calibrated on some pictures and measured on others (`labels` are theirs); and how far the plan alone moves the
-    features of the others."""
+    """The claim of any plan, calibrated on some pictures and measured on others (`answers` are theirs); and how far the plan alone moves
+    the outputs of the others."""
     numbers = plan.schedule()
     first = min(numbers.start, numbers.delete_block) if numbers.delete_count else numbers.start
     entry = min(first, plan.num_blocks - 1)
@@ -93,7 +96,7 @@ def measure(
         scheme.nearest(),
         (entry,),
         make_draws(len(working)),
-        class_vectors=class_vectors,
+        objective=objective,
     )
-    held_out = HeldOut(trials, verifying, plan.prefix_only().delete_only(), labels)
+    held_out = HeldOut(trials, verifying, plan.prefix_only().delete_only(), answers)
     return claim_of(held_out.errors(plan)), held_out.moved(plan)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from regcache_jax.core.objective import Answers
 from regcache_jax.core.plan import RegisterPlan, make_plan
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.search_config import SearchConfig
@@ -41,8 +42,7 @@ class Search:
         config: SearchConfig,
         *,
         table: TrialTable | None = None,
-        labels: np.ndarray | None = None,
-        class_vectors: np.ndarray | None = None,
+        answers: Answers | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.encoder, self.config, self.progress, began = encoder, config, progress, time.monotonic()
@@ -58,7 +58,7 @@ class Search:
         self.trials = Trials(
             encoder, images, scheme, self.space.entries,
             make_draws(len(images), count=config.draws, first_share=config.first_share), config.chunk,
-            labels=labels, class_vectors=class_vectors, memory_limit=config.memory_limit,
+            objective=config.objective, answers=answers, memory_limit=config.memory_limit,
         )  # fmt: skip
         self.trials.count(passes=1)
         self.trials.count(passes=profile_passes, num_images=min(INSPECTED, len(images)))

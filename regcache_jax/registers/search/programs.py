@@ -1,4 +1,4 @@
-"""The programs that trials run: parts of the image tower, from the block where a plan begins, and what an error is."""
+"""The programs that trials run: parts of the image tower, from the block where a plan begins. Patch tokens come out where they are read."""
 
 from __future__ import annotations
 
@@ -6,24 +6,22 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from regcache_jax.core.objective import Outputs
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.sites import Grid, ImageTower
 from regcache_jax.core.spec import BlockSpec, EncoderSpec, ImageSpec
 from regcache_jax.encoders.blocks import run_blocks
-from regcache_jax.encoders.encoder import normalize
+from regcache_jax.encoders.outputs import outputs_of
 from regcache_jax.encoders.rounding import Run
-from regcache_jax.encoders.vision import image_features, pool
+from regcache_jax.encoders.vision import ImageOutput, image_features, pool
 from regcache_jax.quantization.calibrate import Ranges
 from regcache_jax.registers.search.ranges import collectors
 
 Images = Float[Array, "B Y X 3"]
 States = Float[Array, "B N D"]
-Features = Float[Array, "B E"]
 Real = Bool[Array, "B"]
 Number = Int[Array, ""]
 
@@ -34,29 +32,22 @@ def block_flops(spec: BlockSpec, num_tokens: int) -> int:
     return 2 * num_tokens * (4 * spec.width**2 + mlp + 2 * num_tokens * spec.width)
 
 
-def feature_errors(
-    features: Float[np.ndarray, "n E"],
-    reference: Float[np.ndarray, "n E"],
-    labels: Int[np.ndarray, "n"] | None = None,
-    class_vectors: Float[np.ndarray, "C E"] | None = None,
-) -> Float[np.ndarray, "n"]:
-    """The error of each image, in float64: the squared distance of its features, as the task uses them, over the squared
-    length of the float one (for unit features 2 - 2 cosine). With labels, 1 for a wrong top-1 and 0 for a right one."""
-    features, reference = features.astype(np.float64), reference.astype(np.float64)
-    if labels is not None and class_vectors is not None:
-        return (np.argmax(features @ class_vectors.T, axis=1) != labels).astype(np.float64)
-    return np.square(features - reference).sum(axis=1) / np.square(reference).sum(axis=1)
-
-
-@functools.partial(jax.jit, static_argnames=("spec", "scheme", "entries"))
+@functools.partial(jax.jit, static_argnames=("spec", "scheme", "entries", "patches"))
 def float_states(
-    tower: ImageTower, images: Images, real: Real, *, spec: ImageSpec, scheme: Scheme, entries: tuple[int, ...]
-) -> tuple[Features, dict[int, States], PyTree]:
-    """Features, the states that enter the blocks `entries`, and what scales come from."""
-    collect = {**collectors(scheme, spec.protected, real), "hidden": lambda trace: trace.hidden}
-    output = image_features(tower, images, spec, collect=collect)
+    tower: ImageTower,
+    images: Images,
+    real: Real,
+    *,
+    spec: EncoderSpec,
+    scheme: Scheme,
+    entries: tuple[int, ...],
+    patches: bool,
+) -> tuple[Outputs, dict[int, States], PyTree]:
+    """Outputs, the states that enter the blocks `entries`, and what scales come from."""
+    collect = {**collectors(scheme, spec.image.protected, real), "hidden": lambda trace: trace.hidden}
+    output = image_features(tower, images, spec.image, collect=collect)
     hidden = output.collected.pop("hidden")
-    return output.features, {block: hidden[block] for block in entries}, output.collected
+    return outputs_of(output, spec, patches), {block: hidden[block] for block in entries}, output.collected
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "scheme", "entries"))
@@ -79,8 +70,8 @@ def trial_ranges(
     ).collected  # fmt: skip
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "scheme"))
-def trial_features(
+@functools.partial(jax.jit, static_argnames=("spec", "scheme", "patches"))
+def trial_outputs(
     tower: ImageTower,
     scales: Ranges,
     hidden: States,
@@ -89,27 +80,34 @@ def trial_features(
     *,
     spec: EncoderSpec,
     scheme: Scheme,
-) -> Features:
-    """Features of the integer blocks with a plan in place, from the quantised states at block `first`."""
+    patches: bool,
+) -> Outputs:
+    """Outputs of the integer blocks with a plan in place, from the quantised states at block `first`."""
     image = spec.image
     blocks = tower.blocks.with_grids({site: Grid(scale) for site, scale in scales.items()})
     output = run_blocks(blocks, hidden, Run(image.blocks, scheme, image.protected), start=first, plan=plan)
-    features, _ = pool(tower, output.hidden, image, output.present)
-    return normalize(features) if spec.normalize else features.astype(jnp.float32)
+    features, tokens = pool(tower, output.hidden, image, output.present)
+    return outputs_of(ImageOutput(features, tokens, output.present, None, {}), spec, patches)
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "scheme"))
-def whole_features(
-    tower: ImageTower, scales: Ranges, images: Images, plan: RegisterPlan, *, spec: EncoderSpec, scheme: Scheme | None
-) -> Features:
-    """Features of the whole tower with a plan in place, quantised or in float."""
+@functools.partial(jax.jit, static_argnames=("spec", "scheme", "patches"))
+def whole_outputs(
+    tower: ImageTower,
+    scales: Ranges,
+    images: Images,
+    plan: RegisterPlan,
+    *,
+    spec: EncoderSpec,
+    scheme: Scheme | None,
+    patches: bool,
+) -> Outputs:
+    """Outputs of the whole tower with a plan in place, quantised or in float."""
     grids = {site: Grid(scale) for site, scale in scales.items()}
     tower = tower.replace(blocks=tower.blocks.with_grids(grids))
-    features = image_features(tower, images, spec.image, plan=plan, scheme=scheme).features
-    return normalize(features) if spec.normalize else features.astype(jnp.float32)
+    return outputs_of(image_features(tower, images, spec.image, plan=plan, scheme=scheme), spec, patches)
 
 
-PROGRAMS: tuple[Any, ...] = (float_states, quantized_states, trial_ranges, trial_features, whole_features)
+PROGRAMS: tuple[Any, ...] = (float_states, quantized_states, trial_ranges, trial_outputs, whole_outputs)
 
 
 def compilations() -> int:

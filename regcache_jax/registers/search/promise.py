@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from regcache_jax.core.objective import OLD_NAMES
 from regcache_jax.core.scheme import Estimator, Scheme
 from regcache_jax.registers.search.claim import Claim
 from regcache_jax.registers.search.parts import FEWEST_IMAGES, Parts, split
@@ -33,6 +34,7 @@ class Promise:
     estimator: Estimator
     hash: str
     scheme: str
+    objective: str
     claim: Claim
 
     @classmethod
@@ -41,7 +43,13 @@ class Promise:
         if not {"calibration", "claim", "scheme"} <= set(metadata):
             return None
         given = {name: value for name, value in metadata["calibration"].items() if name != "draws"}
-        return cls(**given, scheme=Scheme.from_json(metadata["scheme"]).name, claim=Claim(**metadata["claim"]))
+        objective = metadata.get("objective", "pooled")
+        return cls(
+            **given,
+            scheme=Scheme.from_json(metadata["scheme"]).name,
+            objective=OLD_NAMES.get(objective, objective),
+            claim=Claim(**metadata["claim"]),
+        )
 
     @property
     def pictures(self) -> int:
@@ -66,6 +74,10 @@ class Promise:
     def compared(self, found: Claim) -> str:
         """The error that was found beside the one that was promised."""
         return f"error {found.sentence()}; the search promised {self.claim.error:.3g} +- {self.claim.spread:.1g}"
+
+    def speaks_of(self, objective: str) -> bool:
+        """Whether the promise is of this error: an accuracy, or what a function gave, cannot be measured again here."""
+        return objective == self.objective
 
     def broken(self, found: Claim, scheme: Scheme) -> str | None:
         """A warning where the same bits do worse than was promised."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from regcache_jax.core.objective import reads_patches
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.search_config import SearchConfig
@@ -28,7 +29,8 @@ class SearchResult:
     `claim` and `baseline`: errors with the plan and without any on the pictures that verify. `jitter`: standard error of the gain
     over the draws; a plan is kept only if it gains more than twice that, and on the pictures that verify as well. `bound`: what the
     choice went by. `spare`: the share of its copies that a plan could lose before a sink came back in any picture seen. `moved`:
-    how far the plan alone, in float, moves the features. `calibration`: what it was judged with, which `quantize` takes up.
+    how far the plan alone, in float, moves what the objective reads; `moved_by_deletion`: the part of it that is gone without the
+    deletion. `calibration`: what it was judged with, which `quantize` takes up.
     `complete` is False where a budget ended the search."""
 
     plan: RegisterPlan
@@ -40,6 +42,8 @@ class SearchResult:
     jitter: float
     spare: float
     moved: float
+    moved_by_deletion: float
+    objective: str
     sensitive_block: int
     parts: Parts
     calibration: dict[str, Any]
@@ -77,10 +81,12 @@ class SearchResult:
         if not self.helps:
             return []
         said = []
-        if self.moved > self.error - self.moved:
+        if self.objective != "accuracy" and (remark := moved_more(self.moved, self.error, self.objective)):
+            said.append(remark)
+        if self.numbers.delete_count and reads_patches(self.objective):
             said.append(
-                f"the plan alone, in float, moves the features by {self.moved:.3g}: more than the integers do; "
-                "more bits would gain little, refining the plan (--refine) may"
+                f"deleting {self.numbers.delete_count} patches (their places are filled in) moves the outputs, in float, by "
+                f"{self.moved_by_deletion:.3g} of these {self.moved:.3g}"
             )
         if self.numbers.stop > self.numbers.start and self.spare < 0.2:
             said.append(
@@ -105,6 +111,19 @@ class SearchResult:
             "sentence": self.sentence(),
             "remarks": self.remarks(),
         }
+
+
+def moved_more(moved: float, error: float, objective: str) -> str | None:
+    """A remark where a plan alone, in float, moves what is read further than the integers add to it."""
+    if moved <= error - moved:
+        return None
+    what = {"pooled": "features", "patches": "patch tokens", "both": "features and patch tokens"}.get(
+        objective, "outputs"
+    )
+    return (
+        f"the plan alone, in float, moves the {what} by {moved:.3g} of the error of {error:.3g}: more than the integers do; "
+        "more bits would gain little, refining the plan (--refine) may"
+    )
 
 
 def judged_with(
@@ -145,7 +164,6 @@ def describe_plan(
         "encoder_hash": encoder_hash(encoder),
         "reference": dict(reference),
         "scheme": scheme.to_json(),
-        "objective": config.objective,
         "search": config.settings(),
         "versions": {name: version(name) for name in ("regcache-jax", "jax", "aqtp", "numpy")},
         **figures,

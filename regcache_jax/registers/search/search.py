@@ -17,6 +17,7 @@ from etils import epath
 from jaxtyping import Float
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.core.objective import Answers, name_of
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.search_config import SearchConfig
 from regcache_jax.encoders.encoder import Encoder
@@ -51,6 +52,9 @@ def search(
 ) -> SearchResult:
     """Finds a register plan for a float encoder and a scheme on preprocessed reference images, without labels.
 
+    `SearchConfig.objective` says what an error is: of the pooled feature, of the patch tokens, of both, of the answers (with `labels` and
+    `class_vectors`), or what a function of (float outputs, quantised outputs), both `Outputs`, gives for each image.
+
     The images are split (`SearchConfig.verify_share`, `seed`): most are worked with, each draw taking scales from some and scoring
     others, and the rest verify the plan that comes out. Trials round to the nearest with the scheme's bits, sharing of scales and
     estimator of ranges; what else it says (method, zero points, rules, integer attention) comes in when `quantize` is given the plan.
@@ -75,18 +79,18 @@ def search(
     check_images(images, encoder.spec)
     check_varied(images)
     if (config.objective == "accuracy") != (labels is not None and class_vectors is not None):
-        raise UserError("objective 'accuracy' goes with labels and class vectors, 'features' without")
+        raise UserError("objective 'accuracy' goes with labels and class vectors, the others without")
     if labels is not None and len(labels) != len(images):
         raise UserError(f"there must be a label for each image, got {len(labels)} for {len(images)} images")
     scheme, encoder = scheme.nearest(), encoder.with_plan(None)
     parts = split(len(images), config.verify_share, config.seed)
-    own, others = (None if labels is None else labels[numbers] for numbers in (parts.working, parts.verifying))
+    answers = None if labels is None or class_vectors is None else Answers(labels, class_vectors)
+    own, others = (None if answers is None else answers.of(numbers) for numbers in (parts.working, parts.verifying))
     known_by = fingerprint(encoder, images, scheme, config, labels, class_vectors)
     began, compiled_before = time.monotonic(), compilations()
     engine = Search(
         encoder, images[parts.working], scheme, config,
-        table=TrialTable(table, known_by), labels=own, class_vectors=class_vectors,
-        progress=progress,
+        table=TrialTable(table, known_by), answers=own, progress=progress,
     )  # fmt: skip
     best, complete = engine.run()
     scores = engine.scores
@@ -98,6 +102,7 @@ def search(
     less = without[0] - with_plan[0]
     helps = gained > 2.0 * jitter and bool(less.mean() > 2.0 * np.std(less) / len(less) ** 0.5)
     best = best if helps else nothing
+    moved = held_out.moved(engine.padded(best)) if helps else 0.0
     return SearchResult(
         plan=engine.plan(best),
         numbers=best,
@@ -107,7 +112,9 @@ def search(
         bound=scores.score(best, scores.total),
         jitter=jitter,
         spare=engine.margins.spare(best),
-        moved=held_out.moved(engine.padded(best)) if helps else 0.0,
+        moved=moved,
+        moved_by_deletion=moved - held_out.moved(engine.padded(best).prefix_only()) if best.delete_count else 0.0,
+        objective=name_of(config.objective),
         sensitive_block=engine.space.sensitive_block,
         parts=parts,
         calibration=judged_with(parts, images, scheme, config),

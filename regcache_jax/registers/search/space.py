@@ -33,7 +33,7 @@ class Space:
 
     def __post_init__(self) -> None:
         """Raises UserError for a sensitive block or a delete count that the encoder does not have."""
-        patches, largest = self.spec.grid**2, max(self.config.delete_counts)
+        patches, largest = self.spec.grid**2, max(self.config.counts, default=0)
         if not 0 <= self.sensitive_block < self.num_blocks:
             raise UserError(
                 f"sensitive_block must be 0..{self.num_blocks - 1}, got {self.sensitive_block}; `regcache inspect` suggests one"
@@ -60,7 +60,10 @@ class Space:
 
     @property
     def delete_counts(self) -> tuple[int, ...]:
-        """All counts that may be deleted: any, or none and those that leave whole tiles (with a row for a register)."""
+        """All counts that may be deleted: any, or none and those that leave whole tiles (with a row for a register); none alone where the
+        coarse grid deletes nothing."""
+        if not any(self.config.counts):
+            return (0,)
         tile, tokens = self.config.align or 1, self.spec.num_tokens
         counts = range(1, self.spec.grid**2)
         return (0, *(count for count in counts if (tokens - count + 1) % tile == 0))
@@ -72,7 +75,7 @@ class Space:
 
     def grid(self) -> list[Numbers]:
         """The coarse grid: registers from every start with every number of copies and every delete count, and deletion alone."""
-        wanted = (min(self.delete_counts, key=lambda have: abs(have - count)) for count in self.config.delete_counts)
+        wanted = (min(self.delete_counts, key=lambda have: abs(have - count)) for count in self.config.counts)
         counts = tuple(dict.fromkeys([0, *wanted]))
         points = [
             dataclasses.replace(self.nothing, start=start, stop=self.num_blocks, copies=copies, delete_count=count)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,22 +17,23 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.core.objective import Answers, Objective, Outputs, image_errors, reads_patches
+from regcache_jax.core.objective import joined as outputs_joined
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.sites import Grid, Parameters
 from regcache_jax.data.cut import filled
-from regcache_jax.encoders.encoder import Encoder, normalize
+from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.quantization.calibrate import Ranges
 from regcache_jax.quantization.kernels import quantize_kernels
 from regcache_jax.registers.search.parts import Draws
 from regcache_jax.registers.search.programs import (
     block_flops,
-    feature_errors,
     float_states,
     quantized_states,
-    trial_features,
+    trial_outputs,
     trial_ranges,
-    whole_features,
+    whole_outputs,
 )
 from regcache_jax.registers.search.ranges import Counts, Extremes, joined
 from regcache_jax.registers.search.states import MEMORY_LIMIT, States
@@ -43,8 +43,8 @@ from regcache_jax.registers.search.states import MEMORY_LIMIT, States
 class Trials:
     """Scores plans on a reference set of preprocessed images `[n, S, S, 3]` for one scheme.
 
-    Every image is scored under the scales of its draw, which come from the images of the other draws. Errors are `feature_errors`, of
-    top-1 where `labels [n]` and `class_vectors [C, E]` are given. `entries`: the blocks where a plan may begin. `block_flops`
+    Every image is scored under the scales of its draw, which come from the images of the other draws. Errors are those of
+    `objective`; accuracy needs the images' `answers`. `entries`: the blocks where a plan may begin. `block_flops`
     counts the operations of all blocks run so far. Images are spread over this process's devices; a chunk holds the same images on
     any number of them, and belongs to one draw."""
 
@@ -54,8 +54,8 @@ class Trials:
     entries: tuple[int, ...]
     draws: Draws
     chunk: int = 32
-    labels: np.ndarray | None = None
-    class_vectors: np.ndarray | None = None
+    objective: Objective = "pooled"
+    answers: Answers | None = None
     memory_limit: int = MEMORY_LIMIT
     block_flops: int = dataclasses.field(default=0, init=False)
 
@@ -76,19 +76,19 @@ class Trials:
             States(self.entries, self.num_chunks, shape, self.encoder.dtype, self.memory_limit // 2) for _ in range(2)
         )
         params = self.encoder.params.image
-        features, ranges = [], []
+        outputs, ranges = [], []
         for index in range(self.num_chunks):
-            feature, hidden, batch = float_states(
+            own, hidden, batch = float_states(
                 params, self._images(images, index), self._real(index),
-                spec=self.spec, scheme=self.scheme, entries=self.entries,
+                spec=self.encoder.spec, scheme=self.scheme, entries=self.entries, patches=self.reads_patches,
             )  # fmt: skip
             self.float_states.put(index, hidden)
-            features.append(normalize(feature) if self.encoder.spec.normalize else feature)
+            outputs.append(own.on_host().of(slice(self._lengths(index + 1)[-1])))
             ranges.append(batch)
-        self.float_features = self._join(features)
+        self.float_outputs = outputs_joined(outputs)
         self.base_ranges = joined(ranges, self._lengths(self.num_chunks), self.scheme)
         self.base_ranges.check()
-        if not np.isfinite(self.float_features).all():
+        if not np.isfinite(self.float_outputs.pooled).all():
             raise UserError("the float encoder gives features that are not finite; check its weights and the pictures")
         self._quantized = params.replace(blocks=quantize_kernels(params.blocks, self.scheme))
         base = self.scales(self.base_ranges)
@@ -108,14 +108,17 @@ class Trials:
         part = np.asarray(images[index * self.chunk : (index + 1) * self.chunk], self.encoder.dtype)
         return jax.device_put(filled(part, self._rows), self._sharding)
 
-    def quantized_chunk(self, index: int, block: int) -> tuple[Array, Array, Array]:
-        """One chunk's quantised states at an entry block, its float features, and a mask that leaves the fillers out."""
+    @property
+    def reads_patches(self) -> bool:
+        """Whether outputs hold patch tokens."""
+        return reads_patches(self.objective)
+
+    def quantized_chunk(self, index: int, block: int) -> tuple[Array, Outputs, Array]:
+        """One chunk's quantised states at an entry block, its float outputs, and a mask that leaves the fillers out."""
         rows = np.arange(index * self.chunk, index * self.chunk + self._rows)
-        reference = self.float_features[np.minimum(rows, self.num_images - 1)]
-        hidden, features = (
-            jax.device_put(array, self._sharding) for array in (self.quantized_states.get(index, block), reference)
-        )
-        return hidden, features, self._real(index)
+        reference = self.float_outputs.of(np.minimum(rows, self.num_images - 1))
+        hidden, outputs = jax.device_put((self.quantized_states.get(index, block), reference), self._sharding)
+        return hidden, outputs, self._real(index)
 
     def _real(self, index: int) -> Array:
         """Which rows of a chunk are images, and not there to fill it up."""
@@ -125,13 +128,6 @@ class Trials:
     def _lengths(self, num_chunks: int) -> list[int]:
         """Images in each of the first chunks."""
         return [min(self.chunk, self.num_images - index * self.chunk) for index in range(num_chunks)]
-
-    def _join(self, chunks: list[Any]) -> np.ndarray:
-        """Rows of consecutive chunks, the fillers left out."""
-        lengths = self._lengths(len(chunks))
-        return np.concatenate(
-            [np.asarray(part, np.float32)[:length] for part, length in zip(chunks, lengths, strict=True)]
-        )
 
     def _draw(self, index: int) -> int:
         """The draw that scores a chunk."""
@@ -193,18 +189,18 @@ class Trials:
             found = []
             for index in (index for index in chunks if self._draw(index) == draw):
                 hidden = jax.device_put(self.quantized_states.get(index, first), self._sharding)
-                features = trial_features(
+                outputs = trial_outputs(
                     self._quantized, own, hidden, plan, jnp.int32(first),
-                    spec=self.encoder.spec, scheme=self.scheme,
+                    spec=self.encoder.spec, scheme=self.scheme, patches=self.reads_patches,
                 )  # fmt: skip
                 rows = slice(index * self.chunk, index * self.chunk + self._lengths(index + 1)[-1])
-                found.append(self._errors(np.asarray(features, np.float32)[: rows.stop - rows.start], rows))
+                found.append(self._errors(outputs.on_host().of(slice(rows.stop - rows.start)), rows))
             self.count(1, sum(map(len, found)), first)
             yield np.concatenate(found)
 
-    def _errors(self, features: Float[np.ndarray, "c E"], rows: slice) -> Float[np.ndarray, "c"]:
-        labels = None if self.labels is None else self.labels[rows]
-        return feature_errors(features, self.float_features[rows], labels, self.class_vectors)
+    def _errors(self, outputs: Outputs, rows: slice) -> Float[np.ndarray, "c"]:
+        answers = None if self.answers is None else self.answers.of(rows)
+        return image_errors(self.objective, outputs, self.float_outputs.of(rows), answers)
 
     def errors(self, plan: RegisterPlan) -> Float[np.ndarray, "n"]:
         """One trial: the error of each image, under the scales of its draw."""
@@ -213,17 +209,17 @@ class Trials:
             errors[own == draw] = found
         return errors
 
-    def unseen_features(
+    def unseen_outputs(
         self, images: Float[np.ndarray, "k Y X 3"], plan: RegisterPlan, scales: Ranges | None
-    ) -> Float[np.ndarray, "k E"]:
-        """Features of images outside the set: quantised under some scales, or (None) in float; the whole tower with a plan."""
+    ) -> Outputs:
+        """Outputs of images outside the set: quantised under some scales, or (None) in float; the whole tower with a plan."""
         params, scheme = (self.encoder.params.image, None) if scales is None else (self._quantized, self.scheme)
         found = []
         for index in range(-(-len(images) // self.chunk)):
-            features = whole_features(
+            outputs = whole_outputs(
                 params, scales or {}, self._images(images, index), plan,
-                spec=self.encoder.spec, scheme=scheme,
+                spec=self.encoder.spec, scheme=scheme, patches=self.reads_patches,
             )  # fmt: skip
-            found.append(np.asarray(features, np.float32))
+            found.append(outputs.on_host().of(slice(self.chunk)))
         self.count(1, len(images))
-        return np.concatenate([part[: self.chunk] for part in found])[: len(images)]
+        return outputs_joined(found).of(slice(len(images)))

@@ -1,0 +1,35 @@
+"""What objectives and dense tasks read of an image tower: the pooled feature as the task uses it, and the patch tokens of every place."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from regcache_jax.core.objective import Outputs
+from regcache_jax.core.spec import EncoderSpec, ImageSpec
+from regcache_jax.encoders.encoder import Encoder, encode, normalize
+from regcache_jax.encoders.vision import ImageOutput
+from regcache_jax.ops.delete import fill_absent, fill_deleted
+
+
+def patch_tokens(output: ImageOutput, spec: ImageSpec) -> Float[Array, "B P D"]:
+    """The patch tokens after the final norm, in float32, one for every place of the grid: deleted ones are filled in, whether they are
+    marked (search form) or gone (serving form)."""
+    patches = output.tokens[:, spec.num_protected :].astype(jnp.float32)
+    if output.kept is not None:
+        return fill_deleted(patches, output.kept[:, spec.num_protected :] - spec.num_protected, spec.grid)
+    if output.present is not None:
+        return fill_absent(patches, output.present[:, spec.num_protected :], spec.grid)
+    return patches
+
+
+def outputs_of(output: ImageOutput, spec: EncoderSpec, patches: bool) -> Outputs:
+    """What an objective reads, with or without the patch tokens."""
+    pooled = normalize(output.features) if spec.normalize else output.features.astype(jnp.float32)
+    return Outputs(pooled, patch_tokens(output, spec.image) if patches else None)
+
+
+def encode_outputs(encoder: Encoder, images: Float[Array | np.ndarray, "B Y X 3"], patches: bool) -> Outputs:
+    """What an objective reads of preprocessed images, by the encoder's own kernels and plan."""
+    return outputs_of(encode(encoder, images), encoder.spec, patches)

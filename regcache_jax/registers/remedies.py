@@ -1,0 +1,73 @@
+"""Remedies tried on a few pictures, each as the encoder that it makes: what scales of their own, another method, or registers leave."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from regcache_jax.core.objective import Objective, Outputs, image_errors, reads_patches
+from regcache_jax.core.plan import RegisterPlan, make_plan
+from regcache_jax.core.scheme import Scheme
+from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.encoders.outputs import encode_outputs
+from regcache_jax.quantization.quantize import quantize
+from regcache_jax.registers.candidates import find_candidates, registers_from
+from regcache_jax.registers.inspect import Profile
+from regcache_jax.registers.kinds import OUTLIERS, standings
+from regcache_jax.registers.stakes import Tell
+
+COPIES = 6.0
+"""Of a register that no search has looked for."""
+
+_encode = jax.jit(encode_outputs, static_argnames="patches")
+
+
+def unsearched(encoder: Encoder, images: Float[np.ndarray, "n Y X 3"], start: int) -> RegisterPlan:
+    """A register from one patch a picture on average, from one block on to the last."""
+    found = registers_from(find_candidates(encoder, images, [start], count=len(images), batch_size=len(images)), 0)
+    return make_plan(found.key, found.value, copies=COPIES, start=start)
+
+
+def remedies_for(
+    encoder: Encoder, images: Float[np.ndarray, "n Y X 3"], scheme: Scheme, profile: Profile
+) -> Iterator[tuple[str, Scheme, RegisterPlan | None]]:
+    """What there is to try: each remedy's name, scheme and plan."""
+    plain = Scheme(scheme.weight_bits, scheme.activation_bits, "static", scheme.weights)
+    if encoder.spec.image.num_protected:
+        yield "scales by token group", dataclasses.replace(plain, activations="group"), None
+    yield "a scale a token", dataclasses.replace(plain, activations="token"), None
+    yield "SmoothQuant", dataclasses.replace(plain, method="smoothquant"), None
+    if standings(profile)[OUTLIERS[0]].is_noticed:
+        yield "registers (not searched)", plain, unsearched(encoder, images, profile.sensitive_block)
+
+
+def try_remedies(
+    encoder: Encoder,
+    images: Float[np.ndarray, "n Y X 3"],
+    scheme: Scheme,
+    profile: Profile,
+    *,
+    objective: Objective = "pooled",
+    progress: Tell | None = None,
+) -> dict[str, float]:
+    """The mean error that each leaves, calibrated and measured on the same pictures."""
+    encoder = encoder.with_plan(None)
+    objective = "pooled" if objective == "accuracy" else objective
+
+    def outputs(made: Encoder) -> Outputs:
+        made = made.replace(scheme=None if made.scheme is None else made.scheme.running)
+        return _encode(made, jnp.asarray(images), patches=reads_patches(objective)).on_host()
+
+    exact, errors = outputs(encoder), {}
+    tried = list(remedies_for(encoder, images, scheme, profile))
+    for number, (name, own, plan) in enumerate(tried):
+        made = quantize(encoder, images if own.calibrated or own.method != "rtn" else None, own, plan)
+        errors[name] = float(image_errors(objective, outputs(made), exact).mean())
+        if progress is not None:
+            progress(number + 1, len(tried))
+    return errors

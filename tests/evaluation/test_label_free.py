@@ -1,0 +1,32 @@
+"""The label-free error of an evaluation is that of a search, on some of the pictures."""
+
+import numpy as np
+import pytest
+import small_encoders
+
+import regcache_jax as rc
+from regcache_jax.core.objective import image_errors
+from regcache_jax.data import open_dataset
+from regcache_jax.encoders.preprocess import preprocess
+from regcache_jax.evaluation import label_free
+from regcache_jax.evaluation.rows import Setting, encode_dataset
+from regcache_jax.studies.grid import outputs_of
+
+
+@pytest.mark.slow
+def test_an_evaluation_measures_the_error_that_a_search_goes_by(monkeypatch):
+    monkeypatch.setattr(label_free, "MOST_PICTURES", 5)
+    small, data = small_encoders.encoder("dinov2"), open_dataset("dummy", limit=9)
+    preparation = small.spec.preprocessing
+
+    def rows(encoder):
+        def encode(step, dataset):
+            return encode_dataset(step, encoder, dataset, preparation, Setting(batch_size=4))
+
+        return label_free.outputs(encode, data, "both")
+
+    images = np.stack([preprocess(example.image, preparation) for example in data.spread(5)])
+    int8 = rc.quantize(small, images, rc.Scheme(8, 8))
+    found = label_free.error("both", rows(int8), rows(small))
+    wanted, exact = (outputs_of(each, images, patches=True) for each in (int8, small))
+    np.testing.assert_allclose(found, image_errors("both", wanted, exact).mean(), rtol=0.05)
