@@ -177,10 +177,10 @@ def quantize(
     from regcache_jax.registers.search.promise import Promise
     from regcache_jax.studies.held_out import held_out_error
 
-    _check_together(pictures, chosen, choice)
     scheme = bits.read()
     if scheme is None:
         raise UserError("scheme float quantises nothing; give w8a8, w6a6, w4a4 or the like")
+    _check_together(scheme, pictures, chosen, choice)
     price = choice.price("v5e:2x2" if importlib.util.find_spec("libtpu") else "model")
     methods_of(chosen.method)
     refuse_existing(written.out)
@@ -237,9 +237,11 @@ def quantize(
     write_json(output.json, {**made_from, "scheme": made.to_json()})
 
 
-def _check_together(pictures: PicturesArgs, chosen: MethodArgs, choice: AutoArgs) -> None:
-    """Raises click.UsageError for options that do not go together."""
-    if not pictures.dataset and chosen.calibration is None:
+def _check_together(scheme: Scheme, pictures: PicturesArgs, chosen: MethodArgs, choice: AutoArgs) -> None:
+    """Raises click.UsageError for options that do not go together, and where pictures are needed and none are given: scales that are
+    measured as they pass need none."""
+    needed = scheme.calibrated or chosen.method != "rtn" or choice.auto
+    if needed and not pictures.dataset and chosen.calibration is None:
         raise click.UsageError("Missing option '--dataset' (or '--calibration').")
     if not pictures.dataset and chosen.keep_float:
         raise click.UsageError("--keep-float measures on pictures; give --dataset as well")

@@ -129,6 +129,16 @@ def test_a_method_of_the_command_line_is_in_the_model_it_writes(regcache, model,
 
 
 @pytest.mark.slow
+def test_scales_that_are_measured_as_they_pass_need_no_pictures(regcache, model, tmp_path):
+    status, out, err = regcache("quantize", model, "--activations", "token", "--out", tmp_path / "model8")
+    assert status == 0 and "token activations" in out, err
+    assert load(tmp_path / "model8").encoder.scheme.activations == "token"
+    for options in ((), ("--activations", "token", "--method", "gptq")):
+        status, _, err = regcache("quantize", model, *options, "--out", tmp_path / "other")
+        assert status == 2 and "Missing option '--dataset'" in err
+
+
+@pytest.mark.slow
 def test_accuracy_stands_beside_the_error_where_there_are_classes(regcache, tmp_path):
     data = ["--dataset", "emoji", "--limit", "48", "--calibration", "16", "--bits", "8", "--methods", "smoothquant"]
     status, out, err = regcache("compare", bundled_model(), *data, "--no-registers", "--out", tmp_path)
