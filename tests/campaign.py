@@ -51,6 +51,10 @@ TURNS = ("run", *("compare", "convert", "quantize", "embed", "convert", "quantiz
 """Which command has its turn: one in 22 is a `run`, which takes as long as ten others."""
 
 
+PAGE = 4096
+"""Bytes of the smallest disk; what needs less meets one that is full already."""
+
+
 def start(command: str, folder: Path, places: Places) -> int:
     """Starts a command in a process of its own, whose words go into a file beside the folder; returns its number."""
     child = os.fork()
@@ -173,8 +177,10 @@ class Campaign:
         """One run on a disk that fills at one of `count` moments, and one more when there is room again."""
         command = TURNS[number % len(TURNS)]
         folder = self.folder(f"full{number}")
-        size = max(4096, int(self.size[command] * 1.3 * (number + 0.5) / count))
-        mount(folder, f"size={size}")
+        pages = int(self.size[command] * 1.3 * (number + 0.5) / count) // PAGE
+        mount(folder, f"size={max(1, pages) * PAGE}")
+        filler = folder.parent / f"full{number}.filler" if pages else folder / "filler"
+        filler.write_bytes(bytes(PAGE))
         try:
             child = start(command, folder, self.places)
             status = wait(child)
@@ -183,6 +189,7 @@ class Campaign:
                 self.faults.append(f"full disk {number}: {command} ends with {status}: {said(folder, child)[-3:]}")
                 print(self.faults[-1], flush=True)
             mount(folder, "remount,size=64M")
+            filler.unlink()
             if not has_ended(command, folder):
                 child = start(command, folder, self.places)
                 if again := wait(child):
