@@ -51,6 +51,10 @@ TURNS = ("run", *("compare", "convert", "quantize", "embed", "convert", "quantiz
 """Which command has its turn: one in 22 is a `run`, which takes as long as ten others."""
 
 
+PAGE = 4096
+"""Bytes of the smallest disk; what needs less meets one that is full already."""
+
+
 def start(command: str, folder: Path, places: Places) -> int:
     """Starts a command in a process of its own, whose words go into a file beside the folder; returns its number."""
     child = os.fork()
@@ -91,6 +95,7 @@ class Campaign:
         self.seconds: dict[str, float] = {}
         self.size: dict[str, int] = {}
         self.faults: list[str] = []
+        self.killed = 0
 
     def undisturbed(self) -> None:
         """Runs every command once, in the order of their length: the programs of a short one are compiled when a long one begins."""
@@ -146,8 +151,17 @@ class Campaign:
         time.sleep(self.rng.uniform(0.2, 1.0) * self.seconds[command])
         os.kill(child, signal.SIGKILL)
         killed = wait(child) == -signal.SIGKILL
+        self.killed += killed
+        self.seconds[command] *= 1.0 if killed else 0.9  # programs that are compiled by now take less
         self.finish(command, folder, f"kill {number}")
         return f"{command}: {'killed' if killed else 'had ended'}"
+
+    def kills(self, count: int) -> Iterator[str]:
+        """Kills until there are so many that came before the end."""
+        number = 0
+        while self.killed < count:
+            yield self.kill(number)
+            number += 1
 
     def pair(self, number: int) -> str:
         """Two runs at once in one folder: each ends whole, or says in one line who holds the place."""
@@ -173,8 +187,10 @@ class Campaign:
         """One run on a disk that fills at one of `count` moments, and one more when there is room again."""
         command = TURNS[number % len(TURNS)]
         folder = self.folder(f"full{number}")
-        size = max(4096, int(self.size[command] * 1.3 * (number + 0.5) / count))
-        mount(folder, f"size={size}")
+        pages = int(self.size[command] * 1.3 * (number + 0.5) / count) // PAGE
+        mount(folder, f"size={max(1, pages) * PAGE}")
+        filler = folder.parent / f"full{number}.filler" if pages else folder / "filler"
+        filler.write_bytes(bytes(PAGE))
         try:
             child = start(command, folder, self.places)
             status = wait(child)
@@ -183,6 +199,7 @@ class Campaign:
                 self.faults.append(f"full disk {number}: {command} ends with {status}: {said(folder, child)[-3:]}")
                 print(self.faults[-1], flush=True)
             mount(folder, "remount,size=64M")
+            filler.unlink()
             if not has_ended(command, folder):
                 child = start(command, folder, self.places)
                 if again := wait(child):
@@ -224,7 +241,7 @@ def main() -> None:
         campaign.undisturbed()
         tell("full disk", (campaign.full(number, options.full) for number in range(options.full)))
         tell("pair", (campaign.pair(number) for number in range(options.pairs)))
-        tell("kill", (campaign.kill(number) for number in range(options.kills)))
+        tell("kill", campaign.kills(options.kills))
     print(f"{len(campaign.faults)} faults")
     sys.exit(1 if campaign.faults else 0)
 

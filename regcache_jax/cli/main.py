@@ -107,10 +107,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 def interrupt_again(lost: Any) -> None:
     """Python drops what is raised in a callback of C code (JAX has one that runs at garbage collection), Ctrl-C included: then it
-    is raised once more, when the callback is over."""
+    is raised once more, when the callback is over.
+
+    Of several arrays that cannot be read or written (a full disk) Orbax raises the first fault, which is told, and closes the loop that
+    TensorStore's threads report the others to: those reports are dropped without a traceback."""
     if lost.exc_type is KeyboardInterrupt:
         threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
-    else:
+    elif str(lost.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(lost)
 
 

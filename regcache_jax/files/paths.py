@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -118,8 +119,18 @@ def whole_folder(path: epath.PathLike) -> Iterator[epath.Path]:
             beside.rename(path)
             drain(path.parent)
         except BaseException:
-            beside.rmtree(missing_ok=True)
+            _give_up(beside)
             raise
+
+
+def _give_up(folder: epath.Path) -> None:
+    """Removes what could not be finished. TensorStore's threads may write into it for a moment longer, and why it failed is to be told,
+    not that; what stays after a second is removed by the next run."""
+    for _ in range(20):
+        with contextlib.suppress(OSError):
+            folder.rmtree(missing_ok=True)
+            return
+        time.sleep(0.05)
 
 
 def _drain_all(folder: epath.Path) -> None:

@@ -257,3 +257,18 @@ except KeyboardInterrupt:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 130 and done.stderr == ""
+
+
+LATE = """
+import sys, types
+from regcache_jax.cli.main import interrupt_again
+sys.__unraisablehook__ = lambda lost: print(lost.exc_value, file=sys.stderr)
+for error in (RuntimeError("Event loop is closed"), RuntimeError("another fault")):
+    interrupt_again(types.SimpleNamespace(exc_type=RuntimeError, exc_value=error))
+"""
+
+
+def test_what_tensorstore_reports_after_the_first_fault_is_no_traceback():
+    """On a full disk every array that is being written fails; the first fault is told, in one line."""
+    said = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, check=True).stderr
+    assert "another fault" in said and "Event loop" not in said

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import threading
 import time
 
 import jax.numpy as jnp
@@ -184,3 +185,23 @@ def test_a_file_that_is_being_written_is_not_swept_from_under_its_writer(tmp_pat
         Workdir(tmp_path, Observer())
         assert os.path.exists(partial) and not (tmp_path / ".other.partial").exists()
         os.unlink(partial)
+
+
+def test_why_a_folder_could_not_be_made_is_told_while_a_thread_still_writes_into_it(tmp_path):
+    """As TensorStore's threads do on a full disk."""
+    stop = time.monotonic() + 0.3
+
+    def go_on(beside):
+        number = 0
+        while time.monotonic() < stop:
+            number += 1
+            with contextlib.suppress(OSError):
+                (beside / "params" / str(number)).parent.mkdir(exist_ok=True)
+                (beside / "params" / str(number)).write_bytes(b"1")
+
+    with pytest.raises(OSError, match="the disk is full"), whole_folder(epath.Path(tmp_path / "model")) as beside:
+        writer = threading.Thread(target=go_on, args=(beside,))
+        writer.start()
+        raise OSError("the disk is full")
+    writer.join()
+    assert leftovers(tmp_path) in ([], [".model.lock"])

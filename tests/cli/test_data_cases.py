@@ -1,7 +1,7 @@
 """Data as people really have it, each situation by its command: the figure is right, or one line says why there is none.
 
 They mirror the situations that the project was given (`cases/`), as small inputs; those of checkpoints are in
-converters/test_cases.py, what each reader does with them in data/."""
+converters/test_checkpoint_cases.py, what each reader does with them in data/."""
 
 from __future__ import annotations
 

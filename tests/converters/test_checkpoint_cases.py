@@ -1,6 +1,6 @@
 """Checkpoints as people really have them, each by `regcache convert`: the encoder is the right one, or one line says why not.
 
-They mirror the situations that the project was given (`cases/`), as small inputs; those of data are in cli/test_cases.py."""
+They mirror the situations that the project was given (`cases/`), as small inputs; those of data are in cli/test_data_cases.py."""
 
 from __future__ import annotations
 

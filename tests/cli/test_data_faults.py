@@ -1,6 +1,6 @@
 """Damaged and hostile data, tables, reports, configs and tokenizers, each by its command: status 1, one line, no output left.
 
-They mirror the samples that the project was given (`faults/`); those of checkpoints are in converters/test_faults.py."""
+They mirror the samples that the project was given (`faults/`); those of checkpoints are in converters/test_checkpoint_faults.py."""
 
 from __future__ import annotations
 
