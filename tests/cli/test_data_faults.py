@@ -11,8 +11,8 @@ import tarfile
 
 import numpy as np
 import pytest
+import small
 from PIL import Image
-from small import SPECS, small_encoder
 
 from regcache_jax.core.spec import Tokenization
 from regcache_jax.demo.bundled import bundled_model
@@ -115,9 +115,9 @@ def test_a_hostile_tokenizer_ends_no_more_than_a_child_and_one_put_there_later_i
 ):
     content, said = TOKENIZERS[fault]
     (tmp_path / "tokenizer.json").write_text(content)
-    spec = SPECS["clip"]
+    spec = small.SPECS["clip"]
     words = Tokenization("clip", spec.text.context_length, 50, "none", pad_id=49, bos_id=48, eos_id=49)
-    encoder = small_encoder("clip").replace(spec=dataclasses.replace(spec, tokenization=words))
+    encoder = small.encoder("clip").replace(spec=dataclasses.replace(spec, tokenization=words))
     save(tmp_path / "model", encoder, tokenizer_files=[tmp_path / "tokenizer.json"])
     if fault == "sound":
         (tmp_path / "model" / "tokenizer.json").write_text(content.replace("2", "3"))

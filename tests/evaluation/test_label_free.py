@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-import small_encoders
+import small
 
 import regcache_jax as rc
 from regcache_jax.core.objective import image_errors
@@ -16,8 +16,8 @@ from regcache_jax.studies.grid import outputs_of
 @pytest.mark.slow
 def test_an_evaluation_measures_the_error_that_a_search_goes_by(monkeypatch):
     monkeypatch.setattr(label_free, "MOST_PICTURES", 5)
-    small, data = small_encoders.encoder("dinov2"), open_dataset("dummy", limit=9)
-    preparation = small.spec.preprocessing
+    encoder, data = small.encoder("dinov2"), open_dataset("dummy", limit=9)
+    preparation = encoder.spec.preprocessing
 
     def rows(encoder):
         def encode(step, dataset):
@@ -26,7 +26,7 @@ def test_an_evaluation_measures_the_error_that_a_search_goes_by(monkeypatch):
         return label_free.outputs(encode, data, "both")
 
     images = np.stack([preprocess(example.image, preparation) for example in data.spread(5)])
-    int8 = rc.quantize(small, images, rc.Scheme(8, 8))
-    found = label_free.error("both", rows(int8), rows(small))
-    wanted, exact = (outputs_of(each, images, patches=True) for each in (int8, small))
+    int8 = rc.quantize(encoder, images, rc.Scheme(8, 8))
+    found = label_free.error("both", rows(int8), rows(encoder))
+    wanted, exact = (outputs_of(each, images, patches=True) for each in (int8, encoder))
     np.testing.assert_allclose(found, image_errors("both", wanted, exact).mean(), rtol=0.05)
