@@ -20,7 +20,7 @@ from regcache_jax.core.objective import image_errors
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.data import load_images, open_dataset
 from regcache_jax.files.paths import write_whole
-from regcache_jax.registers.inspect import find_sinks
+from regcache_jax.registers.sinks import find_sinks
 from regcache_jax.studies.grid import outputs_of
 
 WAYS = {

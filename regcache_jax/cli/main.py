@@ -20,7 +20,7 @@ COMMANDS = {
     "demo": "run",
     "models": "convert",
     "convert": "convert",
-    "inspect": "registers",
+    "inspect": "inspect",
     "search": "registers",
     "calibrate": "calibrate",
     "calibration": "calibrate",

@@ -23,6 +23,9 @@ from regcache_jax.core.errors import escaped
 from regcache_jax.core.observer import Observer
 from regcache_jax.files.distributed import is_first
 
+EVERY = 30.0
+"""Seconds between two lines of progress in a pipe."""
+
 
 class Update(Protocol):
     """Moves a progress display on."""
@@ -88,7 +91,7 @@ class Steps(MofNCompleteColumn):
 
 @contextlib.contextmanager
 def progress(label: str, total: int | None = None) -> Iterator[Update]:
-    """A bar on standard error if that is a terminal, else a line at the start and at the end."""
+    """A bar on standard error if that is a terminal, else a line at the start and at the end, and one every `EVERY` seconds as it moves."""
     label = escaped(label)
     if not is_first():
         yield lambda advance=1, total=None, note="": None
@@ -108,8 +111,26 @@ def progress(label: str, total: int | None = None) -> Iterator[Update]:
         return
     began = time.monotonic()
     click.echo(f"{label} ...", err=True)
-    yield lambda advance=1, total=None, note="": None
+    yield Lines(label, total, began)
     click.echo(f"{label}: {time.monotonic() - began:.1f} s", err=True)
+
+
+class Lines:
+    """Progress in a pipe: now and then a line with how much is done and about how long the rest takes."""
+
+    def __init__(self, label: str, total: int | None, began: float) -> None:
+        self.label, self.total, self.began = label, total, began
+        self.done, self.told = 0, began
+
+    def __call__(self, advance: int = 1, total: int | None = None, note: str = "") -> None:
+        """Steps on; a line if the last is long ago."""
+        self.done, self.total, now = self.done + advance, self.total if total is None else total, time.monotonic()
+        if now - self.told < EVERY:
+            return
+        self.told, left = now, ""
+        if self.total is not None and self.done:
+            left = f" of {self.total}, about {(now - self.began) * (self.total / self.done - 1):.0f} s left"
+        click.echo(f"{self.label}: {self.done}{left}{f' ({escaped(note)})' if note else ''}", err=True)
 
 
 class Bars(Observer, contextlib.AbstractContextManager):

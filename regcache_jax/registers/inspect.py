@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.scheme import SITES
@@ -22,14 +22,12 @@ from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.vision import image_features
 from regcache_jax.ops.delete import linf_norm
 from regcache_jax.registers.reference import Images, as_batches
+from regcache_jax.registers.sinks import SINK_RATIO, sinks_of
 
 PLACES = ("hidden", *SITES)
 """Where norms are taken: the block's input, then the four sites' inputs."""
 
 GROUPS = ("class", "register", "patch")
-
-SINK_RATIO = 10.0
-"""A token is an outlier where its norm is this many times the median patch's (paper: sinks have 10 to 100 times)."""
 
 PERCENTILES = (90.0, 99.0, 99.9)
 """Which percentiles of the norms are kept beside median and maximum."""
@@ -47,7 +45,9 @@ class Profile:
     norms are l-inf.
 
     `sink_share`: the part of the images in which a position is a sink; `sink_attention`: the mean attention that an image's sinks
-    draw; `sink_direction`: unit mean of each image's largest patch; cosines are between different images, of their largest
+    draw; `sink_value` and `sink_moved`, per head, over the images that have sinks (0 where none has): how long sinks' values are beside
+    ordinary patches', and how long what the other tokens get from sinks (attention times values) is beside all that they get.
+    `sink_direction`: unit mean of each image's largest patch; cosines are between different images, of their largest
     and of their median patches. `channel`: the largest channel of ordinary tokens, `channel_ratio`: how far it stands out."""
 
     num_images: int
@@ -58,6 +58,8 @@ class Profile:
     sinks_per_image: Float[np.ndarray, "L"]
     sink_share: Float[np.ndarray, "L N"]
     sink_attention: Float[np.ndarray, "L"]
+    sink_value: Float[np.ndarray, "L H"]
+    sink_moved: Float[np.ndarray, "L H"]
     sink_direction: Float[np.ndarray, "L D"]
     sink_cosine: Float[np.ndarray, "L"]
     ordinary_cosine: Float[np.ndarray, "L"]
@@ -129,27 +131,13 @@ def _extremes(trace: BlockTrace, num_protected: int) -> dict[str, Float[Array, "
     return found
 
 
-def _is_sink(trace: BlockTrace, num_protected: int) -> Bool[Array, "B N"]:
-    """Patches whose norm at the block's input is SINK_RATIO times the image's median patch's."""
-    norms = linf_norm(trace.hidden)
-    patch = jnp.arange(norms.shape[1]) >= num_protected
-    return patch & (norms >= SINK_RATIO * jnp.median(norms[:, num_protected:], axis=1, keepdims=True))
-
-
-def _sinks(trace: BlockTrace, num_protected: int) -> tuple[Array, Array]:
-    """Which patches are sinks at this block's input, and the mean attention that they draw from the image's tokens."""
-    sink = _is_sink(trace, num_protected)
-    drawn = jnp.sum(trace.weights * sink[:, None, None, :].astype(trace.weights.dtype), axis=-1)
-    return sink, jnp.mean(drawn, axis=(1, 2))
-
-
 @functools.partial(jax.jit, static_argnames=("spec",))
 def _observe(params: Any, images: Any, plan: Any, *, spec: Any) -> dict[str, Any]:
     protected = spec.num_protected
     collect: Collectors = {
         "norms": _block_norms,
         "extremes": functools.partial(_extremes, num_protected=protected),
-        "sinks": functools.partial(_sinks, num_protected=protected),
+        "sinks": functools.partial(sinks_of, num_protected=protected),
     }
     return image_features(params, images, spec, plan=plan, collect=collect).collected
 
@@ -175,6 +163,7 @@ def inspect(encoder: Encoder, images: Images, *, batch_size: int = 32) -> Profil
     histogram = np.zeros((*shape, len(BIN_EDGES) + 1), np.int64)
     maximum, position_maximum = np.zeros(shape), np.zeros((len(PLACES), num_blocks, num_tokens))
     sink_count, attention = np.zeros((num_blocks, num_tokens)), np.zeros(num_blocks)
+    images_with_sinks, carried = np.zeros(num_blocks), np.zeros((2, num_blocks, spec.blocks.num_heads))
     kept: dict[str, list[np.ndarray]] = {name: [] for name in ("largest", *PLACES)}
     num_images = 0
     for batch, mask in as_batches(images, encoder.spec, batch_size):
@@ -200,9 +189,12 @@ def inspect(encoder: Encoder, images: Images, *, batch_size: int = 32) -> Profil
                     histogram[place, block, group] += np.bincount(
                         bins[place, block, :, part].ravel(), minlength=len(BIN_EDGES) + 1
                     )
-        sink, drawn = seen["sinks"]
-        sink_count += sink[:, mask].sum(axis=1)
-        attention += drawn[:, mask].sum(axis=1)
+        sink, drawn, value, moved = (each[:, mask] for each in seen["sinks"])
+        has_sinks = sink.any(axis=2)  # [L, B]
+        sink_count += sink.sum(axis=1)
+        attention += drawn.sum(axis=1)
+        images_with_sinks += has_sinks.sum(axis=1)
+        carried += np.stack([(each * has_sinks[..., None]).sum(axis=1) for each in (value, moved)])
         if sum(len(rows[0]) for rows in kept["largest"]) < KEPT_IMAGES:
             for name, rows in kept.items():
                 rows.append(seen["extremes"][name][:, mask])
@@ -218,29 +210,14 @@ def inspect(encoder: Encoder, images: Images, *, batch_size: int = 32) -> Profil
         sinks_per_image=sink_count.sum(axis=1) / num_images,
         sink_share=sink_count / num_images,
         sink_attention=attention / num_images,
+        sink_value=carried[0] / np.maximum(images_with_sinks, 1)[:, None],
+        sink_moved=carried[1] / np.maximum(images_with_sinks, 1)[:, None],
         sink_direction=_mean_direction(extremes["largest"]),
         sink_cosine=_mean_cosine(extremes["largest"]),
         ordinary_cosine=_mean_cosine(extremes["hidden"]),
         channel=np.stack([_typical(extremes[place]).argmax(axis=-1) for place in PLACES]),
         channel_ratio=np.stack([_channel_ratio(extremes[place]) for place in PLACES]),
     )
-
-
-@functools.partial(jax.jit, static_argnames=("spec",))
-def _sink_masks(params: Any, images: Any, plan: Any, *, spec: Any) -> Any:
-    collect = {"sink": functools.partial(_is_sink, num_protected=spec.num_protected)}
-    return image_features(params, images, spec, plan=plan, collect=collect).collected["sink"]
-
-
-def find_sinks(encoder: Encoder, images: Images, *, batch_size: int = 32) -> Bool[np.ndarray, "L n N"]:
-    """Which tokens are sinks at every block's input, image by image (what a picture of them is drawn from)."""
-    masks = [
-        np.asarray(
-            _sink_masks(encoder.params.image, jnp.asarray(batch, encoder.dtype), encoder.plan, spec=encoder.spec.image)
-        )[:, np.asarray(mask, bool)]
-        for batch, mask in as_batches(images, encoder.spec, batch_size)
-    ]
-    return np.concatenate(masks, axis=1)
 
 
 def _percentile(histogram: np.ndarray, share: float) -> np.ndarray:

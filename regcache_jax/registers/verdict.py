@@ -75,12 +75,13 @@ def digits_of(ratio: float) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """All findings, the sensitive block, and (where measured) the most sensitive block and site, and what is at stake."""
+    """All findings, the sensitive block, (where measured) the most sensitive block and site and what is at stake, and what sinks carry."""
 
     findings: tuple[Finding, ...]
     sensitive_block: int
     most_sensitive: tuple[int, str] | None = None
     stakes: Stakes | None = None
+    carried: str | None = None
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -102,10 +103,43 @@ class Verdict:
             ],
             "sensitive_block": self.sensitive_block,
             "most_sensitive": self.most_sensitive,
+            "carried": self.carried,
             "stakes": None
             if self.stakes is None
             else {**dataclasses.asdict(self.stakes), "sentences": self.stakes.sentences()},
         }
+
+
+CARRIES = 0.1
+"""The part of what a head moves from which on a sink broadcasts; below it in every head it is a null sink, there to be attended to."""
+
+
+def carried(profile: Profile) -> str | None:
+    """What sinks carry, block by block, in one line: whether they may go. None without sinks."""
+    blocks = np.flatnonzero(profile.sinks_per_image > 0)
+    if not len(blocks):
+        return None
+    most = profile.sink_moved[blocks].max(axis=1)
+    broadcasting = blocks[most >= CARRIES]
+    if not len(broadcasting):
+        return (
+            f"null sinks: in no head of blocks {_ranges(blocks)} are they more than {most.max():.1%} of what attention moves "
+            f"(their values are {profile.sink_value[blocks].mean():.2g} x an ordinary patch's); deleting them takes nothing from the others"
+        )
+    block = broadcasting[int(np.argmax(profile.sink_moved[broadcasting].max(axis=1)))]
+    head = int(np.argmax(profile.sink_moved[block]))
+    heads = int((profile.sink_moved[broadcasting] >= CARRIES).sum())
+    return (
+        f"broadcasting sinks in blocks {_ranges(broadcasting)} ({heads} heads): up to {profile.sink_moved[block, head]:.0%} of what head "
+        f"{head} of block {block} moves comes from them (values {profile.sink_value[block, head]:.2g} x an ordinary patch's); "
+        "deleting them takes that from the others, a register with their values keeps it"
+    )
+
+
+def _ranges(blocks: np.ndarray) -> str:
+    """Numbers of blocks, runs as first-last."""
+    runs = np.split(blocks, np.flatnonzero(np.diff(blocks) > 1) + 1)
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def _sink_figures(profile: Profile) -> dict[str, float]:
@@ -116,6 +150,8 @@ def _sink_figures(profile: Profile) -> dict[str, float]:
         "most at the input of block": float(block),
         "sinks an image": float(profile.sinks_per_image[block]),
         "share of attention": float(profile.sink_attention[block]),
+        "values over ordinary": float(profile.sink_value[block].mean()),
+        "share of what attention moves": float(profile.sink_moved[block].mean()),
         "cosine between images": float(profile.sink_cosine[block]),
         "cosine of ordinary patches": float(profile.ordinary_cosine[block]),
         "most frequent at token": float(np.argmax(share)),
@@ -171,4 +207,4 @@ def judge(profile: Profile, sensitivity: np.ndarray | None = None, stakes: Stake
     if sensitivity is not None:
         row, column = np.unravel_index(int(np.argmax(sensitivity)), sensitivity.shape)
         most = (int(row), PLACES[1 + int(column)])
-    return Verdict(tuple(findings), profile.sensitive_block, most, stakes)
+    return Verdict(tuple(findings), profile.sensitive_block, most, stakes, carried(profile))

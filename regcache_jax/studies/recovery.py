@@ -11,9 +11,10 @@ from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.search_config import SearchConfig
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.quantization.quantize import quantize
-from regcache_jax.registers.inspect import find_sinks, inspect
+from regcache_jax.registers.inspect import inspect
 from regcache_jax.registers.search.result import SearchResult
 from regcache_jax.registers.search.search import search
+from regcache_jax.registers.sinks import find_sinks
 from regcache_jax.studies.grid import features_of, label_free_error
 from regcache_jax.studies.planted import Planted, plant
 

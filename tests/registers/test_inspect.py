@@ -2,18 +2,21 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from streaming import check_memory_does_not_grow
 
 import regcache_jax as rc
 from regcache_jax.data.cut import cut
+from regcache_jax.encoders.blocks import BlockTrace
 from regcache_jax.encoders.vision import image_features
 from regcache_jax.quantization.methods.folding import with_blocks
 from regcache_jax.registers import inspect as inspection
-from regcache_jax.registers.inspect import GROUPS, PERCENTILES, PLACES, find_sinks
+from regcache_jax.registers.inspect import GROUPS, PERCENTILES, PLACES
 from regcache_jax.registers.kinds import KINDS
 from regcache_jax.registers.sensitivity import most_sensitive
+from regcache_jax.registers.sinks import find_sinks, sinks_of
 from regcache_jax.registers.verdict import ADVICE
 
 
@@ -78,6 +81,47 @@ def test_sinks_draw_attention_and_point_the_same_way_in_every_image():
     assert profile.sinks_per_image[after] == 2 and profile.sinks_per_image[: planted.block + 1].sum() == 0
     np.testing.assert_allclose(profile.sink_share[after], planted.tokens.mean(axis=0))
     assert (find_sinks(planted.encoder, planted.images)[after] == planted.tokens).all()
+
+
+def trace_with_a_sink(value):
+    """One head, two ordinary patches and a sink that gets half of all attention; its value is `value`, theirs 1."""
+    values = jnp.asarray([[[[1.0]], [[1.0]], [[value]]]])
+    weights = jnp.broadcast_to(jnp.asarray([0.25, 0.25, 0.5]), (1, 1, 3, 3))
+    out = jnp.einsum("bhts,bshk->bthk", weights, values)
+    rest = [jnp.zeros((1, 3, 1))] * 2
+    return BlockTrace(
+        jnp.asarray([[[1.0], [1.0], [50.0]]]), rest[0], values, values, values, weights, None, out, *rest, None
+    )
+
+
+@pytest.mark.parametrize(("value", "moved"), [(0.01, 0.005 / 0.505), (2.0, 1 / 1.5)])
+def test_what_a_sink_carries_is_its_value_times_the_attention_that_it_draws(value, moved):
+    found = sinks_of(trace_with_a_sink(value), 0)
+    np.testing.assert_array_equal(found.sink, [[False, False, True]])
+    np.testing.assert_allclose([found.drawn[0], found.value[0, 0], found.moved[0, 0]], [0.5, value, moved], rtol=1e-5)
+
+
+def test_a_verdict_says_whether_sinks_are_null_or_broadcast(profile):
+    def said(blocks, moved):
+        sinks = np.array([block in blocks for block in range(3)], float)
+        carrying = np.outer(sinks, [0.0, moved])
+        return rc.judge(dataclasses.replace(profile, sinks_per_image=sinks, sink_moved=carrying)).carried
+
+    assert said([], 0.0) is None
+    assert said([1, 2], 0.02).startswith(
+        "null sinks: in no head of blocks 1-2 are they more than 2.0% of what attention moves"
+    )
+    assert said([0, 2], 0.4).startswith(
+        "broadcasting sinks in blocks 0, 2 (2 heads): up to 40% of what head 1 of block 0 moves"
+    )
+
+
+@pytest.mark.slow
+def test_planted_sinks_are_null():
+    planted = rc.plant(["patch sinks"], num_images=4)
+    profile = rc.inspect(planted.encoder, planted.images)
+    assert rc.judge(profile).carried.startswith("null sinks")
+    assert profile.sink_moved[: planted.block + 1].max() == 0 and profile.sink_moved.shape == (6, 4)
 
 
 @pytest.mark.slow
