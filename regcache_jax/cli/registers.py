@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import click
 
@@ -13,9 +12,6 @@ from regcache_jax.cli.options import some, takes
 from regcache_jax.cli.screen import print_table, progress, say, write_json
 from regcache_jax.core.options import option
 from regcache_jax.core.search_config import SearchConfig
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

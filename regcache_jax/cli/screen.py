@@ -11,7 +11,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import click
 from rich.console import Console
@@ -27,6 +27,7 @@ EVERY = 30.0
 """Seconds between two lines of progress in a pipe."""
 
 
+@runtime_checkable
 class Update(Protocol):
     """Moves a progress display on."""
 

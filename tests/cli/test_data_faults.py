@@ -115,9 +115,9 @@ def test_a_hostile_tokenizer_ends_no_more_than_a_child_and_one_put_there_later_i
 ):
     content, said = TOKENIZERS[fault]
     (tmp_path / "tokenizer.json").write_text(content)
-    spec = small.SPECS["clip"]
+    spec = small.SPECS["clip with text"]
     words = Tokenization("clip", spec.text.context_length, 50, "none", pad_id=49, bos_id=48, eos_id=49)
-    encoder = small.encoder("clip").replace(spec=dataclasses.replace(spec, tokenization=words))
+    encoder = small.encoder("clip with text").replace(spec=dataclasses.replace(spec, tokenization=words))
     save(tmp_path / "model", encoder, tokenizer_files=[tmp_path / "tokenizer.json"])
     if fault == "sound":
         (tmp_path / "model" / "tokenizer.json").write_text(content.replace("2", "3"))
