@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from regcache_jax import Encoder, Scheme, bundled_model, load, quantize
-from regcache_jax.core.objective import feature_errors
+from regcache_jax.core.outputs import feature_errors
 from regcache_jax.core.search_config import SearchConfig
 from regcache_jax.data import prompts
 from regcache_jax.data.batches import load_images

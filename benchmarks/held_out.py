@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from regcache_jax import Scheme, SearchConfig, bundled_model, load, quantize, search
-from regcache_jax.core.objective import feature_errors
+from regcache_jax.core.outputs import feature_errors
 from regcache_jax.data import prompts
 from regcache_jax.data.batches import load_images
 from regcache_jax.data.sources import open_dataset

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from regcache_jax import Encoder, Scheme, SearchConfig, bundled_model, load, plant, quantize, search
-from regcache_jax.core.objective import image_errors
+from regcache_jax.core.outputs import image_errors
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.data import load_images, open_dataset
 from regcache_jax.files.paths import write_whole

@@ -28,7 +28,7 @@ from regcache_jax.core.options import like, option
 from regcache_jax.files.distributed import is_first
 
 if TYPE_CHECKING:
-    from regcache_jax.core.objective import Outputs
+    from regcache_jax.core.outputs import Outputs
     from regcache_jax.core.spec import Preprocessing
     from regcache_jax.data import Dataset
     from regcache_jax.encoders.encoder import Encoder

@@ -17,7 +17,8 @@ from regcache_jax.core.options import like, option
 if TYPE_CHECKING:
     import numpy as np
 
-    from regcache_jax.core.objective import Answers, Objective
+    from regcache_jax.core.objective import Objective
+    from regcache_jax.core.outputs import Answers
     from regcache_jax.core.scheme import Scheme
     from regcache_jax.data import Dataset
     from regcache_jax.encoders.encoder import Encoder
@@ -142,7 +143,7 @@ def _measure(
 def inspect(
     model: str, pictures: ReferenceData, error: ObjectiveArgs, chosen: InspectArgs, words: WordArgs, output: JsonArgs
 ) -> None:
-    """Show where the outliers of MODEL are, what they cost, and what would help.
+    """Show where outliers are, what they cost, and what would help.
 
     Norms are l-inf norms of tokens, at the input of every block and of its four quantised sites; the verdict on them comes first. Then,
     on a few pictures (--sensitivity-images), the error of the objective is measured: of plain integers, without each outlier, with
@@ -151,7 +152,8 @@ def inspect(
     import numpy as np
 
     from regcache_jax.core.errors import UserError
-    from regcache_jax.core.objective import Answers, checked, name_of
+    from regcache_jax.core.objective import checked, name_of
+    from regcache_jax.core.outputs import Answers
     from regcache_jax.core.scheme import SITES, Scheme
     from regcache_jax.data import batches
     from regcache_jax.models import folder as checkpoints

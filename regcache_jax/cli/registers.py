@@ -55,7 +55,7 @@ def search(
     that no plan helps. For patch tokens nothing is deleted unless --delete-counts says so.
     """
     from regcache_jax.core.errors import UserError
-    from regcache_jax.core.objective import Answers
+    from regcache_jax.core.outputs import Answers
     from regcache_jax.files.paths import refuse_existing
     from regcache_jax.models import folder as checkpoints
     from regcache_jax.models.plan_file import save_plan

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from regcache_jax.core.objective import Outputs
+from regcache_jax.core.outputs import Outputs
 from regcache_jax.core.spec import EncoderSpec, ImageSpec
 from regcache_jax.encoders.encoder import Encoder, encode, normalize
 from regcache_jax.encoders.vision import ImageOutput

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from regcache_jax.core.objective import LabelFree, Outputs, image_errors, reads_patches
+from regcache_jax.core.objective import LabelFree, reads_patches
+from regcache_jax.core.outputs import Outputs, image_errors
 from regcache_jax.data.dataset import Dataset
 from regcache_jax.encoders.encoder import encode_image
 from regcache_jax.evaluation.evaluators.dense import patch_features

@@ -20,7 +20,8 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from regcache_jax.core.errors import UserError
-from regcache_jax.core.objective import LabelFree, Objective, Outputs, checked, label_free_errors
+from regcache_jax.core.objective import LabelFree, Objective, checked
+from regcache_jax.core.outputs import Outputs, label_free_errors
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.sites import Grid, ImageTower, QuantizedTensor

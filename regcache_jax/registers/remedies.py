@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from regcache_jax.core.objective import Objective, Outputs, image_errors, reads_patches
+from regcache_jax.core.objective import Objective, reads_patches
+from regcache_jax.core.outputs import Outputs, image_errors
 from regcache_jax.core.plan import RegisterPlan, make_plan
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.encoders.encoder import Encoder

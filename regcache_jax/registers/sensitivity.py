@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from regcache_jax.core.errors import UserError
-from regcache_jax.core.objective import Answers, Objective, Outputs, checked, image_errors, reads_patches
+from regcache_jax.core.objective import Objective, checked, reads_patches
+from regcache_jax.core.outputs import Answers, Outputs, image_errors
 from regcache_jax.core.scheme import SITES, Scheme
 from regcache_jax.core.sites import Block, Grid, ImageTower
 from regcache_jax.core.spec import EncoderSpec

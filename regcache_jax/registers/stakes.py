@@ -18,7 +18,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from regcache_jax.core.errors import UserError
-from regcache_jax.core.objective import Answers, Objective, Outputs, checked, image_errors, name_of, reads_patches
+from regcache_jax.core.objective import Objective, checked, name_of, reads_patches
+from regcache_jax.core.outputs import Answers, Outputs, image_errors
 from regcache_jax.core.scheme import SITES, Scheme
 from regcache_jax.core.sites import Block, Grid, ImageTower, QuantizedTensor
 from regcache_jax.core.spec import EncoderSpec, ImageSpec, Protected

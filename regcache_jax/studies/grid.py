@@ -20,7 +20,8 @@ import numpy as np
 from jaxtyping import Float
 
 from regcache_jax.core.errors import UserError
-from regcache_jax.core.objective import Objective, Outputs, feature_errors, image_errors, joined, name_of, reads_patches
+from regcache_jax.core.objective import Objective, name_of, reads_patches
+from regcache_jax.core.outputs import Outputs, feature_errors, image_errors, joined
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.data.cut import in_batches
 from regcache_jax.encoders.encoder import Encoder

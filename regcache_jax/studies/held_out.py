@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from regcache_jax.core.objective import LabelFree, image_errors, reads_patches
+from regcache_jax.core.objective import LabelFree, reads_patches
+from regcache_jax.core.outputs import image_errors
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.registers.search.claim import Claim, claim_of
 from regcache_jax.registers.search.result import moved_more

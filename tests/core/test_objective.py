@@ -5,16 +5,8 @@ import numpy as np
 import pytest
 
 import regcache_jax as rc
-from regcache_jax.core.objective import (
-    Answers,
-    Outputs,
-    checked,
-    feature_errors,
-    image_errors,
-    label_free_errors,
-    name_of,
-    reads_patches,
-)
+from regcache_jax.core.objective import checked, name_of, reads_patches
+from regcache_jax.core.outputs import Answers, Outputs, feature_errors, image_errors, label_free_errors
 
 REFERENCE = Outputs(
     np.array([[1.0, 0.0], [0.0, 2.0]], np.float32), np.array([[[3.0, 4.0], [0.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]]], np.float32)

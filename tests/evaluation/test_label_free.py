@@ -5,7 +5,7 @@ import pytest
 import small
 
 import regcache_jax as rc
-from regcache_jax.core.objective import image_errors
+from regcache_jax.core.outputs import image_errors
 from regcache_jax.data import open_dataset
 from regcache_jax.encoders.preprocess import preprocess
 from regcache_jax.evaluation import label_free

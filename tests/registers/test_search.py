@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import regcache_jax as rc
-from regcache_jax.core.objective import feature_errors, image_errors
+from regcache_jax.core.outputs import feature_errors, image_errors
 from regcache_jax.core.scheme import SITES
 from regcache_jax.registers.search.engine import Search
 from regcache_jax.registers.search.margins import NEEDED

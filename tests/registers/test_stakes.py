@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import regcache_jax as rc
-from regcache_jax.core.objective import Answers
+from regcache_jax.core.outputs import Answers
 from regcache_jax.core.spec import Protected
 from regcache_jax.registers.kinds import OUTLIERS
 from regcache_jax.registers.remedies import try_remedies

@@ -8,7 +8,8 @@ import math
 import numpy as np
 from jaxtyping import Float
 
-from regcache_jax.core.objective import Answers, Objective, Outputs, image_errors
+from regcache_jax.core.objective import Objective
+from regcache_jax.core.outputs import Answers, Outputs, image_errors
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.encoders.encoder import Encoder

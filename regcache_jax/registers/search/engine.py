@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from regcache_jax.core.objective import Answers
+from regcache_jax.core.outputs import Answers
 from regcache_jax.core.plan import RegisterPlan, make_plan
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.search_config import SearchConfig

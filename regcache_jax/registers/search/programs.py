@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from regcache_jax.core.objective import Outputs
+from regcache_jax.core.outputs import Outputs
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.sites import Grid, ImageTower

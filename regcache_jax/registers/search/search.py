@@ -17,7 +17,8 @@ from etils import epath
 from jaxtyping import Float
 
 from regcache_jax.core.errors import UserError
-from regcache_jax.core.objective import Answers, name_of
+from regcache_jax.core.objective import name_of
+from regcache_jax.core.outputs import Answers
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.search_config import SearchConfig
 from regcache_jax.encoders.encoder import Encoder

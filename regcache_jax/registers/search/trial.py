@@ -17,8 +17,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from regcache_jax.core.errors import UserError
-from regcache_jax.core.objective import Answers, Objective, Outputs, image_errors, reads_patches
-from regcache_jax.core.objective import joined as outputs_joined
+from regcache_jax.core.objective import Objective, reads_patches
+from regcache_jax.core.outputs import Answers, Outputs, image_errors
+from regcache_jax.core.outputs import joined as outputs_joined
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.sites import Grid, Parameters
