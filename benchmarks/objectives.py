@@ -20,8 +20,8 @@ from regcache_jax.core.outputs import image_errors
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.data import load_images, open_dataset
 from regcache_jax.files.paths import write_whole
+from regcache_jax.registers.outputs import outputs_of
 from regcache_jax.registers.sinks import find_sinks
-from regcache_jax.studies.grid import outputs_of
 
 WAYS = {
     "pooled": SearchConfig(objective="pooled"),

@@ -11,7 +11,7 @@ import click
 from regcache_jax.cli.arguments import JsonArgs, ObjectiveArgs, ReferenceData, SchemeArgs, WordArgs
 from regcache_jax.cli.labels import class_vectors_of, labels_of
 from regcache_jax.cli.options import takes
-from regcache_jax.cli.screen import Update, digits, print_table, progress, say, tell, write_json, write_text
+from regcache_jax.cli.screen import digits, moving, print_table, progress, say, tell, write_json, write_text
 from regcache_jax.core.options import like, option
 
 if TYPE_CHECKING:
@@ -89,18 +89,6 @@ class InspectArgs:
     picture: str | None = option("Also draw norms, sinks and sensitivity (SVG).", None, path="file")
 
 
-def _moving(update: Update) -> Callable[[int, int], None]:
-    """A bar for what tells of each step and of how many there are."""
-    shown = 0
-
-    def moved(done: int, total: int) -> None:
-        nonlocal shown
-        update(done - shown, total=total)
-        shown = done
-
-    return moved
-
-
 @dataclasses.dataclass(frozen=True)
 class _Measured:
     """What the second step gives: an error by block and site, and what is at stake."""
@@ -124,13 +112,13 @@ def _measure(
 
     with progress("what each outlier costs") as update:
         stakes = measure_stakes(
-            encoder, images, scheme, profile, objective=objective, answers=answers, progress=_moving(update)
+            encoder, images, scheme, profile, objective=objective, answers=answers, progress=moving(update)
         )
     with progress("remedies") as update:
-        left = try_remedies(encoder, images, scheme, profile, objective=objective, progress=_moving(update))
+        left = try_remedies(encoder, images, scheme, profile, objective=objective, progress=moving(update))
     with progress("sensitivity by block and site") as update:
         errors = sensitivity(
-            encoder, images, scheme, objective=objective, progress=_moving(update),
+            encoder, images, scheme, objective=objective, progress=moving(update),
             labels=None if answers is None else answers.labels,
             class_vectors=None if answers is None else answers.class_vectors,
         )  # fmt: skip

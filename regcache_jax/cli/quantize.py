@@ -240,7 +240,7 @@ def quantize(
 def _check_together(scheme: Scheme, pictures: PicturesArgs, chosen: MethodArgs, choice: AutoArgs) -> None:
     """Raises click.UsageError for options that do not go together, and where pictures are needed and none are given: scales that are
     measured as they pass need none."""
-    needed = scheme.calibrated or chosen.method != "rtn" or choice.auto
+    needed = dataclasses.replace(scheme, method=chosen.method).needs_images or choice.auto
     if needed and not pictures.dataset and chosen.calibration is None:
         raise click.UsageError("Missing option '--dataset' (or '--calibration').")
     if not pictures.dataset and chosen.keep_float:

@@ -9,7 +9,7 @@ import click
 from regcache_jax.cli.arguments import JsonArgs, ObjectiveArgs, ReferenceData, SchemeArgs, WordArgs, read_images
 from regcache_jax.cli.labels import class_vectors_of, labels_of
 from regcache_jax.cli.options import some, takes
-from regcache_jax.cli.screen import print_table, progress, say, write_json
+from regcache_jax.cli.screen import moving, print_table, progress, say, write_json
 from regcache_jax.core.options import option
 from regcache_jax.core.search_config import SearchConfig
 
@@ -77,13 +77,7 @@ def search(
         labels, vectors = labels_of(data, range(len(data))), class_vectors_of(loaded, data, words)
     images = read_images(loaded, data)
     with progress("searching") as update:
-        shown = 0
-
-        def tell(done: int, planned: int, best: float) -> None:
-            nonlocal shown
-            update(done - shown, total=planned, note=f"best error {best:.3g}")
-            shown = done
-
+        moved_on = moving(update)
         result = run_search(
             loaded.encoder,
             images,
@@ -92,7 +86,7 @@ def search(
             table=chosen.table,
             labels=labels,
             class_vectors=vectors,
-            progress=tell,
+            progress=lambda done, planned, best: moved_on(done, planned, f"best error {best:.3g}"),
         )
     reference = {"dataset": data.name, "split": data.split, "images": len(data)}
     refine, refined, working = chosen.refine, None, images[result.parts.working]

@@ -10,7 +10,7 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import click
@@ -132,6 +132,18 @@ class Lines:
         if self.total is not None and self.done:
             left = f" of {self.total}, about {(now - self.began) * (self.total / self.done - 1):.0f} s left"
         click.echo(f"{self.label}: {self.done}{left}{f' ({escaped(note)})' if note else ''}", err=True)
+
+
+def moving(update: Update) -> Callable[..., None]:
+    """Moves a display for what tells of how many steps are done, and of how many there are."""
+    shown = 0
+
+    def moved(done: int, total: int, note: str = "") -> None:
+        nonlocal shown
+        update(done - shown, total=total, note=note)
+        shown = done
+
+    return moved
 
 
 class Bars(Observer, contextlib.AbstractContextManager):

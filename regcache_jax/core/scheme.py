@@ -226,6 +226,16 @@ class Scheme:
         plain = Scheme(self.weight_bits, self.activation_bits, self.activations, self.weights, self.float_sites)
         return dataclasses.replace(plain, estimator=self.estimator, percentile=self.percentile)
 
+    @property
+    def plain(self) -> Scheme:
+        """The same bits and sharing of weights' scales, rounded to the nearest under static absmax scales, whatever else it says."""
+        return Scheme(self.weight_bits, self.activation_bits, "static", self.weights)
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether an encoder cannot be quantised without calibration pictures (or a calibration)."""
+        return self.calibrated or self.method != "rtn"
+
     def to_json(self) -> dict[str, Any]:
         """The scheme as plain JSON values; `shared_over`, which belongs to a program that runs, is left out."""
         tree = dataclasses.asdict(self)

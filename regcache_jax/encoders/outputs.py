@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from regcache_jax.core.outputs import Outputs
+from regcache_jax.core.sites import ImageTower
 from regcache_jax.core.spec import EncoderSpec, ImageSpec
 from regcache_jax.encoders.encoder import Encoder, encode, normalize
-from regcache_jax.encoders.vision import ImageOutput
+from regcache_jax.encoders.vision import ImageOutput, pool
 from regcache_jax.ops.delete import fill_absent, fill_deleted
 
 
@@ -28,6 +29,18 @@ def outputs_of(output: ImageOutput, spec: EncoderSpec, patches: bool) -> Outputs
     """What an objective reads, with or without the patch tokens."""
     pooled = normalize(output.features) if spec.normalize else output.features.astype(jnp.float32)
     return Outputs(pooled, patch_tokens(output, spec.image) if patches else None)
+
+
+def pooled_outputs(
+    tower: ImageTower,
+    hidden: Float[Array, "B N D"],
+    spec: EncoderSpec,
+    patches: bool,
+    present: Bool[Array, "B N"] | None = None,
+) -> Outputs:
+    """The same of the states that leave the last block; `present`: the tokens that are not deleted."""
+    features, tokens = pool(tower, hidden, spec.image, present)
+    return outputs_of(ImageOutput(features, tokens, present, None, {}), spec, patches)
 
 
 def encode_outputs(encoder: Encoder, images: Float[Array | np.ndarray, "B Y X 3"], patches: bool) -> Outputs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -52,6 +53,15 @@ def quantize_kernels(blocks: Block, scheme: Scheme, rounder: Rounder | None = No
             left = None if chosen.all() else layer.floats[np.nonzero(~chosen)[0]]
             rounded[name] = layer.replace(kernel=kernel, float_kernel=left)
     return blocks.with_layers(rounded)
+
+
+def simulated_kernels(blocks: Block, scheme: Scheme) -> Block:
+    """The kernels that the integers stand for, in float."""
+    return jax.tree.map(
+        lambda leaf: leaf.dequantize() if isinstance(leaf, QuantizedTensor) else leaf,
+        quantize_kernels(blocks, scheme),
+        is_leaf=lambda leaf: isinstance(leaf, QuantizedTensor),
+    )
 
 
 def _by_bits(

@@ -24,14 +24,13 @@ from regcache_jax.core.objective import LabelFree, Objective, checked
 from regcache_jax.core.outputs import Outputs, label_free_errors
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.scheme import Scheme
-from regcache_jax.core.sites import Grid, ImageTower, QuantizedTensor
+from regcache_jax.core.sites import Grid, ImageTower
 from regcache_jax.core.spec import EncoderSpec
 from regcache_jax.encoders.blocks import run_blocks
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.encoders.outputs import outputs_of
+from regcache_jax.encoders.outputs import pooled_outputs
 from regcache_jax.encoders.rounding import Run
-from regcache_jax.encoders.vision import ImageOutput, pool
-from regcache_jax.quantization.quantize import quantize_kernels
+from regcache_jax.quantization.kernels import simulated_kernels
 from regcache_jax.registers.reference import check_images, check_varied
 from regcache_jax.registers.search.parts import Draws
 from regcache_jax.registers.search.trial import Trials
@@ -140,9 +139,8 @@ def _step(
 
     def loss(offsets: Offsets) -> Float[Array, ""]:
         output = run_blocks(tower.blocks, chunk.hidden, way.run, start=way.first, plan=moved(plan, offsets))
-        features, tokens = pool(tower, output.hidden, way.spec.image, output.present)
-        found = ImageOutput(features, tokens, output.present, None, {})
-        read = outputs_of(found, way.spec, chunk.reference.patches is not None)
+        reads_patches = chunk.reference.patches is not None
+        read = pooled_outputs(tower, output.hidden, way.spec, reads_patches, output.present)
         errors = label_free_errors(way.objective, read, chunk.reference)
         return jnp.sum(jnp.where(chunk.mask, errors, 0.0)) / jnp.sum(chunk.mask, dtype=jnp.float32)
 
@@ -182,11 +180,7 @@ def refine(
     num_held = max(1, round(trials.num_chunks * config.held_back))
     training = range(trials.num_chunks - num_held)
     held_from = len(training) * trials.chunk
-    blocks = jax.tree.map(
-        lambda leaf: leaf.dequantize() if isinstance(leaf, QuantizedTensor) else leaf,
-        quantize_kernels(trials.encoder.params.image.blocks, scheme),  # where the states are
-        is_leaf=lambda leaf: isinstance(leaf, QuantizedTensor),
-    )
+    blocks = simulated_kernels(trials.encoder.params.image.blocks, scheme)  # where the states are
     copies = plan.copies.reshape(plan.copies.shape + (1,) * (3 - plan.copies.ndim))
     shape = (plan.num_blocks, plan.key.shape[2], plan.key.shape[1])
     offsets = Offsets(jnp.zeros_like(plan.key), jnp.zeros_like(plan.value), jnp.broadcast_to(jnp.log(copies), shape))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -15,17 +13,15 @@ from regcache_jax.core.outputs import Outputs, image_errors
 from regcache_jax.core.plan import RegisterPlan, make_plan
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.encoders.outputs import encode_outputs
 from regcache_jax.quantization.quantize import quantize
 from regcache_jax.registers.candidates import find_candidates, registers_from
 from regcache_jax.registers.inspect import Profile
 from regcache_jax.registers.kinds import OUTLIERS, standings
+from regcache_jax.registers.outputs import outputs_of
 from regcache_jax.registers.stakes import Tell
 
 COPIES = 6.0
 """Of a register that no search has looked for."""
-
-_encode = jax.jit(encode_outputs, static_argnames="patches")
 
 
 def unsearched(encoder: Encoder, images: Float[np.ndarray, "n Y X 3"], start: int) -> RegisterPlan:
@@ -38,7 +34,7 @@ def remedies_for(
     encoder: Encoder, images: Float[np.ndarray, "n Y X 3"], scheme: Scheme, profile: Profile
 ) -> Iterator[tuple[str, Scheme, RegisterPlan | None]]:
     """What there is to try: each remedy's name, scheme and plan."""
-    plain = Scheme(scheme.weight_bits, scheme.activation_bits, "static", scheme.weights)
+    plain = scheme.plain
     if encoder.spec.image.num_protected:
         yield "scales by token group", dataclasses.replace(plain, activations="group"), None
     yield "a scale a token", dataclasses.replace(plain, activations="token"), None
@@ -61,13 +57,12 @@ def try_remedies(
     objective = "pooled" if objective == "accuracy" else objective
 
     def outputs(made: Encoder) -> Outputs:
-        made = made.replace(scheme=None if made.scheme is None else made.scheme.running)
-        return _encode(made, jnp.asarray(images), patches=reads_patches(objective)).on_host()
+        return outputs_of(made, images, len(images), patches=reads_patches(objective))
 
     exact, errors = outputs(encoder), {}
     tried = list(remedies_for(encoder, images, scheme, profile))
     for number, (name, own, plan) in enumerate(tried):
-        made = quantize(encoder, images if own.calibrated or own.method != "rtn" else None, own, plan)
+        made = quantize(encoder, images if own.needs_images else None, own, plan)
         errors[name] = float(image_errors(objective, outputs(made), exact).mean())
         if progress is not None:
             progress(number + 1, len(tried))

@@ -22,9 +22,9 @@ from regcache_jax.core.spec import EncoderSpec
 from regcache_jax.data.cut import cut
 from regcache_jax.encoders.blocks import run_blocks
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.encoders.outputs import outputs_of
+from regcache_jax.encoders.outputs import outputs_of, pooled_outputs
 from regcache_jax.encoders.rounding import Run
-from regcache_jax.encoders.vision import ImageOutput, image_features, pool
+from regcache_jax.encoders.vision import image_features
 from regcache_jax.quantization.calibrate import calibrate, scales_from_ranges
 from regcache_jax.quantization.kernels import quantize_kernels
 from regcache_jax.registers.reference import check_images
@@ -62,8 +62,7 @@ def _one_site(
     blocks = blocks.with_layers(mixed).with_grids(grids)
     run = Run(spec.image.blocks, scheme, spec.image.protected)
     output = run_blocks(blocks, hidden, run, start=first)
-    features, tokens = pool(tower, output.hidden, spec.image)
-    return outputs_of(ImageOutput(features, tokens, None, None, {}), spec, patches)
+    return pooled_outputs(tower, output.hidden, spec, patches)
 
 
 def sensitivity(
@@ -88,7 +87,7 @@ def sensitivity(
     images = np.asarray(images)
     check_images(images, encoder.spec)
     encoder = encoder.with_plan(None)
-    scheme = Scheme(scheme.weight_bits, scheme.activation_bits, "static", scheme.weights)
+    scheme = scheme.plain
     spec, tower = encoder.spec, encoder.params.image
     ranges = calibrate(encoder, (batch for batch, _ in cut(images, batch_size)), scheme)
     scales = scales_from_ranges(ranges, scheme.activation_bits)

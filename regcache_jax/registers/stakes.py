@@ -21,15 +21,15 @@ from regcache_jax.core.errors import UserError
 from regcache_jax.core.objective import Objective, checked, name_of, reads_patches
 from regcache_jax.core.outputs import Answers, Outputs, image_errors
 from regcache_jax.core.scheme import SITES, Scheme
-from regcache_jax.core.sites import Block, Grid, ImageTower, QuantizedTensor
+from regcache_jax.core.sites import Block, Grid, ImageTower
 from regcache_jax.core.spec import EncoderSpec, ImageSpec, Protected
 from regcache_jax.encoders.blocks import encoder_block
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.encoders.outputs import outputs_of
+from regcache_jax.encoders.outputs import pooled_outputs
 from regcache_jax.encoders.rounding import Run
-from regcache_jax.encoders.vision import ImageOutput, embed_patches, pool
+from regcache_jax.encoders.vision import embed_patches
 from regcache_jax.ops.aqt import largest_integer
-from regcache_jax.quantization.kernels import quantize_kernels
+from regcache_jax.quantization.kernels import simulated_kernels
 from regcache_jax.registers.inspect import PLACES, SINK_RATIO, Profile
 from regcache_jax.registers.kinds import NOTICED, OUTLIERS, standings
 from regcache_jax.registers.reference import check_images
@@ -157,14 +157,9 @@ class Apart:
         self, encoder: Encoder, images: Float[np.ndarray, "n Y X 3"], scheme: Scheme, profile: Profile, patches: bool
     ) -> None:
         self.spec, self.patches = encoder.spec, patches
-        self.scheme = Scheme(scheme.weight_bits, scheme.activation_bits, "static", scheme.weights)
+        self.scheme = scheme.plain
         self.tower = encoder.params.image
-        rounded = quantize_kernels(self.tower.blocks, self.scheme)
-        self.rounded = jax.tree.map(
-            lambda leaf: leaf.dequantize() if isinstance(leaf, QuantizedTensor) else leaf,
-            rounded,
-            is_leaf=lambda leaf: isinstance(leaf, QuantizedTensor),
-        )
+        self.rounded = simulated_kernels(self.tower.blocks, self.scheme)
         sites = [PLACES.index(site) for site in SITES]
         stands = standings(profile)[OUTLIERS[3]]
         far = stands.ratio >= NOTICED * stands.line
@@ -259,5 +254,4 @@ def _round(
 
 @functools.partial(jax.jit, static_argnames=("spec", "patches"))
 def _finish(tower: ImageTower, hidden: Float[Array, "B N D"], *, spec: EncoderSpec, patches: bool) -> Outputs:
-    features, tokens = pool(tower, hidden, spec.image)
-    return outputs_of(ImageOutput(features, tokens, None, None, {}), spec, patches)
+    return pooled_outputs(tower, hidden, spec, patches)

@@ -15,7 +15,7 @@ from regcache_jax.core.errors import UserError
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.files.workdir import Workdir
 from regcache_jax.studies.cells import Cell, Entry, PlanKind, cells_of
-from regcache_jax.studies.choice import allowed, choose, ranked
+from regcache_jax.studies.choice import allowed, choose, ranked, that_ran
 from regcache_jax.studies.composed import finalists
 from regcache_jax.studies.cost import MODEL, Price
 from regcache_jax.studies.grid import Bench, compare
@@ -63,7 +63,7 @@ def auto(
     bench = Bench(encoder, calibration, scoring, plans, price=price, objective=config.search.objective, draws=DRAWS)
     entries = compare(bench, _cells(bench, config, workdir), workdir)
     chosen = choose(entries, config.max_cost)
-    within = allowed([entry for entry in entries if entry.error is not None], config.max_cost)
+    within = allowed(that_ran(entries), config.max_cost)
     rest = ranked([entry for entry in within if entry is not chosen])
     beyond = sorted(
         (entry for entry in entries if entry not in within), key=lambda entry: (entry.error is None, entry.error)

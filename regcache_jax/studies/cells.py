@@ -49,8 +49,7 @@ class Cell:
         encoder, scheme = encoder.with_plan(plan if self.plan is not None else None), self.scheme(weights)
         if scheme is None:
             return encoder
-        needs_images = scheme.calibrated or scheme.method != "rtn"
-        return quantize(encoder, images() if needs_images else None, scheme)
+        return quantize(encoder, images() if scheme.needs_images else None, scheme)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,11 @@ JITTERS = 2.0
 """Entries differ where their means do by so many standard errors of the difference, picture by picture and draw by draw."""
 
 
+def that_ran(entries: Sequence[Entry]) -> list[Entry]:
+    """Those of which there is an error."""
+    return [entry for entry in entries if entry.error is not None]
+
+
 def allowed(ran: Sequence[Entry], max_cost: float | None) -> list[Entry]:
     """Those that cost at most `max_cost` times the cheapest. Raises UserError where there is a limit and no cost is known."""
     costs = [entry.cost for entry in ran if entry.cost is not None]
@@ -40,7 +45,7 @@ def choose(entries: Sequence[Entry], max_cost: float | None = None) -> Entry:
     """The entry to take, of those that cost at most `max_cost` times the cheapest: of those near the least mean error none with a bad
     worst picture; of what then ties with the best the cheapest (costs that differ by less than a hundredth are equal), then the
     one with the best worst picture. Raises UserError if none ran."""
-    ran = [entry for entry in entries if entry.error is not None]
+    ran = that_ran(entries)
     if not ran:
         raise UserError(f"nothing could be tried: {'; '.join(sorted({entry.fault or '' for entry in entries}))}")
     candidates = allowed(ran, max_cost)
@@ -58,7 +63,7 @@ def choose(entries: Sequence[Entry], max_cost: float | None = None) -> Entry:
 
 def equals(entries: Sequence[Entry]) -> list[Entry]:
     """Those that tie with the one of least error."""
-    ran = [entry for entry in entries if entry.error is not None]
+    ran = that_ran(entries)
     leader = min(ran, key=_error, default=None)
     return [] if leader is None else [entry for entry in ran if tied(entry, leader)]
 

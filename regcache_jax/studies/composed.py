@@ -13,7 +13,7 @@ from regcache_jax.core.errors import UserError
 from regcache_jax.core.spec import ImageSpec
 from regcache_jax.files.workdir import Workdir
 from regcache_jax.studies.cells import Cell, Entry, PlanKind
-from regcache_jax.studies.choice import allowed, ranked
+from regcache_jax.studies.choice import allowed, ranked, that_ran
 from regcache_jax.studies.cost import MODEL
 from regcache_jax.studies.grid import Bench, compare
 from regcache_jax.studies.recipes import scheme_of
@@ -58,7 +58,7 @@ def finalists(
 
 
 def _ran(entries: Sequence[Entry], max_cost: float | None) -> list[Entry]:
-    ran = [entry for entry in entries if entry.error is not None]
+    ran = that_ran(entries)
     return allowed(ran, max_cost) if ran else []
 
 

@@ -14,24 +14,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.objective import Objective, name_of, reads_patches
-from regcache_jax.core.outputs import Outputs, feature_errors, image_errors, joined
+from regcache_jax.core.outputs import Outputs, feature_errors, image_errors
 from regcache_jax.core.plan import RegisterPlan
-from regcache_jax.data.cut import in_batches
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.encoders.outputs import encode_outputs
 from regcache_jax.files.identity import content_hash
 from regcache_jax.files.workdir import Workdir
+from regcache_jax.registers.outputs import outputs_of
 from regcache_jax.studies.cells import Cell, Entry, Images, kept
 from regcache_jax.studies.cost import MODEL, Price
-
-_encode = jax.jit(encode_outputs, static_argnames="patches")
 
 
 class Judge(NamedTuple):
@@ -39,15 +34,6 @@ class Judge(NamedTuple):
 
     identity: str
     metrics: Callable[[Float[np.ndarray, "_ E"]], Mapping[str, float]]
-
-
-def outputs_of(encoder: Encoder, images: Images, batch_size: int = 64, *, patches: bool) -> Outputs:
-    """What an objective reads of an array of images, in batches of one shape."""
-    encoder = encoder.replace(scheme=None if encoder.scheme is None else encoder.scheme.running)
-    batches = [
-        _encode(encoder, jnp.asarray(batch), patches=patches).on_host() for batch in in_batches(images, batch_size)
-    ]
-    return joined(batches).of(slice(len(images)))
 
 
 def features_of(encoder: Encoder, images: Images, batch_size: int = 64) -> Float[np.ndarray, "n E"]:

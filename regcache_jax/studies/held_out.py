@@ -8,9 +8,9 @@ from jaxtyping import Float
 from regcache_jax.core.objective import LabelFree, reads_patches
 from regcache_jax.core.outputs import image_errors
 from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.registers.outputs import outputs_of
 from regcache_jax.registers.search.claim import Claim, claim_of
 from regcache_jax.registers.search.result import moved_more
-from regcache_jax.studies.grid import outputs_of
 
 
 def held_out_error(

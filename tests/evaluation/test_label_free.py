@@ -10,7 +10,7 @@ from regcache_jax.data import open_dataset
 from regcache_jax.encoders.preprocess import preprocess
 from regcache_jax.evaluation import label_free
 from regcache_jax.evaluation.rows import Setting, encode_dataset
-from regcache_jax.studies.grid import outputs_of
+from regcache_jax.registers.outputs import outputs_of
 
 
 @pytest.mark.slow

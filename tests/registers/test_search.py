@@ -11,6 +11,7 @@ import pytest
 import regcache_jax as rc
 from regcache_jax.core.outputs import feature_errors, image_errors
 from regcache_jax.core.scheme import SITES
+from regcache_jax.registers.outputs import outputs_of
 from regcache_jax.registers.search.engine import Search
 from regcache_jax.registers.search.margins import NEEDED
 from regcache_jax.registers.search.parts import Draws, make_draws
@@ -18,7 +19,6 @@ from regcache_jax.registers.search.programs import compilations
 from regcache_jax.registers.search.result import describe_plan
 from regcache_jax.registers.search.space import Numbers, Space
 from regcache_jax.registers.search.trial import Trials
-from regcache_jax.studies.grid import outputs_of
 from regcache_jax.studies.planted import plant, planted_spec
 
 SPEC = planted_spec(width=64, num_blocks=4, num_heads=4, image_size=32, patch_size=8)
@@ -301,7 +301,7 @@ def test_a_search_with_several_registers_fills_them_up_to_one_shape(planted):
 
 SCRIPT = """
 import sys, jax, regcache_jax as rc
-from regcache_jax.studies.grid import outputs_of
+from regcache_jax.registers.outputs import outputs_of
 from regcache_jax.studies.planted import plant, planted_spec
 assert len(jax.devices()) == int(sys.argv[1])
 planted = plant(["patch sinks"], spec=planted_spec(64, 4, 4, 32, 8), num_images=13)

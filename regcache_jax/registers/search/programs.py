@@ -14,9 +14,9 @@ from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.sites import Grid, ImageTower
 from regcache_jax.core.spec import BlockSpec, EncoderSpec, ImageSpec
 from regcache_jax.encoders.blocks import run_blocks
-from regcache_jax.encoders.outputs import outputs_of
+from regcache_jax.encoders.outputs import outputs_of, pooled_outputs
 from regcache_jax.encoders.rounding import Run
-from regcache_jax.encoders.vision import ImageOutput, image_features, pool
+from regcache_jax.encoders.vision import image_features
 from regcache_jax.quantization.calibrate import Ranges
 from regcache_jax.registers.search.ranges import collectors
 
@@ -86,8 +86,7 @@ def trial_outputs(
     image = spec.image
     blocks = tower.blocks.with_grids({site: Grid(scale) for site, scale in scales.items()})
     output = run_blocks(blocks, hidden, Run(image.blocks, scheme, image.protected), start=first, plan=plan)
-    features, tokens = pool(tower, output.hidden, image, output.present)
-    return outputs_of(ImageOutput(features, tokens, output.present, None, {}), spec, patches)
+    return pooled_outputs(tower, output.hidden, spec, patches, output.present)
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "scheme", "patches"))
