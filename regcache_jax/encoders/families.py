@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from regcache_jax.core.spec import (
     CLIP_MEAN,
     CLIP_STD,
@@ -44,7 +46,7 @@ Shape = tuple[str, int, int]
 """A named size, pixels of a patch, pixels of a picture."""
 
 
-def blocks(size: str | tuple[int, int, int, int], activation: Activation, eps: float, **options: bool) -> BlockSpec:
+def blocks(size: str | tuple[int, int, int, int], activation: Activation, eps: float, **options: Any) -> BlockSpec:
     """A stack of blocks of a named size."""
     width, num_blocks, num_heads, mlp_width = SIZES[size] if isinstance(size, str) else size
     return BlockSpec(width, num_blocks, num_heads, mlp_width, activation, eps, **options)

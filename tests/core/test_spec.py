@@ -21,7 +21,10 @@ def test_a_spec_survives_json(spec):
 @pytest.mark.parametrize("kind", small.KINDS)
 def test_tokens_are_class_token_trained_registers_and_patches(kind):
     image = small.SPECS[kind].image
-    assert image.num_tokens == {"clip": 17, "siglip": 16, "dinov2": 19, "dinov2-swiglu": 17, "no biases": 16}[kind]
+    assert (
+        image.num_tokens
+        == {"clip": 17, "siglip": 16, "dinov2": 19, "dinov2-swiglu": 17, "dinov3": 19, "no biases": 16}[kind]
+    )
     assert (
         image.protected
         == {"clip": (1, 0), "siglip": (0, 0), "dinov2": (1, 2), "dinov2-swiglu": (1, 0), "no biases": (0, 0)}[kind]
