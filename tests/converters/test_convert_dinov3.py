@@ -16,6 +16,7 @@ import transformers
 from randomized import draw_parameters, save_random
 from regcache_jax.converters.conversion import read_checkpoint
 
+import regcache_jax as rc
 from regcache_jax import converters
 from regcache_jax.core.errors import UserError
 from regcache_jax.encoders.encoder import encode
@@ -190,5 +191,9 @@ def test_other_picture_sizes_are_only_other_places(tmp_path):
     assert model.encoder.spec.image.grid == 11 and "interpolation" not in model.metadata["choices"]
     pixels, _, features = theirs("plain", SHAPES["large"])
     assert_close(np.asarray(encode(model.encoder, pixels).features), features)
+    wide, _, features = theirs("plain", SHAPES["2 : 3"])
+    assert_close(np.asarray(rc.encode_image(model.encoder, wide)), features)
+    with pytest.raises(UserError, match=r"takes preprocessed pictures \[n, 88, 88, 3\], got \[2, 32, 47, 3\]"):
+        rc.encode_image(model.encoder, wide[:, :, :-1])
     with pytest.raises(UserError, match="has no table of positions that could be resampled"):
         converters.convert(source, tmp_path / "other", interpolation="bicubic")
