@@ -242,7 +242,7 @@ def _stream(value: Iterable[Any], spec: EncoderSpec) -> Iterator[tuple[Any, np.n
 
 
 def checked_images(value: Any, spec: EncoderSpec, any_shape: bool = False) -> Any:
-    """One array of preprocessed pictures, squares of the encoder's side or of any shape of whole patches. Values are looked at where they lie
+    """One array of preprocessed pictures, squares of the encoder's side, or any shape of whole patches. Values are looked at where they lie
     on the host: a device would have to be waited for."""
     images = value if isinstance(value, jax.Array) else np.asarray(value)
     side, shape = spec.image.image_size, tuple(images.shape)
