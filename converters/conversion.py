@@ -16,9 +16,11 @@ from regcache_jax.converters import (
     big_vision,
     huggingface_clip,
     huggingface_dinov2,
+    huggingface_dinov3,
     huggingface_flax,
     huggingface_siglip,
     meta_dinov2,
+    meta_dinov3,
     open_clip,
     openai,
     sources,
@@ -48,9 +50,12 @@ FORMATS: tuple[Format, ...] = (
     huggingface_clip.FORMAT,
     huggingface_siglip.FORMAT,
     huggingface_dinov2.FORMAT,
+    huggingface_dinov3.FORMAT,
     huggingface_flax.FORMAT,
     openai.FORMAT,
     *open_clip.FORMATS,
+    meta_dinov3.META,  # before DINOv2, most of whose names it has
+    meta_dinov3.TIMM,
     meta_dinov2.FORMAT,
     *timm.FORMATS,
     *big_vision.FORMATS,
@@ -61,7 +66,6 @@ _PATCH_KERNELS = (
     "img/embedding/kernel",
     "params/img/embedding/kernel",
 )
-_ROTATED = ("storage_tokens", "rope_embed.periods")  # DINOv3 in Meta's names, which are otherwise DINOv2's
 
 
 class Read(NamedTuple):
@@ -173,14 +177,9 @@ def read_checkpoint(
 def refuse_unsupported(tensors: Tensors, config: Mapping[str, Any], source: sources.Source) -> None:
     """Raises UserError for what the catalog lists as not yet supported, under whatever name it comes."""
     flat = [name for name in _PATCH_KERNELS if name in tensors and len(tensors[name].shape) == 2]
-    signs = {
-        "google/siglip2-base-patch16-naflex": flat or config.get("model_type") == "siglip2",
-        "dinov3_vitb16": config.get("model_type") == "dinov3_vit" or not {*_ROTATED}.isdisjoint(tensors),
-    }
-    for name, found in signs.items():
-        row = catalog.find(name)
-        if found and row is not None:
-            raise UserError(f"{source.weights} is not supported yet: {row.reason}")
+    row = catalog.find("google/siglip2-base-patch16-naflex")
+    if row is not None and (flat or config.get("model_type") == "siglip2"):
+        raise UserError(f"{source.weights} is not supported yet: {row.reason}")
 
 
 def fitting(tensors: Tensors, source: sources.Source) -> list[Format]:
