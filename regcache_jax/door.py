@@ -27,7 +27,7 @@ from regcache_jax.core.options import refuse_unknown
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.scheme import Rule, Scheme
 from regcache_jax.core.search_config import SearchConfig
-from regcache_jax.core.spec import EncoderSpec
+from regcache_jax.core.spec import EncoderSpec, Tap
 from regcache_jax.data import Dataset, load_images
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.preprocess import preprocess
@@ -48,6 +48,7 @@ class Verb(NamedTuple):
 
 VERBS = {
     "encode_image": Verb("encoders.encoder"),
+    "encode_patches": Verb("encoders.taps"),
     "encode_text": Verb("encoders.encoder"),
     "inspect": Verb("registers.inspect", "masked"),
     "judge": Verb("registers.verdict"),
@@ -87,6 +88,8 @@ def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             asked["encoder"] = as_encoder(asked["encoder"])
         if "scheme" in asked:
             asked["scheme"] = as_scheme(asked["scheme"])
+        if asked.get("tap") is not None:
+            asked["tap"] = as_config(asked["tap"], Tap)
         if asked.get("config") is not None:
             asked["config"] = as_config(asked["config"], CONFIGS[name])
         if asked.get("plan") is not None:
