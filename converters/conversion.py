@@ -17,11 +17,14 @@ from regcache_jax.converters import (
     huggingface_dinov2,
     huggingface_flax,
     huggingface_siglip,
+    huggingface_vit,
+    labels,
     meta_dinov2,
     open_clip,
     openai,
     sources,
     timm,
+    timm_vit,
     wrappers,
 )
 from regcache_jax.converters.choices import choose, chosen
@@ -47,12 +50,14 @@ FORMATS: tuple[Format, ...] = (
     huggingface_clip.FORMAT,
     huggingface_siglip.FORMAT,
     huggingface_dinov2.FORMAT,
+    huggingface_vit.FORMAT,
     huggingface_flax.FORMAT,
     openai.FORMAT,
     *open_clip.FORMATS,
     meta_dinov2.FORMAT,
     *timm.FORMATS,
     *big_vision.FORMATS,
+    timm_vit.FORMAT,
 )
 # Where a SigLIP's patch embedding stands; NaFlex has a matrix there, for patches that are cut beforehand.
 _PATCH_KERNELS = (
@@ -96,6 +101,7 @@ def convert(
     if tokenizer is not None and not tokenizer.exists():
         raise UserError(f"--tokenizer should be a file or a folder that holds one, got {tokenizer}")
     encoder, format, tensors, notes = read_checkpoint(found, name=name, dtype=dtype, choices=asked)
+    classes = None if encoder.spec.num_classes is None else labels.class_names(found.config)
     files = found.files(tensors)
     metadata = {
         "source": str(source),
@@ -106,7 +112,7 @@ def convert(
         "choices": chosen(encoder.spec),
     }
     words = find_tokenizer(encoder.spec, tokenizer, found.folder)
-    return checkpoints.save(out, encoder, metadata=metadata, tokenizer_files=words)
+    return checkpoints.save(out, encoder, metadata=metadata, tokenizer_files=words, labels=classes)
 
 
 def read_checkpoint(

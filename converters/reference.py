@@ -23,6 +23,9 @@ ARCHITECTURES = {
     "siglip_vision_model": ("SiglipVisionModel",),
     "dinov2": ("Dinov2Model",),
     "dinov2_with_registers": ("Dinov2WithRegistersModel",),
+    "vit": ("ViTForImageClassification", "ViTModel"),
+    "vit_mae": ("ViTMAEModel",),
+    "vit_msn": ("ViTMSNForImageClassification", "ViTMSNModel"),
 }
 PROCESSORS = {
     "clip": "CLIPImageProcessor",
@@ -31,7 +34,14 @@ PROCESSORS = {
     "siglip_vision_model": "SiglipImageProcessor",
     "dinov2": "BitImageProcessor",
     "dinov2_with_registers": "BitImageProcessor",
+    "vit": "ViTImageProcessor",
+    "vit_mae": "ViTImageProcessor",
+    "vit_msn": "ViTImageProcessor",
 }
+
+
+PLAIN = ("vit", "vit_mae", "vit_msn")
+"""Kinds whose feature is the normed class token."""
 
 
 def find_reference(source: str) -> Path:
@@ -71,14 +81,10 @@ def run_reference(folder: Path, images: np.ndarray, ids: np.ndarray | None) -> d
         folder, dtype=torch.float32, local_files_only=True
     )
     network.eval()
-    vision, text = getattr(network, "vision_model", network), getattr(network, "text_model", None)
+    text = getattr(network, "text_model", None)
     with torch.no_grad():
         pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-        output = vision(pixel_values=pixels, output_hidden_states=True)
-        pooled = output.pooler_output
-        if hasattr(network, "visual_projection"):
-            pooled = network.visual_projection(vision(pixel_values=pixels).pooler_output)
-        named, logits = {"image": (pooled, output.hidden_states)}, None
+        named, logits = {"image": _image(network, pixels)}, None
         if ids is not None and text is not None:
             tokens = torch.from_numpy(ids.astype(np.int64))
             output = text(input_ids=tokens, output_hidden_states=True)
@@ -87,7 +93,28 @@ def run_reference(folder: Path, images: np.ndarray, ids: np.ndarray | None) -> d
                 pooled = network.text_projection(pooled)
             named["text"] = (pooled, output.hidden_states)
             logits = network(input_ids=tokens, pixel_values=pixels).logits_per_image.numpy()
+        if hasattr(network, "classifier"):
+            logits = network(pixel_values=pixels).logits.numpy()
     return named_rows({tower: (pooled.numpy(), _blocks(hidden)) for tower, (pooled, hidden) in named.items()}, logits)
+
+
+def _image(network: Any, pixels: Any) -> tuple[Any, Any]:
+    """Pooled features as ours are, and the hidden states."""
+    import torch
+
+    vision = getattr(network, "vision_model", getattr(network, "vit", network))
+    options = {}
+    if hasattr(vision.config, "mask_ratio"):  # MAE's encoder: all patches, in their order
+        vision.config.mask_ratio = 0.0
+        options["noise"] = torch.arange((vision.config.image_size // vision.config.patch_size) ** 2).repeat(
+            len(pixels), 1
+        )
+    output = vision(pixel_values=pixels, output_hidden_states=True, **options)
+    if vision.config.model_type in PLAIN:  # their pooler, if they have one, is not the feature that is classified
+        return output.last_hidden_state[:, 0], output.hidden_states
+    if hasattr(network, "visual_projection"):
+        return network.visual_projection(output.pooler_output), output.hidden_states
+    return output.pooler_output, output.hidden_states
 
 
 def _blocks(hidden_states: Any) -> np.ndarray:
@@ -96,7 +123,8 @@ def _blocks(hidden_states: Any) -> np.ndarray:
 
 
 def named_rows(towers: Mapping[str, tuple[np.ndarray, np.ndarray]], logits: np.ndarray | None) -> dict[str, np.ndarray]:
-    """Features and stacked hidden states of the towers, and logits if there are any, each under the name of its row."""
+    """Features and stacked hidden states of the towers, and logits (of texts, or of classes) if there are any, each under the name of
+    its row."""
     rows = {
         f"{tower} block {block}": hidden
         for tower, (_, by_block) in towers.items()

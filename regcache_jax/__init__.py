@@ -28,6 +28,7 @@ _HOMES = {
     "Tap": "core.spec",
     "UserError": "core.errors",
     "bundled_model": "demo.bundled",
+    "classify": "door",
     "convert": "converters",
     "encode_image": "door",
     "encode_patches": "door",

@@ -47,6 +47,7 @@ class Verb(NamedTuple):
 
 
 VERBS = {
+    "classify": Verb("encoders.classifier"),
     "encode_image": Verb("encoders.encoder"),
     "encode_patches": Verb("encoders.taps"),
     "encode_text": Verb("encoders.encoder"),

@@ -25,6 +25,7 @@ TANH_GELU: Activation = "gelu_tanh"
 
 # width, blocks, heads, MLP width
 SIZES = {
+    "Ti": (192, 12, 3, 768),
     "S": (384, 12, 6, 1536),
     "B": (768, 12, 12, 3072),
     "L": (1024, 24, 16, 4096),
@@ -63,6 +64,11 @@ def siglip_preprocessing(pixels: int, filter: Filter) -> Preprocessing:
 def dinov2_preprocessing(pixels: int) -> Preprocessing:
     """Shortest side to 256/224 of `pixels`, bicubic, centre crop."""
     return Preprocessing(pixels, "shortest", "bicubic", round(pixels * 256 / 224), IMAGENET_MEAN, IMAGENET_STD)
+
+
+def vit_preprocessing(pixels: int) -> Preprocessing:
+    """Squashed to a square, bilinear, -1..1: transformers' for ViTs that were trained with augreg."""
+    return Preprocessing(pixels, "squash", "bilinear", pixels, HALF, HALF)
 
 
 def clip_tokenization(context_length: int = 77, vocab_size: int = 49408, pad_id: int = 0) -> Tokenization:

@@ -79,15 +79,17 @@ def at_tap(encoder: Encoder, tap: Tap) -> Encoder:
 def first_blocks(blocks: Block, count: int, scheme: Scheme | None) -> Block:
     """The first blocks of a stack, with those of the packed float kernels (`Dense.float_kernel`) that are theirs."""
     layers = {name: (site, layer) for site in SITES for name, layer in blocks.layers(site).items()}
-    packed = {name: each for name, each in layers.items() if each[1].float_kernel is not None}
-    bare = blocks.with_layers({name: layer.replace(float_kernel=None) for name, (_, layer) in packed.items()})
+    packed = {
+        name: (site, layer.float_kernel) for name, (site, layer) in layers.items() if layer.float_kernel is not None
+    }
+    bare = blocks.with_layers({name: layers[name][1].replace(float_kernel=None) for name in packed})
     cut = jax.tree.map(lambda leaf: leaf[:count], bare)
     if scheme is None or not packed:
         return cut
     again = {}
-    for name, (site, layer) in packed.items():
+    for name, (site, kernels) in packed.items():
         held = sum(not scheme.at(site, block).quantized for block in range(count))
-        again[name] = cut.layers(site)[name].replace(float_kernel=layer.float_kernel[:held])
+        again[name] = cut.layers(site)[name].replace(float_kernel=kernels[:held])
     return cut.with_layers(again)
 
 
