@@ -46,10 +46,10 @@ class Difference:
 def check(source: str, model: Model | Encoder, *, num_images: int = 2, seed: int = 0) -> list[Difference]:
     """Runs transformers on the checkpoint and our encoder on the same random pictures and token ids, in float32.
 
-    Gives a row for the hidden state that enters each block (image, then text), the pooled image and text features before
-    they are normalised, and the scores of pictures and texts, or of classes (logits). Of a model folder also: the pixels of a picture of odd size, where
-    the checkpoint describes its processor, and the ids of some sentences (the share that differs), where it has a tokenizer. Raises
-    UserError without transformers or for a layout it does not read."""
+    Gives a row for the hidden state that enters each block (image, then text), the pooled image and text features before they are
+    normalised, and the scores of pictures and texts, or of classes (logits). Of a model folder also: the pixels of a picture of odd
+    size, where the checkpoint describes its processor, and the ids of some sentences (the share that differs), where it has a
+    tokenizer. Raises UserError without transformers or for a layout it does not read."""
     encoder = model.encoder if isinstance(model, Model) else model
     folder = find_reference(source)
     images, ids = random_inputs(encoder, num_images, seed)
