@@ -122,7 +122,10 @@ def run_ours(encoder: Encoder, images: np.ndarray, ids: np.ndarray | None) -> di
     collect = {"hidden": lambda trace: trace.hidden}
     image = jax.jit(lambda params, x: image_features(params, x, encoder.spec.image, collect=collect))
     output = image(encoder.params.image, jnp.asarray(images, encoder.dtype))
-    named = {"image": (np.asarray(output.features), np.asarray(output.collected["hidden"]))}
+    taken = output.features
+    if encoder.spec.image.pooling == "none":  # what is read are the patches
+        taken = output.tokens[:, encoder.spec.image.num_protected :]
+    named = {"image": (np.asarray(taken), np.asarray(output.collected["hidden"]))}
     logits = None
     if ids is not None:
         text = jax.jit(lambda params, x: text_features(params, x, encoder.spec.text, collect=collect))

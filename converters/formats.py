@@ -107,10 +107,12 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 PROCESSOR = "preprocessor_config.json"
 _FILTERS: dict[Any, Filter] = {
+    1: "lanczos",
     2: "bilinear",
     3: "bicubic",
     "bilinear": "bilinear",
     "bicubic": "bicubic",
+    "lanczos": "lanczos",
 }  # PIL's numbers
 
 
@@ -185,7 +187,7 @@ def preprocessing(config: Mapping[str, Any], default: Preprocessing) -> Preproce
     numbers = [size, crop if cropped else size]
     if filter is None or not all(type(number) is int and number > 0 for number in numbers):
         raise UserError(
-            f"{PROCESSOR}: size and crop_size should be whole numbers and resample 2 (bilinear) or 3 (bicubic); "
+            f"{PROCESSOR}: size and crop_size should be whole numbers and resample 1 (lanczos), 2 (bilinear) or 3 (bicubic); "
             f"got {config.get('size')}, {config.get('crop_size')}, {config.get('resample')}"
         )
     if numbers[1] > size:

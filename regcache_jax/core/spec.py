@@ -33,7 +33,7 @@ from regcache_jax.core.errors import UserError, shown
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
 Resize = Literal["squash", "shortest"]
-Filter = Literal["bicubic", "bilinear", "bilinear_tf"]
+Filter = Literal["bicubic", "bilinear", "bilinear_tf", "lanczos"]
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
