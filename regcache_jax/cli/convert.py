@@ -19,7 +19,9 @@ from regcache_jax.core.options import option
 @click.argument("words", nargs=-1)
 @takes(output=JsonArgs)
 def models(words: tuple[str, ...], output: JsonArgs) -> None:
-    """List the encoders that are known by name, or those in whose family or names all WORDS occur."""
+    """List the encoders known by name, or those with WORDS.
+
+    A row is shown where all WORDS occur in its family or its names, whatever the case."""
     from regcache_jax.core.errors import UserError
     from regcache_jax.encoders.catalog import containing
 
