@@ -26,6 +26,36 @@ def test_a_row_at_full_size_has_as_many_parameters_as_published(row):
         assert count_parameters(table["text"]) / 1e6 == pytest.approx(row.text_parameters, abs=0.1)
 
 
+NEWER = [row for row in catalog.ROWS if row.number is None and row.spec is not None and row.image_parameters]
+
+
+@pytest.mark.parametrize("row", NEWER, ids=lambda row: row.huggingface)
+def test_a_vit_with_its_classifier_and_a_tower_have_as_many_parameters_as_published(row):
+    assert count_parameters(parameter_table(row.spec)) / 1e6 == pytest.approx(row.image_parameters, abs=0.06)
+    assert row.supported and row.since == "0.2.0"
+
+
+def test_a_tower_is_the_published_encoder_without_what_no_language_model_reads():
+    """Gemma 3's report counts 417 M; the others are rows 4, 16 and 12 of the table without head, last block, norm or projection."""
+
+    def parameters(name: str) -> dict:
+        return parameter_table(catalog.get(name).spec)["image"]
+
+    assert count_parameters(parameters("google/gemma-3-4b-it")) / 1e6 == pytest.approx(417, abs=0.5)
+    siglip, smol = parameters("google/siglip-so400m-patch14-384"), parameters("HuggingFaceTB/SmolVLM-Instruct")
+    assert count_parameters(siglip) - count_parameters(siglip.pop("head")) == count_parameters(smol)
+    clip, llava = parameters("openai/clip-vit-large-patch14-336"), parameters("llava-hf/llava-1.5-7b-hf")
+    block = count_parameters(clip["blocks"]) // 24
+    left_out = block + count_parameters(clip["final_norm"]) + count_parameters(clip["projection"])
+    assert count_parameters(clip) - left_out == count_parameters(llava)
+
+
+def test_words_choose_among_families_and_names():
+    assert {row.family for row in catalog.containing(["google/gemma-3"])} == {"Gemma 3 tower"}
+    assert [row.huggingface for row in catalog.containing(["LLAVA", "13b", "1.5"])] == ["llava-hf/llava-1.5-13b-hf"]
+    assert catalog.containing([]) == list(catalog.ROWS) and catalog.containing(["qqqq"]) == []
+
+
 @pytest.mark.parametrize(
     ("number", "tokens", "out"),
     [
