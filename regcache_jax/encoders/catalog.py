@@ -154,7 +154,7 @@ def _dinov3(number: int | None, size: str, file: str, parameters: float | None =
     others += (hub,) if data == "lvd1689m" else ()
     shape = {"s": "S", "b": "B", "l": "L", "h": "H+", "7b": "7B"}[letter]
     spec = dinov3_spec(huggingface.split("/")[-1], shape, bool(plus) or letter == "7b", data == "sat493m")
-    return Row(huggingface, "DINOv3", spec, number, None, None, others, parameters)
+    return Row(huggingface, "DINOv3", spec, number, None, None, others, parameters, since="0.2.0")
 
 
 def _squashed(pixels: int) -> Preprocessing:
