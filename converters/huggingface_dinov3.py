@@ -118,6 +118,7 @@ FORMAT = Format(
     rules=RULES,
     spec=spec,
     model_types=("dinov3_vit",),
+    classes=r"DINOv3ViT",
     prefixes=(("model.layer.", "layer."),),
     ignored=("embeddings.mask_token",),
     repair=without_empty,

@@ -27,7 +27,7 @@ from regcache_jax.core.options import refuse_unknown
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.scheme import Rule, Scheme
 from regcache_jax.core.search_config import SearchConfig
-from regcache_jax.core.spec import EncoderSpec
+from regcache_jax.core.spec import EncoderSpec, Tap
 from regcache_jax.data import Dataset, load_images
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.preprocess import preprocess
@@ -48,7 +48,9 @@ class Verb(NamedTuple):
 
 
 VERBS = {
+    "classify": Verb("encoders.classifier"),
     "encode_image": Verb("encoders.encoder", "any shape"),
+    "encode_patches": Verb("encoders.taps"),
     "encode_text": Verb("encoders.encoder"),
     "inspect": Verb("registers.inspect", "masked"),
     "judge": Verb("registers.verdict"),
@@ -88,6 +90,8 @@ def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             asked["encoder"] = as_encoder(asked["encoder"])
         if "scheme" in asked:
             asked["scheme"] = as_scheme(asked["scheme"])
+        if asked.get("tap") is not None:
+            asked["tap"] = as_config(asked["tap"], Tap)
         if asked.get("config") is not None:
             asked["config"] = as_config(asked["config"], CONFIGS[name])
         if asked.get("plan") is not None:
@@ -242,8 +246,8 @@ def _stream(value: Iterable[Any], spec: EncoderSpec) -> Iterator[tuple[Any, np.n
 
 
 def checked_images(value: Any, spec: EncoderSpec, any_shape: bool = False) -> Any:
-    """One array of preprocessed pictures, squares of the encoder's side, or any shape of whole patches. Values are looked at where they lie
-    on the host: a device would have to be waited for."""
+    """One array of preprocessed pictures: squares of the encoder's side, or of any shape of whole patches. Values are looked at where
+    they lie on the host: a device would have to be waited for."""
     images = value if isinstance(value, jax.Array) else np.asarray(value)
     side, shape = spec.image.image_size, tuple(images.shape)
     wanted = f"{spec.name} takes preprocessed pictures [n, {side}, {side}, 3]"

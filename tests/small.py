@@ -46,7 +46,9 @@ TEXTS = {
     "clip": TextSpec(50, 6, BlockSpec(24, 2, 3, 40, "quick_gelu", 1e-5, causal=True), "eot", eot_id=49, projection=16),
     "siglip": TextSpec(50, 6, TANH, "last", projection=24, projection_bias=True),
 }
-SPECS = {kind: EncoderSpec(kind, "clip", image, PICTURE) for kind, image in IMAGES.items()} | {
+TOWER = _image(dataclasses.replace(BLOCKS, activation="quick_gelu"), True, "none", pre_norm=True, final_norm=False)
+"""As LLaVA's: its patches are read, before the final norm."""
+SPECS = {kind: EncoderSpec(kind, "clip", image, PICTURE) for kind, image in {**IMAGES, "tower": TOWER}.items()} | {
     f"{kind} with text": EncoderSpec(f"{kind} with text", kind, IMAGES[kind], PICTURE, text)
     for kind, text in TEXTS.items()
 }

@@ -8,7 +8,7 @@ leading axis L and attention projections are head-major. Leaves in brackets exis
            (position_embedding [class token + grid**2, D])            blocks/...
            (pre_norm/{scale, bias} [D])                               final_norm/{scale, bias} [D]
            blocks/...                                                 (projection/{kernel [D, E], bias [E]})
-           final_norm/{scale, bias} [D]
+           (final_norm/{scale, bias} [D])
            (head/...)  (projection/{kernel [D, E], bias [E]})  (logit_scale [], logit_bias []: log temperature and offset)
 
     blocks/ norm1/{scale, bias} [L, D]    attention/{query, key, value}/{kernel [L, D, H, K], (bias [L, H, K])}
@@ -16,6 +16,7 @@ leading axis L and attention projections are head-major. Leaves in brackets exis
             mlp/fc1/{kernel [L, D, F], bias [L, F]}   mlp/fc2/{kernel [L, F, D], bias [L, D]}
             (mlp/gate/{kernel [L, D, F], bias [L, F]}: SwiGLU)   (layer_scale1 [L, D], layer_scale2 [L, D])
     head/   probe [D], attention/{query, key, value, out}/..., norm/..., mlp/{fc1, fc2}/...: as one block, without axis L
+    (classifier/{kernel [E, C], bias [C]}: beside the towers)
 
 The hashed text tower of the bundled encoder has instead `embedding [V, C]`, `fc1/{kernel [C, F], bias}`, `fc2/{kernel
 [F, E], bias}`.
@@ -32,7 +33,7 @@ from regcache_jax.core.errors import UserError, shown
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
 Resize = Literal["squash", "shortest"]
-Filter = Literal["bicubic", "bilinear", "bilinear_tf"]
+Filter = Literal["bicubic", "bilinear", "bilinear_tf", "lanczos"]
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -51,9 +52,9 @@ class ImpossibleSpec(UserError):
     """A size or number that no encoder has."""
 
 
-LATER = {"left_out": True}
-"""Marks a field that specs of 0.1.0 did not have: JSON leaves it out where it stands at its default, so that what is known by its spec
-(plans, results) stays known."""
+def added(default: Any) -> Any:
+    """A field that specs of version 0.1.0 did not have. At its default it is left out of JSON, so that old encoders keep their hash."""
+    return dataclasses.field(default=default, metadata={"added": True})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +94,8 @@ class BlockSpec:
     layer_scale: bool = False
     gated_mlp: bool = False
     causal: bool = False
-    qkv_bias: Literal["qkv", "qv", "none"] = dataclasses.field(default="qkv", metadata=LATER)
-    rotary: Rotary | None = dataclasses.field(default=None, metadata=LATER)
+    qkv_bias: Literal["qkv", "qv", "none"] = added("qkv")
+    rotary: Rotary | None = added(None)
 
     def __post_init__(self) -> None:
         _check_ranges(self, width=(1, WIDTH), num_blocks=(0, BLOCKS), num_heads=(1, BLOCKS), mlp_width=(1, 8 * WIDTH))
@@ -122,15 +123,28 @@ PATCHES_ONLY = Protected(0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
+class Tap:
+    """Where patch features are read: what leaves `block` (counted from the end below zero, as lists are), after the final norm or
+    before it, with the class token in front or without."""
+
+    block: int = -1
+    normed: bool = True
+    class_token: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class ImageSpec:
     """An image tower. `position_grid` is the side of the stored position table, in patches (37 for DINOv2); without `position_table`
-    positions are rotary alone, and pictures may have any shape."""
+    positions are rotary alone, and pictures may have any shape.
+
+    `pooling="none"`: what is read are its patches; where one feature a picture is asked for, their mean stands in. Without
+    `final_norm` its tokens are what leaves the last block."""
 
     image_size: int
     patch_size: int
     blocks: BlockSpec
     class_token: bool
-    pooling: Literal["class", "map", "mean"]
+    pooling: Literal["class", "map", "mean", "none"]
     trained_registers: int = dataclasses.field(default=0, metadata={"json": "num_registers"})
     patch_bias: bool = True
     pre_norm: bool = False
@@ -138,7 +152,8 @@ class ImageSpec:
     projection_bias: bool = False
     position_grid: int | None = None
     position_interpolation: Literal["bicubic", "bicubic_antialias", "bicubic_offset", "bilinear"] = "bicubic"
-    position_table: bool = dataclasses.field(default=True, metadata=LATER)
+    position_table: bool = added(True)
+    final_norm: bool = added(True)
 
     def __post_init__(self) -> None:
         _check_ranges(
@@ -246,7 +261,7 @@ class EncoderSpec:
     """One encoder: towers, preprocessing, tokenization and where it comes from. `text` is None for a lone image tower."""
 
     name: str
-    family: Literal["clip", "siglip", "dinov2", "dinov3"]
+    family: Literal["clip", "siglip", "dinov2", "dinov3", "vit"]
     image: ImageSpec
     preprocessing: Preprocessing
     text: TextSpec | None = None
@@ -254,8 +269,11 @@ class EncoderSpec:
     normalize: bool = True
     logit_bias: bool = False
     """Whether a CLIP was trained with SigLIP's loss, and has its offset; a SigLIP always has."""
+    num_classes: int | None = added(None)
+    """Classes of the linear classifier on the pooled feature, where there is one."""
 
     def __post_init__(self) -> None:
+        _check_ranges(self, num_classes=(1, WORDS))
         if not 0 < len(self.name) <= NAME or not self.name.isprintable():
             raise ImpossibleSpec(f"name must be 1..{NAME} printable characters, got {shown(repr(self.name), 80)}")
 
@@ -285,10 +303,12 @@ def _name(field: dataclasses.Field) -> str:
 def _to_json(value: Any) -> Any:
     if not dataclasses.is_dataclass(value):
         return value
-    fields = [(field, getattr(value, field.name)) for field in dataclasses.fields(value)]
-    return {
-        _name(field): _to_json(own) for field, own in fields if "left_out" not in field.metadata or own != field.default
-    }
+    fields = [field for field in dataclasses.fields(value) if not _left_out(field, getattr(value, field.name))]
+    return {_name(field): _to_json(getattr(value, field.name)) for field in fields}
+
+
+def _left_out(field: dataclasses.Field, value: Any) -> bool:
+    return field.metadata.get("added", False) and value == field.default
 
 
 def _from_json(cls: Any, tree: Any, where: str) -> Any:

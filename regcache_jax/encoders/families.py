@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from regcache_jax.core.spec import (
@@ -28,6 +29,7 @@ TANH_GELU: Activation = "gelu_tanh"
 
 # width, blocks, heads, MLP width
 SIZES = {
+    "Ti": (192, 12, 3, 768),
     "S": (384, 12, 6, 1536),
     "B": (768, 12, 12, 3072),
     "L": (1024, 24, 16, 4096),
@@ -78,6 +80,17 @@ def dinov3_preprocessing(pixels: int = 224, satellite: bool = False) -> Preproce
     """Squashed to a square, bilinear. 224 px as transformers; Meta's README has 256."""
     mean, std = (SAT_MEAN, SAT_STD) if satellite else (IMAGENET_MEAN, IMAGENET_STD)
     return Preprocessing(pixels, "squash", "bilinear", pixels, mean, std)
+
+
+def vit_preprocessing(pixels: int) -> Preprocessing:
+    """Squashed to a square, bilinear, -1..1: transformers' for ViTs that were trained with augreg."""
+    return Preprocessing(pixels, "squash", "bilinear", pixels, HALF, HALF)
+
+
+def timm_preprocessing(pixels: int, mean: tuple = HALF, std: tuple = HALF) -> Preprocessing:
+    """Shortest side to `pixels` / 0.9 (at 224; larger pictures are not cropped), bicubic, centre crop: timm's for plain ViTs."""
+    side = int(pixels / 0.9) if pixels == 224 else pixels
+    return Preprocessing(pixels, "shortest", "bicubic", side, mean, std)
 
 
 def clip_tokenization(context_length: int = 77, vocab_size: int = 49408, pad_id: int = 0) -> Tokenization:
@@ -138,6 +151,37 @@ def siglip_spec(name: str, shape: Shape, vocab: int, text: str | None = None, co
         ),
         tokenization=siglip_tokenization(context, vocab),
     )
+
+
+def vit_spec(
+    name: str,
+    shape: Shape,
+    pictures: Preprocessing,
+    num_classes: int | None = None,
+    *,
+    layer_scale: bool = False,
+    eps: float = 1e-6,
+) -> EncoderSpec:
+    """A plain ViT: its feature is the normed class token, on which a classifier may stand."""
+    size, patch, pixels = shape
+    own = blocks(size, EXACT_GELU, eps, layer_scale=layer_scale)
+    image = ImageSpec(pixels, patch, own, class_token=True, pooling="class")
+    return EncoderSpec(name, "vit", image, pictures, normalize=False, num_classes=num_classes)
+
+
+def siglip_tower_spec(name: str, shape: Shape, filter: Filter) -> EncoderSpec:
+    """A SigLIP's image tower inside a vision-language model: no pooling, patches after the final norm."""
+    size, patch, pixels = shape
+    image = ImageSpec(pixels, patch, blocks(size, TANH_GELU, 1e-6), class_token=False, pooling="none")
+    return EncoderSpec(name, "siglip", image, siglip_preprocessing(pixels, filter))
+
+
+def clip_tower_spec(name: str, pictures: Preprocessing) -> EncoderSpec:
+    """CLIP L/14-336 inside LLaVA: the patches that leave the last block but one, before the final norm."""
+    whole = clip_spec(name, ("L", 14, 336), "clip text L", 768, QUICK_GELU).image
+    own = dataclasses.replace(whole.blocks, num_blocks=whole.blocks.num_blocks - 1)
+    image = dataclasses.replace(whole, blocks=own, pooling="none", projection=None, final_norm=False)
+    return EncoderSpec(name, "clip", image, pictures)
 
 
 def dinov2_spec(name: str, size: str, registers: int = 0, pixels: int = 224) -> EncoderSpec:

@@ -75,10 +75,11 @@ def image_table(spec: ImageSpec) -> Table:
     table: Table = {
         "patch_embedding": _dense(patch, (width,), bias=spec.patch_bias),
         "blocks": block_table(blocks),
-        "final_norm": _norm(width),
     }
     if spec.position_table:
         table["position_embedding"] = Leaf((int(spec.class_token) + spec.stored_grid**2, width), _NORMAL)
+    if spec.final_norm:
+        table["final_norm"] = _norm(width)
     if spec.class_token:
         table["class_token"] = Leaf((width,), _NORMAL)
     if spec.trained_registers:
@@ -119,6 +120,8 @@ def text_table(spec: TextSpec) -> Table:
 def parameter_table(spec: EncoderSpec) -> Table:
     """Parameters of an encoder; an encoder with text also has the pair's log temperature and offset."""
     table: Table = {"image": image_table(spec.image)}
+    if spec.num_classes is not None:
+        table["classifier"] = _dense((spec.image.feature_dim,), (spec.num_classes,))
     if spec.text is not None:
         table |= {"text": text_table(spec.text), "logit_scale": Leaf((), nn.initializers.constant(math.log(1 / 0.07)))}
         if spec.family == "siglip" or spec.logit_bias:

@@ -120,10 +120,10 @@ def pool(
     present: Bool[Array, "B N"] | None = None,
     scheme: Scheme | None = None,
 ) -> tuple[Float[Array, "B E"], Float[Array, "B N D"]]:
-    """Final norm, pooling and projection. Returns the features and the normed tokens."""
+    """Final norm (where there is one), pooling and projection. Returns the features and the tokens they were pooled from."""
     if tower.rotation is not None:
         hidden = hidden @ tower.rotation.T.astype(hidden.dtype)
-    tokens = layer_norm(hidden, tower.final_norm, spec.blocks.norm_eps)
+    tokens = hidden if tower.final_norm is None else layer_norm(hidden, tower.final_norm, spec.blocks.norm_eps)
     if spec.pooling == "class":
         pooled = tokens[:, 0]
     elif spec.pooling == "map":
@@ -132,8 +132,9 @@ def pool(
         pooled, _ = head_trace(tower.head, tokens, spec, present, own)
     else:
         there = jnp.ones(tokens.shape[:2], bool) if present is None else present
-        weight = there[..., None].astype(tokens.dtype)
-        pooled = jnp.sum(tokens * weight, axis=1) / jnp.sum(weight, axis=1)
+        first = spec.num_protected if spec.pooling == "none" else 0
+        weight = there[:, first:, None].astype(tokens.dtype)
+        pooled = jnp.sum(tokens[:, first:] * weight, axis=1) / jnp.sum(weight, axis=1)
     if tower.projection is not None:
         pooled = linear(pooled[:, None], tower.projection)[:, 0]
     return pooled, tokens

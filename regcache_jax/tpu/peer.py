@@ -42,7 +42,7 @@ class Peer(nn.Module):
             attention = nn.MultiHeadDotProductAttention(blocks.num_heads, attention_fn=attend, **options)
             hidden = hidden + attention(normed, normed)
             hidden = hidden + self.mlp(nn.LayerNorm(**norm)(hidden), options)
-        tokens = nn.LayerNorm(**norm)(hidden)
+        tokens = nn.LayerNorm(**norm)(hidden) if spec.final_norm else hidden
         if spec.pooling == "map":
             probe = self.param("probe", normal, (1, 1, blocks.width), jnp.bfloat16)
             probe = jnp.tile(probe, (len(images), 1, 1))
