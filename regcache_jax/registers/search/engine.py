@@ -175,7 +175,9 @@ class Search:
             self._score_strengthened(point)
         best = self.choose()
         for _ in range(self.config.rounds):
-            for promising in self._best(self.space.moves(best), rungs[min(1, len(rungs) - 1)], 1):  # of nothing there is no move
+            for promising in self._best(
+                self.space.moves(best), rungs[min(1, len(rungs) - 1)], 1
+            ):  # of nothing there is no move
                 self._score_strengthened(promising)
             before, best = best, self.choose()
             if best == before:
