@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +16,13 @@ from regcache_jax.converters import (
     big_vision,
     huggingface_clip,
     huggingface_dinov2,
+    huggingface_dinov3,
     huggingface_flax,
     huggingface_siglip,
     huggingface_vit,
     labels,
     meta_dinov2,
+    meta_dinov3,
     open_clip,
     openai,
     sources,
@@ -52,10 +55,13 @@ FORMATS: list[Format] = [
     huggingface_clip.FORMAT,
     huggingface_siglip.FORMAT,
     huggingface_dinov2.FORMAT,
+    huggingface_dinov3.FORMAT,
     huggingface_vit.FORMAT,
     huggingface_flax.FORMAT,
     openai.FORMAT,
     *open_clip.FORMATS,
+    meta_dinov3.META,  # before DINOv2, most of whose names it has
+    meta_dinov3.TIMM,
     meta_dinov2.FORMAT,
     *timm.FORMATS,
     *big_vision.FORMATS,
@@ -67,7 +73,6 @@ _PATCH_KERNELS = (
     "img/embedding/kernel",
     "params/img/embedding/kernel",
 )
-_ROTATED = ("storage_tokens", "rope_embed.periods")  # DINOv3 in Meta's names, which are otherwise DINOv2's
 
 
 class Read(NamedTuple):
@@ -154,6 +159,8 @@ def read_checkpoint(
     tensors, notes = wrappers.unwrap(tensors, lambda held: bool(fitting(held, found)), found.weights, choices.weights)
     refuse_unsupported(tensors, config, found)
     format = recognise(tensors, config, found)
+    if tower is None:  # a tower's own configuration may name classes of its model's
+        check_classes(config, format, found)
     tensors = format.read_names(tensors)
     notes = notes if tower is None else (*notes, *tower.notes)
     heads = sorted(name for name in tensors if any(fnmatch.fnmatchcase(name, pattern) for pattern in format.heads))
@@ -195,14 +202,9 @@ def read_checkpoint(
 def refuse_unsupported(tensors: Tensors, config: Mapping[str, Any], source: sources.Source) -> None:
     """Raises UserError for what the catalog lists as not yet supported, under whatever name it comes."""
     flat = [name for name in _PATCH_KERNELS if name in tensors and len(tensors[name].shape) == 2]
-    signs = {
-        "google/siglip2-base-patch16-naflex": flat or config.get("model_type") == "siglip2",
-        "dinov3_vitb16": config.get("model_type") == "dinov3_vit" or not {*_ROTATED}.isdisjoint(tensors),
-    }
-    for name, found in signs.items():
-        row = catalog.find(name)
-        if found and row is not None:
-            raise UserError(f"{source.weights} is not supported yet: {row.reason}")
+    row = catalog.find("google/siglip2-base-patch16-naflex")
+    if row is not None and (flat or config.get("model_type") == "siglip2"):
+        raise UserError(f"{source.weights} is not supported yet: {row.reason}")
 
 
 def fitting(tensors: Tensors, source: sources.Source) -> list[Format]:
@@ -252,6 +254,19 @@ def recognise(tensors: Tensors, config: Mapping[str, Any], source: sources.Sourc
         f"{source.weights} is in no layout that is known ({', '.join(format.name for format in FORMATS)}); "
         f"it holds {len(tensors)} tensors: {listed}"
     )
+
+
+def check_classes(config: Mapping[str, Any], format: Format, source: sources.Source) -> None:
+    """Raises UserError where config.json names a class (`architectures`) that is none of this layout's."""
+    named = config.get("architectures") or ()
+    if format.classes is None or not isinstance(named, list):
+        return
+    strange = [name for name in map(str, named) if not re.match(format.classes, name)]
+    if strange:
+        raise UserError(
+            f"{source.folder}: config.json says architectures {shown(', '.join(strange), 60)}, the tensors are those of {format.name}; "
+            "one of the files is of another model (a class of your own: take `architectures` out of config.json)"
+        )
 
 
 def export(model: checkpoints.Model | Encoder, layout: str = "big_vision") -> dict[str, np.ndarray]:

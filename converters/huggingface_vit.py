@@ -110,6 +110,7 @@ FORMAT = Format(
     rules=RULES,
     spec=spec,
     model_types=("vit", "vit_mae", "vit_msn", "deit"),
+    classes=r"ViT|DeiT",
     prefixes=(("vit.", ""), ("deit.", "")),
     ignored=("embeddings.mask_token",),
     heads=("pooler.*", "decoder.*"),

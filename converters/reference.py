@@ -23,10 +23,12 @@ ARCHITECTURES = {
     "siglip_vision_model": ("SiglipVisionModel",),
     "dinov2": ("Dinov2Model",),
     "dinov2_with_registers": ("Dinov2WithRegistersModel",),
+    "dinov3_vit": ("DINOv3ViTModel",),
     "vit": ("ViTForImageClassification", "ViTModel"),
     "vit_mae": ("ViTMAEModel",),
     "vit_msn": ("ViTMSNForImageClassification", "ViTMSNModel"),
 }
+# DINOv3's is not here: transformers has it in torchvision alone, and there it keeps fractions of grey levels, which Meta's rounds.
 PROCESSORS = {
     "clip": "CLIPImageProcessor",
     "clip_vision_model": "CLIPImageProcessor",
@@ -176,13 +178,11 @@ def named_rows(towers: Mapping[str, tuple[np.ndarray, np.ndarray]], logits: np.n
 
 
 def reference_pixels(folder: Path, picture: Image.Image) -> np.ndarray | None:
-    """What the original makes of a picture, `[S, S, 3]`; None where the folder does not describe its processor."""
+    """What the original makes of a picture, `[S, S, 3]`; None where the folder does not describe its processor, or none is compared."""
     import transformers
 
-    if not (folder / "preprocessor_config.json").is_file():
-        return None
     name = PROCESSORS.get(_model_type(folder))
-    if name is None:  # it cuts pictures into squares
+    if name is None or not (folder / "preprocessor_config.json").is_file():
         return None
     kind = getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)  # before version 5 that is Pillow's
     pixels = kind.from_pretrained(folder, local_files_only=True)(picture, return_tensors="np")["pixel_values"][0]

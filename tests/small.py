@@ -12,7 +12,7 @@ import numpy as np
 
 from regcache_jax.core.names import from_names, from_tree, to_names, to_tree
 from regcache_jax.core.plan import RegisterPlan, make_plan
-from regcache_jax.core.spec import HALF, BlockSpec, EncoderSpec, ImageSpec, Preprocessing, TextSpec
+from regcache_jax.core.spec import HALF, BlockSpec, EncoderSpec, ImageSpec, Preprocessing, Rotary, TextSpec
 from regcache_jax.encoders.encoder import Encoder, init_params
 from regcache_jax.encoders.vision import ImageOutput, image_features
 
@@ -32,6 +32,13 @@ IMAGES = {
         dataclasses.replace(BLOCKS, layer_scale=True), True, "class", trained_registers=2, position_grid=7
     ),
     "dinov2-swiglu": _image(dataclasses.replace(BLOCKS, gated_mlp=True, activation="silu"), True, "mean"),
+    "dinov3": _image(
+        dataclasses.replace(BLOCKS, layer_scale=True, qkv_bias="qv", rotary=Rotary(100.0)),
+        True,
+        "class",
+        trained_registers=2,
+        position_table=False,
+    ),
     "no biases": _image(dataclasses.replace(BLOCKS, activation="quick_gelu"), False, "mean"),
 }
 KINDS = list(IMAGES)

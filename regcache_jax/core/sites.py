@@ -210,7 +210,7 @@ class Head(_Layered):
 class ImageTower(Struct):
     """An image tower. `rotation` turns the residual stream inside the blocks (a method's)."""
 
-    position_embedding: Float[Array, "N D"]
+    position_embedding: Float[Array, "N D"] | None = struct.field(default=None, kw_only=True)
     patch_embedding: Dense = part(Dense, num_inputs=3)
     blocks: Block = part(Block)
     final_norm: Norm | None = part(Norm, default=None)

@@ -33,6 +33,7 @@ from regcache_jax.encoders.families import (
     clip_spec,
     clip_tower_spec,
     dinov2_spec,
+    dinov3_spec,
     siglip_spec,
     siglip_tower_spec,
     timm_preprocessing,
@@ -141,6 +142,21 @@ def _dinov2(
     return Row(huggingface, "DINOv2", spec, number, None, None, others, parameters, None, published)
 
 
+def _dinov3(number: int | None, size: str, file: str, parameters: float | None = None, data: str = "lvd1689m") -> Row:
+    """`size` as in Meta's names (`vits`, `vitsplus`), `file` the end of the name of Meta's file."""
+    letter, plus = size.removeprefix("vit").removesuffix("plus"), "plus" if size.endswith("plus") else ""
+    word = {"s": "small", "b": "base", "l": "large", "h": "huge", "7b": "7b"}[letter]
+    hub = f"dinov3_vit{letter}16{plus}"
+    huggingface = f"facebook/{hub.replace('_', '-')}-pretrain-{data}"
+    timm = [f"vit_{word}{'_plus' if plus else ''}_patch16_dinov3{bias}.{data}" for bias in ("", "_qkvb")]
+    weights = f"{hub}_pretrain_{data}-{file}"
+    others = (*timm, *(f"timm/{name}" for name in timm), weights, f"{weights}.pth")
+    others += (hub,) if data == "lvd1689m" else ()
+    shape = {"s": "S", "b": "B", "l": "L", "h": "H+", "7b": "7B"}[letter]
+    spec = dinov3_spec(huggingface.split("/")[-1], shape, bool(plus) or letter == "7b", data == "sat493m")
+    return Row(huggingface, "DINOv3", spec, number, None, None, others, parameters, since="0.2.0")
+
+
 def _squashed(pixels: int) -> Preprocessing:
     """DFN-5B: CLIP's numbers, aspect not kept."""
     return Preprocessing(pixels, "squash", "bicubic", pixels, CLIP_MEAN, CLIP_STD)
@@ -181,7 +197,6 @@ def _unsupported(number: int | None, huggingface: str, family: str, reason: str,
 _NEXT = "0.2.0"
 """The version that is being made."""
 _NAFLEX = "NaFlex takes pictures of any shape and a variable number of tokens; use a SigLIP 2 of fixed resolution"
-_DINOV3 = "DINOv3 rotates queries and keys by position (RoPE), which the block stack does not do; use DINOv2"
 _GOOGLE, _LAION = "google/siglip", "laion/CLIP-ViT"
 _QUICK, _EXACT = QUICK_GELU, EXACT_GELU
 
@@ -215,9 +230,9 @@ ROWS: tuple[Row, ...] = (
     _dinov2(26, "L", 0, 304.4, 83.5),
     _dinov2(27, "g/14", 0, 1136.5, 83.5),
     _dinov2(28, "B", 4, 86.6, 82.0),
-    _unsupported(29, "facebook/dinov3-vits16-pretrain-lvd1689m", "DINOv3", _DINOV3, ("dinov3_vits16",)),
-    _unsupported(30, "facebook/dinov3-vitb16-pretrain-lvd1689m", "DINOv3", _DINOV3, ("dinov3_vitb16",)),
-    _unsupported(31, "facebook/dinov3-vitl16-pretrain-lvd1689m", "DINOv3", _DINOV3, ("dinov3_vitl16",)),
+    _dinov3(29, "vits", "08c60483", 21.6),
+    _dinov3(30, "vitb", "73cec8be", 85.6),
+    _dinov3(31, "vitl", "8aa4cbdd", 303.1),
     # Other checkpoints of the same shapes.
     _clip(None, f"{_LAION}-L-14-laion2B-s32B-b82K", ("ViT-L-14", "laion2b_s32b_b82k"), ("L", 14, 224), _EXACT, preprocessing=clip_preprocessing(224, HALF, HALF)),
     _clip(None, f"{_LAION}-g-14-laion2B-s34B-b88K", ("ViT-g-14", "laion2b_s34b_b88k"), ("g", 14, 224), _EXACT),
@@ -281,8 +296,12 @@ ROWS: tuple[Row, ...] = (
     _tower("SmolVLM tower", "HuggingFaceTB/SmolVLM-Instruct", 413.0, ("So400m", 14, 384), "lanczos"),
     _tower("Idefics 3 tower", "HuggingFaceM4/Idefics3-8B-Llama3", 412.9, ("So400m", 14, 364), "lanczos"),
     _unsupported(None, f"{_GOOGLE}2-so400m-patch16-naflex", "SigLIP 2", _NAFLEX, ("siglip2_so400m16_naflex.npz", "open_clip:ViT-SO400M-16-SigLIP2-naflex,webli")),
-    *(_unsupported(None, f"facebook/dinov3-{size}16{plus}-pretrain-{data}", "DINOv3", _DINOV3, (f"dinov3_{size}16{plus}",) if data == "lvd1689m" else ())
-      for size, plus, data in (("vits", "plus", "lvd1689m"), ("vith", "plus", "lvd1689m"), ("vit7b", "", "lvd1689m"), ("vitl", "", "sat493m"), ("vit7b", "", "sat493m"))),
+    _dinov3(None, "vitsplus", "4057cbaa", 28.7),
+    _dinov3(None, "vitlplus", "46503df0"),
+    _dinov3(None, "vithplus", "7c1da9a5", 840.5),
+    _dinov3(None, "vit7b", "a955f4ea", 6716.0),
+    _dinov3(None, "vitl", "eadcf0ff", 303.1, "sat493m"),
+    _dinov3(None, "vit7b", "a6675841", 6716.0, "sat493m"),
 )
 # fmt: on
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from regcache_jax.core.spec import (
     CLIP_MEAN,
@@ -16,6 +17,7 @@ from regcache_jax.core.spec import (
     Filter,
     ImageSpec,
     Preprocessing,
+    Rotary,
     TextSpec,
     Tokenization,
 )
@@ -36,6 +38,8 @@ SIZES = {
     "g": (1408, 40, 16, 6144),
     "g-opt": (1536, 40, 16, 6144),
     "g/14": (1536, 40, 24, 4096),
+    "H+": (1280, 32, 20, 5120),
+    "7B": (4096, 40, 32, 8192),
     "bigG": (1664, 48, 16, 8192),
     "clip text B": (512, 12, 8, 2048),
     "clip text L": (768, 12, 12, 3072),
@@ -43,11 +47,15 @@ SIZES = {
     "clip text bigG": (1280, 32, 20, 5120),
 }
 
+DINOV3_EPS, DINOV3_ROTARY = 1e-5, Rotary(100.0)
+SAT_MEAN, SAT_STD = (0.430, 0.411, 0.296), (0.213, 0.156, 0.143)
+"""Of the DINOv3 that saw satellite pictures."""
+
 Shape = tuple[str, int, int]
 """A named size, pixels of a patch, pixels of a picture."""
 
 
-def blocks(size: str | tuple[int, int, int, int], activation: Activation, eps: float, **options: bool) -> BlockSpec:
+def blocks(size: str | tuple[int, int, int, int], activation: Activation, eps: float, **options: Any) -> BlockSpec:
     """A stack of blocks of a named size."""
     width, num_blocks, num_heads, mlp_width = SIZES[size] if isinstance(size, str) else size
     return BlockSpec(width, num_blocks, num_heads, mlp_width, activation, eps, **options)
@@ -66,6 +74,12 @@ def siglip_preprocessing(pixels: int, filter: Filter) -> Preprocessing:
 def dinov2_preprocessing(pixels: int) -> Preprocessing:
     """Shortest side to 256/224 of `pixels`, bicubic, centre crop."""
     return Preprocessing(pixels, "shortest", "bicubic", round(pixels * 256 / 224), IMAGENET_MEAN, IMAGENET_STD)
+
+
+def dinov3_preprocessing(pixels: int = 224, satellite: bool = False) -> Preprocessing:
+    """Squashed to a square, bilinear. 224 px as transformers; Meta's README has 256."""
+    mean, std = (SAT_MEAN, SAT_STD) if satellite else (IMAGENET_MEAN, IMAGENET_STD)
+    return Preprocessing(pixels, "squash", "bilinear", pixels, mean, std)
 
 
 def vit_preprocessing(pixels: int) -> Preprocessing:
@@ -194,3 +208,18 @@ def dinov2_spec(name: str, size: str, registers: int = 0, pixels: int = 224) -> 
         preprocessing=dinov2_preprocessing(pixels),
         normalize=False,
     )
+
+
+def dinov3_spec(name: str, size: str, gated: bool, satellite: bool = False) -> EncoderSpec:
+    """A DINOv3: rotary positions, four trained registers, no bias of keys, and in the 7B none of queries and values either."""
+    stack = blocks(
+        size,
+        "silu" if gated else EXACT_GELU,
+        DINOV3_EPS,
+        layer_scale=True,
+        gated_mlp=gated,
+        qkv_bias="none" if size == "7B" else "qv",
+        rotary=DINOV3_ROTARY,
+    )
+    image = ImageSpec(224, 16, stack, class_token=True, pooling="class", trained_registers=4, position_table=False)
+    return EncoderSpec(name, "dinov3", image, dinov3_preprocessing(satellite=satellite), normalize=False)

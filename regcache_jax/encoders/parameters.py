@@ -40,7 +40,10 @@ def _dense(
 
 def _attention(spec: BlockSpec, stacked: tuple[int, ...] = ()) -> Table:
     width, heads = (spec.width,), (spec.num_heads, spec.head_dim)
-    table: Table = {name: _dense(width, heads, stacked) for name in ("query", "key", "value")}
+    table: Table = {
+        name: _dense(width, heads, stacked, bias=name[0] in spec.qkv_bias.removeprefix("none"))
+        for name in ("query", "key", "value")
+    }
     return {**table, "out": _dense(heads, width, stacked)}
 
 
@@ -69,11 +72,12 @@ def image_table(spec: ImageSpec) -> Table:
     """Parameters of an image tower."""
     blocks, width = spec.blocks, spec.blocks.width
     patch = (spec.patch_size, spec.patch_size, 3)
-    table = {
+    table: Table = {
         "patch_embedding": _dense(patch, (width,), bias=spec.patch_bias),
-        "position_embedding": Leaf((int(spec.class_token) + spec.stored_grid**2, width), _NORMAL),
         "blocks": block_table(blocks),
     }
+    if spec.position_table:
+        table["position_embedding"] = Leaf((int(spec.class_token) + spec.stored_grid**2, width), _NORMAL)
     if spec.final_norm:
         table["final_norm"] = _norm(width)
     if spec.class_token:

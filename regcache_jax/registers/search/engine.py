@@ -53,7 +53,8 @@ class Search:
         self.space = Space(config, encoder.spec.image, l_q)
         self.candidates = find_candidates(
             encoder, images, self.space.starts,
-            count=min(config.candidates, len(images)), class_token=config.class_token, batch_size=config.chunk,
+            count=min(config.candidates, len(images)), class_token=config.class_token, position=config.position,
+            batch_size=config.chunk,
         )  # fmt: skip
         self.trials = Trials(
             encoder, images, scheme, self.space.entries,
