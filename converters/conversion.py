@@ -51,7 +51,7 @@ from regcache_jax.models import folder as checkpoints
 
 CONVERTER_VERSION = 1
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-FORMATS: tuple[Format, ...] = (
+FORMATS: list[Format] = [
     huggingface_clip.FORMAT,
     huggingface_siglip.FORMAT,
     huggingface_dinov2.FORMAT,
@@ -66,7 +66,7 @@ FORMATS: tuple[Format, ...] = (
     *timm.FORMATS,
     *big_vision.FORMATS,
     timm_vit.FORMAT,
-)
+]
 # Where a SigLIP's patch embedding stands; NaFlex has a matrix there, for patches that are cut beforehand.
 _PATCH_KERNELS = (
     "vision_model.embeddings.patch_embedding.weight",
@@ -82,6 +82,18 @@ class Read(NamedTuple):
     format: Format
     tensors: Tensors
     notes: tuple[str, ...]
+
+
+def register(format: Format) -> None:
+    """Adds a layout of one's own, which is tried before those that are here. Raises UserError for a name that is taken, and for a table
+    without marks, which would fit every file."""
+    if any(format.name == other.name for other in FORMATS):
+        raise UserError(f"there is a layout {format.name!r} already")
+    if not format.marks:
+        raise UserError(
+            f"layout {format.name!r} needs marks: patterns of names that occur in its files and in no others"
+        )
+    FORMATS.insert(0, format)
 
 
 def convert(

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small
 from jax import export as stablehlo
 
 from regcache_jax.core.errors import UserError
@@ -20,6 +21,7 @@ from regcache_jax.core.plan import make_plan
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.spec import HALF, BlockSpec, EncoderSpec, ImageSpec, Preprocessing
 from regcache_jax.encoders.encoder import Encoder, encode_image, init_params
+from regcache_jax.encoders.taps import encode_patches
 from regcache_jax.models.export import export, load
 from regcache_jax.quantization.quantize import quantize
 
@@ -63,6 +65,17 @@ def test_the_artefact_agrees_with_the_encoder_it_was_made_from(artefact, encoder
     ours = encode_image(encoder, images)
     # the same integers but where a float sum in another order crosses a rounding boundary; features have unit length
     np.testing.assert_allclose(load(artefact)(images), ours, atol=1e-2)
+
+
+@pytest.mark.slow
+def test_a_tower_that_pools_nothing_gives_its_patches(tmp_path):
+    tower = quantize(small.encoder("tower").with_plan(small.plan(delete_count=2)), small.images(3), Scheme())
+    artefact = export(tower, tmp_path / "tower.stablehlo", platforms=("cpu",))
+    facts = json.loads((tmp_path / "tower.stablehlo.json").read_text())
+    assert facts["output"] == {"shape": ["batch", 16, 24], "dtype": "float32", "unit_length": False}
+    patches = np.asarray(encode_patches(tower, small.images(2)))
+    # the same integers but where a float sum in another order crosses a rounding boundary
+    np.testing.assert_allclose(load(artefact)(small.images(2)), patches, atol=1e-2 * np.abs(patches).max())
 
 
 @pytest.mark.slow
