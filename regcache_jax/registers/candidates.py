@@ -7,16 +7,20 @@ states are averaged and run through the blocks alone, attending to themselves (`
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from regcache_jax.core.plan import Schedule
+from regcache_jax.core.sites import ImageTower
+from regcache_jax.core.spec import BlockSpec, ImageSpec
+from regcache_jax.encoders.blocks import Collectors
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.serving import TokenRegister, token_rows
 from regcache_jax.encoders.vision import image_features
@@ -45,21 +49,34 @@ class Seen(NamedTuple):
     value: Float[Array, "L B N H K"]
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "count", "class_token"))
-def _merge(
-    params: Any, images: Any, mask: Any, targets: Any, running: Candidates, *, spec: Any, count: int, class_token: bool
-) -> Candidates:
+COLLECT: Collectors = {"hidden": lambda t: t.hidden, "key": lambda t: t.key, "value": lambda t: t.value}
+"""What `Seen` is collected by."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """Which tokens are looked for: at the inputs of which blocks, how many at each, and whether the class token is among them."""
+
+    targets: tuple[int, ...]
+    count: int = CANDIDATES
+    class_token: bool = False
+
+    def none_yet(self, blocks: BlockSpec) -> Candidates:
+        """The running list before the first batch: norms of -1."""
+        targets, count = len(self.targets), self.count
+        rows = jnp.zeros((targets, count, blocks.num_blocks, blocks.num_heads, blocks.head_dim), jnp.float32)
+        hidden = jnp.zeros((targets, count, blocks.width), jnp.float32)
+        return Candidates(jnp.full((targets, count), -1.0), hidden, rows, rows)
+
+
+def merge(seen: Seen, mask: Bool[Array, "B"], running: Candidates, spec: ImageSpec, wanted: Wanted) -> Candidates:
     """Adds one batch to the running list; images with mask False do not count."""
-    collected = image_features(
-        params, images, spec,
-        collect={"hidden": lambda t: t.hidden, "key": lambda t: t.key, "value": lambda t: t.value},
-    ).collected  # fmt: skip
-    seen = Seen(**collected)
     batch, num_tokens, width = seen.hidden.shape[1:]
+    targets, count = jnp.asarray(wanted.targets), wanted.count
     hidden = seen.hidden[targets].astype(jnp.float32)
     position = jnp.arange(num_tokens, dtype=jnp.int32)
     is_candidate = position >= spec.num_protected
-    if class_token and spec.class_token:
+    if wanted.class_token and spec.class_token:
         is_candidate |= position == 0
     eligible = mask[:, None] & is_candidate
     norms = jnp.where(eligible, linf_norm(hidden), -1.0).reshape(len(targets), batch * num_tokens)
@@ -81,6 +98,20 @@ def _merge(
     return Candidates(best, *kept)
 
 
+@functools.partial(jax.jit, static_argnames=("spec", "wanted"))
+def _merge(
+    tower: ImageTower,
+    images: Float[Array, "B Y X 3"],
+    mask: Bool[Array, "B"],
+    running: Candidates,
+    *,
+    spec: ImageSpec,
+    wanted: Wanted,
+) -> Candidates:
+    seen = Seen(**image_features(tower, images, spec, collect=COLLECT).collected)
+    return merge(seen, mask, running, spec, wanted)
+
+
 def find_candidates(
     encoder: Encoder,
     images: Images,
@@ -94,15 +125,17 @@ def find_candidates(
 
     `images`: one array of preprocessed images, or batches with masks. Patches only; `class_token` lets the class token in.
     Rows that the set is too small to fill have norm -1."""
-    blocks = encoder.spec.image.blocks
-    rows = jnp.zeros((len(targets), count, blocks.num_blocks, blocks.num_heads, blocks.head_dim), jnp.float32)
-    hidden = jnp.zeros((len(targets), count, blocks.width), jnp.float32)
-    running = Candidates(jnp.full((len(targets), count), -1.0), hidden, rows, rows)
+    spec, wanted = encoder.spec.image, Wanted(tuple(targets), count, class_token)
+    running = wanted.none_yet(spec.blocks)
     for batch, mask in as_batches(images, encoder.spec, batch_size):
         running = _merge(
-            encoder.params.image, jnp.asarray(batch, encoder.dtype), jnp.asarray(mask), jnp.asarray(targets), running,
-            spec=encoder.spec.image, count=count, class_token=class_token,
-        )  # fmt: skip
+            encoder.params.image,
+            jnp.asarray(batch, encoder.dtype),
+            jnp.asarray(mask),
+            running,
+            spec=spec,
+            wanted=wanted,
+        )
     return running
 
 
