@@ -2,7 +2,7 @@
 
     python benchmarks/real_size.py [--json FILE] [--work DIR]
 
-Converted, searched on 64 pictures with a small budget, quantised, evaluated on 256 pictures. The weights are random, so the
+Converted, inspected, searched on 64 pictures with a small budget, quantised, evaluated on 256 pictures. The weights are random, so the
 accuracy means nothing; what is measured is what the stages take. With --work, what was made and measured stays in DIR, and a
 benchmark that was stopped goes on behind its last finished stage.
 """
@@ -86,6 +86,8 @@ def run_stages(root: Path) -> list[dict]:
     few, small = [*data, "--limit", "64"], ["--max-trials", "12", "--table", table]
     stages = {
         "convert": ["convert", str(root / "checkpoint"), "--out", model],
+        "inspect, 64 pictures, the verdict": ["inspect", model, *few, "--sensitivity-images", "0"],
+        "inspect, 64 pictures, and what is measured on 16": ["inspect", model, *few],
         "search, 64 pictures, 12 trials": ["search", model, *few, *small, "--out", plan],
         "quantize, 64 pictures": ["quantize", model, *few, "--registers", plan, "--out", model8],
         "evaluate float, 256 pictures": ["evaluate", model, *data, "--limit", "256"],

@@ -66,7 +66,7 @@ class Wanted:
         targets, count = len(self.targets), self.count
         rows = jnp.zeros((targets, count, blocks.num_blocks, blocks.num_heads, blocks.head_dim), jnp.float32)
         hidden = jnp.zeros((targets, count, blocks.width), jnp.float32)
-        return Candidates(jnp.full((targets, count), -1.0), hidden, rows, rows)
+        return Candidates(jnp.full((targets, count), -1.0, jnp.float32), hidden, rows, rows)
 
 
 def merge(seen: Seen, mask: Bool[Array, "B"], running: Candidates, spec: ImageSpec, wanted: Wanted) -> Candidates:

@@ -24,7 +24,7 @@ from regcache_jax.core.outputs import joined as outputs_joined
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.progress import Progress
 from regcache_jax.core.scheme import Scheme
-from regcache_jax.core.sites import Grid, Parameters
+from regcache_jax.core.sites import Grid, ImageTower, Parameters
 from regcache_jax.data.cut import filled
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.quantization.calibrate import Ranges
@@ -76,46 +76,58 @@ class Trials:
         self._rows = -(-self.chunk // len(devices)) * len(devices)
         mesh = Mesh(np.array(devices), ("data",))
         self._sharding = NamedSharding(mesh, PartitionSpec("data"))
-        everywhere = NamedSharding(mesh, PartitionSpec())
-        image = jax.device_put(self.encoder.params.image, everywhere)
+        alone = self.encoder.params.image
+        image = jax.device_put(alone, NamedSharding(mesh, PartitionSpec()))
         self.encoder = self.encoder.replace(params=Parameters(image))  # a loaded encoder lies on one device
         shape = (self._rows, self.spec.num_tokens, self.spec.blocks.width)
         self.float_states, self.quantized_states = (
             States(self.entries, self.num_chunks, shape, self.encoder.dtype, self.memory_limit // 2) for _ in range(2)
         )
-        params = self.encoder.params.image
+        self._run_in_float(jax.device_put(alone, devices[0]), images, progress)
+        self._quantized = image.replace(blocks=quantize_kernels(image.blocks, self.scheme))
+        self._run_quantized(images, progress)
+        self.count(passes=2)
+
+    def _run_in_float(self, tower: ImageTower, images: np.ndarray, progress: Progress | None) -> None:
+        """Keeps states, outputs and ranges, and finds the candidates that are wanted: on one device, so that they are the same to the bit
+        on any number of them."""
+        device = jax.local_devices()[0]
         outputs, ranges = [], []
         running = None if self.wanted is None else self.wanted.none_yet(self.spec.blocks)
         for index in range(self.num_chunks):
-            own, hidden, batch, running = float_states(
-                params, self._images(images, index), self._real(index),
+            batch, length = filled(self._part(images, index), self.chunk), self._lengths(index + 1)[-1]
+            own, hidden, found, running = float_states(
+                tower, jax.device_put(batch, device), jax.device_put(np.arange(self.chunk) < length, device),
                 spec=self.encoder.spec, scheme=self.scheme, entries=self.entries, patches=self.reads_patches,
-                running=jax.device_put(running, everywhere), wanted=self.wanted,
+                running=jax.device_put(running, device), wanted=self.wanted,
             )  # fmt: skip
+            if self._rows > self.chunk:
+                hidden = {block: filled(np.asarray(states), self._rows) for block, states in hidden.items()}
             self.float_states.put(index, hidden)
-            outputs.append(own.on_host().of(slice(self._lengths(index + 1)[-1])))
+            outputs.append(own.on_host().of(slice(length)))
+            ranges.append(found)
             self._note(progress, "in float", index)
-            ranges.append(batch)
         self.candidates, self.float_outputs = running, outputs_joined(outputs)
         self.base_ranges = joined(ranges, self._lengths(self.num_chunks), self.scheme)
         self.base_ranges.check()
         if not np.isfinite(self.float_outputs.pooled).all():
             raise UserError("the float encoder gives features that are not finite; check its weights and the pictures")
-        self._quantized = params.replace(blocks=quantize_kernels(params.blocks, self.scheme))
-        base, found = self.scales(self.base_ranges), []
+
+    def _run_quantized(self, images: np.ndarray, progress: Progress | None) -> None:
+        """Keeps states, and the errors without a plan."""
+        base, errors = self.scales(self.base_ranges), []
         for index in range(self.num_chunks):
             grids = {site: Grid(scale) for site, scale in base[self._draw(index)].items()}
-            scaled = params.replace(blocks=self._quantized.blocks.with_grids(grids))
+            scaled = self._quantized.replace(blocks=self._quantized.blocks.with_grids(grids))
             own, hidden = quantized_states(
                 scaled, self._images(images, index),
                 spec=self.encoder.spec, scheme=self.scheme, entries=self.entries, patches=self.reads_patches,
             )  # fmt: skip
             self.quantized_states.put(index, hidden)
             rows = self._rows_of(index)
-            found.append(self._errors(own.on_host().of(slice(rows.stop - rows.start)), rows))
+            errors.append(self._errors(own.on_host().of(slice(rows.stop - rows.start)), rows))
             self._note(progress, "quantised", index)
-        self.base_errors = np.concatenate(found)
-        self.count(passes=2)
+        self.base_errors = np.concatenate(errors)
 
     def _note(self, progress: Progress | None, how: str, index: int) -> None:
         if progress is not None:
@@ -123,8 +135,10 @@ class Trials:
 
     def _images(self, images: np.ndarray, index: int) -> Array:
         """One chunk, filled up with its last image to a row count that the devices share evenly."""
-        part = np.asarray(images[index * self.chunk : (index + 1) * self.chunk], self.encoder.dtype)
-        return jax.device_put(filled(part, self._rows), self._sharding)
+        return jax.device_put(filled(self._part(images, index), self._rows), self._sharding)
+
+    def _part(self, images: np.ndarray, index: int) -> np.ndarray:
+        return np.asarray(images[index * self.chunk : (index + 1) * self.chunk], self.encoder.dtype)
 
     @property
     def reads_patches(self) -> bool:
