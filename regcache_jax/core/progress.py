@@ -16,20 +16,32 @@ class Progress(Protocol):
         """After a step: how many are done, of how many at most (None: nobody knows), and a short note."""
 
 
-class Heard(Sequence[Row]):
-    """Rows that tell, as they are gone through, how many pictures have passed; on from where an earlier pass ended."""
+def heard(rows: Iterable[Row], progress: Progress, total: int | None) -> Iterable[Row]:
+    """Rows of pictures that tell, as they are gone through, how many pictures have passed; kept rows go on where an earlier pass ended."""
+    if isinstance(rows, Sequence):
+        return Heard(rows, progress, total)
+    empty: Sequence[Row] = ()
+    return Heard(empty, progress, total).passing(rows)
 
-    def __init__(self, rows: Iterable[Row], progress: Progress, total: int | None) -> None:
+
+class Heard(Sequence[Row]):
+    """Kept rows, heard at every pass."""
+
+    def __init__(self, rows: Sequence[Row], progress: Progress, total: int | None) -> None:
         self.rows, self.progress, self.total, self.done = rows, progress, total, 0
 
-    def __iter__(self) -> Iterator[Row]:
-        for row in self.rows:
+    def passing(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """Some rows, one by one."""
+        for row in rows:
             yield row
             self.done += len(row)  # type: ignore[arg-type]
             self.progress(self.done, self.total)
 
+    def __iter__(self) -> Iterator[Row]:
+        return self.passing(self.rows)
+
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
-        return self.rows[index]  # type: ignore[index]
+        return self.rows[index]
 
     def __len__(self) -> int:
-        return len(self.rows)  # type: ignore[arg-type]
+        return len(self.rows)

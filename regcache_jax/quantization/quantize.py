@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.plan import RegisterPlan
-from regcache_jax.core.progress import Heard, Progress
+from regcache_jax.core.progress import Progress, heard
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.data.cut import in_batches
 from regcache_jax.encoders.encoder import Encoder
@@ -68,7 +68,7 @@ def quantize(
     if progress is not None:
         passes = len(preparing) + 1 + ("images" in needs) + ("head" in scheme.also)
         total = passes * len(images) if isinstance(images, np.ndarray | Array) else None
-        batches = Heard(batches, progress, total)
+        batches = heard(batches, progress, total)
     for method in methods:
         if method.prepare:
             encoder = method.prepare(encoder, observed(encoder, batches, method.needs), scheme)

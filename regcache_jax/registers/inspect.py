@@ -200,7 +200,7 @@ def inspect(encoder: Encoder, images: Images, *, batch_size: int = 32, progress:
     sink_count, attention = np.zeros((num_blocks, num_tokens)), np.zeros(num_blocks)
     images_with_sinks, carried = np.zeros(num_blocks), np.zeros((2, num_blocks, spec.blocks.num_heads))
     kept: dict[str, list[np.ndarray]] = {name: [] for name in ("largest", *PLACES)}
-    num_images, total = 0, len(images) if isinstance(images, np.ndarray) else None
+    num_images, total = 0, len(images) if isinstance(images, np.ndarray | jax.Array) else None
     for batch, mask in as_batches(images, encoder.spec, batch_size):
         seen = jax.tree.map(
             np.asarray,

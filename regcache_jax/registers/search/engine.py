@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -170,9 +170,13 @@ class Search:
             (promising,) = self._best(self.space.moves(best), rungs[min(1, len(rungs) - 1)], 1)
             self._score_strengthened(promising)
             before, best = best, self.choose()
-            if best == before:
+            if best == before or tied(self._scored(before), self._scored(best)):
                 break
         return best
+
+    def _scored(self, point: Numbers) -> Sequence[float]:
+        """The errors of a point that all working images have scored."""
+        return self.scores.whole[point, self.scores.total]
 
     def _score_strengthened(self, point: Numbers) -> None:
         for stronger in self.margins.strengthened(point):
