@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import small
 
@@ -31,5 +32,9 @@ def test_rows_tell_how_many_pictures_have_passed_over_all_passes():
 )
 def test_a_call_tells_of_all_its_pictures(call, last):
     told: list[tuple[int, int | None]] = []
-    call(small.encoder(), small.images(5), progress=lambda done, total=None, note="": told.append((done, total)))
+    call(
+        small.encoder(),
+        np.asarray(small.images(5)),
+        progress=lambda done, total=None, note="": told.append((done, total)),
+    )
     assert told[-1] == last and told == sorted(told)
