@@ -3,6 +3,9 @@
 Streamed: for every target block the running list of the largest tokens keeps their keys and values, so memory does not grow
 with the set. Keys and values are recorded in place, in each token's own image, and averaged (`kv`, the paper); or the hidden
 states are averaged and run through the blocks alone, attending to themselves (`token`).
+
+Under rotary positions a key is turned by its patch's place. Keys are averaged as attention saw them (`position="source"`), or as they
+are before they are turned (`"none"`: a register then has no place, as trained registers have none); docs/method.md compares the two.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +25,14 @@ from regcache_jax.core.sites import ImageTower
 from regcache_jax.core.spec import BlockSpec, ImageSpec
 from regcache_jax.encoders.blocks import Collectors
 from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.encoders.rounding import Run
 from regcache_jax.encoders.serving import TokenRegister, token_rows
 from regcache_jax.encoders.vision import image_features
 from regcache_jax.ops.delete import linf_norm
+from regcache_jax.ops.rotary import rotate
 from regcache_jax.registers.reference import Images, as_batches
 
+Position = Literal["source", "none"]
 CANDIDATES = 100
 """How many tokens over the whole set make a register (paper, step 2)."""
 
@@ -49,17 +55,26 @@ class Seen(NamedTuple):
     value: Float[Array, "L B N H K"]
 
 
+def without_position(key: Float[Array, "L B N H K"], spec: ImageSpec) -> Float[Array, "L B N H K"]:
+    """The keys of all tokens of pictures as they are before rotary positions turn them."""
+    turn, rotary = Run(spec.blocks, protected=spec.protected).turn(key.shape[2]), spec.blocks.rotary
+    if turn is None or rotary is None:
+        return key
+    return jax.vmap(lambda own: rotate(own, turn.back(), rotary))(key)
+
+
 COLLECT: Collectors = {"hidden": lambda t: t.hidden, "key": lambda t: t.key, "value": lambda t: t.value}
 """What `Seen` is collected by."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """Which tokens are looked for: at the inputs of which blocks, how many at each, and whether the class token is among them."""
+    """Which candidates: at the inputs of which blocks, how many at each, whether the class token may be one, and what place a key has."""
 
     targets: tuple[int, ...]
     count: int = CANDIDATES
     class_token: bool = False
+    position: Position = "source"
 
     def none_yet(self, blocks: BlockSpec) -> Candidates:
         """The running list before the first batch: norms of -1."""
@@ -71,6 +86,8 @@ class Wanted:
 
 def merge(seen: Seen, mask: Bool[Array, "B"], running: Candidates, spec: ImageSpec, wanted: Wanted) -> Candidates:
     """Adds one batch to the running list; images with mask False do not count."""
+    if wanted.position == "none":
+        seen = seen._replace(key=without_position(seen.key, spec))
     batch, num_tokens, width = seen.hidden.shape[1:]
     targets, count = jnp.asarray(wanted.targets), wanted.count
     hidden = seen.hidden[targets].astype(jnp.float32)
@@ -119,13 +136,15 @@ def find_candidates(
     *,
     count: int = CANDIDATES,
     class_token: bool = False,
+    position: Position = "source",
     batch_size: int = 32,
 ) -> Candidates:
     """The `count` tokens of largest l-inf norm at the input of each target block, over the whole set.
 
-    `images`: one array of preprocessed images, or batches with masks. Patches only; `class_token` lets the class token in.
+    `images`: one array of preprocessed images, or batches with masks. Patches only; `class_token` lets the class token in. `position`: of
+    keys under rotary positions, see above.
     Rows that the set is too small to fill have norm -1."""
-    spec, wanted = encoder.spec.image, Wanted(tuple(targets), count, class_token)
+    spec, wanted = encoder.spec.image, Wanted(tuple(targets), count, class_token, position)
     running = wanted.none_yet(spec.blocks)
     for batch, mask in as_batches(images, encoder.spec, batch_size):
         running = _merge(

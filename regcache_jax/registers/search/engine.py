@@ -48,7 +48,7 @@ class Search:
         if l_q is None:
             l_q = find_sensitive_block(encoder, images[:inspected], batch_size=config.chunk)
         self.space = Space(config, encoder.spec.image, l_q)
-        wanted = Wanted(self.space.starts, min(config.candidates, len(images)), config.class_token)
+        wanted = Wanted(self.space.starts, min(config.candidates, len(images)), config.class_token, config.position)
         self.trials = Trials(
             encoder, images, scheme, self.space.entries, draws, config.chunk,
             objective=config.objective, answers=answers, memory_limit=config.memory_limit, wanted=wanted, progress=progress,
