@@ -114,7 +114,8 @@ def main() -> None:
             print(
                 f"{name} seed {seed}: claimed {row['claimed']:.3g} +- {row['spread']:.1g}; error on test {row['error_test']:.3g} (worst "
                 f"{row['worst']:.2g}, cosine {row['cosine']:.4f}), on unseen train {row['error_train']:.3g} "
-                f"(a picture deviates by {row['deviation']:.1f} x); the plan alone {row['moved_test']:.3g}, {row['moved_train']:.3g}; top-1 {row['acc1']:.1%}, "
+                f"(a picture deviates by {row['deviation']:.1f} x); the plan alone {row['moved_test']:.3g}, {row['moved_train']:.3g}; "
+                f"top-1 {row['acc1']:.1%}, "
                 f"as float {row['agreement']:.1%}; {row['seconds']:.0f} s; {row['numbers']}",
                 flush=True,
             )
