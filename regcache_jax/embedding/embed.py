@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
@@ -27,7 +26,7 @@ from regcache_jax.data.parts import Part
 from regcache_jax.embedding.claims import free
 from regcache_jax.embedding.layout import Described, Layout, describe
 from regcache_jax.embedding.options import Features, SetOptions
-from regcache_jax.embedding.partition import Partition
+from regcache_jax.embedding.partition import EncodeTexts, Partition
 from regcache_jax.embedding.tally import Tally
 from regcache_jax.encoders.encoder import Encoder, encode, encode_image
 from regcache_jax.encoders.identity import image_identity
@@ -93,6 +92,7 @@ def embed_set(
         raise UserError(f"{spec.name} has no class token; --features pooled or patches")
     if options.captions and (spec.text is None or options.features != "pooled"):
         raise UserError("--captions needs a text tower, and --features pooled")
+    encode_texts = _text_encoder(model) if options.captions else None
     layout = Layout(folder, len(parts))
     layout.folder.mkdir(parents=True, exist_ok=True)
     step, size = ENCODE[options.features], round_up(running.batch_size)
@@ -119,8 +119,6 @@ def embed_set(
                 dataset, model.preprocess, size,
                 indices=partition.indices, share=Share(0, 1), missing=partition.missing, workers=running.workers,
             )  # fmt: skip
-
-    encode_texts = functools.partial(_encode_texts, model) if options.captions else None
 
     def write() -> None:
         """Writes the partitions whose last batch has come."""
@@ -152,8 +150,10 @@ def embed_set(
     return Done(tally.pictures, tally.unreadable, len(parts))
 
 
-def _encode_texts(model: Model, texts: list[str]) -> Float[np.ndarray, "n E"]:
-    return encode_ids(model.encoder, model.tokenize(texts))
+def _text_encoder(model: Model) -> EncodeTexts:
+    """From texts to their features. Raises UserError where there is no tokenizer."""
+    tokenize = model.tokenize
+    return lambda texts: encode_ids(model.encoder, tokenize(texts))
 
 
 def _described(
