@@ -32,7 +32,7 @@ SPEC = EncoderSpec(
     ImageSpec(16, 8, BlockSpec(16, 1, 2, 32, "gelu", 1e-6), class_token=True, pooling="class"),
     Preprocessing(16, "squash", "bilinear", 16, HALF, HALF),
 )
-SAMPLE = 0.5
+SAMPLE = 0.02
 """Seconds between two looks at the memory of the processes."""
 
 
@@ -160,7 +160,9 @@ def main() -> None:
         embed_disturbed(fleet, given.processes)
         seconds = time.monotonic() - began
         check_rows(root / "set", given.pictures)
-        print(f"{given.pictures:,} pictures, each one row, hashes verified: {seconds:.0f} s, {given.pictures / seconds:,.0f}/s")
+        print(
+            f"{given.pictures:,} pictures, each one row, hashes verified: {seconds:.0f} s, {given.pictures / seconds:,.0f}/s"
+        )
         print("process\tMiB at each tenth of its life")
         for process, memory in fleet.memory.items():
             tenths = [memory[round(tenth * (len(memory) - 1) / 10)] for tenth in range(1, 11)] if memory else []
@@ -170,7 +172,11 @@ def main() -> None:
             alone.start()
             alone.until(float("inf"))
             files = [file.relative_to(root / "alone") for file in (root / "alone").rglob("*") if file.is_file()]
-            different = [str(file) for file in files if (root / "alone" / file).read_bytes() != (root / "set" / file).read_bytes()]
+            different = [
+                str(file)
+                for file in files
+                if (root / "alone" / file).read_bytes() != (root / "set" / file).read_bytes()
+            ]
             assert not different and len(files) == sum(file.is_file() for file in (root / "set").rglob("*")), different
             print(f"the {len(files)} files of an undisturbed process are the same")
 

@@ -7,9 +7,9 @@ A row group is read when its first row is asked for, and the last few are kept: 
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import functools
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -61,55 +61,73 @@ def _footer(file: epath.Path) -> pq.ParquetFile:
 
 
 def parquet_dataset(file: epath.Path, first: int, end: int, prefix: str) -> Dataset:
-    """The rows `first` to `end` - 1 of a file. Rows are called by their key, or `prefix` and their number. Raises UserError where no column
-    holds pictures or paths."""
+    """The rows `first` to `end` - 1 of a file. Rows are called by their key, or `prefix` and their number, or their path. Raises UserError
+    where no column holds pictures or paths."""
     footer = _footer(file)
-    schema = footer.schema_arrow
-    starts = np.cumsum([0, *(footer.metadata.row_group(each).num_rows for each in range(footer.num_row_groups))])
-    column, taken = _picture_column(file, schema)
-    caption = next((name for name in CAPTIONS if name in schema.names), None)
-    key = next((name for name in KEYS if name in schema.names), None)
-    texts = tuple(name for name in (caption, key) if name is not None)
+    names, groups = footer.schema_arrow.names, footer.metadata
+    starts = np.cumsum([0, *(groups.row_group(each).num_rows for each in range(footer.num_row_groups))])
+    caption = next((name for name in CAPTIONS if name in names), None)
+    key = next((name for name in KEYS if name in names), None)
+    rows = _Rows(file, first, tuple(starts.tolist()), _picture_column(file, footer.schema_arrow), caption, key, prefix)
+    return Dataset(
+        prefix, "all", end - first, rows.get, captions=rows.captions, naming=rows.naming, files=(file,)
+    )  # fmt: skip
 
-    def cell(index: int, name: str, columns: tuple[str, ...]) -> Any:
-        row = first + index
-        group = bisect.bisect_right(starts, row) - 1
-        return _column(str(file), group, columns, name)[int(row - starts[group])].as_py()
 
-    def naming(index: int) -> str:
-        found = None if key is None else cell(index, key, texts)
-        return f"{prefix}/{first + index if found is None else found}"
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """Rows of a file from `first` on. `starts`: the first row of each row group, and how many there are; then the columns."""
 
-    def get(index: int) -> Example:
-        found = taken(cell(index, column, (column,)))
-        name = naming(index)
+    file: epath.Path
+    first: int
+    starts: tuple[int, ...]
+    picture: str
+    caption: str | None
+    key: str | None
+    prefix: str
+
+    def _cell(self, index: int, name: str) -> Any:
+        row = self.first + index
+        group = bisect.bisect_right(self.starts, row) - 1
+        texts = tuple(column for column in (self.caption, self.key) if column is not None)
+        columns = texts if name in texts else (name,)
+        return _column(str(self.file), group, columns, name)[row - self.starts[group]].as_py()
+
+    def naming(self, index: int) -> str:
+        found = None if self.key is None else self._cell(index, self.key)
+        return f"{self.prefix}/{self.first + index if found is None else found}"
+
+    def get(self, index: int) -> Example:
+        found = self._cell(index, self.picture)
+        if isinstance(found, dict):
+            found = found["bytes"] or found.get("path")
+        name = self.naming(index)
         if found is None:
-            raise UserError(f"{name} holds no picture: {column} is empty")
+            raise UserError(f"{name} holds no picture: {self.picture} is empty")
         if isinstance(found, bytes):
             return Example(found, None, name)
-        return Example(str(found if "://" in found else file.parent / found), None, found)
+        return Example(found if "://" in found else str(self.file.parent / found), None, name)
 
-    def captions(index: int) -> tuple[str, ...]:
-        found = None if caption is None else cell(index, caption, texts)
-        return () if not found else (str(found),)
-
-    return Dataset(prefix, "all", end - first, get, captions=captions, naming=naming, files=(file,))
+    def captions(self, index: int) -> tuple[str, ...]:
+        found = None if self.caption is None else self._cell(index, self.caption)
+        return (str(found),) if found else ()
 
 
-def _picture_column(file: epath.Path, schema: pa.Schema) -> tuple[str, Callable[[Any], Any]]:
-    """The column to read, and what takes bytes or a path out of its cells."""
+def _picture_column(file: epath.Path, schema: pa.Schema) -> str:
+    """The column to read: pictures, or else paths."""
+    kinds = {name: schema.field(name).type for name in schema.names}
     for name in PICTURES:
-        if name in schema.names:
-            kind = schema.field(name).type
-            if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-                return name, lambda cell: cell
-            if pa.types.is_struct(kind) and "bytes" in [field.name for field in kind]:
-                return name, lambda cell: None if cell is None else cell["bytes"] or cell.get("path")
-    for name in PATHS:
-        if name in schema.names and (
-            pa.types.is_string(kind := schema.field(name).type) or pa.types.is_large_string(kind)
+        kind = kinds.get(name)
+        if kind is not None and (
+            pa.types.is_binary(kind)
+            or pa.types.is_large_binary(kind)
+            or (pa.types.is_struct(kind) and "bytes" in [field.name for field in kind])
         ):
-            return name, lambda cell: cell
+            return name
+    for name in PATHS:
+        kind = kinds.get(name)
+        if kind is not None and (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            return name
     raise UserError(
         f"{file} has no column of pictures (bytes: {', '.join(PICTURES)}) or paths ({', '.join(PATHS[:6])}); it has "
         f"{shown(', '.join(schema.names))}"

@@ -5,6 +5,7 @@ Datasets that TFDS prepared as ArrayRecord are opened by their names (`open_data
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import threading
 from typing import Any
@@ -32,9 +33,12 @@ def _reader(file: str) -> Any:
 
 
 def num_records(file: epath.Path) -> int:
-    """The records of a file, by its footer. Raises UserError for what is none."""
+    """The records of a file, by its footer. Raises UserError for what is none, and for one without records."""
     with _reading:
-        return _reader(str(file)).num_records()
+        count = _reader(str(file)).num_records()  # 0 also for a file of another kind
+    if not count:
+        raise UserError(f"{file} is no readable ArrayRecord file, or holds no records")
+    return count
 
 
 def _record(file: str, number: int) -> bytes:
@@ -44,26 +48,38 @@ def _record(file: str, number: int) -> bytes:
 
 def records_dataset(file: epath.Path, first: int, end: int, prefix: str) -> Dataset:
     """The records `first` to `end` - 1 of a file, called by `prefix` and their number."""
+    records = _Records(str(file), first, prefix)
+    return Dataset(
+        prefix, "all", end - first, records.get, captions=records.captions, naming=records.naming, files=(file,)
+    )  # fmt: skip
 
-    def naming(index: int) -> str:
-        return f"{prefix}/{first + index}"
 
-    def get(index: int) -> Example:
-        record = _record(str(file), first + index)
+@dataclasses.dataclass(frozen=True)
+class _Records:
+    """Records of a file from `first` on."""
+
+    file: str
+    first: int
+    prefix: str
+
+    def naming(self, index: int) -> str:
+        return f"{self.prefix}/{self.first + index}"
+
+    def get(self, index: int) -> Example:
+        record = _record(self.file, self.first + index)
         features = _features(record)
         if features is None:
-            return Example(record, None, naming(index))
+            return Example(record, None, self.naming(index))
         found = next((features[name] for name in PICTURES if features.get(name)), None)
         if found is None:
-            raise UserError(f"{naming(index)} holds no picture; its features are {shown(', '.join(sorted(features)))}")
-        return Example(found, None, naming(index))
+            held = shown(", ".join(sorted(features)))
+            raise UserError(f"{self.naming(index)} holds no picture; its features are {held}")
+        return Example(found, None, self.naming(index))
 
-    def captions(index: int) -> tuple[str, ...]:
-        features = _features(_record(str(file), first + index)) or {}
+    def captions(self, index: int) -> tuple[str, ...]:
+        features = _features(_record(self.file, self.first + index)) or {}
         found = next((features[name] for name in CAPTIONS if features.get(name)), None)
-        return () if found is None else (decode(found, naming(index)),)
-
-    return Dataset(prefix, "all", end - first, get, captions=captions, naming=naming, files=(file,))
+        return () if found is None else (decode(found, self.naming(index)),)
 
 
 def _features(record: bytes) -> dict[str, bytes] | None:
@@ -71,10 +87,10 @@ def _features(record: bytes) -> dict[str, bytes] | None:
     byte is no field of it)."""
     if record[:1] != b"\x0a":
         return None
-    from tensorflow_datasets.proto.tf_example_pb2 import Example as TfExample  # type: ignore[import-untyped]
+    from tensorflow_datasets.proto import tf_example_pb2
 
     try:
-        features = TfExample.FromString(record).features.feature
+        features = tf_example_pb2.Example.FromString(record).features.feature
     except Exception:  # protobuf's own
         return None
     return {name: feature.bytes_list.value[0] for name, feature in features.items() if feature.bytes_list.value}

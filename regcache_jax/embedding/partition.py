@@ -75,8 +75,8 @@ class Partition:
             self.missing.add(place, fault)
         self.indices = [place for place in range(len(dataset)) if place not in self.captions.faults]
         self.left = -(-len(self.indices) // batch_size)
-        self._spool = Spool(described["shape"], described["dtype"])
         self._places: list[int] = []
+        self._spool = Spool(described["shape"], described["dtype"])
 
     def add(self, features: Float[np.ndarray, "n *R"], places: Int[np.ndarray, "n"]) -> None:
         """Takes the rows of the next batch. Raises UserError for a feature that its dtype does not hold."""
@@ -98,6 +98,7 @@ class Partition:
         unreadable = len(self.missing.faults)
         receipt = {"set": belongs_to, "rows": self._spool.rows, "unreadable": unreadable, "files": files}
         write_json(layout.receipt(self.claim.number), seal(receipt))
+        self._spool.close()
         self.claim.let_go.close()
         return unreadable
 
@@ -137,5 +138,6 @@ class Partition:
 
     def give_up(self) -> None:
         """Lets go of it unwritten."""
+        self._spool.close()
         with contextlib.suppress(OSError):
             self.claim.let_go.close()

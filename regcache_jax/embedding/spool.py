@@ -34,16 +34,21 @@ class Spool:
         self._file.write(np.ascontiguousarray(rows, self.dtype).data)
         self.rows += len(rows)
 
+    def close(self) -> None:
+        """Forgets the rows, if nobody took them."""
+        self._file.close()
+
     def content(self) -> mmap.mmap:
-        """The whole file, mapped."""
-        self._file.seek(0)
-        self._header()
-        assert self._file.tell() == self._start
-        self._file.flush()
-        return mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        """The whole file, mapped, when all rows are there."""
+        with self._file:
+            self._file.seek(0)
+            self._header()
+            assert self._file.tell() == self._start
+            self._file.flush()
+            return mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def array(self) -> Float[np.ndarray, "n *R"]:
-        """The rows, mapped."""
+        """The same as an array."""
         return np.frombuffer(self.content(), self.dtype, offset=self._start).reshape(self.rows, *self.shape)
 
 
@@ -56,17 +61,15 @@ def parquet_bytes(columns: Mapping[str, Sequence[object]], features: Mapping[str
         fields.append(pa.field(name, kind, metadata={"shape": ",".join(map(str, array.shape[1:]))}))
     schema = pa.schema(fields)
     rows = len(next(iter(columns.values())))
-    file = tempfile.TemporaryFile()  # noqa: SIM115  mapped below
-    with pq.ParquetWriter(file, schema) as writer:
-        for first in range(0, rows, ROWS):
-            part = slice(first, first + ROWS)
-            texts = [pa.array(column[part], pa.string()) for column in columns.values()]
-            lists = [
-                pa.FixedSizeListArray.from_arrays(pa.array(array[part].reshape(-1)), type=schema.field(name).type)
-                for name, array in features.items()
-            ]
-            writer.write_batch(pa.record_batch([*texts, *lists], schema=schema))
-        if not rows:
-            writer.write_table(schema.empty_table())
-    file.flush()
-    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    with tempfile.TemporaryFile() as file:
+        with pq.ParquetWriter(file, schema) as writer:
+            for first in range(0, rows, ROWS):
+                part = slice(first, first + ROWS)
+                texts = [pa.array(column[part], pa.string()) for column in columns.values()]
+                lists = [
+                    pa.FixedSizeListArray.from_arrays(pa.array(array[part].reshape(-1)), type=schema.field(name).type)
+                    for name, array in features.items()
+                ]
+                writer.write_batch(pa.record_batch([*texts, *lists], schema=schema))
+        file.flush()
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
