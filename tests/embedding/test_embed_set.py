@@ -189,7 +189,7 @@ def test_processes_that_are_killed_and_added_leave_the_files_of_one_that_nobody_
     done = subprocess.run([sys.executable, str(script), *given], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (
-        "800 pictures, each one row, hashes verified" in done.stdout
+        "600 pictures, each one row, hashes verified" in done.stdout
         and "undisturbed process are the same" in done.stdout
     )
 
@@ -222,6 +222,18 @@ def test_one_file_of_a_set_has_the_fields_of_a_small_folders_and_its_rows(whole,
         assert stored["paths"].tolist() == [f"{number}.png" for number in range(COUNT)]
         assert json.loads(str(stored["captions"]))[6] == ["caption 6"]
         assert stored["features"].dtype == np.float32
+
+
+@pytest.mark.slow
+def test_faiss_takes_the_features_as_they_lie(whole):
+    import faiss
+
+    index = faiss.IndexFlatIP(16)
+    for file in sorted((whole / "img_emb").iterdir()):
+        index.add(np.load(file))
+    scores, found = index.search(rows(whole), 1)
+    np.testing.assert_array_equal(found[:, 0], range(COUNT))  # every unit feature is nearest to itself
+    np.testing.assert_allclose(scores[:, 0], 1, atol=1e-5)
 
 
 def damage(folder, name, change):
