@@ -15,7 +15,7 @@ import numpy as np
 import safetensors.numpy
 from etils import epath
 from regcache_jax.converters import compressed, huggingface_clip, huggingface_dinov2, huggingface_siglip
-from regcache_jax.converters.engine import StoredTensor
+from regcache_jax.converters.engine import Rule, StoredTensor
 from regcache_jax.converters.formats import Format, Given
 
 from regcache_jax.core.errors import UserError
@@ -70,10 +70,12 @@ def write_folder(model: Model | Encoder, out: epath.PathLike) -> epath.Path:
     encoder = model.encoder if isinstance(model, Model) else model
     family = FAMILIES[encoder.spec.family]
     compressed.refuse_inexpressible(encoder)
-    rules = tuple(reversed(family.format.rules))  # of several spellings the last is that of transformers 5, in memory
+    rules = _rules(family.format, encoder.spec.image.blocks.gated_mlp)
     written = compressed.tensors_of(encoder, rules)
     if "logit_scale" in written:  # a number in CLIP, an array of one in SigLIP
         written["logit_scale"] = written["logit_scale"].reshape(() if encoder.spec.family == "clip" else (1,))
+    if encoder.spec.family == "dinov2":  # of training, never read
+        written["embeddings.mask_token"] = np.zeros((1, encoder.spec.image.blocks.width), np.float32)
     config = config_of(encoder.spec)
     pictures = preprocessor_of(encoder.spec.preprocessing, family.processor)
     _check_spec(encoder.spec, family.format, written, config, pictures)
@@ -89,6 +91,14 @@ def write_folder(model: Model | Encoder, out: epath.PathLike) -> epath.Path:
                 (folder / file.name).write_bytes(file.read_bytes())
         drain(folder)
     return out
+
+
+def _rules(format: Format, gated: bool) -> tuple[Rule, ...]:
+    """The table in the spelling of transformers 5, in memory, which stands last; it calls the layers of a gated MLP otherwise."""
+    gated_names = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+    return tuple(
+        rule for rule in reversed(format.rules) if gated or not any(name in rule.theirs for name in gated_names)
+    )
 
 
 def config_of(spec: EncoderSpec) -> dict[str, Any]:
