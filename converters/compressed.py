@@ -52,7 +52,13 @@ def refuse_inexpressible(encoder: Encoder) -> None:
         offsets = [site for site in SITES if f"{prefix}/{OFFSETS}/{site}" in names]
         faults += [f"zero points ({', '.join(offsets)} of the {tower} tower)"] if offsets else []
         faults += ["a scale of its own for negative values"] if f"{prefix}/{SCALES}/fc2_negative" in names else []
-        faults += ["a change of units in front of fc2"] if f"{prefix}/fc2_multiplier" in names else []
+        faults += (
+            [
+                "a change of units in front of fc2 (SmoothQuant's and AWQ's, behind an activation function that is no gate)"
+            ]
+            if f"{prefix}/fc2_multiplier" in names
+            else []
+        )
     faults += [] if encoder.scheme is None else _faults_of(encoder.scheme, encoder.spec.image.blocks.num_blocks)
     if faults:
         raise UserError(f"{encoder.spec.name} cannot be written for transformers: it has {'; '.join(faults)}")

@@ -127,8 +127,8 @@ def read_checkpoint(
     found = sources.resolve(source) if isinstance(source, str) else source
     config = found.config
     tensors = found.tensors()
-    wrappers.refuse_foreign(tensors, found.weights)
     compressed, tensors = take_integers(tensors, config, found, dtype)
+    wrappers.refuse_foreign(tensors, found.weights)
     tensors, notes = wrappers.unwrap(tensors, lambda held: bool(fitting(held, found)), found.weights, choices.weights)
     refuse_unsupported(tensors, config, found)
     format = recognise(tensors, config, found)

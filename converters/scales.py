@@ -46,7 +46,7 @@ def scale_lines(encoder: Encoder) -> Iterator[dict[str, Any]]:
             for site, scale in sites.items():
                 if site in SITE_LAYERS and not own.at(site, block).quantized:
                     continue
-                line = _line(own, site, block, scale[block] if stacked else scale)
+                line = _line(own, site, block, np.asarray(scale[block] if stacked else scale))
                 for key, name in (("offset", f"{OFFSETS}/{site}"), ("negative_scale", f"{SCALES}/{site}_negative")):
                     if (found := names.get(f"{tower}/{name}")) is not None:
                         line[key] = np.asarray(found[block] if stacked else found).tolist()
