@@ -82,7 +82,8 @@ def theirs(folder, kind, images, **options):
     """What transformers gives, from a folder alone."""
     loader = PlainDinov2 if kind == "dinov2" else transformers.AutoModel
     network, info = loader.from_pretrained(folder, output_loading_info=True, **options)
-    assert not any(info.values()), info
+    info["unexpected_keys"] = [name for name in info["unexpected_keys"] if not options or "input_scale" not in name]
+    assert not any(info.values()), info  # floats alone have no use for the scales of inputs
     pixels = torch.tensor(images.transpose(0, 3, 1, 2))
     with torch.no_grad():
         if "dinov2" in kind:
@@ -122,8 +123,9 @@ def test_transformers_gives_our_int8_features_and_the_folder_comes_back_as_it_we
     images = pictures(encoder)
     quantized = quantize(encoder, images, SCHEMES[scheme])
     write_folder(quantized, tmp_path / "folder")
-    # per token they divide by 127.5 where we divide by 127: another rounding of everything, seen in so small an encoder
-    least = 0.9999 if scheme != "token" else 0.999
+    # Per token they divide by 127.5 where we divide by 127: another rounding of everything, seen in so small an encoder. Methods that change
+    # weights after ranges were taken let values pass the range: there -128, here -127 (with -127 there too the cosine is 0.99999).
+    least = {"token": 0.999, "smoothquant+erq": 0.9998}.get(scheme, 0.9999)
     assert cosines(theirs(tmp_path / "folder", kind, images), ours(quantized, images)).min() >= least
     back = read_checkpoint(str(tmp_path / "folder")).encoder
     assert dataclasses.replace(back.scheme, method="rtn") == dataclasses.replace(quantized.scheme, method="rtn")
