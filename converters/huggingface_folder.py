@@ -68,7 +68,11 @@ FAMILIES = {
 def write_folder(model: Model | Encoder, out: epath.PathLike) -> epath.Path:
     """Writes an encoder, float or int8, as transformers reads it. Raises UserError where it holds what the layout cannot express."""
     encoder = model.encoder if isinstance(model, Model) else model
-    family = FAMILIES[encoder.spec.family]
+    family = FAMILIES.get(encoder.spec.family)
+    if family is None:
+        raise UserError(
+            f"{encoder.spec.name} is a {encoder.spec.family}; written for transformers are {', '.join(FAMILIES)}"
+        )
     compressed.refuse_inexpressible(encoder)
     rules = _rules(family.format, encoder.spec.image.blocks.gated_mlp)
     written = compressed.tensors_of(encoder, rules)

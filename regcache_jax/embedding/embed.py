@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
@@ -21,6 +22,7 @@ from etils import epath
 from jaxtyping import Array, Float
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.core.spec import Tap
 from regcache_jax.data.batches import Batch, Share, batches
 from regcache_jax.data.parts import Part
 from regcache_jax.embedding.claims import free
@@ -30,7 +32,7 @@ from regcache_jax.embedding.partition import EncodeTexts, Partition
 from regcache_jax.embedding.tally import Tally
 from regcache_jax.encoders.encoder import Encoder, encode, encode_image
 from regcache_jax.encoders.identity import image_identity
-from regcache_jax.encoders.outputs import encode_outputs
+from regcache_jax.encoders.taps import at_tap, encode_patches
 from regcache_jax.evaluation.loop import Parallel, each_batch, encoding, round_up
 from regcache_jax.evaluation.rows import check_rows
 from regcache_jax.evaluation.watch import Watch
@@ -66,17 +68,10 @@ def class_token(encoder: Encoder, images: Float[Array, "B S S 3"]) -> Float[Arra
     return encode(encoder, images).tokens[:, 0].astype(jnp.float32)
 
 
-def patch_tokens(encoder: Encoder, images: Float[Array, "B S S 3"]) -> Float[Array, "B P D"]:
-    """The patch tokens after the final norm, in float32, one for every place."""
-    patches = encode_outputs(encoder, images, patches=True).patches
-    assert patches is not None
-    return jnp.asarray(patches)
-
-
 ENCODE: dict[Features, Callable[[Any, Any], Any]] = {
     "pooled": encode_image,
     "class": class_token,
-    "patches": patch_tokens,
+    "patches": encode_patches,
 }
 
 
@@ -87,6 +82,8 @@ def embed_set(
 
     Raises UserError for a set that was begun with something else, for an encoder that has not what is asked for, and for more unreadable
     pictures in a partition than may be."""
+    if options.block is not None:
+        model = dataclasses.replace(model, encoder=at_tap(model.encoder, Tap(options.block, normed=False)))
     spec, running = model.encoder.spec, running or Running()
     if options.features == "class" and not spec.image.class_token:
         raise UserError(f"{spec.name} has no class token; --features pooled or patches")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from regcache_jax.core.errors import UserError
 from regcache_jax.core.options import check_fields, option
 
 Features = Literal["pooled", "class", "patches"]
@@ -17,6 +18,9 @@ class SetOptions:
 
     features: Features = option(
         "The feature that tasks use, the class token after the final norm, or all patch tokens.", "pooled"
+    )
+    block: int | None = option(
+        "Of patches: those that leave this block, not normed; the last, normed, by default.", None
     )
     format: Format = option(
         "Files as clip-retrieval lays them out, or parquet with a column of fixed-size lists.", "clip-retrieval"
@@ -31,3 +35,5 @@ class SetOptions:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.block is not None and self.features != "patches":
+            raise UserError("--block is of patch features; give --features patches")
