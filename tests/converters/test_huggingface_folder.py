@@ -123,8 +123,8 @@ def test_transformers_gives_our_int8_features_and_the_folder_comes_back_as_it_we
     images = pictures(encoder)
     quantized = quantize(encoder, images, SCHEMES[scheme])
     write_folder(quantized, tmp_path / "folder")
-    # Per token they divide by 127.5 where we divide by 127: another rounding of everything, seen in so small an encoder. Methods that change
-    # weights after ranges were taken let values pass the range: there -128, here -127 (with -127 there too the cosine is 0.99999).
+    # Per token they divide by 127.5 where we divide by 127: another rounding of everything, seen in so small an encoder. Methods that
+    # change weights after ranges were taken let values pass the range: there -128, here -127 (with -127 there too it is 0.99999).
     least = {"token": 0.999, "smoothquant+erq": 0.9998}.get(scheme, 0.9999)
     assert cosines(theirs(tmp_path / "folder", kind, images), ours(quantized, images)).min() >= least
     back = read_checkpoint(str(tmp_path / "folder")).encoder

@@ -18,6 +18,7 @@ from killing import check_every_moment
 from PIL import Image
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.core.spec import Tap
 from regcache_jax.data.parts import parts_of_images
 from regcache_jax.embedding.check import check_set
 from regcache_jax.embedding.embed import Running, embed_set
@@ -25,6 +26,7 @@ from regcache_jax.embedding.merge import merge
 from regcache_jax.embedding.options import SetOptions
 from regcache_jax.encoders.encoder import encode_image
 from regcache_jax.encoders.outputs import encode_outputs
+from regcache_jax.encoders.taps import encode_patches
 from regcache_jax.evaluation.zero_shot import encode_ids
 from regcache_jax.models.folder import Model, load, save
 
@@ -114,6 +116,16 @@ def test_class_and_patch_tokens_are_those_of_the_encoder_in_both_formats(model, 
     )
     np.testing.assert_array_equal(listed.reshape(found.shape), found)
     assert check_set(tmp_path / "parquet").rows == COUNT
+
+
+@pytest.mark.slow
+def test_patches_may_be_those_that_leave_a_block(model, pictures, tmp_path):
+    embedded(model, pictures / "whole", tmp_path / "set", features="patches", block=1)
+    tap = Tap(1, normed=False)
+    wanted = expected(model, pictures / "whole", lambda encoder, images: encode_patches(encoder, images, tap))
+    np.testing.assert_allclose(rows(tmp_path / "set"), wanted, atol=1e-4)  # of values up to 8, in other batches
+    with pytest.raises(UserError, match="--block is of patch features"):
+        SetOptions(block=1)
 
 
 def _class(encoder, images):
