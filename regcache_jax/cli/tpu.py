@@ -57,6 +57,9 @@ class ExportArgs:
     """Where it is written, and what it runs on."""
 
     out: str = option("File to write; must not exist.", path="file")
+    again: bool = option(
+        "The file exists and JAX reads it no more: write it anew, as what stands beside it says.", False
+    )
     platforms: tuple[str, ...] = option("What the artefact runs on.", ("cpu", "cuda", "tpu"))
     topology: str | None = option(
         "Find the best batch for a TPU (v5e:2x2, say) and note it in the metadata; takes minutes.", None
@@ -77,6 +80,10 @@ def export(model: str, chosen: ExportArgs) -> None:
 
     loaded = checkpoints.load(model)
     encoder, micro_batch = loaded.encoder, None
+    if chosen.again:
+        with progress(f"exporting {model} again"):
+            say(f"{model} -> {artefacts.export_again(encoder, chosen.out)}")
+        return
     if chosen.topology is not None:
         with progress(f"compiling {model} for {chosen.topology}"):
             micro_batch = compiler.best_micro_batch(encoder.spec, chosen.topology, encoder.scheme, encoder.plan)
