@@ -1,4 +1,5 @@
-"""The report: one self-contained HTML page (no network, no script) that tells what was gained, what was lost and why."""
+"""The report: one self-contained HTML page (no network; one script of a few lines sorts tables) that tells what was gained, what was
+lost and why."""
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ from typing import Any
 from etils import epath
 
 from regcache_jax.files.paths import write_whole
+from regcache_jax.report.first import first_screen
+from regcache_jax.report.flips import flips_section
 from regcache_jax.report.plots import COLOURS, bars, cells, heat_map, heat_scale, norms_by_block, scatter
 from regcache_jax.report.tables import (
     ROW_LABELS,
@@ -38,11 +41,30 @@ p,ul,ol{max-width:46rem}code,pre{font:.9em ui-monospace,monospace}pre{overflow-x
 table{border-collapse:collapse;background:var(--card);font-variant-numeric:tabular-nums;width:100%}
 th,td{padding:.35rem .7rem;border-bottom:1px solid var(--edge);text-align:right;white-space:nowrap}
 th:first-child,td:first-child,th:nth-child(2),td:nth-child(2){text-align:left}
+td{vertical-align:middle}th{white-space:normal;vertical-align:bottom}th button{font:inherit;color:inherit;background:none;
+border:0;padding:0;cursor:pointer;text-align:inherit;text-decoration:underline dotted}.words td,.words th{text-align:left}
+.small{width:32px;height:32px;display:block}.unseen{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
+.verdict{font-size:1.05rem}summary{cursor:pointer;padding:.3rem 0}pre{background:var(--card);border:1px solid var(--edge);padding:.7rem}
 tr.full td{font-weight:650}tr.first td{border-top:2px solid var(--soft)}sup{line-height:0}
 .maps{display:flex;flex-wrap:wrap;gap:1rem}figure{margin:0;background:var(--card);padding:.6rem;border:1px solid var(--edge)}
 .row{display:flex;gap:.4rem}.row svg,.row img{width:104px;height:104px;display:block}
 figcaption{font-size:.8rem;color:var(--soft)}
+@media print{:root{--ink:#000;--soft:#333;--paper:#fff;--card:#fff;--edge:#999}main{max-width:none;padding:0}th,td{white-space:normal}
+.wide{overflow:visible}h2,h3{break-after:avoid}tr,figure,svg{break-inside:avoid}}
 """
+
+SCRIPT = """
+document.querySelectorAll("table.sortable th button").forEach(button => button.addEventListener("click", () => {
+  const head = button.parentElement, body = head.closest("table").tBodies[0], column = head.cellIndex;
+  const falls = head.getAttribute("aria-sort") === "ascending";
+  head.parentElement.querySelectorAll("th").forEach(other => other.removeAttribute("aria-sort"));
+  head.setAttribute("aria-sort", falls ? "descending" : "ascending");
+  const text = row => row.cells[column].textContent;
+  const rows = [...body.rows].sort((a, b) => text(a).localeCompare(text(b), "en", {numeric: true}));
+  body.append(...(falls ? rows.reverse() : rows));
+}));
+"""
+"""Sorts a table by the column whose head is pressed; pressed again, the other way round."""
 
 BUNDLED_NOTE = (
     "The bundled encoder's outliers were trained and planted on purpose, it met register-like prefixes in training, and the "
@@ -64,11 +86,14 @@ def page(rows: Sequence[Json], story: Json) -> str:
     sections = [
         f"<h1>{html.escape(title)}</h1>",
         opening(rows, story),
+        first_screen(rows, story),
         "<h2>Results</h2>",
         accuracy_bars(rows),
         results_table(rows),
         '<p class="soft">Cosine, relative error and agreement compare features and top-1 predictions with the float encoder\'s '
         "on the same pictures.</p>",
+        "<h2>What changed, picture by picture</h2>",
+        flips_section(story["changes"]),
         "<h2>What inspect found</h2>",
         sentences(finding["sentence"] for finding in story["inspect"]["verdict"]["findings"]),
         sensitivity(story["inspect"]),
@@ -82,12 +107,13 @@ def page(rows: Sequence[Json], story: Json) -> str:
         search_section(story["search"]),
         "<h2>How it was made</h2>",
         f"<p>{_versions(rows[0])}. The same page again: <code>regcache run --config CONFIG --workdir DIR</code> with this "
-        f"config.</p><details><summary>config</summary><pre>{html.escape(json.dumps(story['config'], indent=1))}</pre></details>",
+        "config.</p><details><summary>config</summary>"
+        f'<pre tabindex="0" aria-label="config">{html.escape(json.dumps(story["config"], indent=1))}</pre></details>',
     ]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body><main>{''.join(sections)}</main></body></html>"
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body><main>{''.join(sections)}</main><script>{SCRIPT}</script></body></html>"
     )
 
 
@@ -132,7 +158,8 @@ def sensitivity(inspected: Json) -> str:
     return (
         f"<p>The sensitive block is {verdict['sensitive_block']}. Quantised alone to w8a8, site {html.escape(site)} of block "
         f"{block} costs most. Mean squared error of the unit features, one site of one block at a time:</p>"
-        f'<div class="wide">{cells(found["errors"], found["sites"], "block", "error of one site")}</div>'
+        '<div class="wide" role="region" tabindex="0" aria-label="error of one site">'
+        f"{cells(found['errors'], found['sites'], 'block', 'error of one site')}</div>"
     )
 
 

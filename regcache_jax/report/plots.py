@@ -64,7 +64,8 @@ def lines(
 
 
 def norms_by_block(profiles: Mapping[str, Any]) -> str:
-    """Largest and median l-inf norm of patches at every block's input, one colour a profile (an object or its JSON)."""
+    """Largest and median l-inf norm of patches at every block's input, one colour a profile (an object or its JSON), and the line of the
+    first beyond which a patch is a sink."""
     series: dict[str, list[float]] = {}
     dashed = []
     for name, profile in profiles.items():
@@ -73,6 +74,9 @@ def norms_by_block(profiles: Mapping[str, Any]) -> str:
         series[f"{name}: largest"] = [row[patch] for row in tree["maximum"][0]]
         series[f"{name}: median"] = [row[patch] for row in tree["median"][0]]
         dashed.append(f"{name}: median")
+    first = next(iter(profiles))
+    series["a sink: 10 times the median"] = [10 * value for value in series[f"{first}: median"]]
+    dashed.append("a sink: 10 times the median")
     return lines(series, "block", "l-inf norms of patch tokens at the block's input", dashed)
 
 
