@@ -22,7 +22,8 @@ def sinks(maps: list[dict]) -> str:
     largest = max(value for each in maps for row in each["plain"] for value in row)
     width, height = LEFT + len(maps) * (SIDE + GAP), TOP + 3 * (SIDE + GAP)
     parts = [
-        f'<svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg" role="img" font-family="system-ui, sans-serif" font-size="15">',
+        f'<svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg" role="img" '
+        'font-family="system-ui, sans-serif" font-size="15">',
         "<title>Norms of the patches of a few pictures, without and with registers</title>",
         '<rect width="100%" height="100%" fill="#fff"/>',
     ]

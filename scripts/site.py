@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ def on_files(files: Files, config: Any) -> Files:
             text = f"# {name}\n\n````{LANGUAGES.get(Path(name).suffix, 'text')}\n{text}````\n"
         head = "---\nsearch:\n  exclude: true\n---\n\n"
         files.append(File.generated(config, page_of(name), content=head + text))
+    files.append(File.generated(config, "notebook.md", content=notebook(ROOT / "docs" / "notebook.ipynb")))
     return files
 
 
@@ -39,7 +41,23 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     if page.file.src_uri.startswith("source/"):  # a file's own links lead elsewhere
         return re.sub(r"\]\((?!https?:)[^)]*\)", "]", markdown)
     markdown = OUTSIDE.sub(lambda match: f"]({page_of(posixpath.normpath(match[1]).removeprefix('../'))})", markdown)
-    return markdown.replace("{{ options }}", "\n".join(command_reference())) if "{{ options }}" in markdown else markdown
+    return (
+        markdown.replace("{{ options }}", "\n".join(command_reference())) if "{{ options }}" in markdown else markdown
+    )
+
+
+def notebook(path: Path) -> str:
+    """The cells of a notebook as a page, without what they give."""
+    cells = json.loads(path.read_text())["cells"]
+    texts = [
+        source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```"
+        for cell in cells
+        for source in ["".join(cell["source"])]
+    ]
+    return (
+        "\n\n".join(texts)
+        + "\n\nThe notebook itself: [notebook.ipynb](notebook.ipynb), to be opened in Jupyter or Colab.\n"
+    )
 
 
 def page_of(name: str) -> str:

@@ -67,7 +67,7 @@ def _run(config: RunConfig, told: Json, workdir: epath.PathLike, observer: Obser
         "figures": stages.figures().result,
         "config": told,
     }
-    from_first(lambda: _write(epath.Path(workdir), rows, {**story, "changes": table.changes()}))
+    from_first(lambda: _write(epath.Path(workdir), rows, {**story, "changes": table.differences()}))
     return rows
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,7 @@ class Rows:
             )
         return found
 
-    def changes(self) -> Json:
+    def differences(self) -> Json:
         """What the rows have changed, for the report. Of every scheme the float encoder, plain rounding and the full plan are held
         together, as far as the config asks for them."""
         folder, dataset = self.material.workdir.path, self.material.dataset("evaluation")
