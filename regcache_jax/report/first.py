@@ -57,32 +57,40 @@ RIVALS = ("group", "percentile", "smoothquant", "strong", "tensor", "token")
 """The rows that do without registers, beside plain rounding."""
 
 
+GLANCE = (
+    "plain", "with registers", "gained by registers", "against float", "error claimed by the search", "error on these pictures",
+    "parameters",
+)  # fmt: skip
+
+
 def glance_table(rows: Sequence[Json], story: Json) -> str:
-    """A line a scheme: plain, with registers, the differences, the error that was claimed and that was found, bytes."""
-    changes, body = story["changes"], []
+    """A column a scheme: plain, with registers, the differences, the error that was claimed and that was found, bytes."""
+    schemes = list(story["changes"]["schemes"])
+    columns = [glance(rows, story, scheme) for scheme in schemes]
+    body = [[name, *(column[line] for column in columns)] for line, name in enumerate(GLANCE)]
+    return table(("", *map(html.escape, schemes)), body, name="at a glance", words=True)
+
+
+def glance(rows: Sequence[Json], story: Json, scheme: str) -> list[str]:
+    """What stands under one scheme, in the order of GLANCE."""
+    changes = story["changes"]
+    found = changes["schemes"][scheme]
     index = {(row["quantization"]["scheme"], row["quantization"]["row"]): number for number, row in enumerate(rows)}
-    for scheme, found in changes["schemes"].items():
-        cells = [html.escape(scheme)]
-        for kind in ("plain", "registers"):
-            number = index.get((scheme, kind))
-            cells.append("&ndash;" if number is None else f"{_share(rows[number])} {_within(changes, number)}")
-        cells.append("&ndash;" if found["gain"] is None else _points(found["gain"]))
-        cells.append(_points(found["loss"]))
-        searched, number = story["search"].get(scheme), index.get((scheme, "registers"))
-        if searched is None or number is None:
-            cells += ["&ndash;", "&ndash;"]
-        else:
-            low, high = changes["intervals"][number]["cosine"]
-            measured = 2 * (1 - rows[number]["metrics"]["cosine"])
-            cells.append(f"{searched['error']:.3g} &plusmn; {searched['claim']['spread']:.1g}")
-            cells.append(f"{measured:.3g} ({2 * (1 - high):.3g} to {2 * (1 - low):.3g})")
-        cells.append(f"{size(changes['bytes'][scheme])} of {size(changes['bytes']['float'])}")
-        body.append(cells)
-    head = (
-        "scheme", "plain", "with registers", "gained by registers", "against float", "error claimed by the search",
-        "error on these pictures", "parameters",
-    )  # fmt: skip
-    return table(head, body, name="at a glance")
+    numbers = [index.get((scheme, kind)) for kind in ("plain", "registers")]
+    cells = [
+        "&ndash;" if number is None else f"{_share(rows[number])} {_within(changes, number)}" for number in numbers
+    ]
+    cells.append("&ndash;" if found["gain"] is None else _points(found["gain"]))
+    cells.append(_points(found["loss"]))
+    searched, number = story["search"].get(scheme), numbers[1]
+    if searched is None or number is None:
+        cells += ["&ndash;", "&ndash;"]
+    else:
+        low, high = changes["intervals"][number]["cosine"]
+        measured = 2 * (1 - rows[number]["metrics"]["cosine"])
+        cells.append(f"{searched['error']:.3g} &plusmn; {searched['claim']['spread']:.1g}")
+        cells.append(f"{measured:.3g} ({2 * (1 - high):.3g} to {2 * (1 - low):.3g})")
+    return [*cells, f"{size(changes['bytes'][scheme])} of {size(changes['bytes']['float'])}"]
 
 
 def next_commands(story: Json) -> str:

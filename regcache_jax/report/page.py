@@ -42,7 +42,8 @@ table{border-collapse:collapse;background:var(--card);font-variant-numeric:tabul
 th,td{padding:.35rem .7rem;border-bottom:1px solid var(--edge);text-align:right;white-space:nowrap}
 th:first-child,td:first-child,th:nth-child(2),td:nth-child(2){text-align:left}
 td{vertical-align:middle}th{white-space:normal;vertical-align:bottom}th button{font:inherit;color:inherit;background:none;
-border:0;padding:0;cursor:pointer;text-align:inherit;text-decoration:underline dotted}.words td,.words th{text-align:left}
+border:0;padding:0;cursor:pointer;text-align:inherit;text-decoration:underline dotted}
+.words td,.words th{text-align:left;white-space:normal;min-width:5rem}
 .small{width:32px;height:32px;display:block}.unseen{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
 .verdict{font-size:1.05rem}summary{cursor:pointer;padding:.3rem 0}pre{background:var(--card);border:1px solid var(--edge);padding:.7rem}
 tr.full td{font-weight:650}tr.first td{border-top:2px solid var(--soft)}sup{line-height:0}

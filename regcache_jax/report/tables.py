@@ -47,7 +47,7 @@ def table(
     """An HTML table that scrolls sideways where it does not fit; `marks` are the rows' classes, `name` is read out. Cells are HTML. Of a
     `sortable` one the head holds buttons; `words`: most cells are words and stand on the left."""
     top = "".join(
-        f'<th scope="col">{f"<button>{cell}</button>" if sortable and cell else cell or "<span class=unseen>picture</span>"}</th>'
+        f'<th scope="col">{f"<button>{cell}</button>" if sortable and cell else cell or "<span class=unseen>what</span>"}</th>'
         for cell in head
     )
     body = "".join(
