@@ -40,7 +40,7 @@ def sinks(maps: list[dict]) -> str:
     for row, number in enumerate(numbers, 1):
         top = TOP + row * (SIDE + GAP) + SIDE / 2 + 20
         parts.append(f'<text x="{LEFT - 16}" y="{top}" text-anchor="end" fill="#555">largest: {number:.0f}</text>')
-    caption = f"largest magnitude of every patch at the input of block {maps[0]['block']} (dark: small, bright: large)"
+    caption = f"norm of every patch at the input of block {maps[0]['block']}: dark is small, bright large"
     parts.append(f'<text x="{LEFT}" y="26">{caption}</text>')
     return "".join([*parts, "</svg>"])
 

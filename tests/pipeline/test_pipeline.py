@@ -67,9 +67,9 @@ def test_the_rows_of_the_demo_have_the_keys_that_others_read(finished):
     ]
     assert kinds == [
         ("float", None, False), ("float", None, True), ("w8a8", "rtn", False), ("w8a8", "rtn", True),
-        ("w8a8", "prefix-only", False), ("w8a8", "delete-only", False), ("w8a8", "rtn", False),
+        ("w8a8", "prefix-only", False), ("w8a8", "delete-only", False), ("w8a8", "smoothquant+erq", False), ("w8a8", "rtn", False),
     ]  # fmt: skip
-    assert [row["quantization"]["activations"] for row in rows[2:]] == ["static"] * 4 + ["token"]
+    assert [row["quantization"]["activations"] for row in rows[2:]] == ["static"] * 5 + ["token"]
     assert all(set(row["metrics"]) >= {"acc1", "acc5", "mean_per_class_recall"} for row in rows)
 
 

@@ -42,7 +42,7 @@ def test_the_demo_runs_from_an_unpacked_wheel_in_an_empty_folder_and_recovers_wh
     run(["-m", "regcache_jax.cli", "demo", "--out", "here"], empty, **environment)
     assert (empty / "here" / "report.html").stat().st_size > 10_000
     rows = json.loads((empty / "here" / "results.json").read_text())
-    assert len(rows) == 2 + 3 * 5 and {row["quantization"]["examples"] for row in rows} == {816}
+    assert len(rows) == 2 + 3 * 6 and {row["quantization"]["examples"] for row in rows} == {816}
     accuracy = {
         (entry["scheme"], entry["activations"], entry["plan"], entry["method"]): 100 * row["metrics"]["acc1"]
         for row in rows
