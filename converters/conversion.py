@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -128,6 +129,7 @@ def read_checkpoint(
     tensors, notes = wrappers.unwrap(tensors, lambda held: bool(fitting(held, found)), found.weights, choices.weights)
     refuse_unsupported(tensors, config, found)
     format = recognise(tensors, config, found)
+    check_classes(config, format, found)
     tensors = format.read_names(tensors)
     heads = sorted(name for name in tensors if any(fnmatch.fnmatchcase(name, pattern) for pattern in format.heads))
     if heads:
@@ -228,6 +230,19 @@ def recognise(tensors: Tensors, config: Mapping[str, Any], source: sources.Sourc
         f"{source.weights} is in no layout that is known ({', '.join(format.name for format in FORMATS)}); "
         f"it holds {len(tensors)} tensors: {listed}"
     )
+
+
+def check_classes(config: Mapping[str, Any], format: Format, source: sources.Source) -> None:
+    """Raises UserError where config.json names a class (`architectures`) that is none of this layout's."""
+    named = config.get("architectures") or ()
+    if format.classes is None or not isinstance(named, list):
+        return
+    strange = [name for name in map(str, named) if not re.match(format.classes, name)]
+    if strange:
+        raise UserError(
+            f"{source.folder}: config.json says architectures {shown(', '.join(strange), 60)}, the tensors are those of {format.name}; "
+            "one of the files is of another model (a class of your own: take `architectures` out of config.json)"
+        )
 
 
 def export(model: checkpoints.Model | Encoder, layout: str = "big_vision") -> dict[str, np.ndarray]:

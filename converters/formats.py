@@ -61,8 +61,9 @@ class Format:
     """One layout of one family.
 
     `marks`: patterns of names that all occur in it and tell it from the others. `model_types`: what a Hugging Face
-    `config.json` calls it. `prefixes`: beginnings of names and what to read in their place. `ignored`: patterns of names
-    that carry nothing we use. `heads`: patterns of what was trained on top of the encoder, which is left out and said.
+    `config.json` calls it; `classes`: how its classes in transformers begin, as a regular expression. `prefixes`: beginnings
+    of names and what to read in their place. `ignored`: patterns of names that carry nothing we use. `heads`: patterns of
+    what was trained on top of the encoder, which is left out and said.
     `torchscript`: found in TorchScript archives only. `repair`: puts right what early versions of the library wrote otherwise."""
 
     name: str
@@ -70,6 +71,7 @@ class Format:
     rules: tuple[Rule, ...]
     spec: Callable[[Given], EncoderSpec]
     model_types: tuple[str, ...] = ()
+    classes: str | None = None
     prefixes: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
     heads: tuple[str, ...] = ("classifier.*",)

@@ -104,6 +104,7 @@ FORMAT = Format(
     rules=RULES,
     spec=spec,
     model_types=("siglip", "siglip_vision_model"),
+    classes=r"Siglip(?!2)",
     prefixes=VISION_ALONE,
     ignored=("*.embeddings.position_ids",),
 )

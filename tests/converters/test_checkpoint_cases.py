@@ -232,6 +232,15 @@ def test_classifiers_wrappers_and_other_types_give_the_same_backbone(converted, 
     same(converted(tmp_path / "sentences")[0], plain)
 
 
+def test_architectures_of_another_family_are_refused_with_both_values(folders, tmp_path):
+    config = json.loads((edited(folders, tmp_path) / "config.json").read_text())
+    for named in (["SiglipModel"], ["CLIPModel", "Dinov2Model"], ["Siglip2Model"]):
+        (tmp_path / "source" / "config.json").write_text(json.dumps(config | {"architectures": named}))
+        with pytest.raises(rc.UserError, match=f"says architectures {named[-1]}, .* those of Hugging Face CLIP"):
+            rc.convert(tmp_path / "source", tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
 def test_a_processor_that_does_not_normalise_leaves_values_in_0_to_1(converted, folders, tmp_path):
     converted(edited(folders, tmp_path, processor={"do_normalize": False}))
     values = rc.load(tmp_path / "model").preprocess(Image.new("RGB", (50, 50), (0, 255, 51)))
