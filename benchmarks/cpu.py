@@ -91,9 +91,12 @@ def our_programs(folder: Path, images: np.ndarray) -> dict[str, Program]:
     for name, options in INT8.items():
         encoders[name] = rc.quantize(encoder, images, rc.Scheme.named("w8a8", **options))
 
+    encode = jax.jit(
+        rc.encode_image
+    )  # weights are an argument: as constants they would be computed with when it is compiled
+
     def program(encoder: rc.Encoder) -> Program:
-        encode = jax.jit(lambda batch: rc.encode_image(encoder, batch))
-        return lambda batch: np.asarray(encode(jnp.asarray(batch, encoder.dtype)))
+        return lambda batch: np.asarray(encode(encoder, jnp.asarray(batch, encoder.dtype)))
 
     return {name: program(each) for name, each in encoders.items()}
 
