@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 import small
+from etils import epath
 
 from regcache_jax.data.dataset import Dataset, Example
 from regcache_jax.evaluation.measure import Measured
@@ -27,8 +28,9 @@ def test_answers_are_kept_with_the_cosine_of_every_picture(tmp_path):
     features = np.array([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0], [1.0, 0.0]])
     float_ones = np.array([[2.0, 0.0], [1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
     reference = Measured({}, float_ones, FLOAT.predictions, LABELS, PLACES)
-    changes.write_answers(tmp_path, "w8a8", reference._replace(features=features), reference)
-    found = changes.read_answers(tmp_path, "w8a8")
+    folder = epath.Path(tmp_path)
+    changes.write_answers(folder, "w8a8", reference._replace(features=features), reference)
+    found = changes.read_answers(folder, "w8a8")
     np.testing.assert_allclose(found.cosines, [1.0, 0.0, 0.5**0.5, -1.0], atol=1e-12)
     np.testing.assert_array_equal(found.places, PLACES)
     assert found.right.tolist() == [1, 1, 1, 0] and found.predictions.dtype == np.int32
