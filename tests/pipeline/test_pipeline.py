@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -81,6 +82,16 @@ def test_a_second_run_keeps_every_stage_and_gives_the_same_rows(finished):
     assert recorder.ran == [] and sorted(recorder.kept) == sorted(finished[2].ran)
 
 
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(regcache, tmp_path):
+    status, out, err = regcache("run", "--config", "demo", "--workdir", tmp_path / "run", "--dry-run", *SMALL)
+    assert status == 0, err
+    assert "reference: 24 pictures of emoji (train)" in out and "evaluation: 60 pictures of emoji (test)" in out
+    assert "1 searches (w8a8), then 8 rows: float plain, float registers, w8a8 plain" in out
+    assert not (tmp_path / "run").exists()
+    status, _, err = regcache("run", "--config", "demo", "--workdir", tmp_path, "--dry-run", "--config.rows=best")
+    assert status == 1 and "rows best are unknown" in err
+
+
 @pytest.mark.slow
 def test_other_evaluation_data_redoes_the_evaluation_only(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "run")
@@ -122,6 +133,8 @@ def test_the_report_renders_in_a_browser_without_errors(finished, tmp_path):
         [browser, *flags, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120
     ).stdout
     assert dump.count("<tr") >= 9 and dump.count("<svg") >= 13
+    shown = re.findall(r"<tr class=\"[^\"]*\"><td>[^<]*</td><td>[^<]*(?:<sup>\d</sup>)?</td><td>([\d.]+) %</td>", dump)
+    assert shown == [f"{100 * row['metrics']['acc1']:.1f}" for row in results.read(finished[0] / "results.json")]
 
 
 @pytest.mark.slow
