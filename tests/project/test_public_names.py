@@ -22,16 +22,6 @@ def test_importing_the_package_imports_neither_jax_nor_anything_heavy():
     assert found.stdout.strip() == "[]"
 
 
-def test_asking_the_command_for_help_imports_neither_numpy_nor_jax():
-    script = (
-        "import sys\nfrom regcache_jax.cli import main\n"
-        "try: main(['--help'])\nexcept SystemExit: pass\n"
-        "print(sorted({'numpy', 'jax', 'flax'} & set(sys.modules)))"
-    )
-    found = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
-    assert found.stdout.splitlines()[-1] == "[]"
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("module", ["registers.inspect", "registers.search.search"])
 def test_examples_in_docstrings_give_what_they_say(module):
