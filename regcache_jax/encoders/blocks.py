@@ -7,6 +7,7 @@ block numbers, copies and counts are arrays, deleted tokens are masked, and ever
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from regcache_jax.encoders.rounding import Run, attention_rounding, dense
 from regcache_jax.ops.attention import attend, attend_slot
 from regcache_jax.ops.delete import mark_largest
 from regcache_jax.ops.gelu import gelu_for_integers
+from regcache_jax.ops.rotary import Turn, rotate
 
 ACTIVATIONS: dict[Activation, Callable[[Float[Array, "..."]], Float[Array, "..."]]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -84,8 +86,11 @@ def encoder_block(
     slot: int | None = None,
     bias: Float[Array, "#B #H #N N"] | None = None,
     present: Bool[Array, "B N"] | None = None,
+    turn: Turn | None = None,
 ) -> tuple[Float[Array, "B N D"], BlockTrace]:
-    """One pre-norm block: attention (with the register's row, if any) and MLP, each added to the residual stream."""
+    """One pre-norm block: attention (with the register's row, if any) and MLP, each added to the residual stream.
+
+    `turn` is that of the tokens where positions are rotary (`Run.turn`); the trace has queries and keys as attention sees them."""
     spec, attention, mlp = run.spec, block.attention, block.mlp
 
     def apply(inputs: Float[Array, "B N ..."], site: str, *layers: Dense) -> list[Float[Array, "B N ..."]]:
@@ -93,6 +98,9 @@ def encoder_block(
 
     normed = layer_norm(hidden, block.norm1, spec.norm_eps)
     query, key, value = apply(normed, "qkv", attention.query, attention.key, attention.value)
+    if spec.rotary is not None:
+        assert turn is not None
+        query, key = (rotate(each, turn, spec.rotary) for each in (query, key))
     rounding = attention_rounding(block.grids, run.scheme)
     if rounding is not None and present is not None:  # what is absent must not stretch a measured scale
         query, key, value = (jnp.where(present[..., None, None], each, 0) for each in (query, key, value))
@@ -156,7 +164,7 @@ def alike(blocks: Block, run: Run, first: int, last: int) -> list[tuple[int, int
     """Ranges of blocks first..last-1 that are quantised alike: begin, end, their parameters, and what they run under."""
     ranges = [(first, last, None)] if run.scheme is None else run.scheme.segments(first, last)
     return [
-        (begin, end, segment(blocks, begin, end, run.scheme), Run(run.spec, own, run.protected))
+        (begin, end, segment(blocks, begin, end, run.scheme), dataclasses.replace(run, scheme=own))
         for begin, end, own in ranges
     ]
 
@@ -175,8 +183,9 @@ def run_blocks(
     """Runs the blocks from `start` on, on the hidden state that enters that block.
 
     `start` may be traced: then earlier blocks are stepped over and what they would collect is zero. `present` marks tokens
-    that are still there (a plan's deletion takes more). `bias` is added to all attention logits (a causal mask)."""
-    num_blocks = run.spec.num_blocks
+    that are still there (a plan's deletion takes more). `bias` is added to all attention logits (a causal mask). Rotary positions are
+    those of all tokens of a picture: what is deleted here is masked, and no token moves."""
+    num_blocks, turn = run.spec.num_blocks, run.turn(hidden.shape[1])
     collectors = dict(collect or {})
     if plan is not None and present is None:
         present = jnp.ones(hidden.shape[:2], bool)
@@ -195,7 +204,7 @@ def run_blocks(
                 lambda: there,
             )
             hidden = jnp.where(present[..., None], hidden, 0)
-        output, trace = encoder_block(block, hidden, own, register=register, bias=bias, present=present)
+        output, trace = encoder_block(block, hidden, own, register=register, bias=bias, present=present, turn=turn)
         return (output, present), {name: function(trace) for name, function in collectors.items()}
 
     def step(own: Run, state: State, layer: Layer) -> tuple[State, dict[str, Any]]:

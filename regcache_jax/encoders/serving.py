@@ -19,11 +19,12 @@ from jaxtyping import Array, Float, Int
 
 from regcache_jax.core.plan import BlockRegister, Schedule
 from regcache_jax.core.sites import Block
-from regcache_jax.core.spec import BlockSpec
+from regcache_jax.core.spec import BlockSpec, Protected
 from regcache_jax.core.struct import Struct
 from regcache_jax.encoders.blocks import alike, encoder_block, run_blocks
 from regcache_jax.encoders.rounding import Run
 from regcache_jax.ops.delete import delete_largest
+from regcache_jax.ops.rotary import Turn
 
 TILE = 8
 """Rows of a TPU's registers: the multiple to which a serving program pads its tokens."""
@@ -90,6 +91,7 @@ def serve_blocks(
     `tile=None`: as many rows as tokens, registers beside keys and values. `tile=8`: padded rows, registers in the padding.
     `num_tokens`, where given, says that later rows of `hidden` are padding already (repetitions of the last token)."""
     tokens, kept = num_tokens or hidden.shape[1], None
+    whole = tokens
     for first, last in segments(schedule, run.spec.num_blocks):
         seen = registers if schedule.start <= first < schedule.stop else None
         deletes = schedule.delete_count if first == schedule.delete_block else 0
@@ -99,9 +101,11 @@ def serve_blocks(
             tokens -= deletes
         elif rows != hidden.shape[1]:
             hidden = hidden[:, :rows] if rows < hidden.shape[1] else repeat_last(hidden, rows)
+        turn = run.turn(whole, kept, more=rows - tokens)
         for begin, end, part, own in alike(blocks, run, first, last):
             rows_seen = jax.tree.map(lambda leaf, begin=begin, end=end: leaf[begin:end], seen)
-            hidden = run_segment(part, rows_seen, hidden, own, slot=None if rows == tokens else tokens, unroll=unroll)
+            slot = None if rows == tokens else tokens
+            hidden = run_segment(part, rows_seen, hidden, own, slot=slot, turn=turn, unroll=unroll)
     return Served(hidden, kept, tokens)
 
 
@@ -113,18 +117,19 @@ def run_segment(
     *,
     slot: int | None = None,
     bias: Float[Array, "#B #H #P P"] | None = None,
+    turn: Turn | None = None,
     unroll: bool = False,
 ) -> Float[Array, "B P D"]:
     """Runs all blocks of a stack that are quantised alike, each seeing its own `registers` (None: nothing).
 
-    `slot`: tokens end there, see `attend_slot`. `bias` is added to all attention logits. `unroll` writes the blocks out one by one
-    (longer compilation, and a compiler's cost estimate that counts every block)."""
+    `slot`: tokens end there, see `attend_slot`. `bias` is added to all attention logits, `turn` is that of rotary positions. `unroll`
+    writes the blocks out one by one (longer compilation, and a compiler's cost estimate that counts every block)."""
 
     def step(
         hidden: Float[Array, "B P D"], layer: tuple[Block, BlockRegister | None]
     ) -> tuple[Float[Array, "B P D"], None]:
         block, register = layer
-        return encoder_block(block, hidden, run, register=register, slot=slot, bias=bias)[0], None
+        return encoder_block(block, hidden, run, register=register, slot=slot, bias=bias, turn=turn)[0], None
 
     layers = (blocks, registers)
     if not unroll:
@@ -146,19 +151,23 @@ def isolated_bias(num_tokens: int, copies: Float[Array, ""], num_registers: int)
 def serve_tokens(
     blocks: Block, hidden: Float[Array, "B N D"], run: Run, schedule: Schedule, register: TokenRegister
 ) -> Served:
-    """The token form: registers concatenated to the residual stream at block `start` and sliced off at block `stop`."""
+    """The token form: registers concatenated to the residual stream at block `start` and sliced off at block `stop`. They have no
+    place in the picture, and rotary positions do not turn them."""
     num_registers = register.hidden.shape[0]
     resting, kept = register.hidden, None
+    whole = hidden.shape[1]
     for first, last in segments(schedule, run.spec.num_blocks):
         if schedule.delete_count and first == schedule.delete_block:
             hidden, kept = delete_largest(hidden, schedule.delete_count, sum(run.protected))
-        num_tokens, bias = hidden.shape[1], None
+        num_tokens, bias, turn = hidden.shape[1], None, run.turn(whole, kept)
         if schedule.start <= first < schedule.stop:
             joined = jnp.broadcast_to(resting.astype(hidden.dtype), (hidden.shape[0], num_registers, run.spec.width))
             hidden = jnp.concatenate([hidden, joined], axis=1)
             bias = isolated_bias(num_tokens, register.copies, num_registers)
+            position = jnp.arange(whole, dtype=jnp.int32)[None] if kept is None else kept
+            turn = run.turn(whole, jnp.pad(position, ((0, 0), (0, num_registers)), constant_values=-1))
         for _, _, part, own in alike(blocks, run, first, last):
-            hidden = run_segment(part, None, hidden, own, bias=bias)
+            hidden = run_segment(part, None, hidden, own, bias=bias, turn=turn)
         if bias is not None:
             hidden, resting = hidden[:, :num_tokens], hidden[:, num_tokens:]
     return Served(hidden, kept, hidden.shape[1])
@@ -173,7 +182,7 @@ def token_rows(
     num_registers = register.hidden.shape[0]
     bias = isolated_bias(0, register.copies, num_registers)
     collected = run_blocks(
-        blocks, register.hidden[None], Run(spec), start=schedule.start, bias=bias,
+        blocks, register.hidden[None], Run(spec, protected=Protected(0, num_registers)), start=schedule.start, bias=bias,
         collect={"key": lambda trace: trace.key[0], "value": lambda trace: trace.value[0]},
     ).collected  # fmt: skip
     pad = ((schedule.start, 0), (0, 0), (0, 0), (0, 0))

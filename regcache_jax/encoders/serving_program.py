@@ -34,7 +34,7 @@ class ServingWeights(NamedTuple):
 
 def prepare(image: ImageTower, scheme: Scheme | None, plan: RegisterPlan | None) -> ServingWeights:
     """The weights of `serve` from an image tower's parameters and a plan."""
-    dtype = image.position_embedding.dtype
+    dtype = image.patch_embedding.floats.dtype
     image = _widened(image).replace(patch_embedding=image.patch_embedding)
     blocks = image.blocks if scheme is None else _with_product_scales(image.blocks, scheme)
     registers = None if plan is None else plan.rows()

@@ -163,7 +163,7 @@ REFUSED = {
         {"weights": lambda state: {n: t.to(torch.float8_e4m3fn) if t.ndim == 2 else t for n, t in state.items()}},
         "F8_E4M3",
     ),
-    "llava": ({"model_type": "llava"}, "says model_type 'llava', the tensors are those of Hugging Face CLIP"),
+    "llava": ({"model_type": "llava"}, "is a LLaVA without a vision tower: none of its tensors is below vision_tower"),
     "processor_larger_than_model": (
         {"processor": {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}},
         f"the processor makes pictures of 64 px, the tower takes {SIDE} px",
@@ -173,7 +173,7 @@ REFUSED = {
         f"crop_size {SIDE} is larger than size {SIDE - 8}",
     ),
     "nonsquare": ({"processor": {"size": {"height": SIDE, "width": 32}}}, f"size is {SIDE} x 32"),
-    "lanczos": ({"processor": {"resample": 1}}, "resample 2 (bilinear) or 3 (bicubic)"),
+    "nearest": ({"processor": {"resample": 0}}, "resample 1 (lanczos), 2 (bilinear) or 3 (bicubic)"),
 }
 
 
