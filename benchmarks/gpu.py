@@ -1,20 +1,18 @@
 """Wall times of the Flax bf16 peer and of our programs on whatever JAX finds (a GPU, a TPU, a CPU), by encoder and batch.
 
     python benchmarks/gpu.py --seconds 240 --json gpu.json     # B/16, L/14, So400m/14 at batches 1 to 256, dearest questions first
-    python benchmarks/gpu.py --models openai/clip-vit-large-patch14 --batches 32 --programs flax-bf16 int8+flash
+    python benchmarks/gpu.py --models openai/clip-vit-large-patch14 --batches 32 --programs flax-bf16 int8/gpu
     python benchmarks/gpu.py --hlo                             # lowers for CUDA on any machine and counts products by type
 
-`+flash`: attention by cuDNN's flash attention (a GPU has it). `+out-in`: the layers' kernels laid out in memory with the inputs last, as
-tensor cores read them. Programs of one encoder and batch are compiled side by side and then timed one after another. A line a program as
-it is done; one that fails says why in a line. JSON is written after every line."""
+`/gpu`: in the form of `encoders/forms.py` for a GPU (cuDNN's flash attention, integer kernels with their inputs last in memory). Programs
+of one encoder and batch are compiled side by side and then timed one after another. A line a program as it is done; one that
+fails says why in a line. JSON is written after every line."""
 
 from __future__ import annotations
 
 import argparse
 import collections
 import concurrent.futures
-import contextlib
-import itertools
 import json
 import re
 import statistics
@@ -22,20 +20,15 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export as stablehlo
-from jax.experimental.layout import Format, Layout
-from jax.sharding import SingleDeviceSharding
 
-from regcache_jax.core.plan import BlockRegister
 from regcache_jax.core.scheme import Scheme
-from regcache_jax.core.sites import Dense, QuantizedTensor
-from regcache_jax.encoders import blocks, catalog
-from regcache_jax.ops.attention import Attended
+from regcache_jax.encoders import catalog
+from regcache_jax.encoders.forms import PLAIN, form_for
 from regcache_jax.tpu import programs
 
 B16, L14, SO400M = (
@@ -44,114 +37,46 @@ B16, L14, SO400M = (
     "google/siglip-so400m-patch14-384",
 )
 PROGRAMS = programs.PROGRAMS
-VARIANTS = (
-    "bf16+flash",
-    "int8+flash",
-    "int8+out-in",
-    "int8+flash+out-in",
-    "int8+registers+deletion+flash+out-in",
-    "bf16+flash+out-in",
-)
+FORMED = ("bf16/gpu", "int8/gpu", "int8+registers/gpu", "int8+registers+deletion/gpu")
 GROUPS = [
-    (B16, 32, PROGRAMS + VARIANTS),
-    *((model, 32, PROGRAMS + VARIANTS[:1] + VARIANTS[3:5]) for model in (L14, SO400M)),
-    *((B16, batch, PROGRAMS + VARIANTS[:1] + VARIANTS[3:5]) for batch in (128, 1, 8, 256)),
-    *((model, batch, PROGRAMS + VARIANTS[:1] + VARIANTS[3:4]) for batch in (128, 8, 1, 256) for model in (L14, SO400M)),
-]  # fmt: skip
+    *((model, 32, (PROGRAMS[0], *FORMED)) for model in (SO400M, B16, L14)),
+    *((B16, batch, (PROGRAMS[0], *FORMED)) for batch in (128, 1)),
+    *((L14, batch, (PROGRAMS[0], *FORMED)) for batch in (128, 1)),
+    *((B16, batch, (PROGRAMS[0], *FORMED)) for batch in (8, 256)),
+    *((model, 32, PROGRAMS[1:]) for model in (B16, L14, SO400M)),
+    *((SO400M, batch, (PROGRAMS[0], *FORMED)) for batch in (128, 1, 8)),
+    *((model, batch, PROGRAMS + FORMED) for model in (B16, L14, SO400M) for batch in (1, 8, 128, 256)),
+]
 """Encoder, batch, programs: what is worth most comes first."""
 
 
-def flash_attend(query, key, value, bias=None, register=None, count=None, rounding=None) -> Attended:
-    """`ops.attention.attend` by cuDNN: registers are joined to keys and values, what is added to logits goes in as a bias."""
-    assert rounding is None
-    rows, heads, num_tokens = query.shape[1], query.shape[2], key.shape[1]
-    added = None if bias is None else jnp.broadcast_to(bias, (bias.shape[0], heads, rows, num_tokens))
-    if count is not None:
-        added = jnp.broadcast_to(jnp.maximum(jnp.log(count), -1e9)[None, :, None], (1, heads, rows, num_tokens))
-    if register is not None:
-        key, value = (
-            jnp.concatenate([part, jnp.broadcast_to(own.astype(part.dtype), (len(part), *own.shape))], axis=1)
-            for part, own in ((key, register.key), (value, register.value))
-        )
-        tokens = jnp.zeros((1, heads, rows, num_tokens)) if added is None else added
-        own = jnp.broadcast_to(register.logit_bias.T[None, :, None], (1, heads, rows, register.key.shape[0]))
-        added = jnp.concatenate([tokens, own], axis=-1)
-    mixed = jax.nn.dot_product_attention(
-        query, key, value, None if added is None else added.astype(query.dtype), implementation=IMPLEMENTATION
-    )
-    return Attended(mixed.astype(query.dtype), jnp.zeros(()), None)
-
-
-def flash_attend_slot(query, key, value, slot: int, register: BlockRegister | None, rounding=None) -> Attended:
-    """`ops.attention.attend_slot` by cuDNN: padding is cut off, registers are joined."""
-    return flash_attend(query, key[:, :slot], value[:, :slot], register=register, rounding=rounding)
-
-
-IMPLEMENTATION = "cudnn"
-
-
-@contextlib.contextmanager
-def attention_of(variant: list[str]) -> Iterator[None]:
-    """While a program is traced: which attention its blocks have."""
-    if "flash" not in variant:
-        yield
-        return
-    with mock.patch.object(blocks, "attend", flash_attend), mock.patch.object(blocks, "attend_slot", flash_attend_slot):
-        yield
-
-
-def parted(name: str) -> tuple[str, list[str]]:
-    """`int8+registers+flash` -> the program `int8+registers`, and what is varied."""
-    words = name.split("+")
-    variant = [word for word in words if word in ("flash", "out-in")]
-    return "+".join(word for word in words if word not in variant), variant
-
-
-def formats(weights: Any, variant: list[str], sharding: SingleDeviceSharding) -> Any:
-    """How each weight lies in memory: as it is, or a layer's kernel with its inputs last."""
-
-    def of_leaf(leaf: jax.ShapeDtypeStruct, num_inputs: int = 0) -> Format:
-        axes = range(leaf.ndim)
-        order = (*axes[num_inputs:], *axes[:num_inputs])
-        return Format(Layout(major_to_minor=order), sharding)
-
-    def of_part(part: Any) -> Any:
-        if isinstance(part, Dense) and "out-in" in variant:
-            kernel = part.kernel
-            if isinstance(kernel, QuantizedTensor):
-                kernel = kernel.replace(values=of_leaf(kernel.values, part.num_inputs), scale=of_leaf(kernel.scale))
-            else:
-                kernel = of_leaf(kernel, part.num_inputs)
-            return jax.tree.map(of_leaf, part.replace(kernel=None)).replace(kernel=kernel)
-        return jax.tree.map(of_leaf, part)
-
-    return jax.tree.map(of_part, weights, is_leaf=lambda part: isinstance(part, Dense))
+def parted(name: str) -> tuple[str, bool]:
+    """`int8+registers/gpu` -> the program `int8+registers`, and whether it has a GPU's form."""
+    program, _, form = name.partition("/")
+    return program, form == "gpu"
 
 
 def lowered(model: str, batch: int, name: str) -> tuple[Any, Any]:
-    """A program of one encoder and batch, with the attention of the moment, ready to compile, and the shapes of its weights."""
+    """A program of one encoder and batch, ready to compile, and the shapes of its weights."""
     spec = catalog.get(model).spec
-    base, variant = parted(name)
-    function, weights = programs.program(spec, base, Scheme(), None)
-    sharding = SingleDeviceSharding(jax.devices()[0])
-    placed = jax.tree.map(
-        lambda leaf, how: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=how),
-        weights,
-        formats(weights, variant, sharding),
-    )
+    assert spec is not None
+    program, formed = parted(name)
+    scheme = None if program == "bf16" else Scheme()
+    form = form_for("gpu", spec.image, scheme) if formed else PLAIN
+    function, weights = programs.program(spec, program, scheme, None, form)
     images = jax.ShapeDtypeStruct((batch, spec.image.image_size, spec.image.image_size, 3), jnp.bfloat16)
-    return jax.jit(function).lower(placed, images), placed
+    return jax.jit(function).lower(weights, images), weights
 
 
 def drawn(shapes: Any) -> Any:
-    """Random numbers for a tree of shapes, laid out as they say: what they are changes the power a product takes, and so its time."""
+    """Random numbers for a tree of shapes: what they are changes the power that a product takes, and so its time."""
     rng = np.random.default_rng(0)
     integers = rng.integers(-127, 128, 1 << 20, np.int8)
     floats = 0.02 * np.abs(rng.standard_normal(1 << 20, np.float32))  # scales are positive
 
     def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
         pattern = integers if jnp.issubdtype(leaf.dtype, jnp.integer) else floats
-        return jax.device_put(np.resize(pattern.astype(leaf.dtype), leaf.shape), leaf.format)
+        return jnp.asarray(np.resize(pattern.astype(leaf.dtype), leaf.shape))
 
     return jax.tree.map(draw, shapes)
 
@@ -191,28 +116,23 @@ def group(model: str, batch: int, names: tuple[str, ...], budget: float) -> Iter
         return program.compile(), shapes, time.perf_counter() - started
 
     pixels = catalog.get(model).spec.image.image_size
-    placement = formats(jax.ShapeDtypeStruct((1,) * 4, jnp.bfloat16), [], SingleDeviceSharding(jax.devices()[0]))
-    images = drawn(jax.ShapeDtypeStruct((batch, pixels, pixels, 3), jnp.bfloat16, sharding=placement))
-    # tracing swaps functions of the package, so it must not happen side by side: only programs of the same attention do
-    for flash, alike in itertools.groupby(
-        sorted(names, key=lambda name: "flash" in name), lambda name: "flash" in name
-    ):
-        with attention_of(["flash"] if flash else []), concurrent.futures.ThreadPoolExecutor(8) as pool:
-            waiting = {name: pool.submit(compile_one, name) for name in alike}
-            concurrent.futures.wait(waiting.values())
-        for name, future in waiting.items():
-            row: dict[str, Any] = {"model": model, "batch": batch, "program": name}
-            try:
-                compiled, shapes, row["compile_seconds"] = future.result()
-                row["kernels"] = kernels(compiled.as_text())
-                memory = compiled.memory_analysis()
-                row |= {"temp_bytes": memory.temp_size_in_bytes, "argument_bytes": memory.argument_size_in_bytes}
-                weights = drawn(shapes)
-                row["seconds"], row["least"], row["alone"] = seconds(compiled, weights, images, budget=budget)
-                del weights
-            except Exception as error:  # out of memory, or what the device has not: the others go on
-                row["fault"] = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
-            yield row
+    images = drawn(jax.ShapeDtypeStruct((batch, pixels, pixels, 3), jnp.bfloat16))
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        waiting = {name: pool.submit(compile_one, name) for name in names}
+        concurrent.futures.wait(waiting.values())
+    for name, future in waiting.items():
+        row: dict[str, Any] = {"model": model, "batch": batch, "program": name}
+        try:
+            compiled, shapes, row["compile_seconds"] = future.result()
+            row["kernels"] = kernels(compiled.as_text())
+            memory = compiled.memory_analysis()
+            row |= {"temp_bytes": memory.temp_size_in_bytes, "argument_bytes": memory.argument_size_in_bytes}
+            weights = drawn(shapes)
+            row["seconds"], row["least"], row["alone"] = seconds(compiled, weights, images, budget=budget)
+            del weights
+        except Exception as error:  # out of memory, or what the device has not: the others go on
+            row["fault"] = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
+        yield row
 
 
 def line(row: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ block numbers, copies and counts are arrays, deleted tokens are masked, and ever
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -86,13 +87,10 @@ def encoder_block(
     present: Bool[Array, "B N"] | None = None,
 ) -> tuple[Float[Array, "B N D"], BlockTrace]:
     """One pre-norm block: attention (with the register's row, if any) and MLP, each added to the residual stream."""
-    spec, attention, mlp = run.spec, block.attention, block.mlp
-
-    def apply(inputs: Float[Array, "B N ..."], site: str, *layers: Dense) -> list[Float[Array, "B N ..."]]:
-        return dense(inputs, layers, site, run, block.grids.of(site), present)
-
+    spec, attention = run.spec, block.attention
     normed = layer_norm(hidden, block.norm1, spec.norm_eps)
-    query, key, value = apply(normed, "qkv", attention.query, attention.key, attention.value)
+    layers = attention.query, attention.key, attention.value
+    query, key, value = dense(normed, layers, "qkv", run, block.grids.of("qkv"), present)
     rounding = attention_rounding(block.grids, run.scheme)
     if rounding is not None and present is not None:  # what is absent must not stretch a measured scale
         query, key, value = (jnp.where(present[..., None, None], each, 0) for each in (query, key, value))
@@ -104,7 +102,30 @@ def encoder_block(
         attended = attend(query, key, value, visible, register, rounding=rounding)
     else:
         attended = attend_slot(query, key, value, slot, register, rounding)
-    (update,) = apply(attended.mixed, "out", attention.out)
+    output, normed_middle, features = after_attention(block, hidden, attended.mixed, run, present)
+    if present is not None:
+        output = jnp.where(present[..., None], output, 0)
+    trace = BlockTrace(
+        hidden, normed, query, key, value, attended.weights, attended.register_weights,
+        attended.mixed, normed_middle, features, present,
+    )  # fmt: skip
+    return output, trace
+
+
+def after_attention(
+    block: Block,
+    hidden: Float[Array, "B N D"],
+    mixed: Float[Array, "B N H K"],
+    run: Run,
+    present: Bool[Array, "B N"] | None = None,
+) -> tuple[Float[Array, "B N D"], Float[Array, "B N D"], Float[Array, "B N F"]]:
+    """The rest of a block behind attention's mixed values: its output, and the inputs of the two MLP layers."""
+    spec, mlp = run.spec, block.mlp
+
+    def apply(inputs: Float[Array, "B N ..."], site: str, *layers: Dense) -> list[Float[Array, "B N ..."]]:
+        return dense(inputs, layers, site, run, block.grids.of(site), present)
+
+    (update,) = apply(mixed, "out", block.attention.out)
     if block.layer_scale1 is not None:
         update = update * block.layer_scale1.astype(update.dtype)
     middle = hidden + update
@@ -123,14 +144,7 @@ def encoder_block(
     (update,) = apply(features, "fc2", mlp.fc2)
     if block.layer_scale2 is not None:
         update = update * block.layer_scale2.astype(update.dtype)
-    output = middle + update
-    if present is not None:
-        output = jnp.where(present[..., None], output, 0)
-    trace = BlockTrace(
-        hidden, normed, query, key, value, attended.weights, attended.register_weights,
-        attended.mixed, normed_middle, features, present,
-    )  # fmt: skip
-    return output, trace
+    return middle + update, normed_middle, features
 
 
 def segment(blocks: Block, first: int, last: int, scheme: Scheme | None) -> Block:
@@ -156,7 +170,7 @@ def alike(blocks: Block, run: Run, first: int, last: int) -> list[tuple[int, int
     """Ranges of blocks first..last-1 that are quantised alike: begin, end, their parameters, and what they run under."""
     ranges = [(first, last, None)] if run.scheme is None else run.scheme.segments(first, last)
     return [
-        (begin, end, segment(blocks, begin, end, run.scheme), Run(run.spec, own, run.protected))
+        (begin, end, segment(blocks, begin, end, run.scheme), dataclasses.replace(run, scheme=own))
         for begin, end, own in ranges
     ]
 

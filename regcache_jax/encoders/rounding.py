@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,18 +14,20 @@ from regcache_jax.core.errors import UserError
 from regcache_jax.core.scheme import PRODUCT_INPUTS, Scheme
 from regcache_jax.core.sites import Dense, Grid, Grids, QuantizedTensor
 from regcache_jax.core.spec import PATCHES_ONLY, BlockSpec, Protected
+from regcache_jax.encoders.forms import PLAIN, Form
 from regcache_jax.ops.aqt import fake_quantize, quantized_dense, shared_scale
 from regcache_jax.ops.attention import Rounding
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a program of a stack is built around: its shape, how it is quantised (None: not at all), and the tokens in front that are
-    no patches."""
+    """What a program of a stack is built around: its shape, how it is quantised (None: not at all), the tokens in front that are
+    no patches, and the form of a serving program."""
 
     spec: BlockSpec
     scheme: Scheme | None = None
     protected: Protected = PATCHES_ONLY
+    form: Form = PLAIN
 
 
 def token_scale(scale: Float[Array, "*G"], num_tokens: int, protected: Protected) -> Float[Array, "1 #N 1"]:
@@ -116,9 +119,10 @@ def dense(
     run: Run,
     grid: Grid,
     present: Bool[Array, "B N"] | None = None,
+    dtype: Any = None,
 ) -> list[Float[Array, "B N ..."]]:
     """Applies layers that share one input: float kernels, integer kernels, or float kernels with a simulated integer
-    input (a scheme over float kernels; `grid.enabled` may turn it off)."""
+    input (a scheme over float kernels; `grid.enabled` may turn it off). `dtype` of what they give: the input's, if None."""
     scheme = run.scheme
     if scheme is not None and (scheme.activations == "float" or site in scheme.float_sites):
         scheme = None
@@ -131,7 +135,7 @@ def dense(
             simulated = round_input(inputs, grid, site, scheme, run.protected)
             inputs = simulated if grid.enabled is None else jnp.where(grid.enabled, simulated, inputs)
         products = tuple(float_product(inputs, layer) for layer in layers)
-    return [with_bias(*pair).astype(inputs.dtype) for pair in zip(products, layers, strict=True)]
+    return [with_bias(*pair).astype(dtype or inputs.dtype) for pair in zip(products, layers, strict=True)]
 
 
 def _integer_products(
