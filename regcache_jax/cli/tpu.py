@@ -59,7 +59,7 @@ class ExportArgs:
     out: str = option("File to write; must not exist.", path="file")
     platforms: tuple[str, ...] = option("What the artefact runs on.", ("cpu", "cuda", "tpu"))
     topology: str | None = option(
-        "Find the best batch for a TPU (v5e:2x2, say) and note it in the metadata; takes minutes.", None
+        "The TPU it is for (v5e:2x2, say): its form, and its best batch noted in the metadata; takes minutes.", None
     )
 
 
@@ -76,10 +76,11 @@ def export(model: str, chosen: ExportArgs) -> None:
     from regcache_jax.tpu import ask as compiler
 
     loaded = checkpoints.load(model)
-    encoder, micro_batch = loaded.encoder, None
+    encoder, micro_batch, chip = loaded.encoder, None, None
     if chosen.topology is not None:
+        chip = chosen.topology.split(":")[0]
         with progress(f"compiling {model} for {chosen.topology}"):
             micro_batch = compiler.best_micro_batch(encoder.spec, chosen.topology, encoder.scheme, encoder.plan)
     with progress(f"exporting {model}"):
-        path = artefacts.export(encoder, chosen.out, chosen.platforms, micro_batch)
+        path = artefacts.export(encoder, chosen.out, chosen.platforms, micro_batch, chip)
     say(f"{model} -> {path}")

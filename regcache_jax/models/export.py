@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.encoders.encoder import Encoder, encode_image
+from regcache_jax.encoders.forms import form_for
 from regcache_jax.files.bounded import read_bytes, read_json
 from regcache_jax.files.identity import sha256
 from regcache_jax.files.paths import refuse_existing, write_json, write_whole
@@ -33,9 +34,12 @@ LARGEST_PROGRAM = 8 << 30
 """Bytes of an artefact that is read."""
 
 
-def serving_function(encoder: Encoder) -> Callable[[Float[Array, "B Y X 3"]], Float[Array, "B E"]]:
-    """The image tower as a function of preprocessed float32 images, its weights closed over, one array a block and parameter."""
-    prepared = encoder.prepared()
+def serving_function(
+    encoder: Encoder, chip: str | None = None
+) -> Callable[[Float[Array, "B Y X 3"]], Float[Array, "B E"]]:
+    """The image tower as a function of preprocessed float32 images, its weights closed over, one array a block and parameter, in the
+    form that suits `chip` (None: the plain one)."""
+    prepared = encoder.prepared(chip)
 
     def features(images: Float[Array, "B Y X 3"]) -> Float[Array, "B E"]:
         held = jax.lax.optimization_barrier(
@@ -46,8 +50,11 @@ def serving_function(encoder: Encoder) -> Callable[[Float[Array, "B Y X 3"]], Fl
     return features
 
 
-def metadata(encoder: Encoder, platforms: tuple[str, ...], micro_batch: int | None = None) -> dict[str, Any]:
-    """What stands beside an artefact: preprocessing, shapes, scheme and schedule, and the batch to cut larger ones into."""
+def metadata(
+    encoder: Encoder, platforms: tuple[str, ...], micro_batch: int | None = None, chip: str | None = None
+) -> dict[str, Any]:
+    """What stands beside an artefact: preprocessing, shapes, scheme and schedule, the form of its program, and the batch to cut
+    larger ones into."""
     size = encoder.spec.preprocessing.image_size
     return {
         "model": encoder.spec.name,
@@ -63,6 +70,7 @@ def metadata(encoder: Encoder, platforms: tuple[str, ...], micro_batch: int | No
         "schedule": None if encoder.schedule is None else dataclasses.asdict(encoder.schedule),
         "platforms": list(platforms),
         "micro_batch": micro_batch,
+        "form": {"chip": chip, "is": form_for(chip, encoder.spec.image, encoder.scheme).name},
         "versions": {"jax": jax.__version__, "regcache_jax": importlib.metadata.version("regcache-jax")},
     }
 
@@ -72,10 +80,12 @@ def export(
     path: epath.PathLike,
     platforms: tuple[str, ...] = ("cpu", "cuda", "tpu"),
     micro_batch: int | None = None,
+    chip: str | None = None,
 ) -> epath.Path:
     """Writes `path` (StableHLO), and its metadata beside it with `.json` added to the name. Returns `path`.
 
-    `micro_batch` is noted there: the batch that suits the device best (`tpu.best_micro_batch` finds it).
+    `micro_batch` is noted there: the batch that suits the device best (`tpu.best_micro_batch` finds it). `chip` (`v5e`): the program has
+    the form that suits it, on every platform.
 
     Raises UserError for an unknown platform, or where `path` exists."""
     path = epath.Path(path)
@@ -87,9 +97,9 @@ def export(
     (batch,) = stablehlo.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
     with _no_source_locations():
-        exported = stablehlo.export(jax.jit(serving_function(encoder)), platforms=platforms)(images)
+        exported = stablehlo.export(jax.jit(serving_function(encoder, chip)), platforms=platforms)(images)
     program = bytes(exported.serialize())
-    write_json(facts_file(path), seal({**metadata(encoder, platforms, micro_batch), PROGRAM: sha256(program)}))
+    write_json(facts_file(path), seal({**metadata(encoder, platforms, micro_batch, chip), PROGRAM: sha256(program)}))
     write_whole(path, program)
     return path
 

@@ -26,8 +26,7 @@ def attend_plain(
     dtype: Any,
 ) -> Float[Array, "B T H K"]:
     """The reference: `attend_slot` of what is narrowed to `dtype` first."""
-    narrow = (array.astype(dtype) for array in (query, key, value))
-    return attend_slot(*narrow, slot, register).mixed
+    return attend_slot(query.astype(dtype), key.astype(dtype), value.astype(dtype), slot, register).mixed
 
 
 def attend_kept(

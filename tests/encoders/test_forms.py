@@ -15,7 +15,7 @@ from regcache_jax.core.plan import BlockRegister, Schedule, make_plan
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.spec import BlockSpec
 from regcache_jax.encoders import catalog
-from regcache_jax.encoders.encoder import Encoder, init_params
+from regcache_jax.encoders.encoder import Encoder, encode, encode_image, init_params
 from regcache_jax.encoders.forms import ATTENTION, PLAIN, Form, form_for
 from regcache_jax.encoders.serving_program import prepare, serve
 from regcache_jax.ops.attention_forms import attend_flash, attend_kept, attend_pairs, attend_plain
@@ -90,7 +90,7 @@ def test_an_int8_encoder_gives_the_same_features_in_every_form(kind, form, atten
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["siglip", "dinov2"])
-def test_in_bfloat16_a_form_is_as_near_to_float32_as_the_plain_one(kind):
+def test_in_bfloat16_a_form_turns_features_little_more_than_the_plain_one(kind):
     form = Form("pairs", folded_probe=kind == "siglip", class_alone=kind == "dinov2")
     wide = features(kind, PLAIN)
 
@@ -99,7 +99,19 @@ def test_in_bfloat16_a_form_is_as_near_to_float32_as_the_plain_one(kind):
         return 1 - np.sum(wide * found, -1) / np.linalg.norm(wide, axis=-1) / np.linalg.norm(found, axis=-1)
 
     plain, found = turned(features(kind, PLAIN, jnp.bfloat16)), turned(features(kind, form, jnp.bfloat16))
-    assert found.max() <= 1.5 * plain.max() and found.max() < 2e-3
+    assert found.mean() <= 2 * plain.mean() and found.max() < 1e-3  # bfloat16 has steps of 4e-3
+
+
+@pytest.mark.slow
+def test_an_encoder_prepared_for_a_chip_gives_its_features_and_all_its_tokens():
+    own = encoder("dinov2")
+    plain, formed = own.prepared(), own.prepared("v5p")
+    assert plain.form == PLAIN and formed.form == Form(class_alone=True)
+    images = small.images(2)
+    np.testing.assert_allclose(
+        encode_image(formed, images), encode_image(plain, images), atol=1e-2
+    )  # one integer's step
+    np.testing.assert_array_equal(encode(formed, images).tokens, encode(plain, images).tokens)
 
 
 def test_a_form_is_chosen_by_chip_shape_and_scheme():
