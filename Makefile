@@ -10,14 +10,19 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 export JAX_PLATFORMS ?= cpu
 export TPU_SKIP_MDS_QUERY ?= 1
 
-.PHONY: demo test check fuzz campaign format bench clean browser
+.PHONY: demo test coverage check fuzz campaign format bench clean browser
 
 demo: $(VENV)/core  ## the whole story on the bundled encoder: table, build/demo/results.json, build/demo/report.html
 	$(BIN)/regcache demo --out build/demo
 
-test: $(VENV)/dev browser  ## all tests; coverage of regcache_jax and converters must be 90 % or more
+TESTS := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+test: $(VENV)/dev browser  ## all tests
+	$(TESTS) --durations=40 tests
+
+coverage: $(VENV)/dev browser  ## all tests, a third slower: they must reach 90 % of regcache_jax and converters
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov --cov-report= --durations=40 tests
+	$(TESTS) --cov --cov-report= tests
 	$(BIN)/python -m coverage report --skip-covered --fail-under=90
 
 check: $(VENV)/dev  ## format, lint, types, the floors of the house and the fast tests: about a minute
@@ -26,7 +31,7 @@ check: $(VENV)/dev  ## format, lint, types, the floors of the house and the fast
 	$(BIN)/mypy
 	rm -rf build/floors && mkdir -p build/floors && cp -r regcache_jax pyproject.toml build/floors
 	cp -r configs converters build/floors/regcache_jax && cd build/floors && PYTHONPATH=. $(CURDIR)/$(BIN)/lint-imports --no-logo
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --quiet -m "not slow" tests
+	$(TESTS) --quiet -m "not slow" tests
 
 COUNT ?= 1000
 fuzz: $(VENV)/dev  ## damaged files for every reader, COUNT of each kind (fewer of slow ones); what goes wrong lies in build/fuzz
@@ -39,7 +44,8 @@ format: $(VENV)/dev  ## puts the code in order
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/dev  ## the benchmarks behind the figures in docs/: search cost, TPU cycles, conversion
+bench: $(VENV)/dev  ## the benchmarks behind the figures in docs/: the demo, search cost, TPU cycles, conversion
+	$(BIN)/python benchmarks/demo.py
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/tpu.py
 	$(BIN)/python benchmarks/convert.py

@@ -18,6 +18,7 @@ from regcache_jax.converters.reference import (
 )
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.encoders.classifier import class_scores
 from regcache_jax.encoders.encoder import Encoder, normalize
 from regcache_jax.encoders.text import text_features
 from regcache_jax.encoders.vision import image_features
@@ -45,10 +46,10 @@ class Difference:
 def check(source: str, model: Model | Encoder, *, num_images: int = 2, seed: int = 0) -> list[Difference]:
     """Runs transformers on the checkpoint and our encoder on the same random pictures and token ids, in float32.
 
-    Gives a row for the hidden state that enters each block (image, then text), the pooled image and text features before
-    they are normalised, and the scores of pictures and texts (logits). Of a model folder also: the pixels of a picture of odd size, where
-    the checkpoint describes its processor, and the ids of some sentences (the share that differs), where it has a tokenizer. Raises
-    UserError without transformers or for a layout it does not read."""
+    Gives a row for the hidden state that enters each block (image, then text), the pooled image and text features before they are
+    normalised, and the scores of pictures and texts, or of classes (logits). Of a model folder also: the pixels of a picture of odd
+    size, where the checkpoint describes its processor, and the ids of some sentences (the share that differs), where it has a
+    tokenizer. Raises UserError without transformers or for a layout it does not read."""
     encoder = model.encoder if isinstance(model, Model) else model
     folder = find_reference(source)
     images, ids = random_inputs(encoder, num_images, seed)
@@ -121,7 +122,10 @@ def run_ours(encoder: Encoder, images: np.ndarray, ids: np.ndarray | None) -> di
     collect = {"hidden": lambda trace: trace.hidden}
     image = jax.jit(lambda params, x: image_features(params, x, encoder.spec.image, collect=collect))
     output = image(encoder.params.image, jnp.asarray(images, encoder.dtype))
-    named = {"image": (np.asarray(output.features), np.asarray(output.collected["hidden"]))}
+    taken = output.features
+    if encoder.spec.image.pooling == "none":  # what is read are the patches
+        taken = output.tokens[:, encoder.spec.image.num_protected :]
+    named = {"image": (np.asarray(taken), np.asarray(output.collected["hidden"]))}
     logits = None
     if ids is not None:
         text = jax.jit(lambda params, x: text_features(params, x, encoder.spec.text, collect=collect))
@@ -129,6 +133,8 @@ def run_ours(encoder: Encoder, images: np.ndarray, ids: np.ndarray | None) -> di
         named["text"] = (np.asarray(features), np.asarray(collected["hidden"]))
         if encoder.params.logit_scale is not None:
             logits = _logits(encoder, output.features, features)
+    if encoder.params.classifier is not None:
+        logits = np.asarray(class_scores(encoder.params.classifier, output.features))
     return named_rows(named, logits)
 
 

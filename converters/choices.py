@@ -33,6 +33,8 @@ def choose(spec: EncoderSpec, choices: Choices) -> EncoderSpec:
         value = getattr(choices, choice)
         if value is None:
             continue
+        if choice == "interpolation" and not spec.image.position_table:
+            raise UserError(f"{spec.name} has no table of positions that could be resampled; leave out --interpolation")
         if value not in CHOICES[choice].values:
             raise UserError(f"{choice} must be one of {', '.join(CHOICES[choice].values)}, got {value!r}")
         for place in CHOICES[choice].places:
@@ -51,14 +53,20 @@ def at_image_size(spec: EncoderSpec, pixels: int) -> EncoderSpec:
     )
     return dataclasses.replace(
         spec,
-        image=dataclasses.replace(image, image_size=pixels, position_grid=image.stored_grid),
+        image=dataclasses.replace(
+            image, image_size=pixels, position_grid=image.stored_grid if image.position_table else None
+        ),
         preprocessing=resized,
     )
 
 
 def chosen(spec: EncoderSpec) -> dict[str, str]:
     """What stands in a spec for each choice."""
-    return {choice: _value(spec, known.places[0]) for choice, known in CHOICES.items()}
+    return {
+        choice: _value(spec, known.places[0])
+        for choice, known in CHOICES.items()
+        if choice != "interpolation" or spec.image.position_table
+    }
 
 
 def _value(spec: Any, place: str) -> Any:

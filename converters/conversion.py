@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,27 +16,34 @@ from regcache_jax.converters import (
     big_vision,
     huggingface_clip,
     huggingface_dinov2,
+    huggingface_dinov3,
     huggingface_flax,
     huggingface_siglip,
+    huggingface_vit,
+    labels,
     meta_dinov2,
+    meta_dinov3,
     open_clip,
     openai,
     sources,
     timm,
+    timm_vit,
+    vlm,
     wrappers,
 )
 from regcache_jax.converters.choices import choose, chosen
 from regcache_jax.converters.engine import assemble, disassemble
-from regcache_jax.converters.formats import Format, Given
+from regcache_jax.converters.formats import PROCESSOR, Format, Given, section
 from regcache_jax.converters.readers import Tensors
 
 from regcache_jax.core.conversion import Choices
 from regcache_jax.core.errors import UserError, shown
 from regcache_jax.core.names import from_tree, to_names, to_tree
-from regcache_jax.core.spec import EncoderSpec, ImpossibleSpec
+from regcache_jax.core.spec import EncoderSpec, ImpossibleSpec, Tap
 from regcache_jax.encoders import catalog, tokenizers
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.parameters import parameter_shapes
+from regcache_jax.encoders.taps import spec_at_tap
 from regcache_jax.files.identity import file_hash
 from regcache_jax.files.paths import refuse_existing, write_whole
 from regcache_jax.files.store import npz_bytes
@@ -47,12 +55,17 @@ FORMATS: tuple[Format, ...] = (
     huggingface_clip.FORMAT,
     huggingface_siglip.FORMAT,
     huggingface_dinov2.FORMAT,
+    huggingface_dinov3.FORMAT,
+    huggingface_vit.FORMAT,
     huggingface_flax.FORMAT,
     openai.FORMAT,
     *open_clip.FORMATS,
+    meta_dinov3.META,  # before DINOv2, most of whose names it has
+    meta_dinov3.TIMM,
     meta_dinov2.FORMAT,
     *timm.FORMATS,
     *big_vision.FORMATS,
+    timm_vit.FORMAT,
 )
 # Where a SigLIP's patch embedding stands; NaFlex has a matrix there, for patches that are cut beforehand.
 _PATCH_KERNELS = (
@@ -60,7 +73,6 @@ _PATCH_KERNELS = (
     "img/embedding/kernel",
     "params/img/embedding/kernel",
 )
-_ROTATED = ("storage_tokens", "rope_embed.periods")  # DINOv3 in Meta's names, which are otherwise DINOv2's
 
 
 class Read(NamedTuple):
@@ -96,6 +108,7 @@ def convert(
     if tokenizer is not None and not tokenizer.exists():
         raise UserError(f"--tokenizer should be a file or a folder that holds one, got {tokenizer}")
     encoder, format, tensors, notes = read_checkpoint(found, name=name, dtype=dtype, choices=asked)
+    classes = None if encoder.spec.num_classes is None else labels.class_names(found.config)
     files = found.files(tensors)
     metadata = {
         "source": str(source),
@@ -106,7 +119,7 @@ def convert(
         "choices": chosen(encoder.spec),
     }
     words = find_tokenizer(encoder.spec, tokenizer, found.folder)
-    return checkpoints.save(out, encoder, metadata=metadata, tokenizer_files=words)
+    return checkpoints.save(out, encoder, metadata=metadata, tokenizer_files=words, labels=classes)
 
 
 def read_checkpoint(
@@ -124,11 +137,20 @@ def read_checkpoint(
     config = found.config
     tensors = found.tensors()
     wrappers.refuse_foreign(tensors, found.weights)
-    refuse_quantised(config, found)
+    kind, tower = vlm.vlm_of(config), None
+    if kind is None:
+        refuse_quantised(config, found)  # of a vision-language model the language model may be, where its tower is not
+    else:
+        tower = vlm.tower_of(kind, tensors, config, found.weights)
+        tensors, config = tower.tensors, tower.config
+    processor = found.json("preprocessor_config.json", "processor_config.json")
     tensors, notes = wrappers.unwrap(tensors, lambda held: bool(fitting(held, found)), found.weights, choices.weights)
     refuse_unsupported(tensors, config, found)
     format = recognise(tensors, config, found)
+    if tower is None:  # a tower's own configuration may name classes of its model's
+        check_classes(config, format, found)
     tensors = format.read_names(tensors)
+    notes = notes if tower is None else (*notes, *tower.notes)
     heads = sorted(name for name in tensors if any(fnmatch.fnmatchcase(name, pattern) for pattern in format.heads))
     if heads:
         notes = (
@@ -137,22 +159,19 @@ def read_checkpoint(
         )
     row = found.row if name is None else catalog.get(name)
     given = Given(
-        name=(
-            row.huggingface
-            if row
-            else found.folder.name
-            if found.weights.name in sources.WEIGHT_FILES
-            else found.weights.stem
-        ).split("/")[-1],
+        name=found.name if row is None else row.huggingface.split("/")[-1],
         tensors=tensors,
         config=config,
-        preprocessor=found.json("preprocessor_config.json", "processor_config.json"),
+        preprocessor=processor
+        if kind is None
+        else kind.processor(section(processor, "image_processor", PROCESSOR) or processor),
         tokenizer=found.json("tokenizer_config.json"),
         marks=found.special_ids(),
         row=row,
     )
     try:
-        spec = choose(format.spec(given), choices)
+        whole = format.spec(given)
+        spec = choose(whole if tower is None else spec_at_tap(whole, Tap(normed=tower.tap.normed)), choices)
     except ImpossibleSpec as error:
         raise UserError(f"{found.folder} describes no encoder: {error}") from None
     check_pictures(spec)
@@ -171,14 +190,9 @@ def read_checkpoint(
 def refuse_unsupported(tensors: Tensors, config: Mapping[str, Any], source: sources.Source) -> None:
     """Raises UserError for what the catalog lists as not yet supported, under whatever name it comes."""
     flat = [name for name in _PATCH_KERNELS if name in tensors and len(tensors[name].shape) == 2]
-    signs = {
-        "google/siglip2-base-patch16-naflex": flat or config.get("model_type") == "siglip2",
-        "dinov3_vitb16": config.get("model_type") == "dinov3_vit" or not {*_ROTATED}.isdisjoint(tensors),
-    }
-    for name, found in signs.items():
-        row = catalog.find(name)
-        if found and row is not None:
-            raise UserError(f"{source.weights} is not supported yet: {row.reason}")
+    row = catalog.find("google/siglip2-base-patch16-naflex")
+    if row is not None and (flat or config.get("model_type") == "siglip2"):
+        raise UserError(f"{source.weights} is not supported yet: {row.reason}")
 
 
 def fitting(tensors: Tensors, source: sources.Source) -> list[Format]:
@@ -228,6 +242,19 @@ def recognise(tensors: Tensors, config: Mapping[str, Any], source: sources.Sourc
         f"{source.weights} is in no layout that is known ({', '.join(format.name for format in FORMATS)}); "
         f"it holds {len(tensors)} tensors: {listed}"
     )
+
+
+def check_classes(config: Mapping[str, Any], format: Format, source: sources.Source) -> None:
+    """Raises UserError where config.json names a class (`architectures`) that is none of this layout's."""
+    named = config.get("architectures") or ()
+    if format.classes is None or not isinstance(named, list):
+        return
+    strange = [name for name in map(str, named) if not re.match(format.classes, name)]
+    if strange:
+        raise UserError(
+            f"{source.folder}: config.json says architectures {shown(', '.join(strange), 60)}, the tensors are those of {format.name}; "
+            "one of the files is of another model (a class of your own: take `architectures` out of config.json)"
+        )
 
 
 def export(model: checkpoints.Model | Encoder, layout: str = "big_vision") -> dict[str, np.ndarray]:

@@ -2,7 +2,8 @@
 
 A table is a tuple of `Rule`s: their name, our path (see `regcache_jax.core.spec`), and how the axes are arranged. Their
 name may hold one `*`, the number of the block; our block parameters are stacked on a leading axis. Where `ours` is a tuple,
-their tensor holds several of ours, one after the other along its first axis (a packed query-key-value).
+their tensor holds several of ours, one after the other along its first axis (a packed query-key-value); None stands for a part that
+must be zero (DINOv3's key bias).
 
 Nothing is read before every name and every shape is right, and one message lists all that is wrong: names that are missing,
 names nobody asked for, parameters of ours that no rule fills, wrong shapes, values that are not finite.
@@ -89,13 +90,18 @@ class Rule:
     spellings of the same parameter, used where the file has them."""
 
     theirs: str
-    ours: str | tuple[str, ...]
+    ours: str | tuple[str | None, ...]
     arrangement: Arrangement = keep
 
     @property
-    def paths(self) -> tuple[str, ...]:
-        """Our paths as a tuple, also where there is one."""
+    def parts(self) -> tuple[str | None, ...]:
+        """What their tensor holds, one after the other, also where there is one."""
         return (self.ours,) if isinstance(self.ours, str) else self.ours
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Our paths among the parts."""
+        return tuple(path for path in self.parts if path is not None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +118,7 @@ class _Step:
 
     def their_shape(self, shapes: Mapping[str, Shape]) -> Shape:
         first, *rest = self.rule.arrangement.their_shape(self.our_shape(shapes)) or (1,)
-        return (first * len(self.rule.paths), *rest)
+        return (first * len(self.rule.parts), *rest)
 
 
 def assemble(
@@ -133,7 +139,7 @@ def assemble(
     steps, holes = _plan(rules, shapes, tensors.keys())
     _check_names_and_shapes(tensors, steps, holes, shapes, tuple(ignored), what)
     flat_tree = {path: np.empty(shape, dtype if shape else np.float32) for path, shape in shapes.items()}
-    not_finite = []
+    not_finite, not_zero = [], []
     for step in steps:
         stored = tensors[step.theirs].read()
         with np.errstate(over="ignore", invalid="ignore"):  # what float64 alone can hold becomes infinite, and is named
@@ -142,14 +148,19 @@ def assemble(
             not_finite.append(f"{step.theirs} ({tensors[step.theirs].file})")
             continue
         array = array.reshape(step.their_shape(shapes))
-        parts = np.split(array, len(step.rule.paths)) if len(step.rule.paths) > 1 else [array]
-        for path, part in zip(step.rule.paths, parts, strict=True):
+        parts = np.split(array, len(step.rule.parts)) if len(step.rule.parts) > 1 else [array]
+        for path, part in zip(step.rule.parts, parts, strict=True):
+            if path is None:
+                not_zero += [step.theirs] if np.any(part) else []
+                continue
             target = flat_tree[path] if step.block is None else flat_tree[path][step.block]
             target[...] = step.rule.arrangement.to_ours(part, step.our_shape(shapes))
     if not_finite:
         raise UserError(
             f"{what} holds values that are not finite (NaN, infinite, or beyond float32): {_names(not_finite)}"
         )
+    if not_zero:
+        raise UserError(f"{what} holds a bias where its family has none: {_names(not_zero)}")
     return unflatten_dict(flat_tree, sep="/")
 
 
@@ -162,8 +173,10 @@ def disassemble(tree: Tree, rules: Iterable[Rule]) -> dict[str, np.ndarray]:
         raise UserError(f"these parameters have no name in the layout asked for: {_names(holes)}")
     written = {}
     for step in steps:
-        ours = [arrays[path] if step.block is None else arrays[path][step.block] for path in step.rule.paths]
-        theirs = [step.rule.arrangement.to_theirs(array) for array in ours]
+        ours = {path: arrays[path] if step.block is None else arrays[path][step.block] for path in step.rule.paths}
+        nothing = np.zeros_like(ours[step.rule.paths[0]])
+        parts = [nothing if path is None else ours[path] for path in step.rule.parts]
+        theirs = [step.rule.arrangement.to_theirs(array) for array in parts]
         written[step.theirs] = np.ascontiguousarray(theirs[0] if len(theirs) == 1 else np.concatenate(theirs))
     return written
 

@@ -60,9 +60,10 @@ class Given:
 class Format:
     """One layout of one family.
 
-    `marks`: patterns of names that all occur in it and tell it from the others. `model_types`: what a Hugging Face
-    `config.json` calls it. `prefixes`: beginnings of names and what to read in their place. `ignored`: patterns of names
-    that carry nothing we use. `heads`: patterns of what was trained on top of the encoder, which is left out and said.
+    `marks`: patterns of names that all occur in it and tell it from the others, `unless`: of names that do not. `model_types`: what a
+    Hugging Face `config.json` calls it; `classes`: how its classes in transformers begin, as a regular expression. `prefixes`: beginnings
+    of names and what to read in their place. `ignored`: patterns of names that carry nothing we use. `heads`: patterns of
+    what was trained on top of the encoder, which is left out and said.
     `torchscript`: found in TorchScript archives only. `repair`: puts right what early versions of the library wrote otherwise."""
 
     name: str
@@ -70,9 +71,11 @@ class Format:
     rules: tuple[Rule, ...]
     spec: Callable[[Given], EncoderSpec]
     model_types: tuple[str, ...] = ()
+    classes: str | None = None
     prefixes: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
     heads: tuple[str, ...] = ("classifier.*",)
+    unless: tuple[str, ...] = ()
     torchscript: bool = False
     repair: Callable[[dict[str, StoredTensor]], dict[str, StoredTensor]] = lambda tensors: tensors
 
@@ -89,7 +92,11 @@ class Format:
     def fits(self, tensors: Mapping[str, StoredTensor]) -> bool:
         """Whether the names look like this layout's."""
         names = self.read_names(tensors)
-        return all(any(fnmatch.fnmatchcase(name, mark) for name in names) for mark in self.marks)
+
+        def occurs(pattern: str) -> bool:
+            return any(fnmatch.fnmatchcase(name, pattern) for name in names)
+
+        return all(map(occurs, self.marks)) and not any(map(occurs, self.unless))
 
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -102,10 +109,12 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 PROCESSOR = "preprocessor_config.json"
 _FILTERS: dict[Any, Filter] = {
+    1: "lanczos",
     2: "bilinear",
     3: "bicubic",
     "bilinear": "bilinear",
     "bicubic": "bicubic",
+    "lanczos": "lanczos",
 }  # PIL's numbers
 
 
@@ -180,7 +189,7 @@ def preprocessing(config: Mapping[str, Any], default: Preprocessing) -> Preproce
     numbers = [size, crop if cropped else size]
     if filter is None or not all(type(number) is int and number > 0 for number in numbers):
         raise UserError(
-            f"{PROCESSOR}: size and crop_size should be whole numbers and resample 2 (bilinear) or 3 (bicubic); "
+            f"{PROCESSOR}: size and crop_size should be whole numbers and resample 1 (lanczos), 2 (bilinear) or 3 (bicubic); "
             f"got {config.get('size')}, {config.get('crop_size')}, {config.get('resample')}"
         )
     if numbers[1] > size:

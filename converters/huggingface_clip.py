@@ -170,6 +170,7 @@ FORMAT = Format(
     rules=RULES,
     spec=spec,
     model_types=("clip", "clip_vision_model"),
+    classes=r"CLIP",
     prefixes=VISION_ALONE,
     ignored=("*.embeddings.position_ids",),
 )

@@ -116,6 +116,7 @@ FORMAT = Format(
     rules=RULES,
     spec=spec,
     model_types=("dinov2", "dinov2_with_registers"),
+    classes=r"Dinov2",
     prefixes=(("dinov2.", ""), ("dinov2_with_registers.", "")),
     ignored=("embeddings.mask_token",),
 )

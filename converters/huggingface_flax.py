@@ -41,6 +41,7 @@ RULES = tuple(flax_rule(rule) for rule in huggingface_clip.RULES)
 FORMAT = Format(
     name="Hugging Face Flax CLIP",
     model_types=("clip", "clip_vision_model"),
+    classes=r"CLIP|FlaxCLIP",
     marks=("vision_model/embeddings/class_embedding", "vision_model/embeddings/patch_embedding/kernel"),
     rules=RULES,
     spec=lambda given: huggingface_clip.spec(

@@ -64,13 +64,14 @@ def spec(given: Given) -> EncoderSpec:
     if not config and given.row is not None and given.row.spec is not None:
         return given.row.spec
     needs_config(given, "SigLIP")
-    if not given.has("vision_model.head.*"):
-        raise UserError(
-            f"{given.name} is a SigLIP tower without its pooling head (vision_use_head is false); it has no pooled feature, and patch "
-            "features alone are not supported yet"
-        )
     vision, text = sub_config(config, "vision_config"), sub_config(config, "text_config")
     vocabulary, context = setting(text, "vocab_size", 32_000), setting(text, "max_position_embeddings", 64)
+    head = given.has("vision_model.head.*")
+    if not head and setting(vision, "vision_use_head", True):
+        raise UserError(
+            f"{given.name} is a SigLIP tower without its pooling head, of which config.json speaks (vision_use_head); where it is false, "
+            "the patches are what is read"
+        )
     pixels = setting(vision, "image_size", 224)
     default = families.blocks("B", "gelu_tanh", 1e-6)
     image = ImageSpec(
@@ -78,7 +79,7 @@ def spec(given: Given) -> EncoderSpec:
         patch_size=setting(vision, "patch_size", 16),
         blocks=block_spec(vision, default, _TANH),
         class_token=False,
-        pooling="map",
+        pooling="map" if head else "none",
     )
     pictures = families.siglip_preprocessing(pixels, "bilinear" if vocabulary == 256_000 else "bicubic")
     result = EncoderSpec(given.name, "siglip", image, preprocessing(given.preprocessor, pictures))
@@ -100,10 +101,11 @@ def spec(given: Given) -> EncoderSpec:
 
 FORMAT = Format(
     name="Hugging Face SigLIP",
-    marks=("vision_model.embeddings.patch_embedding.bias", "vision_model.head.probe"),
+    marks=("vision_model.embeddings.patch_embedding.bias",),
     rules=RULES,
     spec=spec,
     model_types=("siglip", "siglip_vision_model"),
+    classes=r"Siglip(?!2)",
     prefixes=VISION_ALONE,
     ignored=("*.embeddings.position_ids",),
 )

@@ -39,15 +39,20 @@ _SAFETENSORS_DTYPES = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
+Wanted = Callable[[str], bool]
+"""Whether a tensor of this name is asked for."""
 _LARGEST_MSGPACK = 1 << 34  # bytes: the whole file is in memory
 _DEEPEST = 64  # objects inside objects of a msgpack
 
 
-def read_tensors(path: Path) -> Tensors:
-    """The tensors of one file, by its ending. Raises UserError for another ending or a file that is not what it says."""
+def read_tensors(path: Path, wanted: Wanted | None = None) -> Tensors:
+    """The tensors of one file, by its ending, or those whose names are `wanted`: shards that hold none of them are not opened.
+
+    Raises UserError for another ending or a file that is not what it says."""
     for ending, reader in READERS.items():
         if path.name.endswith(ending):
-            return check_list(path, reader(path))
+            tensors = sharded(path, wanted) if reader is sharded else reader(path)
+            return check_list(path, {name: each for name, each in tensors.items() if wanted is None or wanted(name)})
     raise UserError(f"{path} is not a checkpoint file: its name should end in {', '.join(READERS)}")
 
 
@@ -117,10 +122,17 @@ class _Index:
     weight_map: dict[str, str]
 
 
-def sharded(index: Path) -> Tensors:
-    """A checkpoint in several files and the index that names them. Refuses shards that are missing, left over, outside the folder or
-    of another kind, and tensors that are not where the index says, or in two shards."""
-    files = read_json(index, _Index).weight_map
+def weight_map(index: Path) -> dict[str, str]:
+    """Which shard holds which tensor."""
+    return read_json(index, _Index).weight_map
+
+
+def sharded(index: Path, wanted: Wanted | None = None) -> Tensors:
+    """A checkpoint in several files and the index that names them; of tensors that are not `wanted` nothing need be there. Refuses
+    shards that are missing, left over, outside the folder or of another kind, and tensors that are not where the index says, or in two
+    shards."""
+    places = weight_map(index)
+    files = {tensor: file for tensor, file in places.items() if wanted is None or wanted(tensor)}
     shards = sorted(set(files.values()))
     ending = Path(index.name.removesuffix(".index.json")).suffix
     outside = [name for name in shards if Path(name).name != name]
@@ -135,7 +147,7 @@ def sharded(index: Path) -> Tensors:
             f"{index.parent} lacks {len(missing)} of {len(shards)} shards that {index.name} names: {shown(missing[:5])}"
         )
     stem = index.name.removesuffix(f"{ending}.index.json")
-    left_over = sorted({file.name for file in index.parent.glob(f"{stem}-*-of-*{ending}")} - set(shards))
+    left_over = sorted({file.name for file in index.parent.glob(f"{stem}-*-of-*{ending}")} - set(places.values()))
     if left_over:
         raise UserError(f"{index.parent} has shards that {index.name} does not name: {shown(left_over[:5])}")
     held = {name: read_tensors(index.parent / name) for name in shards}
@@ -143,7 +155,7 @@ def sharded(index: Path) -> Tensors:
     if absent:
         raise UserError(f"{index} names {len(absent)} tensors that their shards do not hold: {shown(absent[:5])}")
     unnamed = sorted(
-        f"{tensor} ({file})" for file, tensors in held.items() for tensor in tensors if files.get(tensor) != file
+        f"{tensor} ({file})" for file, tensors in held.items() for tensor in tensors if places.get(tensor) != file
     )
     if unnamed:
         raise UserError(f"{index} places {len(unnamed)} tensors elsewhere or not at all: {shown(unnamed[:5])}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from regcache_jax.converters import sources
+from regcache_jax.converters import sources, vlm
 
 from regcache_jax.core.errors import UserError, shown
 from regcache_jax.files.bounded import read_json
@@ -23,7 +23,12 @@ ARCHITECTURES = {
     "siglip_vision_model": ("SiglipVisionModel",),
     "dinov2": ("Dinov2Model",),
     "dinov2_with_registers": ("Dinov2WithRegistersModel",),
+    "dinov3_vit": ("DINOv3ViTModel",),
+    "vit": ("ViTForImageClassification", "ViTModel"),
+    "vit_mae": ("ViTMAEModel",),
+    "vit_msn": ("ViTMSNForImageClassification", "ViTMSNModel"),
 }
+# DINOv3's is not here: transformers has it in torchvision alone, and there it keeps fractions of grey levels, which Meta's rounds.
 PROCESSORS = {
     "clip": "CLIPImageProcessor",
     "clip_vision_model": "CLIPImageProcessor",
@@ -31,7 +36,17 @@ PROCESSORS = {
     "siglip_vision_model": "SiglipImageProcessor",
     "dinov2": "BitImageProcessor",
     "dinov2_with_registers": "BitImageProcessor",
+    "vit": "ViTImageProcessor",
+    "vit_mae": "ViTImageProcessor",
+    "vit_msn": "ViTImageProcessor",
+    "gemma3": "Gemma3ImageProcessor",
+    "paligemma": "SiglipImageProcessor",
+    "llava": "CLIPImageProcessor",
 }
+
+
+PLAIN = ("vit", "vit_mae", "vit_msn")
+"""Kinds whose feature is the normed class token."""
 
 
 def find_reference(source: str) -> Path:
@@ -44,15 +59,17 @@ def find_reference(source: str) -> Path:
         raise UserError(
             f"the check runs transformers, which reads Hugging Face folders; {found.weights} is not part of one"
         )
-    _architecture(found.folder)
+    _model_type(found.folder)
     return found.folder
 
 
 def _model_type(folder: Path) -> str:
     """Raises UserError for one that the check does not know."""
     kind = read_json(folder / "config.json", dict[str, Any]).get("model_type")
-    if kind not in ARCHITECTURES:
-        raise UserError(f"{folder} holds a {shown(repr(kind), 60)}; the check knows {', '.join(ARCHITECTURES)}")
+    if kind not in (*ARCHITECTURES, *vlm.VLMS):
+        raise UserError(
+            f"{folder} holds a {shown(repr(kind), 60)}; the check knows {', '.join((*ARCHITECTURES, *vlm.VLMS))}"
+        )
     return kind
 
 
@@ -67,18 +84,17 @@ def run_reference(folder: Path, images: np.ndarray, ids: np.ndarray | None) -> d
     import torch
     import transformers
 
+    kind = vlm.vlm_of(read_json(folder / "config.json", dict[str, Any]))
+    if kind is not None:
+        return _run_tower(kind, folder, images)
     network = getattr(transformers, _architecture(folder)).from_pretrained(
         folder, dtype=torch.float32, local_files_only=True
     )
     network.eval()
-    vision, text = getattr(network, "vision_model", network), getattr(network, "text_model", None)
+    text = getattr(network, "text_model", None)
     with torch.no_grad():
         pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-        output = vision(pixel_values=pixels, output_hidden_states=True)
-        pooled = output.pooler_output
-        if hasattr(network, "visual_projection"):
-            pooled = network.visual_projection(vision(pixel_values=pixels).pooler_output)
-        named, logits = {"image": (pooled, output.hidden_states)}, None
+        named, logits = {"image": _image(network, pixels)}, None
         if ids is not None and text is not None:
             tokens = torch.from_numpy(ids.astype(np.int64))
             output = text(input_ids=tokens, output_hidden_states=True)
@@ -87,7 +103,61 @@ def run_reference(folder: Path, images: np.ndarray, ids: np.ndarray | None) -> d
                 pooled = network.text_projection(pooled)
             named["text"] = (pooled, output.hidden_states)
             logits = network(input_ids=tokens, pixel_values=pixels).logits_per_image.numpy()
+        if hasattr(network, "classifier"):
+            logits = network(pixel_values=pixels).logits.numpy()
     return named_rows({tower: (pooled.numpy(), _blocks(hidden)) for tower, (pooled, hidden) in named.items()}, logits)
+
+
+def _run_tower(kind: vlm.Vlm, folder: Path, images: np.ndarray) -> dict[str, np.ndarray]:
+    """The same of a vision-language model's tower, which is built and filled by itself: hidden states up to the one that the language
+    model takes, and what it takes of it."""
+    import torch
+    import transformers
+    from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionTransformer
+    from transformers.models.smolvlm.modeling_smolvlm import SmolVLMVisionTransformer
+
+    source = sources.resolve(str(folder))
+    held, tap = source.tensors(), kind.tap(source.config)
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True).vision_config
+    classes = {
+        "clip_vision_model": transformers.CLIPVisionModel,
+        "siglip_vision_model": transformers.SiglipVisionModel,
+        "idefics3_vision": Idefics3VisionTransformer,
+        "smolvlm_vision": SmolVLMVisionTransformer,
+    }
+    network = classes[config.model_type](config).float().eval()
+    wanted = network.state_dict()
+    below = "vision_model." if next(iter(wanted)).startswith("vision_model.") else ""  # before transformers 5
+    arrays = {f"{below}{kind.own_name(name)}": tensor.read().astype(np.float32) for name, tensor in held.items()}
+    missing = network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()}, strict=False)
+    if missing.missing_keys:
+        raise UserError(f"{folder} lacks {shown(', '.join(missing.missing_keys[:5]))} of its vision tower")
+    with torch.no_grad():
+        pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        output = network(pixel_values=pixels, output_hidden_states=True)
+    count = config.num_hidden_layers + tap.block + 1
+    taken = output.last_hidden_state if tap.normed else output.hidden_states[count]
+    taken = taken[:, 1:] if config.model_type == "clip_vision_model" else taken
+    return named_rows({"image": (taken.numpy(), _blocks(output.hidden_states[: count + 1]))}, None)
+
+
+def _image(network: Any, pixels: Any) -> tuple[Any, Any]:
+    """Pooled features as ours are, and the hidden states."""
+    import torch
+
+    vision = getattr(network, "vision_model", getattr(network, "vit", network))
+    options = {}
+    if hasattr(vision.config, "mask_ratio"):  # MAE's encoder: all patches, in their order
+        vision.config.mask_ratio = 0.0
+        options["noise"] = torch.arange((vision.config.image_size // vision.config.patch_size) ** 2).repeat(
+            len(pixels), 1
+        )
+    output = vision(pixel_values=pixels, output_hidden_states=True, **options)
+    if vision.config.model_type in PLAIN:  # their pooler, if they have one, is not the feature that is classified
+        return output.last_hidden_state[:, 0], output.hidden_states
+    if hasattr(network, "visual_projection"):
+        return network.visual_projection(output.pooler_output), output.hidden_states
+    return output.pooler_output, output.hidden_states
 
 
 def _blocks(hidden_states: Any) -> np.ndarray:
@@ -96,7 +166,8 @@ def _blocks(hidden_states: Any) -> np.ndarray:
 
 
 def named_rows(towers: Mapping[str, tuple[np.ndarray, np.ndarray]], logits: np.ndarray | None) -> dict[str, np.ndarray]:
-    """Features and stacked hidden states of the towers, and logits if there are any, each under the name of its row."""
+    """Features and stacked hidden states of the towers, and logits (of texts, or of classes) if there are any, each under the name of
+    its row."""
     rows = {
         f"{tower} block {block}": hidden
         for tower, (_, by_block) in towers.items()
@@ -107,12 +178,12 @@ def named_rows(towers: Mapping[str, tuple[np.ndarray, np.ndarray]], logits: np.n
 
 
 def reference_pixels(folder: Path, picture: Image.Image) -> np.ndarray | None:
-    """What the original makes of a picture, `[S, S, 3]`; None where the folder does not describe its processor."""
+    """What the original makes of a picture, `[S, S, 3]`; None where the folder does not describe its processor, or none is compared."""
     import transformers
 
-    if not (folder / "preprocessor_config.json").is_file():
+    name = PROCESSORS.get(_model_type(folder))
+    if name is None or not (folder / "preprocessor_config.json").is_file():
         return None
-    name = PROCESSORS[_model_type(folder)]
     kind = getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)  # before version 5 that is Pillow's
     pixels = kind.from_pretrained(folder, local_files_only=True)(picture, return_tensors="np")["pixel_values"][0]
     return np.asarray(pixels, np.float32).transpose(1, 2, 0)

@@ -8,7 +8,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from regcache_jax.converters.readers import READERS, Tensors, read_tensors
+from regcache_jax.converters import vlm
+from regcache_jax.converters.readers import READERS, Tensors, read_tensors, weight_map
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.encoders import catalog, tokenizers
@@ -32,7 +33,6 @@ _SIDE_FILES = (
     "preprocessor_config.json",
     "processor_config.json",
 )
-_SHARDS = {".safetensors": "model-*-of-*.safetensors", ".bin": "pytorch_model-*-of-*.bin"}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -48,13 +48,22 @@ class Source:
     part: str | None = None
 
     def tensors(self) -> Tensors:
-        """The tensors of the file or the shards, or of the part that is wanted; only names and shapes are read now."""
-        tensors = read_tensors(self.weights)
+        """The tensors of the file or the shards, or of the part that is wanted (of a vision-language model its vision tower); only names
+        and shapes are read now."""
+        kind = vlm.vlm_of(self.config)
+        tensors = read_tensors(self.weights, None if kind is None else kind.is_tower)
         if self.part is None:
             return tensors
         return {
             name: tensor for name, tensor in tensors.items() if name.removeprefix("params/").startswith(f"{self.part}/")
         }
+
+    @property
+    def name(self) -> str:
+        """What the checkpoint is called: by its hub id, its folder, or, where that holds a file of another name, its file."""
+        if not Path(self.asked).exists() and _HUB_ID.fullmatch(self.asked):
+            return self.asked.split("/")[-1]
+        return self.folder.name if self.weights.name in WEIGHT_FILES else self.weights.stem
 
     @property
     def torchscript(self) -> bool:
@@ -227,5 +236,14 @@ def _download(repository: str, asked: str) -> Path:
     weights = next((name for name in _in_order(asked) if name in held), None)
     if weights is None:
         raise ValueError(f"holds none of {', '.join(WEIGHT_FILES)}")
-    shards = _SHARDS[Path(weights.removesuffix(".index.json")).suffix] if weights.endswith(".index.json") else weights
-    return Path(huggingface_hub.snapshot_download(repository, allow_patterns=[weights, shards, *_SIDE_FILES]))
+    folder = Path(huggingface_hub.snapshot_download(repository, allow_patterns=[weights, *_SIDE_FILES]))
+    if weights.endswith(".index.json"):
+        huggingface_hub.snapshot_download(repository, allow_patterns=_needed_shards(folder, weights))
+    return folder
+
+
+def _needed_shards(folder: Path, index: str) -> list[str]:
+    """The shards to fetch: all, or of a vision-language model those that hold a part of its vision tower."""
+    config = read_json(folder / "config.json", dict[str, Any]) if (folder / "config.json").is_file() else {}
+    kind, places = vlm.vlm_of(config), weight_map(folder / index)
+    return sorted({file for tensor, file in places.items() if kind is None or kind.is_tower(tensor)})

@@ -153,7 +153,12 @@ FORMATS = (
     Format("timm CLIP", ("cls_token", "norm_pre.weight", "blocks.*.attn.qkv.weight"), CLIP_RULES, _clip_spec),
     *(
         Format(
-            f"timm DINOv2{title}", ("cls_token", "blocks.*.ls1.gamma", *marks), rules, _dinov2_spec, ignored=_IGNORED
+            f"timm DINOv2{title}",
+            ("cls_token", "blocks.*.ls1.gamma", *marks),
+            rules,
+            _dinov2_spec,
+            ignored=_IGNORED,
+            unless=("head.weight",),  # a classifier on the class token: a plain ViT's
         )
         for title, marks, rules in (
             (" with registers", ("reg_token",), DINOV2_REGISTER_RULES),

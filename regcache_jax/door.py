@@ -27,7 +27,7 @@ from regcache_jax.core.options import refuse_unknown
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.scheme import Rule, Scheme
 from regcache_jax.core.search_config import SearchConfig
-from regcache_jax.core.spec import EncoderSpec
+from regcache_jax.core.spec import EncoderSpec, Tap
 from regcache_jax.data import Dataset, load_images
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.preprocess import preprocess
@@ -40,14 +40,17 @@ BYTES_FROM = 25
 
 
 class Verb(NamedTuple):
-    """Where a verb is, and what it takes for `images`: one array, batches of a stream, or batches with masks."""
+    """Where a verb is, and what it takes for `images`: one array (of any shape, where the encoder's positions are rotary), batches of a
+    stream, or batches with masks."""
 
     home: str
     images: str = "array"
 
 
 VERBS = {
-    "encode_image": Verb("encoders.encoder"),
+    "classify": Verb("encoders.classifier"),
+    "encode_image": Verb("encoders.encoder", "any shape"),
+    "encode_patches": Verb("encoders.taps"),
     "encode_text": Verb("encoders.encoder"),
     "inspect": Verb("registers.inspect", "masked"),
     "judge": Verb("registers.verdict"),
@@ -87,6 +90,8 @@ def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             asked["encoder"] = as_encoder(asked["encoder"])
         if "scheme" in asked:
             asked["scheme"] = as_scheme(asked["scheme"])
+        if asked.get("tap") is not None:
+            asked["tap"] = as_config(asked["tap"], Tap)
         if asked.get("config") is not None:
             asked["config"] = as_config(asked["config"], CONFIGS[name])
         if asked.get("plan") is not None:
@@ -212,7 +217,7 @@ def as_images(value: Any, spec: EncoderSpec, how: str) -> Any:
     if isinstance(value, list | tuple) and value and isinstance(value[0], str | bytes | os.PathLike | Image.Image):
         return np.stack([prepare(each) for each in value])
     if hasattr(value, "__array__") or isinstance(value, jax.Array):
-        return checked_images(value, spec)
+        return checked_images(value, spec, any_shape=how == "any shape" and not spec.image.position_table)
     if not isinstance(value, Iterable):
         raise UserError(f"expected preprocessed pictures (an array [n, Y, X, 3]) or a dataset, got {_kind(value)}")
     stream = _stream(value, spec)
@@ -240,8 +245,9 @@ def _stream(value: Iterable[Any], spec: EncoderSpec) -> Iterator[tuple[Any, np.n
             yield checked_images(item, spec), np.ones(len(item), bool)
 
 
-def checked_images(value: Any, spec: EncoderSpec) -> Any:
-    """One array of preprocessed pictures. Values are looked at where they lie on the host: a device would have to be waited for."""
+def checked_images(value: Any, spec: EncoderSpec, any_shape: bool = False) -> Any:
+    """One array of preprocessed pictures: squares of the encoder's side, or of any shape of whole patches. Values are looked at where
+    they lie on the host: a device would have to be waited for."""
     images = value if isinstance(value, jax.Array) else np.asarray(value)
     side, shape = spec.image.image_size, tuple(images.shape)
     wanted = f"{spec.name} takes preprocessed pictures [n, {side}, {side}, 3]"
@@ -249,7 +255,8 @@ def checked_images(value: Any, spec: EncoderSpec) -> Any:
         raise UserError(f"{wanted}; this is one picture: give images[None]")
     if len(shape) == 4 and shape[1] == 3 and shape[3] != 3:
         raise UserError(f"{wanted}, got {list(shape)}: channels come last; give np.transpose(images, (0, 2, 3, 1))")
-    if len(shape) != 4 or shape[1:] != (side, side, 3):
+    whole = len(shape) == 4 and all(pixels and pixels % spec.image.patch_size == 0 for pixels in shape[1:3])
+    if len(shape) != 4 or shape[3] != 3 or not (whole if any_shape else shape[1:3] == (side, side)):
         raise UserError(f"{wanted}, got {list(shape)}; `model.preprocess(picture)` makes one of a picture of any size")
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise UserError(

@@ -1,5 +1,6 @@
 """What every test runs under: two simulated CPU devices, quick compilation, strict dtype promotion, annotated shapes checked."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -27,6 +28,8 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+gc.freeze()
+gc.set_threshold(100_000, 50, 50)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -264,3 +264,52 @@ def scanned(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             ]
             out[name.replace("encoderblock_0/", "encoderblock/")] = np.stack(stack)
     return out
+
+
+def meta_from_dinov3(state: State, blocks: int) -> dict[str, torch.Tensor]:
+    """Meta's DINOv3, from transformers' names in memory: a bias of keys that its mask hides, periods rounded to bfloat16."""
+    width, prefix = state["norm.weight"].shape[0], "model.layer"
+    out = {
+        "cls_token": state["embeddings.cls_token"],
+        "storage_tokens": state["embeddings.register_tokens"],
+        "mask_token": state["embeddings.mask_token"],
+        "rope_embed.periods": (100 ** (torch.arange(16) / 16)).to(torch.bfloat16),  # heads of 64
+    }
+    for leaf in ("weight", "bias"):
+        out[f"patch_embed.proj.{leaf}"] = state[f"embeddings.patch_embeddings.{leaf}"]
+        out[f"norm.{leaf}"] = state[f"norm.{leaf}"]
+    for block in range(blocks):
+        old, new = f"{prefix}.{block}", f"blocks.{block}"
+        out[f"{new}.ls1.gamma"] = state[f"{old}.layer_scale1.lambda1"]
+        out[f"{new}.ls2.gamma"] = state[f"{old}.layer_scale2.lambda1"]
+        out[f"{new}.attn.qkv.weight"] = _packed(state, f"{old}.attention", "weight")
+        if f"{old}.attention.q_proj.bias" in state:
+            query, value = (state[f"{old}.attention.{name}_proj.bias"] for name in "qv")
+            out[f"{new}.attn.qkv.bias"] = torch.cat([query, torch.full((width,), 7.0), value])
+            out[f"{new}.attn.qkv.bias_mask"] = torch.cat([torch.ones(width), torch.zeros(width), torch.ones(width)])
+        for leaf in ("weight", "bias"):
+            out[f"{new}.norm1.{leaf}"] = state[f"{old}.norm1.{leaf}"]
+            out[f"{new}.norm2.{leaf}"] = state[f"{old}.norm2.{leaf}"]
+            out[f"{new}.attn.proj.{leaf}"] = state[f"{old}.attention.o_proj.{leaf}"]
+            gated = f"{old}.mlp.gate_proj.{leaf}" in state
+            names = {"gate": "w1", "up": "w2", "down": "w3"} if gated else {"up": "fc1", "down": "fc2"}
+            for theirs, meta in names.items():
+                out[f"{new}.mlp.{meta}.{leaf}"] = state[f"{old}.mlp.{theirs}_proj.{leaf}"]
+    return {name: tensor.detach().clone().contiguous() for name, tensor in out.items()}
+
+
+def timm_from_meta_dinov3(meta: State) -> dict[str, torch.Tensor]:
+    """timm's DINOv3: biases of query and value apart, the gate beside `fc1_x`, nothing of positions."""
+    renamed = {"storage_tokens": "reg_token", "ls1.gamma": "gamma_1", "ls2.gamma": "gamma_2"}
+    renamed |= {"mlp.w1": "mlp.fc1_g", "mlp.w2": "mlp.fc1_x", "mlp.w3": "mlp.fc2"}
+    out = {}
+    for name, tensor in meta.items():
+        if name.endswith("qkv.bias"):
+            query, _, value = tensor.chunk(3)
+            stem = name.removesuffix("qkv.bias")
+            out[f"{stem}q_bias"], out[f"{stem}v_bias"] = query.clone(), value.clone()
+        elif not name.endswith(("mask_token", "periods", "bias_mask")):
+            for old, new in renamed.items():
+                name = name.replace(old, new)
+            out[name] = tensor
+    return out

@@ -12,7 +12,7 @@ import numpy as np
 
 from regcache_jax.core.names import from_names, from_tree, to_names, to_tree
 from regcache_jax.core.plan import RegisterPlan, make_plan
-from regcache_jax.core.spec import HALF, BlockSpec, EncoderSpec, ImageSpec, Preprocessing, TextSpec
+from regcache_jax.core.spec import HALF, BlockSpec, EncoderSpec, ImageSpec, Preprocessing, Rotary, TextSpec
 from regcache_jax.encoders.encoder import Encoder, init_params
 from regcache_jax.encoders.vision import ImageOutput, image_features
 
@@ -32,6 +32,13 @@ IMAGES = {
         dataclasses.replace(BLOCKS, layer_scale=True), True, "class", trained_registers=2, position_grid=7
     ),
     "dinov2-swiglu": _image(dataclasses.replace(BLOCKS, gated_mlp=True, activation="silu"), True, "mean"),
+    "dinov3": _image(
+        dataclasses.replace(BLOCKS, layer_scale=True, qkv_bias="qv", rotary=Rotary(100.0)),
+        True,
+        "class",
+        trained_registers=2,
+        position_table=False,
+    ),
     "no biases": _image(dataclasses.replace(BLOCKS, activation="quick_gelu"), False, "mean"),
 }
 KINDS = list(IMAGES)
@@ -39,7 +46,9 @@ TEXTS = {
     "clip": TextSpec(50, 6, BlockSpec(24, 2, 3, 40, "quick_gelu", 1e-5, causal=True), "eot", eot_id=49, projection=16),
     "siglip": TextSpec(50, 6, TANH, "last", projection=24, projection_bias=True),
 }
-SPECS = {kind: EncoderSpec(kind, "clip", image, PICTURE) for kind, image in IMAGES.items()} | {
+TOWER = _image(dataclasses.replace(BLOCKS, activation="quick_gelu"), True, "none", pre_norm=True, final_norm=False)
+"""As LLaVA's: its patches are read, before the final norm."""
+SPECS = {kind: EncoderSpec(kind, "clip", image, PICTURE) for kind, image in {**IMAGES, "tower": TOWER}.items()} | {
     f"{kind} with text": EncoderSpec(f"{kind} with text", kind, IMAGES[kind], PICTURE, text)
     for kind, text in TEXTS.items()
 }

@@ -16,20 +16,30 @@ from regcache_jax.core.options import option
 
 
 @click.command()
+@click.argument("words", nargs=-1)
 @takes(output=JsonArgs)
-def models(output: JsonArgs) -> None:
-    """List the encoders that are known by name."""
-    from regcache_jax.encoders.catalog import ROWS
+def models(words: tuple[str, ...], output: JsonArgs) -> None:
+    """List the encoders known by name, or those with WORDS.
 
-    columns = ("name", "open_clip", "parameters (M)", "px", "tokens", "published")
+    A row is shown where all WORDS occur in its family or its names, whatever the case."""
+    from regcache_jax.core.errors import UserError
+    from regcache_jax.encoders.catalog import containing
+
+    rows = containing(words)
+    if not rows:
+        raise UserError(
+            f"no encoder that is known has {' and '.join(words)} in its family or its names; `regcache models` lists all"
+        )
+    columns = ("family", "name", "open_clip", "parameters (M)", "px", "tokens", "published", "since")
     shown, told = [], []
-    for row in ROWS:
+    for row in rows:
         open_clip = None if row.open_clip is None else ",".join(row.open_clip)
         counts = [f"{count:.1f}" for count in (row.image_parameters, row.text_parameters) if count is not None]
         image = None if row.spec is None else row.spec.image
-        sizes = (None, "not yet") if image is None else (image.image_size, str(image.num_tokens))
+        sizes = (None, None) if image is None else (image.image_size, image.num_tokens)
         published = None if row.published is None else f"{row.published:.1f}"
-        shown.append((row.huggingface, open_clip, " + ".join(counts) or None, *sizes, published))
+        since = row.since if row.supported else "not yet"
+        shown.append((row.family, row.huggingface, open_clip, " + ".join(counts) or None, *sizes, published, since))
         told.append(
             {
                 "family": row.family,
@@ -38,15 +48,18 @@ def models(output: JsonArgs) -> None:
                 "image_parameters": row.image_parameters,
                 "text_parameters": row.text_parameters,
                 "image_size": sizes[0],
-                "tokens": None if image is None else image.num_tokens,
+                "tokens": sizes[1],
+                "num_classes": None if row.spec is None else row.spec.num_classes,
                 "published": row.published,
+                "supported": row.supported,
+                "since": row.since if row.supported else None,
                 "not_supported": row.reason or None,
             }
         )
     print_table(
         "Encoders: image + text parameters; published zero-shot (DINOv2: k-NN) top-1 on ImageNet", columns, shown
     )
-    for reason in dict.fromkeys(row.reason for row in ROWS if row.reason):
+    for reason in dict.fromkeys(row.reason for row in rows if row.reason):
         tell(f"not yet: {reason}")
     write_json(output.json, told)
 

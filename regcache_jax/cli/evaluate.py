@@ -43,9 +43,9 @@ if TYPE_CHECKING:
 class TaskArgs:
     """What is measured, and what each task is told."""
 
-    task: Literal["zeroshot_classification", "zeroshot_retrieval", "knn", "linear_probe", "dense"] = option(
-        "What is measured.", "zeroshot_classification"
-    )
+    task: Literal[
+        "zeroshot_classification", "zeroshot_retrieval", "classification", "knn", "linear_probe", "dense", "tower"
+    ] = option("What is measured.", "zeroshot_classification")
     bank_split: str = option("knn, linear_probe, dense: split of the training pictures.", "train")
     bank_limit: int | None = option(
         "knn, linear_probe, dense: only so many training pictures.", None, unit="pictures", least=1
@@ -99,8 +99,8 @@ class LoopArgs(ParallelArgs):
         """The same for the loop."""
         from regcache_jax.evaluation.rows import Setting
 
-        # a picture of `dense` has a hundred patches and more
-        kept = max(1, self.keep_every // 64) if task == "dense" else self.keep_every
+        # a picture of patches has a hundred of them and more
+        kept = max(1, self.keep_every // 64) if task in ("dense", "tower") else self.keep_every
         return Setting(
             batch_size, self.parallel, self.micro_batch, self.workers, self.allow_missing, self.workdir, kept
         )
@@ -134,9 +134,11 @@ def evaluate(
     \b
     zeroshot_classification  class names as prompts; needs a text tower
     zeroshot_retrieval       pictures and their captions; needs a text tower
+    classification           by the classifier that the encoder was published with
     knn                      DINOv2's protocol
     linear_probe             logistic regression, its weight decay chosen on held-out training pictures
     dense                    a linear probe on patches that names every pixel's class
+    tower                    how near every patch is to the first model's: what a language model reads
 
     The first model is the float reference of the others: how near their features are and how often they say the same stands beside
     every accuracy, and with --objective the label-free error by which plans are searched. With --scheme, float models are quantised on
@@ -213,7 +215,7 @@ def evaluate(
             task=chosen.task,
             metrics=found.measured.metrics,
             quantization=describe(
-                encoder, found.examples, protocol=words.protocol, float_reference=float_metrics, **missing
+                encoder, found.examples, protocol=words.protocol, float_reference=float_metrics, **missing, **found.more
             ),
             dumped=dumped,
         )

@@ -33,7 +33,7 @@ class SearchArgs:
     chosen=SearchArgs,
     error=ObjectiveArgs,
     config=some(
-        SearchConfig, "delete_counts", "registers", "class_token", "form", "align", "max_trials", "max_minutes",
+        SearchConfig, "delete_counts", "registers", "class_token", "form", "position", "align", "max_trials", "max_minutes",
         "max_block_flops",
     ),
     words=WordArgs,

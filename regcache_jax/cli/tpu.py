@@ -49,6 +49,8 @@ def tpu(name: str, chosen: TpuArgs, output: JsonArgs) -> None:
         columns,
         [tuple(row.get(column) for column in columns) for row in found["programs"]],
     )
+    if found["advice"] is not None:
+        say(found["advice"])
     write_json(output.json, found)
 
 

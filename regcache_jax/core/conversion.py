@@ -13,7 +13,9 @@ class Choices:
 
     activation: str | None = option("Replace the activation: gelu, gelu_tanh, quick_gelu.", None)
     interpolation: str | None = option("Replace the interpolation of the position table.", None)
-    filter: str | None = option("Replace the filter that resizes pictures: bicubic, bilinear, bilinear_tf.", None)
+    filter: str | None = option(
+        "Replace the filter that resizes pictures: bicubic, bilinear, bilinear_tf, lanczos.", None
+    )
     image_size: int | None = option(
         "Take pictures of another size; the positions are resampled.", None, unit="pixels", least=1
     )

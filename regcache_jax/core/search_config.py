@@ -33,6 +33,10 @@ class SearchConfig:
     candidates: int = option("How many candidates are averaged.", 100, least=1)
     class_token: bool = option("The class token may be a candidate too.", False)
     form: Literal["kv", "token"] = option("Average the candidates' keys and values, or their hidden states.", "kv")
+    position: Literal["source", "none"] = option(
+        "Under rotary positions a cached key is its source's as attention saw it, or before its position turned it.",
+        "source",
+    )
     objective: Objective = option("What an error is: a word of `core.objective`, or a function.", "pooled")
     # Pictures.
     verify_share: float = option("Share of the pictures that verify what comes out.", 0.25, above=0)

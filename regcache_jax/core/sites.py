@@ -212,10 +212,10 @@ class Head(_Layered):
 class ImageTower(Struct):
     """An image tower. `rotation` turns the residual stream inside the blocks (a method's)."""
 
-    position_embedding: Float[Array, "N D"]
+    position_embedding: Float[Array, "N D"] | None = struct.field(default=None, kw_only=True)
     patch_embedding: Dense = part(Dense, num_inputs=3)
     blocks: Block = part(Block)
-    final_norm: Norm = part(Norm)
+    final_norm: Norm | None = part(Norm, default=None)
     class_token: Float[Array, "D"] | None = None
     registers: Float[Array, "R D"] | None = None
     pre_norm: Norm | None = part(Norm, default=None)
@@ -255,3 +255,4 @@ class Parameters(Struct):
     text: TextTower | HashedText | None = part(TextTower, default=None)
     logit_scale: Float[Array, ""] | None = None
     logit_bias: Float[Array, ""] | None = None
+    classifier: Dense | None = part(Dense, default=None)

@@ -5,17 +5,18 @@ leading axis L and attention projections are head-major. Leaves in brackets exis
 
     image/ patch_embedding/kernel [P, P, 3, D]  (bias [D])      text/ token_embedding [V, D]
            (class_token [D])  (registers [R, D])                      position_embedding [T, D]
-           position_embedding [class token + grid**2, D]              blocks/...
+           (position_embedding [class token + grid**2, D])            blocks/...
            (pre_norm/{scale, bias} [D])                               final_norm/{scale, bias} [D]
            blocks/...                                                 (projection/{kernel [D, E], bias [E]})
-           final_norm/{scale, bias} [D]
+           (final_norm/{scale, bias} [D])
            (head/...)  (projection/{kernel [D, E], bias [E]})  (logit_scale [], logit_bias []: log temperature and offset)
 
-    blocks/ norm1/{scale, bias} [L, D]    attention/{query, key, value}/{kernel [L, D, H, K], bias [L, H, K]}
+    blocks/ norm1/{scale, bias} [L, D]    attention/{query, key, value}/{kernel [L, D, H, K], (bias [L, H, K])}
             norm2/{scale, bias} [L, D]    attention/out/{kernel [L, H, K, D], bias [L, D]}
             mlp/fc1/{kernel [L, D, F], bias [L, F]}   mlp/fc2/{kernel [L, F, D], bias [L, D]}
             (mlp/gate/{kernel [L, D, F], bias [L, F]}: SwiGLU)   (layer_scale1 [L, D], layer_scale2 [L, D])
     head/   probe [D], attention/{query, key, value, out}/..., norm/..., mlp/{fc1, fc2}/...: as one block, without axis L
+    (classifier/{kernel [E, C], bias [C]}: beside the towers)
 
 The hashed text tower of the bundled encoder has instead `embedding [V, C]`, `fc1/{kernel [C, F], bias}`, `fc2/{kernel
 [F, E], bias}`.
@@ -32,7 +33,7 @@ from regcache_jax.core.errors import UserError, shown
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
 Resize = Literal["squash", "shortest"]
-Filter = Literal["bicubic", "bilinear", "bilinear_tf"]
+Filter = Literal["bicubic", "bilinear", "bilinear_tf", "lanczos"]
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -41,6 +42,8 @@ HALF = (0.5, 0.5, 0.5)
 SIDE, WIDTH, BLOCKS, TOKENS, WORDS, NAME = 1 << 13, 1 << 16, 1 << 10, 1 << 16, 1 << 22, 300
 """The most that a spec may state of pixels a side, of channels, of blocks (heads, trained registers, patches a side), of tokens, of words
 in a vocabulary, of characters in a name: far beyond what is known, far below what a mistake or a hostile file asks for."""
+LARGEST_BASE = 1e9
+"""Of rotary positions."""
 LARGEST_MEAN, SMALLEST_STD = 1000.0, 1e-6
 """Of preprocessing, whose values lie in 0..1 before it: beyond these, float32 would lose what a picture shows."""
 
@@ -49,9 +52,38 @@ class ImpossibleSpec(UserError):
     """A size or number that no encoder has."""
 
 
+def added(default: Any) -> Any:
+    """A field that specs of version 0.1.0 did not have. At its default it is left out of JSON, so that old encoders keep their hash."""
+    return dataclasses.field(default=default, metadata={"added": True})
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotary:
+    """Positions that turn the queries and keys of patches; class tokens and trained registers have none and do not turn.
+
+    A head's K numbers are K/2 pairs: K/2 apart (`half`) or neighbours (`interleaved`). The first K/4 pairs turn with `first_axis`, the
+    others with the other axis, pair i at coordinate / base**(4 i / K). Coordinates are 2 pi times the patch's centre, from -1 to 1 along
+    its own side (`normalized`), or its number from `offset` on (`integer`). Angles are float32."""
+
+    base: float
+    layout: Literal["half", "interleaved"] = "half"
+    first_axis: Literal["rows", "columns"] = "rows"
+    coordinates: Literal["normalized", "integer"] = "normalized"
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 < self.base <= LARGEST_BASE:
+            raise ImpossibleSpec(
+                f"the base of rotary positions must be above 1 and at most {LARGEST_BASE:g}, got {self.base}"
+            )
+        _check_ranges(self, offset=(0, BLOCKS))
+
+
 @dataclasses.dataclass(frozen=True)
 class BlockSpec:
-    """A stack of pre-norm transformer blocks: `num_blocks` of width D with H heads of size K and an MLP of width F."""
+    """A stack of pre-norm transformer blocks: `num_blocks` of width D with H heads of size K and an MLP of width F.
+
+    `qkv_bias` says which of the projections to queries, keys and values have one."""
 
     width: int
     num_blocks: int
@@ -62,6 +94,8 @@ class BlockSpec:
     layer_scale: bool = False
     gated_mlp: bool = False
     causal: bool = False
+    qkv_bias: Literal["qkv", "qv", "none"] = added("qkv")
+    rotary: Rotary | None = added(None)
 
     def __post_init__(self) -> None:
         _check_ranges(self, width=(1, WIDTH), num_blocks=(0, BLOCKS), num_heads=(1, BLOCKS), mlp_width=(1, 8 * WIDTH))
@@ -69,6 +103,8 @@ class BlockSpec:
             raise ImpossibleSpec(f"width must be a multiple of num_heads, got {self.width} and {self.num_heads}")
         if not 0 < self.norm_eps < 1:
             raise ImpossibleSpec(f"norm_eps must be between 0 and 1, got {self.norm_eps}")
+        if self.rotary is not None and self.head_dim % 4:
+            raise ImpossibleSpec(f"rotary positions need heads of a multiple of 4, got {self.head_dim}")
 
     @property
     def head_dim(self) -> int:
@@ -87,14 +123,28 @@ PATCHES_ONLY = Protected(0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
+class Tap:
+    """Where patch features are read: what leaves `block` (counted from the end below zero, as lists are), after the final norm or
+    before it, with the class token in front or without."""
+
+    block: int = -1
+    normed: bool = True
+    class_token: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class ImageSpec:
-    """An image tower. `position_grid` is the side of the stored position table, in patches (37 for DINOv2)."""
+    """An image tower. `position_grid` is the side of the stored position table, in patches (37 for DINOv2); without `position_table`
+    positions are rotary alone, and pictures may have any shape.
+
+    `pooling="none"`: what is read are its patches; where one feature a picture is asked for, their mean stands in. Without
+    `final_norm` its tokens are what leaves the last block."""
 
     image_size: int
     patch_size: int
     blocks: BlockSpec
     class_token: bool
-    pooling: Literal["class", "map", "mean"]
+    pooling: Literal["class", "map", "mean", "none"]
     trained_registers: int = dataclasses.field(default=0, metadata={"json": "num_registers"})
     patch_bias: bool = True
     pre_norm: bool = False
@@ -102,6 +152,8 @@ class ImageSpec:
     projection_bias: bool = False
     position_grid: int | None = None
     position_interpolation: Literal["bicubic", "bicubic_antialias", "bicubic_offset", "bilinear"] = "bicubic"
+    position_table: bool = added(True)
+    final_norm: bool = added(True)
 
     def __post_init__(self) -> None:
         _check_ranges(
@@ -209,7 +261,7 @@ class EncoderSpec:
     """One encoder: towers, preprocessing, tokenization and where it comes from. `text` is None for a lone image tower."""
 
     name: str
-    family: Literal["clip", "siglip", "dinov2"]
+    family: Literal["clip", "siglip", "dinov2", "dinov3", "vit"]
     image: ImageSpec
     preprocessing: Preprocessing
     text: TextSpec | None = None
@@ -217,8 +269,11 @@ class EncoderSpec:
     normalize: bool = True
     logit_bias: bool = False
     """Whether a CLIP was trained with SigLIP's loss, and has its offset; a SigLIP always has."""
+    num_classes: int | None = added(None)
+    """Classes of the linear classifier on the pooled feature, where there is one."""
 
     def __post_init__(self) -> None:
+        _check_ranges(self, num_classes=(1, WORDS))
         if not 0 < len(self.name) <= NAME or not self.name.isprintable():
             raise ImpossibleSpec(f"name must be 1..{NAME} printable characters, got {shown(repr(self.name), 80)}")
 
@@ -248,7 +303,12 @@ def _name(field: dataclasses.Field) -> str:
 def _to_json(value: Any) -> Any:
     if not dataclasses.is_dataclass(value):
         return value
-    return {_name(field): _to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    fields = [field for field in dataclasses.fields(value) if not _left_out(field, getattr(value, field.name))]
+    return {_name(field): _to_json(getattr(value, field.name)) for field in fields}
+
+
+def _left_out(field: dataclasses.Field, value: Any) -> bool:
+    return field.metadata.get("added", False) and value == field.default
 
 
 def _from_json(cls: Any, tree: Any, where: str) -> Any:

@@ -24,6 +24,7 @@ from regcache_jax.encoders.rounding import Run, attention_rounding, dense
 from regcache_jax.ops.attention import attend, attend_slot
 from regcache_jax.ops.delete import mark_largest
 from regcache_jax.ops.gelu import gelu_for_integers
+from regcache_jax.ops.rotary import Turn, rotate
 
 ACTIVATIONS: dict[Activation, Callable[[Float[Array, "..."]], Float[Array, "..."]]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -85,12 +86,18 @@ def encoder_block(
     slot: int | None = None,
     bias: Float[Array, "#B #H #N N"] | None = None,
     present: Bool[Array, "B N"] | None = None,
+    turn: Turn | None = None,
 ) -> tuple[Float[Array, "B N D"], BlockTrace]:
-    """One pre-norm block: attention (with the register's row, if any) and MLP, each added to the residual stream."""
+    """One pre-norm block: attention (with the register's row, if any) and MLP, each added to the residual stream.
+
+    `turn` is that of the tokens where positions are rotary (`Run.turn`); the trace has queries and keys as attention sees them."""
     spec, attention = run.spec, block.attention
     normed = layer_norm(hidden, block.norm1, spec.norm_eps)
     layers = attention.query, attention.key, attention.value
     query, key, value = dense(normed, layers, "qkv", run, block.grids.of("qkv"), present)
+    if spec.rotary is not None:
+        assert turn is not None
+        query, key = (rotate(each, turn, spec.rotary) for each in (query, key))
     rounding = attention_rounding(block.grids, run.scheme)
     if rounding is not None and present is not None:  # what is absent must not stretch a measured scale
         query, key, value = (jnp.where(present[..., None, None], each, 0) for each in (query, key, value))
@@ -189,8 +196,9 @@ def run_blocks(
     """Runs the blocks from `start` on, on the hidden state that enters that block.
 
     `start` may be traced: then earlier blocks are stepped over and what they would collect is zero. `present` marks tokens
-    that are still there (a plan's deletion takes more). `bias` is added to all attention logits (a causal mask)."""
-    num_blocks = run.spec.num_blocks
+    that are still there (a plan's deletion takes more). `bias` is added to all attention logits (a causal mask). Rotary positions are
+    those of all tokens of a picture: what is deleted here is masked, and no token moves."""
+    num_blocks, turn = run.spec.num_blocks, run.turn(hidden.shape[1])
     collectors = dict(collect or {})
     if plan is not None and present is None:
         present = jnp.ones(hidden.shape[:2], bool)
@@ -209,7 +217,7 @@ def run_blocks(
                 lambda: there,
             )
             hidden = jnp.where(present[..., None], hidden, 0)
-        output, trace = encoder_block(block, hidden, own, register=register, bias=bias, present=present)
+        output, trace = encoder_block(block, hidden, own, register=register, bias=bias, present=present, turn=turn)
         return (output, present), {name: function(trace) for name, function in collectors.items()}
 
     def step(own: Run, state: State, layer: Layer) -> tuple[State, dict[str, Any]]:

@@ -3,25 +3,42 @@
 
 A row is one checkpoint under all the names it goes by. Sizes, activations and tokenizers are from the checkpoints' own
 configurations; `published` is the float ImageNet zero-shot top-1 of open_clip's result table (rows 1-16), of big_vision's
-README (17-23), or the k-NN accuracy of Meta's README (24-28).
+README (17-23), or the k-NN accuracy of Meta's README (24-28). Of plain ViTs parameters are counted with their classifier, as timm's
+and Meta's tables do; of a vision-language model they are those of the tower as its language model reads it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from regcache_jax.core.errors import UserError
-from regcache_jax.core.spec import CLIP_MEAN, CLIP_STD, HALF, Activation, EncoderSpec, Preprocessing
+from regcache_jax.core.spec import (
+    CLIP_MEAN,
+    CLIP_STD,
+    HALF,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Activation,
+    EncoderSpec,
+    Filter,
+    Preprocessing,
+)
 from regcache_jax.encoders.families import (
     EXACT_GELU,
     QUICK_GELU,
     Shape,
     clip_preprocessing,
     clip_spec,
+    clip_tower_spec,
     dinov2_spec,
+    dinov3_spec,
     siglip_spec,
+    siglip_tower_spec,
+    timm_preprocessing,
+    vit_preprocessing,
+    vit_spec,
 )
 
 Figures = tuple[float | None, float | None, float | None]
@@ -33,7 +50,8 @@ class Row:
     """One checkpoint: its names and, where it can be built, its spec. `reason` says why it cannot be.
 
     `number` is the row's place in docs/encoders.md (None: another checkpoint of the same shapes); `open_clip` its model and
-    tag; `big_vision` its file; `others` the names of torch hub and timm. `image_parameters` and `text_parameters` are millions."""
+    tag; `big_vision` its file; `others` the names of torch hub and timm. `image_parameters` and `text_parameters` are millions. `since`:
+    the version that has it first."""
 
     huggingface: str
     family: str
@@ -46,6 +64,12 @@ class Row:
     text_parameters: float | None = None
     published: float | None = None
     reason: str = ""
+    since: str = "0.1.0"
+
+    @property
+    def supported(self) -> bool:
+        """Whether it can be built."""
+        return self.spec is not None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -118,17 +142,61 @@ def _dinov2(
     return Row(huggingface, "DINOv2", spec, number, None, None, others, parameters, None, published)
 
 
+def _dinov3(number: int | None, size: str, file: str, parameters: float | None = None, data: str = "lvd1689m") -> Row:
+    """`size` as in Meta's names (`vits`, `vitsplus`), `file` the end of the name of Meta's file."""
+    letter, plus = size.removeprefix("vit").removesuffix("plus"), "plus" if size.endswith("plus") else ""
+    word = {"s": "small", "b": "base", "l": "large", "h": "huge", "7b": "7b"}[letter]
+    hub = f"dinov3_vit{letter}16{plus}"
+    huggingface = f"facebook/{hub.replace('_', '-')}-pretrain-{data}"
+    timm = [f"vit_{word}{'_plus' if plus else ''}_patch16_dinov3{bias}.{data}" for bias in ("", "_qkvb")]
+    weights = f"{hub}_pretrain_{data}-{file}"
+    others = (*timm, *(f"timm/{name}" for name in timm), weights, f"{weights}.pth")
+    others += (hub,) if data == "lvd1689m" else ()
+    shape = {"s": "S", "b": "B", "l": "L", "h": "H+", "7b": "7B"}[letter]
+    spec = dinov3_spec(huggingface.split("/")[-1], shape, bool(plus) or letter == "7b", data == "sat493m")
+    return Row(huggingface, "DINOv3", spec, number, None, None, others, parameters, since="0.2.0")
+
+
 def _squashed(pixels: int) -> Preprocessing:
     """DFN-5B: CLIP's numbers, aspect not kept."""
     return Preprocessing(pixels, "squash", "bicubic", pixels, CLIP_MEAN, CLIP_STD)
+
+
+def _vit(
+    huggingface: str,
+    shape: Shape,
+    pictures: Preprocessing,
+    parameters: float,
+    classes: int | None = 1000,
+    *others: str,
+    layer_scale: bool = False,
+) -> Row:
+    name, eps = huggingface.split("/")[-1], 1e-6 if huggingface.startswith("timm/") else 1e-12
+    spec = vit_spec(name, shape, pictures, classes, layer_scale=layer_scale, eps=eps)
+    names = (name.partition(".")[0], *others) if huggingface.startswith("timm/") and classes else others
+    return Row(huggingface, "ViT", spec, others=names, image_parameters=parameters, since=_NEXT)
+
+
+def _tower(
+    family: str, huggingface: str, parameters: float, shape: Shape | None = None, filter: Filter = "bilinear"
+) -> Row:
+    """The tower of a vision-language model: SigLIP's of some shape, or (None) LLaVA's."""
+    name = huggingface.split("/")[-1]
+    if shape is not None:
+        spec = siglip_tower_spec(name, shape, filter)
+    else:
+        squashed = "1.6" in family
+        spec = clip_tower_spec(name, _squashed(336) if squashed else clip_preprocessing(336))
+    return Row(huggingface, family, spec, image_parameters=parameters, since=_NEXT)
 
 
 def _unsupported(number: int | None, huggingface: str, family: str, reason: str, others: tuple[str, ...] = ()) -> Row:
     return Row(huggingface, family, None, number, others=others, reason=reason)
 
 
+_NEXT = "0.2.0"
+"""The version that is being made."""
 _NAFLEX = "NaFlex takes pictures of any shape and a variable number of tokens; use a SigLIP 2 of fixed resolution"
-_DINOV3 = "DINOv3 rotates queries and keys by position (RoPE), which the block stack does not do; use DINOv2"
 _GOOGLE, _LAION = "google/siglip", "laion/CLIP-ViT"
 _QUICK, _EXACT = QUICK_GELU, EXACT_GELU
 
@@ -162,9 +230,9 @@ ROWS: tuple[Row, ...] = (
     _dinov2(26, "L", 0, 304.4, 83.5),
     _dinov2(27, "g/14", 0, 1136.5, 83.5),
     _dinov2(28, "B", 4, 86.6, 82.0),
-    _unsupported(29, "facebook/dinov3-vits16-pretrain-lvd1689m", "DINOv3", _DINOV3, ("dinov3_vits16",)),
-    _unsupported(30, "facebook/dinov3-vitb16-pretrain-lvd1689m", "DINOv3", _DINOV3, ("dinov3_vitb16",)),
-    _unsupported(31, "facebook/dinov3-vitl16-pretrain-lvd1689m", "DINOv3", _DINOV3, ("dinov3_vitl16",)),
+    _dinov3(29, "vits", "08c60483", 21.6),
+    _dinov3(30, "vitb", "73cec8be", 85.6),
+    _dinov3(31, "vitl", "8aa4cbdd", 303.1),
     # Other checkpoints of the same shapes.
     _clip(None, f"{_LAION}-L-14-laion2B-s32B-b82K", ("ViT-L-14", "laion2b_s32b_b82k"), ("L", 14, 224), _EXACT, preprocessing=clip_preprocessing(224, HALF, HALF)),
     _clip(None, f"{_LAION}-g-14-laion2B-s34B-b88K", ("ViT-g-14", "laion2b_s34b_b88k"), ("g", 14, 224), _EXACT),
@@ -192,9 +260,48 @@ ROWS: tuple[Row, ...] = (
     *(_siglip(None, f"{_GOOGLE}2-so400m-patch16-{px}", f"ViT-SO400M-16-SigLIP2-{px}", f"siglip2/siglip2_so400m16_{px}.npz", ("So400m", 16, px), 256_000) for px in (256, 512)),
     _siglip(None, f"{_GOOGLE}2-giant-opt-patch16-384", "ViT-gopt-16-SigLIP2-384", "siglip2/siglip2_g-opt16_384.npz", ("g-opt", 16, 384), 256_000),
     *(_dinov2(None, size, 4) for size in ("S", "L", "g/14")),
+    dataclasses.replace(_siglip(None, "google/medsiglip-448", None, None, ("So400m", 14, 448)), since=_NEXT),  # patch by its card
+    # Plain ViTs, with their classifiers.
+    *(_vit(f"timm/vit_{word}_patch{patch}_{px}.augreg_in21k_ft_in1k", (size, patch, px), timm_preprocessing(px), count)
+      for word, size, patch, px, count in (
+          ("tiny", "Ti", 16, 224, 5.72), ("small", "S", 16, 224, 22.05), ("small", "S", 32, 224, 22.88), ("base", "B", 16, 224, 86.57),
+          ("base", "B", 16, 384, 86.86), ("base", "B", 32, 224, 88.22), ("large", "L", 16, 224, 304.33), ("large", "L", 16, 384, 304.72))),
+    *(_vit(f"google/vit-{word}-patch{patch}-{px}", (size, patch, px), vit_preprocessing(px), count)
+      for word, size, patch, px, count in (
+          ("base", "B", 16, 224, 86.57), ("base", "B", 16, 384, 86.86), ("base", "B", 32, 384, 88.30), ("large", "L", 16, 224, 304.33),
+          ("large", "L", 16, 384, 304.72), ("large", "L", 32, 384, 306.63))),
+    *(_vit(f"google/vit-{word}-patch{patch}-224-in21k", (size, patch, 224), vit_preprocessing(224), count, None)
+      for word, size, patch, count in (("base", "B", 16, 85.80), ("base", "B", 32, 87.46), ("large", "L", 16, 303.30), ("huge", "H", 14, 630.76))),
+    *(_vit(f"facebook/deit-{word}-patch16-224", (size, 16, 224), timm_preprocessing(224, IMAGENET_MEAN, IMAGENET_STD), count, 1000,
+           f"timm/deit_{word}_patch16_224.fb_in1k", f"deit_{word}_patch16_224")
+      for word, size, count in (("tiny", "Ti", 5.72), ("small", "S", 22.05), ("base", "B", 86.57))),
+    *(_vit(f"timm/deit3_{word}_patch{patch}_224.fb_in1k", (size, patch, 224), timm_preprocessing(224, IMAGENET_MEAN, IMAGENET_STD), count,
+           layer_scale=True)
+      for word, size, patch, count in (("small", "S", 16, 22.06), ("base", "B", 16, 86.59), ("large", "L", 16, 304.37), ("huge", "H", 14, 632.13))),
+    *(_vit(f"facebook/vit-mae-{word}", (size, patch, 224), timm_preprocessing(224, IMAGENET_MEAN, IMAGENET_STD), count, None,
+           f"timm/vit_{word}_patch{patch}_224.mae", f"mae_pretrain_vit_{word}", f"mae_pretrain_vit_{word}.pth")
+      for word, size, patch, count in (("base", "B", 16, 85.80), ("large", "L", 16, 303.30), ("huge", "H", 14, 630.76))),
+    *(_vit(f"facebook/dino-vit{letter}{patch}", (size, patch, 224), timm_preprocessing(224, IMAGENET_MEAN, IMAGENET_STD), count, None,
+           f"timm/vit_{word}_patch{patch}_224.dino", f"dino_vit{letter}{patch}", f"dino_{'deit' if letter == 's' else 'vit'}{word}{patch}_pretrain")
+      for word, letter, size, patch, count in (("small", "s", "S", 16, 21.67), ("small", "s", "S", 8, 21.67), ("base", "b", "B", 16, 85.80), ("base", "b", "B", 8, 85.81))),
+    # Towers of vision-language models.
+    *(_tower("Gemma 3 tower", f"google/{name}", 416.9, ("So400m", 14, 896))
+      for name in ("gemma-3-4b-it", "gemma-3-4b-pt", "gemma-3-12b-it", "gemma-3-12b-pt", "gemma-3-27b-it", "gemma-3-27b-pt",
+                   "medgemma-4b-it", "medgemma-4b-pt", "medgemma-27b-it")),
+    *(_tower("PaliGemma tower", f"google/{name}-pt-{px}", count, ("So400m", 14, px), "bicubic")
+      for name in ("paligemma-3b", "paligemma2-3b", "paligemma2-10b", "paligemma2-28b") for px, count in ((224, 412.4), (448, 413.3), (896, 416.9))),
+    *(_tower("LLaVA 1.5 tower", f"llava-hf/llava-1.5-{size}-hf", 290.9) for size in ("7b", "13b")),
+    *(_tower("LLaVA 1.6 tower", f"llava-hf/llava-v1.6-{size}-hf", 290.9) for size in ("mistral-7b", "vicuna-7b", "vicuna-13b", "34b")),
+    *(_tower("SmolVLM tower", f"HuggingFaceTB/SmolVLM-{size}-Instruct", 86.4, ("B", 16, 512), "lanczos") for size in ("256M", "500M")),
+    _tower("SmolVLM tower", "HuggingFaceTB/SmolVLM-Instruct", 413.0, ("So400m", 14, 384), "lanczos"),
+    _tower("Idefics 3 tower", "HuggingFaceM4/Idefics3-8B-Llama3", 412.9, ("So400m", 14, 364), "lanczos"),
     _unsupported(None, f"{_GOOGLE}2-so400m-patch16-naflex", "SigLIP 2", _NAFLEX, ("siglip2_so400m16_naflex.npz", "open_clip:ViT-SO400M-16-SigLIP2-naflex,webli")),
-    *(_unsupported(None, f"facebook/dinov3-{size}16{plus}-pretrain-{data}", "DINOv3", _DINOV3, (f"dinov3_{size}16{plus}",) if data == "lvd1689m" else ())
-      for size, plus, data in (("vits", "plus", "lvd1689m"), ("vith", "plus", "lvd1689m"), ("vit7b", "", "lvd1689m"), ("vitl", "", "sat493m"), ("vit7b", "", "sat493m"))),
+    _dinov3(None, "vitsplus", "4057cbaa", 28.7),
+    _dinov3(None, "vitlplus", "46503df0"),
+    _dinov3(None, "vithplus", "7c1da9a5", 840.5),
+    _dinov3(None, "vit7b", "a955f4ea", 6716.0),
+    _dinov3(None, "vitl", "eadcf0ff", 303.1, "sat493m"),
+    _dinov3(None, "vit7b", "a6675841", 6716.0, "sat493m"),
 )
 # fmt: on
 
@@ -214,6 +321,11 @@ def repositories(name: str) -> list[str]:
     row, (owner, slash, _) = find(name), name.partition("/")
     own = [name] if slash and (row is None or owner in _OWNERS) else []
     return list(dict.fromkeys([*own, row.huggingface] if row is not None else own))
+
+
+def containing(words: Iterable[str]) -> list[Row]:
+    """The rows in whose family or names every word occurs, whatever the case."""
+    return [row for row in ROWS if all(word.lower() in " ".join((row.family, *row.names)).lower() for word in words)]
 
 
 def find(name: str) -> Row | None:

@@ -89,9 +89,9 @@ class Encoder(Struct):
 
     @property
     def dtype(self) -> Any:
-        """Dtype of the residual stream: that of the position table."""
+        """Dtype of the residual stream: that of the patch embedding."""
         image = self.params.image if self.serving is None else self.serving.around
-        return image.position_embedding.dtype
+        return image.patch_embedding.floats.dtype
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 from regcache_jax.core.spec import (
     CLIP_MEAN,
     CLIP_STD,
@@ -14,6 +17,7 @@ from regcache_jax.core.spec import (
     Filter,
     ImageSpec,
     Preprocessing,
+    Rotary,
     TextSpec,
     Tokenization,
 )
@@ -25,6 +29,7 @@ TANH_GELU: Activation = "gelu_tanh"
 
 # width, blocks, heads, MLP width
 SIZES = {
+    "Ti": (192, 12, 3, 768),
     "S": (384, 12, 6, 1536),
     "B": (768, 12, 12, 3072),
     "L": (1024, 24, 16, 4096),
@@ -33,6 +38,8 @@ SIZES = {
     "g": (1408, 40, 16, 6144),
     "g-opt": (1536, 40, 16, 6144),
     "g/14": (1536, 40, 24, 4096),
+    "H+": (1280, 32, 20, 5120),
+    "7B": (4096, 40, 32, 8192),
     "bigG": (1664, 48, 16, 8192),
     "clip text B": (512, 12, 8, 2048),
     "clip text L": (768, 12, 12, 3072),
@@ -40,11 +47,15 @@ SIZES = {
     "clip text bigG": (1280, 32, 20, 5120),
 }
 
+DINOV3_EPS, DINOV3_ROTARY = 1e-5, Rotary(100.0)
+SAT_MEAN, SAT_STD = (0.430, 0.411, 0.296), (0.213, 0.156, 0.143)
+"""Of the DINOv3 that saw satellite pictures."""
+
 Shape = tuple[str, int, int]
 """A named size, pixels of a patch, pixels of a picture."""
 
 
-def blocks(size: str | tuple[int, int, int, int], activation: Activation, eps: float, **options: bool) -> BlockSpec:
+def blocks(size: str | tuple[int, int, int, int], activation: Activation, eps: float, **options: Any) -> BlockSpec:
     """A stack of blocks of a named size."""
     width, num_blocks, num_heads, mlp_width = SIZES[size] if isinstance(size, str) else size
     return BlockSpec(width, num_blocks, num_heads, mlp_width, activation, eps, **options)
@@ -63,6 +74,23 @@ def siglip_preprocessing(pixels: int, filter: Filter) -> Preprocessing:
 def dinov2_preprocessing(pixels: int) -> Preprocessing:
     """Shortest side to 256/224 of `pixels`, bicubic, centre crop."""
     return Preprocessing(pixels, "shortest", "bicubic", round(pixels * 256 / 224), IMAGENET_MEAN, IMAGENET_STD)
+
+
+def dinov3_preprocessing(pixels: int = 224, satellite: bool = False) -> Preprocessing:
+    """Squashed to a square, bilinear. 224 px as transformers; Meta's README has 256."""
+    mean, std = (SAT_MEAN, SAT_STD) if satellite else (IMAGENET_MEAN, IMAGENET_STD)
+    return Preprocessing(pixels, "squash", "bilinear", pixels, mean, std)
+
+
+def vit_preprocessing(pixels: int) -> Preprocessing:
+    """Squashed to a square, bilinear, -1..1: transformers' for ViTs that were trained with augreg."""
+    return Preprocessing(pixels, "squash", "bilinear", pixels, HALF, HALF)
+
+
+def timm_preprocessing(pixels: int, mean: tuple = HALF, std: tuple = HALF) -> Preprocessing:
+    """Shortest side to `pixels` / 0.9 (at 224; larger pictures are not cropped), bicubic, centre crop: timm's for plain ViTs."""
+    side = int(pixels / 0.9) if pixels == 224 else pixels
+    return Preprocessing(pixels, "shortest", "bicubic", side, mean, std)
 
 
 def clip_tokenization(context_length: int = 77, vocab_size: int = 49408, pad_id: int = 0) -> Tokenization:
@@ -125,6 +153,37 @@ def siglip_spec(name: str, shape: Shape, vocab: int, text: str | None = None, co
     )
 
 
+def vit_spec(
+    name: str,
+    shape: Shape,
+    pictures: Preprocessing,
+    num_classes: int | None = None,
+    *,
+    layer_scale: bool = False,
+    eps: float = 1e-6,
+) -> EncoderSpec:
+    """A plain ViT: its feature is the normed class token, on which a classifier may stand."""
+    size, patch, pixels = shape
+    own = blocks(size, EXACT_GELU, eps, layer_scale=layer_scale)
+    image = ImageSpec(pixels, patch, own, class_token=True, pooling="class")
+    return EncoderSpec(name, "vit", image, pictures, normalize=False, num_classes=num_classes)
+
+
+def siglip_tower_spec(name: str, shape: Shape, filter: Filter) -> EncoderSpec:
+    """A SigLIP's image tower inside a vision-language model: no pooling, patches after the final norm."""
+    size, patch, pixels = shape
+    image = ImageSpec(pixels, patch, blocks(size, TANH_GELU, 1e-6), class_token=False, pooling="none")
+    return EncoderSpec(name, "siglip", image, siglip_preprocessing(pixels, filter))
+
+
+def clip_tower_spec(name: str, pictures: Preprocessing) -> EncoderSpec:
+    """CLIP L/14-336 inside LLaVA: the patches that leave the last block but one, before the final norm."""
+    whole = clip_spec(name, ("L", 14, 336), "clip text L", 768, QUICK_GELU).image
+    own = dataclasses.replace(whole.blocks, num_blocks=whole.blocks.num_blocks - 1)
+    image = dataclasses.replace(whole, blocks=own, pooling="none", projection=None, final_norm=False)
+    return EncoderSpec(name, "clip", image, pictures)
+
+
 def dinov2_spec(name: str, size: str, registers: int = 0, pixels: int = 224) -> EncoderSpec:
     """A DINOv2: 37 x 37 positions, resampled to the grid of `pixels` as Meta's code does."""
     return EncoderSpec(
@@ -149,3 +208,18 @@ def dinov2_spec(name: str, size: str, registers: int = 0, pixels: int = 224) -> 
         preprocessing=dinov2_preprocessing(pixels),
         normalize=False,
     )
+
+
+def dinov3_spec(name: str, size: str, gated: bool, satellite: bool = False) -> EncoderSpec:
+    """A DINOv3: rotary positions, four trained registers, no bias of keys, and in the 7B none of queries and values either."""
+    stack = blocks(
+        size,
+        "silu" if gated else EXACT_GELU,
+        DINOV3_EPS,
+        layer_scale=True,
+        gated_mlp=gated,
+        qkv_bias="none" if size == "7B" else "qv",
+        rotary=DINOV3_ROTARY,
+    )
+    image = ImageSpec(224, 16, stack, class_token=True, pooling="class", trained_registers=4, position_table=False)
+    return EncoderSpec(name, "dinov3", image, dinov3_preprocessing(satellite=satellite), normalize=False)

@@ -78,6 +78,8 @@ def form_for(chip: str | None, spec: ImageSpec, scheme: Scheme | None) -> Form:
     Only blocks in float (on a GPU), or with one calibrated scale a site and quantised alike, have another form than the plain one: the
     others were not measured."""
     blocks, folded, alone = spec.blocks, spec.pooling == "map", spec.pooling == "class"
+    if blocks.rotary is not None:  # queries and keys are turned head by head
+        return PLAIN
     if scheme is None:
         return Form("flash", folded, alone) if chip == "gpu" else PLAIN
     if chip is None or not plainly_static(scheme):

@@ -40,7 +40,10 @@ def _dense(
 
 def _attention(spec: BlockSpec, stacked: tuple[int, ...] = ()) -> Table:
     width, heads = (spec.width,), (spec.num_heads, spec.head_dim)
-    table: Table = {name: _dense(width, heads, stacked) for name in ("query", "key", "value")}
+    table: Table = {
+        name: _dense(width, heads, stacked, bias=name[0] in spec.qkv_bias.removeprefix("none"))
+        for name in ("query", "key", "value")
+    }
     return {**table, "out": _dense(heads, width, stacked)}
 
 
@@ -69,12 +72,14 @@ def image_table(spec: ImageSpec) -> Table:
     """Parameters of an image tower."""
     blocks, width = spec.blocks, spec.blocks.width
     patch = (spec.patch_size, spec.patch_size, 3)
-    table = {
+    table: Table = {
         "patch_embedding": _dense(patch, (width,), bias=spec.patch_bias),
-        "position_embedding": Leaf((int(spec.class_token) + spec.stored_grid**2, width), _NORMAL),
         "blocks": block_table(blocks),
-        "final_norm": _norm(width),
     }
+    if spec.position_table:
+        table["position_embedding"] = Leaf((int(spec.class_token) + spec.stored_grid**2, width), _NORMAL)
+    if spec.final_norm:
+        table["final_norm"] = _norm(width)
     if spec.class_token:
         table["class_token"] = Leaf((width,), _NORMAL)
     if spec.trained_registers:
@@ -115,6 +120,8 @@ def text_table(spec: TextSpec) -> Table:
 def parameter_table(spec: EncoderSpec) -> Table:
     """Parameters of an encoder; an encoder with text also has the pair's log temperature and offset."""
     table: Table = {"image": image_table(spec.image)}
+    if spec.num_classes is not None:
+        table["classifier"] = _dense((spec.image.feature_dim,), (spec.num_classes,))
     if spec.text is not None:
         table |= {"text": text_table(spec.text), "logit_scale": Leaf((), nn.initializers.constant(math.log(1 / 0.07)))}
         if spec.family == "siglip" or spec.logit_bias:

@@ -18,7 +18,11 @@ from regcache_jax.encoders.resampling import Axis, resize_part
 from regcache_jax.files.bounded import read_bytes
 from regcache_jax.files.pictures import LARGEST_FILE, decoded
 
-FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+FILTERS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+}
 MOST_RESIZED = 1 << 24
 """Pixels that Pillow may make while it resizes; beyond (of 1 x 2,000,000, say) only what is kept is made, by `resampling`."""
 

@@ -26,7 +26,11 @@ def _cubic(distance: Float[np.ndarray, "k"]) -> Float[np.ndarray, "k"]:
     return np.where(near < 1.0, inner, np.where(near < 2.0, outer, 0.0))
 
 
-KERNELS = {"bilinear": (_triangle, 1.0), "bicubic": (_cubic, 2.0)}
+def _lanczos(distance: Float[np.ndarray, "k"]) -> Float[np.ndarray, "k"]:
+    return np.where(np.abs(distance) < 3.0, np.sinc(distance) * np.sinc(distance / 3.0), 0.0)
+
+
+KERNELS = {"bilinear": (_triangle, 1.0), "bicubic": (_cubic, 2.0), "lanczos": (_lanczos, 3.0)}
 """Filters by name, each with the distance that it reaches."""
 
 

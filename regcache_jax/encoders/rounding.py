@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.scheme import PRODUCT_INPUTS, Scheme
@@ -17,17 +18,38 @@ from regcache_jax.core.spec import PATCHES_ONLY, BlockSpec, Protected
 from regcache_jax.encoders.forms import PLAIN, Form
 from regcache_jax.ops.aqt import fake_quantize, quantized_dense, shared_scale
 from regcache_jax.ops.attention import Rounding
+from regcache_jax.ops.rotary import Turn, turn_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a program of a stack is built around: its shape, how it is quantised (None: not at all), the tokens in front that are
-    no patches, and the form of a serving program."""
+    """What a program of a stack is built around: its shape, how it is quantised (None: not at all), the tokens in front that are no
+    patches, the rows and columns of the patches (None: as many), and the form of a serving program."""
 
     spec: BlockSpec
     scheme: Scheme | None = None
     protected: Protected = PATCHES_ONLY
+    grid: tuple[int, int] | None = None
     form: Form = PLAIN
+
+    def grid_of(self, num_tokens: int) -> tuple[int, int]:
+        """Rows and columns of the patches among all tokens of a picture. Raises ValueError where nothing says them."""
+        side = math.isqrt(num_tokens - sum(self.protected))
+        grid = self.grid or (side, side)
+        if math.prod(grid) != num_tokens - sum(self.protected):
+            raise ValueError(f"{num_tokens - sum(self.protected)} patches are no grid of {grid[0]} x {grid[1]}")
+        return grid
+
+    def turn(self, num_tokens: int, kept: Int[Array, "#B M"] | None = None, more: int = 0) -> Turn | None:
+        """How rotary positions turn a picture's tokens, or those of them that are `kept`; None where there are none.
+
+        `kept` are positions among all `num_tokens`, negative for what has no place in the picture. The last is repeated `more` times."""
+        rotary = self.spec.rotary
+        if rotary is None:
+            return None
+        position = jnp.arange(num_tokens, dtype=jnp.int32)[None] if kept is None else kept
+        place = jnp.pad(position - sum(self.protected), ((0, 0), (0, more)), mode="edge")
+        return turn_of(rotary, place, self.grid_of(num_tokens), self.spec.head_dim)
 
 
 def token_scale(scale: Float[Array, "*G"], num_tokens: int, protected: Protected) -> Float[Array, "1 #N 1"]:

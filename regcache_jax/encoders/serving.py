@@ -20,12 +20,13 @@ from jaxtyping import Array, Float, Int
 
 from regcache_jax.core.plan import BlockRegister, Schedule
 from regcache_jax.core.sites import Block
-from regcache_jax.core.spec import BlockSpec
+from regcache_jax.core.spec import BlockSpec, Protected
 from regcache_jax.core.struct import Struct
 from regcache_jax.encoders.blocks import after_attention, alike, encoder_block, layer_norm, run_blocks
 from regcache_jax.encoders.forms import ATTENTION
 from regcache_jax.encoders.rounding import Run, dense
 from regcache_jax.ops.delete import delete_largest
+from regcache_jax.ops.rotary import Turn
 
 TILE = 8
 """Rows of a TPU's registers: the multiple to which a serving program pads its tokens."""
@@ -92,6 +93,7 @@ def serve_blocks(
     `tile=None`: as many rows as tokens, registers beside keys and values. `tile=8`: padded rows, registers in the padding.
     `num_tokens`, where given, says that later rows of `hidden` are padding already (repetitions of the last token)."""
     tokens, kept = num_tokens or hidden.shape[1], None
+    whole = tokens
     for first, last in segments(schedule, run.spec.num_blocks):
         seen = registers if schedule.start <= first < schedule.stop else None
         deletes = schedule.delete_count if first == schedule.delete_block else 0
@@ -101,10 +103,11 @@ def serve_blocks(
             tokens -= deletes
         elif rows != hidden.shape[1]:
             hidden = hidden[:, :rows] if rows < hidden.shape[1] else repeat_last(hidden, rows)
+        turn, slot = run.turn(whole, kept, more=rows - tokens), None if rows == tokens else tokens
         alone = run.form.class_alone and last == run.spec.num_blocks
         for begin, end, part, own in alike(blocks, run, first, last - 1 if alone else last):
             rows_seen = jax.tree.map(lambda leaf, begin=begin, end=end: leaf[begin:end], seen)
-            hidden = run_segment(part, rows_seen, hidden, own, slot=None if rows == tokens else tokens, unroll=unroll)
+            hidden = run_segment(part, rows_seen, hidden, own, slot=slot, turn=turn, unroll=unroll)
         if alone:
             block, register = jax.tree.map(lambda leaf, number=last - 1: leaf[number], (blocks, seen))
             hidden, tokens = formed_block(block, hidden, run, tokens, register, class_alone=True), 1
@@ -144,12 +147,13 @@ def run_segment(
     *,
     slot: int | None = None,
     bias: Float[Array, "#B #H #P P"] | None = None,
+    turn: Turn | None = None,
     unroll: bool = False,
 ) -> Float[Array, "B P D"]:
     """Runs all blocks of a stack that are quantised alike, each seeing its own `registers` (None: nothing).
 
-    `slot`: tokens end there, see `attend_slot`. `bias` is added to all attention logits. `unroll` writes the blocks out one by one
-    (longer compilation, and a compiler's cost estimate that counts every block)."""
+    `slot`: tokens end there, see `attend_slot`. `bias` is added to all attention logits, `turn` is that of rotary positions. `unroll`
+    writes the blocks out one by one (longer compilation, and a compiler's cost estimate that counts every block)."""
 
     def step(
         hidden: Float[Array, "B P D"], layer: tuple[Block, BlockRegister | None]
@@ -157,7 +161,7 @@ def run_segment(
         block, register = layer
         if run.form.attention != "slot":
             return formed_block(block, hidden, run, slot or hidden.shape[1], register), None
-        return encoder_block(block, hidden, run, register=register, slot=slot, bias=bias)[0], None
+        return encoder_block(block, hidden, run, register=register, slot=slot, bias=bias, turn=turn)[0], None
 
     layers = (blocks, registers)
     if not unroll:
@@ -179,19 +183,23 @@ def isolated_bias(num_tokens: int, copies: Float[Array, ""], num_registers: int)
 def serve_tokens(
     blocks: Block, hidden: Float[Array, "B N D"], run: Run, schedule: Schedule, register: TokenRegister
 ) -> Served:
-    """The token form: registers concatenated to the residual stream at block `start` and sliced off at block `stop`."""
+    """The token form: registers concatenated to the residual stream at block `start` and sliced off at block `stop`. They have no
+    place in the picture, and rotary positions do not turn them."""
     num_registers = register.hidden.shape[0]
     resting, kept = register.hidden, None
+    whole = hidden.shape[1]
     for first, last in segments(schedule, run.spec.num_blocks):
         if schedule.delete_count and first == schedule.delete_block:
             hidden, kept = delete_largest(hidden, schedule.delete_count, sum(run.protected))
-        num_tokens, bias = hidden.shape[1], None
+        num_tokens, bias, turn = hidden.shape[1], None, run.turn(whole, kept)
         if schedule.start <= first < schedule.stop:
             joined = jnp.broadcast_to(resting.astype(hidden.dtype), (hidden.shape[0], num_registers, run.spec.width))
             hidden = jnp.concatenate([hidden, joined], axis=1)
             bias = isolated_bias(num_tokens, register.copies, num_registers)
+            position = jnp.arange(whole, dtype=jnp.int32)[None] if kept is None else kept
+            turn = run.turn(whole, jnp.pad(position, ((0, 0), (0, num_registers)), constant_values=-1))
         for _, _, part, own in alike(blocks, run, first, last):
-            hidden = run_segment(part, None, hidden, own, bias=bias)
+            hidden = run_segment(part, None, hidden, own, bias=bias, turn=turn)
         if bias is not None:
             hidden, resting = hidden[:, :num_tokens], hidden[:, num_tokens:]
     return Served(hidden, kept, hidden.shape[1])
@@ -206,7 +214,7 @@ def token_rows(
     num_registers = register.hidden.shape[0]
     bias = isolated_bias(0, register.copies, num_registers)
     collected = run_blocks(
-        blocks, register.hidden[None], Run(spec), start=schedule.start, bias=bias,
+        blocks, register.hidden[None], Run(spec, protected=Protected(0, num_registers)), start=schedule.start, bias=bias,
         collect={"key": lambda trace: trace.key[0], "value": lambda trace: trace.value[0]},
     ).collected  # fmt: skip
     pad = ((schedule.start, 0), (0, 0), (0, 0), (0, 0))

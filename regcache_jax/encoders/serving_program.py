@@ -23,7 +23,7 @@ from regcache_jax.core.spec import ImageSpec
 from regcache_jax.encoders.forms import PLAIN, Form
 from regcache_jax.encoders.rounding import Run
 from regcache_jax.encoders.serving import TILE
-from regcache_jax.encoders.vision import ImageOutput, fold_probe, serve_formed
+from regcache_jax.encoders.vision import ImageOutput, fold_probe, grid_of, serve_formed
 
 
 class ServingWeights(NamedTuple):
@@ -37,7 +37,7 @@ class ServingWeights(NamedTuple):
 
 def prepare(image: ImageTower, scheme: Scheme | None, plan: RegisterPlan | None, form: Form = PLAIN) -> ServingWeights:
     """The weights of `serve` from an image tower's parameters and a plan, for the same form."""
-    dtype = image.position_embedding.dtype
+    dtype = image.patch_embedding.floats.dtype
     image = _widened(image).replace(patch_embedding=image.patch_embedding)
     blocks = image.blocks if scheme is None else _with_product_scales(image.blocks, scheme)
     registers = None if plan is None else plan.rows()
@@ -77,7 +77,7 @@ def serve(
         )
     tower = weights.around.replace(blocks=join_blocks(blocks) if isinstance(blocks, tuple) else blocks)
     registers = None if weights.registers is None else join_blocks(weights.registers)
-    run = Run(spec.blocks, scheme, spec.protected, form)
+    run = Run(spec.blocks, scheme, spec.protected, grid_of(images, spec), form)
     return serve_formed(tower, images, spec, schedule, registers, run, TILE, unroll)
 
 

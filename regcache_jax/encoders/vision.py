@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -29,18 +30,28 @@ class ImageOutput(NamedTuple):
     collected: dict[str, Any]
 
 
+def grid_of(images: Float[Array, "B Y X 3"], spec: ImageSpec) -> tuple[int, int]:
+    """Rows and columns of patches: those of the spec, or, where no table of positions holds them to it, those of the pictures."""
+    if spec.position_table:
+        return spec.grid, spec.grid
+    return images.shape[1] // spec.patch_size, images.shape[2] // spec.patch_size
+
+
 def cut_patches(images: Float[Array, "B Y X 3"], spec: ImageSpec) -> Float[Array, "B M S C"]:
     """Cuts images into patches, row by row: S lines of a patch, C = 3 S numbers a line. Pixels that fill no patch are dropped."""
-    grid, size = spec.grid, spec.patch_size
-    lines = images[:, : grid * size, : grid * size].reshape(-1, grid, size, grid, 3 * size)
-    return jnp.swapaxes(lines, 2, 3).reshape(-1, grid**2, size, 3 * size)
+    (rows, columns), size = grid_of(images, spec), spec.patch_size
+    lines = images[:, : rows * size, : columns * size].reshape(-1, rows, size, columns, 3 * size)
+    return jnp.swapaxes(lines, 2, 3).reshape(-1, rows * columns, size, 3 * size)
 
 
-def token_offsets(tower: ImageTower, spec: ImageSpec) -> Float[Array, "N D"]:
+def token_offsets(tower: ImageTower, spec: ImageSpec, num_patches: int) -> Float[Array, "N D"]:
     """What every token starts from before the patches' pixels are added: class token, trained registers, positions, bias."""
     table = tower.position_embedding
     prefix = int(spec.class_token)
-    positions = resize_positions(table, prefix, spec.stored_grid, spec.grid, spec.position_interpolation)
+    if table is None:
+        positions = jnp.zeros((prefix + num_patches, spec.blocks.width), tower.patch_embedding.floats.dtype)
+    else:
+        positions = resize_positions(table, prefix, spec.stored_grid, spec.grid, spec.position_interpolation)
     patches = positions[prefix:]
     if tower.patch_embedding.bias is not None:
         patches = patches + tower.patch_embedding.bias
@@ -56,14 +67,16 @@ def embed_patches(
     """Patch embedding, class token, trained registers, positions, (CLIP) the norm before block 0 and (a method's) rotation.
 
     `rows`, where given, pads the tokens to so many by repeating the last one."""
-    padding = 0 if rows is None else rows - spec.num_tokens
-    patches = jnp.pad(cut_patches(images, spec), ((0, 0), (0, padding), (0, 0), (0, 0)), mode="edge")
+    patches = cut_patches(images, spec)
+    num_patches = patches.shape[1]
+    padding = 0 if rows is None else rows - spec.num_protected - num_patches
+    patches = jnp.pad(patches, ((0, 0), (0, padding), (0, 0), (0, 0)), mode="edge")
     patches = jnp.pad(patches, ((0, 0), (spec.num_protected, 0), (0, 0), (0, 0)))
     kernel = tower.patch_embedding.kernel
     assert not isinstance(kernel, QuantizedTensor)
     kernel = kernel.astype(images.dtype)
     kernel = kernel.reshape(spec.patch_size, -1, kernel.shape[-1])
-    offsets = jnp.pad(token_offsets(tower, spec), ((0, padding), (0, 0)), mode="edge")
+    offsets = jnp.pad(token_offsets(tower, spec, num_patches), ((0, padding), (0, 0)), mode="edge")
     hidden = jnp.einsum("bnsc,scd->bnd", patches, kernel, preferred_element_type=jnp.float32)
     hidden = (hidden + offsets.astype(jnp.float32)).astype(images.dtype)
     hidden = layer_norm(hidden, tower.pre_norm, spec.blocks.norm_eps) if tower.pre_norm is not None else hidden
@@ -137,10 +150,10 @@ def pool(
     present: Bool[Array, "B N"] | None = None,
     scheme: Scheme | None = None,
 ) -> tuple[Float[Array, "B E"], Float[Array, "B N D"]]:
-    """Final norm, pooling and projection. Returns the features and the normed tokens."""
+    """Final norm (where there is one), pooling and projection. Returns the features and the tokens they were pooled from."""
     if tower.rotation is not None:
         hidden = hidden @ tower.rotation.T.astype(hidden.dtype)
-    tokens = layer_norm(hidden, tower.final_norm, spec.blocks.norm_eps)
+    tokens = hidden if tower.final_norm is None else layer_norm(hidden, tower.final_norm, spec.blocks.norm_eps)
     if spec.pooling == "class":
         pooled = tokens[:, 0]
     elif spec.pooling == "map":
@@ -152,8 +165,9 @@ def pool(
             pooled, _ = head_trace(tower.head, tokens, spec, present, own)
     else:
         there = jnp.ones(tokens.shape[:2], bool) if present is None else present
-        weight = there[..., None].astype(tokens.dtype)
-        pooled = jnp.sum(tokens * weight, axis=1) / jnp.sum(weight, axis=1)
+        first = spec.num_protected if spec.pooling == "none" else 0
+        weight = there[:, first:, None].astype(tokens.dtype)
+        pooled = jnp.sum(tokens[:, first:] * weight, axis=1) / jnp.sum(weight, axis=1)
     if tower.projection is not None:
         pooled = linear(pooled[:, None], tower.projection)[:, 0]
     return pooled, tokens
@@ -170,7 +184,7 @@ def image_features(
 ) -> ImageOutput:
     """The whole image tower in the search form of the block stack: one program for every plan."""
     hidden = embed_patches(tower, images, spec)
-    run = Run(spec.blocks, scheme, spec.protected)
+    run = Run(spec.blocks, scheme, spec.protected, grid_of(images, spec))
     output = run_blocks(tower.blocks, hidden, run, plan=plan, collect=collect)
     features, tokens = pool(tower, output.hidden, spec, output.present, scheme)
     return ImageOutput(features, tokens, output.present, None, output.collected)
@@ -188,7 +202,7 @@ def serve_image(
     unroll: bool = False,
 ) -> ImageOutput:
     """The whole image tower in the serving form: fixed block numbers, a plan's `rows()`, tokens really deleted."""
-    run = Run(spec.blocks, scheme, spec.protected)
+    run = Run(spec.blocks, scheme, spec.protected, grid_of(images, spec))
     return serve_formed(tower, images, spec, schedule, registers, run, tile, unroll)
 
 
@@ -204,10 +218,11 @@ def serve_formed(
 ) -> ImageOutput:
     """`serve_image` of a program whose blocks run as `run` says, form included."""
     spare = registers.key.shape[1] if registers is not None and schedule.start == 0 < schedule.stop else 0
-    rows = num_rows(spec.num_tokens, spare, tile)
+    num_tokens = spec.num_protected + math.prod(grid_of(images, spec))
+    rows = num_rows(num_tokens, spare, tile)
     served = serve_blocks(
         tower.blocks, embed_patches(tower, images, spec, rows), run, schedule, registers,
-        tile=tile, num_tokens=spec.num_tokens, unroll=unroll,
+        tile=tile, num_tokens=num_tokens, unroll=unroll,
     )  # fmt: skip
     present = None
     if served.rows.shape[1] > served.num_tokens:

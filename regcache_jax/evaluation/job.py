@@ -44,12 +44,13 @@ class Job(NamedTuple):
 
 class Found(NamedTuple):
     """What a task gives: what was measured, on how many pictures, what is wrong with those that could not be read, and what else the
-    user should know, a line each."""
+    user should know, a line each; `more` stands beside the description of the encoder in the results."""
 
     measured: Measured
     examples: int
     missing: list[str]
     notes: list[str] = []  # noqa: RUF012  never changed
+    more: dict[str, Any] = {}  # noqa: RUF012  never changed
 
 
 class Task(NamedTuple):

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from regcache_jax.evaluation.evaluators import dense, knn, linear_probe, zeroshot_classification, zeroshot_retrieval
+from regcache_jax.evaluation.evaluators import (
+    classification,
+    dense,
+    knn,
+    linear_probe,
+    tower,
+    zeroshot_classification,
+    zeroshot_retrieval,
+)
 from regcache_jax.evaluation.job import Task
 
 TASKS = {
     "zeroshot_classification": Task(zeroshot_classification.run, worded=True),
     "zeroshot_retrieval": Task(zeroshot_retrieval.run),
+    "classification": Task(classification.run),
     "knn": Task(knn.run, trained=True),
     "linear_probe": Task(linear_probe.run, trained=True),
     "dense": Task(dense.run, trained=True),
+    "tower": Task(tower.run),
 }

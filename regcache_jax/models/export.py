@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 from regcache_jax.core.errors import UserError
 from regcache_jax.encoders.encoder import Encoder, encode_image
 from regcache_jax.encoders.forms import form_for
+from regcache_jax.encoders.taps import encode_patches
 from regcache_jax.files.bounded import read_bytes, read_json
 from regcache_jax.files.identity import sha256
 from regcache_jax.files.paths import refuse_existing, write_json, write_whole
@@ -36,18 +37,24 @@ LARGEST_PROGRAM = 8 << 30
 
 def serving_function(
     encoder: Encoder, chip: str | None = None
-) -> Callable[[Float[Array, "B Y X 3"]], Float[Array, "B E"]]:
-    """The image tower as a function of preprocessed float32 images, its weights closed over, one array a block and parameter, in the
-    form that suits `chip` (None: the plain one)."""
+) -> Callable[[Float[Array, "B Y X 3"]], Float[Array, "B ..."]]:
+    """The image tower as a function of preprocessed float32 images, its weights closed over, one array a block and parameter: to pooled
+    features, or to the patches of a tower that pools nothing. In the form that suits `chip` (None: the plain one)."""
     prepared = encoder.prepared(chip)
+    read = encode_patches if reads_patches(encoder) else encode_image
 
-    def features(images: Float[Array, "B Y X 3"]) -> Float[Array, "B E"]:
+    def features(images: Float[Array, "B Y X 3"]) -> Float[Array, "B ..."]:
         held = jax.lax.optimization_barrier(
             prepared.serving
         )  # or the compiler would fold int8 constants into wider ones
-        return encode_image(prepared.replace(serving=held), images)
+        return read(prepared.replace(serving=held), images)
 
     return features
+
+
+def reads_patches(encoder: Encoder) -> bool:
+    """Whether what is exported are patches: of a tower that pools nothing, as a language model's."""
+    return encoder.spec.image.pooling == "none"
 
 
 def metadata(
@@ -55,14 +62,15 @@ def metadata(
 ) -> dict[str, Any]:
     """What stands beside an artefact: preprocessing, shapes, scheme and schedule, the form of its program, and the batch to cut
     larger ones into."""
-    size = encoder.spec.preprocessing.image_size
+    size, image = encoder.spec.preprocessing.image_size, encoder.spec.image
+    patches = reads_patches(encoder)
     return {
         "model": encoder.spec.name,
         "input": {"shape": ["batch", size, size, 3], "dtype": "float32"},
         "output": {
-            "shape": ["batch", encoder.spec.image.feature_dim],
+            "shape": ["batch", image.grid**2, image.blocks.width] if patches else ["batch", image.feature_dim],
             "dtype": "float32",
-            "unit_length": encoder.spec.normalize,
+            "unit_length": encoder.spec.normalize and not patches,
         },
         "preprocessing": dataclasses.asdict(encoder.spec.preprocessing),
         "dtype": str(encoder.dtype),
@@ -121,8 +129,8 @@ def _no_source_locations() -> Iterator[None]:
         jax.config.update("jax_traceback_in_locations_limit", limit)
 
 
-def load(path: epath.PathLike) -> Callable[[Float[Array, "B Y X 3"]], Float[Array, "B E"]]:
-    """An exported tower as a function from preprocessed float32 images to features.
+def load(path: epath.PathLike) -> Callable[[Float[Array, "B Y X 3"]], Float[Array, "B ..."]]:
+    """An exported tower as a function from preprocessed float32 images to features (or patches, as it was exported).
 
     A program runs with this process's rights, so it is taken only with the facts beside it, both as they were written. Raises
     UserError for others."""

@@ -5,6 +5,7 @@
     params/                 the parameters (Orbax), one array a leaf
     registers.safetensors   the register plan, if the encoder has one
     tokenizer.json ...      the tokenizer's own files, if the encoder reads text
+    labels.json             what the classes of the encoder's classifier are called, if it has one and they are known
 
 A folder appears under its name only when it is complete. Everything in it is data; nothing is executed. Folders may be on
 gs:// or wherever else `etils.epath` reaches.
@@ -19,7 +20,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata as package_metadata
 from typing import Any
 
@@ -37,6 +38,7 @@ from regcache_jax.core.spec import EncoderSpec
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.preprocess import preprocess
 from regcache_jax.encoders.tokenizers import load_tokenizer
+from regcache_jax.files.bounded import read_json
 from regcache_jax.files.paths import whole_folder
 from regcache_jax.files.sealed import FILES, belongs, check_folder, describe_folder
 from regcache_jax.models import layout
@@ -51,6 +53,7 @@ from regcache_jax.models.description import (
 from regcache_jax.models.plan_file import load_plan, save_plan
 
 PLAN_FILE = "registers.safetensors"
+LABELS_FILE = "labels.json"
 CHUNK_BYTES = 2**25
 """Pieces in which an array is compressed and written. With one file a piece (and not Orbax's database, which keeps what it
 has compressed until all is there) and without a copy of every array, writing takes little more memory than the arrays."""
@@ -80,6 +83,17 @@ class Model:
             raise UserError(f"{spec.name} reads no text")
         return load_tokenizer(spec.tokenization, self.folder)
 
+    @property
+    def labels(self) -> list[str] | None:
+        """What the classes of the classifier are called; None where nobody said. Raises UserError for another number of them."""
+        file = self.folder / LABELS_FILE
+        if self.encoder.spec.num_classes is None or not file.exists():
+            return None
+        names = read_json(file, list[str])
+        if len(names) != self.encoder.spec.num_classes:
+            raise UserError(f"{file} has {len(names)} names for {self.encoder.spec.num_classes} classes")
+        return names
+
 
 def save(
     folder: epath.PathLike,
@@ -87,10 +101,11 @@ def save(
     *,
     metadata: Mapping[str, Any] | None = None,
     tokenizer_files: Iterable[epath.PathLike] = (),
+    labels: Sequence[str] | None = None,
     dtype: Any = None,
 ) -> epath.Path:
-    """Writes a model folder and returns its path. `metadata` is kept in encoder.json beside what stands there anyway;
-    `dtype` casts float weights on the way. Raises UserError if the folder exists."""
+    """Writes a model folder and returns its path. `metadata` is kept in encoder.json beside what stands there anyway; `labels` are the
+    names of the classifier's classes; `dtype` casts float weights on the way. Raises UserError if the folder exists."""
     folder = epath.Path(folder)
     encoder = encoder if dtype is None else encoder.astype(dtype)
     flat = to_names(encoder.params)
@@ -109,6 +124,8 @@ def save(
             save_plan(beside / PLAN_FILE, encoder.plan)
         for file in map(epath.Path, tokenizer_files):
             file.copy(beside / file.name)
+        if labels is not None:
+            (beside / LABELS_FILE).write_text(json.dumps(list(labels), ensure_ascii=False))
         (beside / ENCODER_FILE).write_bytes(describe_folder(beside, description))
     return folder
 

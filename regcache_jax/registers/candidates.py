@@ -3,13 +3,16 @@
 Streamed: for every target block the running list of the largest tokens keeps their keys and values, so memory does not grow
 with the set. Keys and values are recorded in place, in each token's own image, and averaged (`kv`, the paper); or the hidden
 states are averaged and run through the blocks alone, attending to themselves (`token`).
+
+Under rotary positions a key is turned by its patch's place. Keys are averaged as attention saw them (`position="source"`), or as they
+are before they are turned (`"none"`: a register then has no place, as trained registers have none); docs/method.md compares the two.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +20,16 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from regcache_jax.core.plan import Schedule
+from regcache_jax.core.spec import ImageSpec
 from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.encoders.rounding import Run
 from regcache_jax.encoders.serving import TokenRegister, token_rows
 from regcache_jax.encoders.vision import image_features
 from regcache_jax.ops.delete import linf_norm
+from regcache_jax.ops.rotary import rotate
 from regcache_jax.registers.reference import Images, as_batches
 
+Position = Literal["source", "none"]
 CANDIDATES = 100
 """How many tokens over the whole set make a register (paper, step 2)."""
 
@@ -45,9 +52,25 @@ class Seen(NamedTuple):
     value: Float[Array, "L B N H K"]
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "count", "class_token"))
+def without_position(key: Float[Array, "L B N H K"], spec: ImageSpec) -> Float[Array, "L B N H K"]:
+    """The keys of all tokens of pictures as they are before rotary positions turn them."""
+    turn, rotary = Run(spec.blocks, protected=spec.protected).turn(key.shape[2]), spec.blocks.rotary
+    if turn is None or rotary is None:
+        return key
+    return jax.vmap(lambda own: rotate(own, turn.back(), rotary))(key)
+
+
+class Wanted(NamedTuple):
+    """Which candidates: how many, whether the class token may be one, and what place a key has."""
+
+    number: int
+    class_token: bool
+    position: Position
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "wanted"))
 def _merge(
-    params: Any, images: Any, mask: Any, targets: Any, running: Candidates, *, spec: Any, count: int, class_token: bool
+    params: Any, images: Any, mask: Any, targets: Any, running: Candidates, *, spec: ImageSpec, wanted: Wanted
 ) -> Candidates:
     """Adds one batch to the running list; images with mask False do not count."""
     collected = image_features(
@@ -55,15 +78,17 @@ def _merge(
         collect={"hidden": lambda t: t.hidden, "key": lambda t: t.key, "value": lambda t: t.value},
     ).collected  # fmt: skip
     seen = Seen(**collected)
+    if wanted.position == "none":
+        seen = seen._replace(key=without_position(seen.key, spec))
     batch, num_tokens, width = seen.hidden.shape[1:]
     hidden = seen.hidden[targets].astype(jnp.float32)
     position = jnp.arange(num_tokens, dtype=jnp.int32)
     is_candidate = position >= spec.num_protected
-    if class_token and spec.class_token:
+    if wanted.class_token and spec.class_token:
         is_candidate |= position == 0
     eligible = mask[:, None] & is_candidate
     norms = jnp.where(eligible, linf_norm(hidden), -1.0).reshape(len(targets), batch * num_tokens)
-    top, index = jax.lax.top_k(norms, min(count, batch * num_tokens))
+    top, index = jax.lax.top_k(norms, min(wanted.number, batch * num_tokens))
 
     def rows(values: Float[Array, "L B N H K"]) -> Float[Array, "T M L H K"]:
         flat = values.reshape(values.shape[0], batch * num_tokens, *values.shape[3:])
@@ -71,7 +96,7 @@ def _merge(
 
     own = jnp.take_along_axis(hidden.reshape(len(targets), batch * num_tokens, width), index[..., None], axis=1)
     merged_norm = jnp.concatenate([running.norm, top], axis=1)
-    best, order = jax.lax.top_k(merged_norm, count)
+    best, order = jax.lax.top_k(merged_norm, wanted.number)
 
     def keep(old: Float[Array, "T C ..."], new: Float[Array, "T M ..."]) -> Float[Array, "T C ..."]:
         joined = jnp.concatenate([old, new.astype(jnp.float32)], axis=1)
@@ -88,11 +113,13 @@ def find_candidates(
     *,
     count: int = CANDIDATES,
     class_token: bool = False,
+    position: Position = "source",
     batch_size: int = 32,
 ) -> Candidates:
     """The `count` tokens of largest l-inf norm at the input of each target block, over the whole set.
 
-    `images`: one array of preprocessed images, or batches with masks. Patches only; `class_token` lets the class token in.
+    `images`: one array of preprocessed images, or batches with masks. Patches only; `class_token` lets the class token in. `position`: of
+    keys under rotary positions, see above.
     Rows that the set is too small to fill have norm -1."""
     blocks = encoder.spec.image.blocks
     rows = jnp.zeros((len(targets), count, blocks.num_blocks, blocks.num_heads, blocks.head_dim), jnp.float32)
@@ -101,7 +128,7 @@ def find_candidates(
     for batch, mask in as_batches(images, encoder.spec, batch_size):
         running = _merge(
             encoder.params.image, jnp.asarray(batch, encoder.dtype), jnp.asarray(mask), jnp.asarray(targets), running,
-            spec=encoder.spec.image, count=count, class_token=class_token,
+            spec=encoder.spec.image, wanted=Wanted(count, class_token, position),
         )  # fmt: skip
     return running
 

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.objective import LabelFree, Objective, checked
+from regcache_jax.core.options import check_fields, option, spelt_right
 from regcache_jax.core.outputs import Outputs, label_free_errors
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.scheme import Scheme
@@ -39,20 +40,23 @@ DRAWS = 4
 """Draws of the calibration images, of which each scores the images that it leaves out."""
 
 
+@spelt_right
 @dataclasses.dataclass(frozen=True)
 class RefineConfig:
-    """How long and how fast: passes over the training images, steps relative to the rows' own size, how many passes without
-    a gain on the held-back images end it, which share of the images is held back. `objective`:
-    what an error is; no gradient goes through a function, so its plans are trained for both errors and chosen by it."""
+    """How long, how fast, and for which error.
 
-    passes: int = 20
-    learning_rate: float = 0.02
-    patience: int = 4
-    held_back: float = 0.25
-    chunk: int = 32
-    objective: Objective = "pooled"
+    Raises UserError for values out of bounds and unknown words."""
+
+    passes: int = option("Passes over the training images.", 20, least=1)
+    learning_rate: float = option("Size of a step, relative to the rows' own.", 0.02, above=0)
+    patience: int = option("Passes without a gain on the held-back images that end it.", 4, least=1)
+    held_back: float = option("Share of the images that no gradient sees.", 0.25, above=0, most=1)
+    chunk: int = option("Images a step, at most.", 32, unit="pictures", least=1)
+    # No gradient goes through a function: its plans are trained for both errors and chosen by it.
+    objective: Objective = option("What an error is: a word of `core.objective` but accuracy, or a function.", "pooled")
 
     def __post_init__(self) -> None:
+        check_fields(self)
         object.__setattr__(self, "objective", checked(self.objective))
         if self.objective == "accuracy":
             raise UserError("refining goes by an error without labels: pooled, patches, both, or a function")

@@ -224,7 +224,8 @@ def _observe(
     block: Block, hidden: Float[Array, "B N D"], channels: Int[Array, "S"], *, spec: ImageSpec
 ) -> tuple[Float[Array, "B N D"], Seen]:
     """One block in float, and what passes its sites."""
-    output, trace = encoder_block(block, hidden, Run(spec.blocks, None, spec.protected))
+    run = Run(spec.blocks, None, spec.protected)
+    output, trace = encoder_block(block, hidden, run, turn=run.turn(hidden.shape[1]))
     is_patch = jnp.arange(hidden.shape[1], dtype=jnp.int32) >= spec.num_protected
     found = []
     for number, site in enumerate(SITES):
@@ -249,7 +250,8 @@ def _round(
         own = jnp.arange(int(np.prod(shape)), dtype=jnp.int32) == scales.outlying[number]
         scale = jnp.where(own, scales.channel[number], scales.token[number][..., None])
         grids[site] = Grid(scale.reshape(*scale.shape[:2], *shape))
-    return encoder_block(block.with_grids(grids), hidden, Run(blocks, scheme, spec.protected))[0]
+    run = Run(blocks, scheme, spec.protected)
+    return encoder_block(block.with_grids(grids), hidden, run, turn=run.turn(hidden.shape[1]))[0]
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "patches"))

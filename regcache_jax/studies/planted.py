@@ -12,6 +12,7 @@ Kinds of outliers are switched by biases and offsets alone: encoders of one seed
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Collection
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from jaxtyping import Bool, Float
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.names import from_tree, to_tree
-from regcache_jax.core.spec import HALF, BlockSpec, EncoderSpec, ImageSpec, Preprocessing
+from regcache_jax.core.spec import HALF, BlockSpec, EncoderSpec, ImageSpec, Preprocessing, Rotary
 from regcache_jax.encoders.encoder import Encoder, init_params
 
 KINDS = ("patch sinks", "class-token outlier", "trained-register outlier", "channel outlier")
@@ -57,10 +58,15 @@ def planted_spec(
     image_size: int = 64,
     patch_size: int = 8,
     trained_registers: int = 0,
+    rotary: Rotary | None = None,
 ) -> EncoderSpec:
-    """An image tower with a class token. `planted_spec(768, 12, 12, 224, 16)` has the shape of ViT-B/16."""
+    """An image tower with a class token. `planted_spec(768, 12, 12, 224, 16)` has the shape of ViT-B/16.
+
+    With `rotary` positions there is no table of them and keys have no bias, as in DINOv3."""
     blocks = BlockSpec(width, num_blocks, num_heads, 4 * width, "gelu_tanh", 1e-6)
-    image = ImageSpec(image_size, patch_size, blocks, True, "class", trained_registers)
+    if rotary is not None:
+        blocks = dataclasses.replace(blocks, qkv_bias="qv", rotary=rotary)
+    image = ImageSpec(image_size, patch_size, blocks, True, "class", trained_registers, position_table=rotary is None)
     return EncoderSpec(
         "planted", "clip", image, Preprocessing(image_size, "squash", "bilinear", image_size, HALF, HALF)
     )
@@ -107,7 +113,7 @@ def plant(
     params["blocks"]["mlp"]["fc1"]["kernel"][block, found, 0] = -SIGNS * 2 * firing * STRENGTH / 4
     params["blocks"]["mlp"]["fc2"]["kernel"][block, 0, sink] = SIGNS
     if "channel outlier" in kinds:
-        params["position_embedding"][:, offset] += CHANNEL_OFFSET
+        _lift(params, offset)
     images, places = _images(spec.image, pattern, num_images, rng)
     direction = np.zeros(spec.image.blocks.width, np.float32)
     direction[sink] = SIGNS / 2
@@ -122,11 +128,21 @@ def _set_aside(params: dict[str, Any], channels: np.ndarray) -> None:
         reader["kernel"][:, channels] = 0
     for writer in (attention["out"], mlp["fc2"]):
         writer["kernel"][..., channels] = 0
-    for table in (params["position_embedding"], params["patch_embedding"]["kernel"], params["class_token"]):
-        table[..., channels] = 0
+    for table in (params.get("position_embedding"), params["patch_embedding"]["kernel"], params["class_token"]):
+        if table is not None:
+            table[..., channels] = 0
     params["final_norm"]["scale"][channels] = 0
     if "registers" in params:
         params["registers"][:, channels] = 0
+
+
+def _lift(params: dict[str, Any], channel: int) -> None:
+    """An offset in one channel of all tokens; trained registers have none where a table of positions gives it."""
+    if "position_embedding" in params:
+        params["position_embedding"][:, channel] += CHANNEL_OFFSET
+        return
+    for leaf in (params["patch_embedding"]["bias"], params["class_token"]):
+        leaf[channel] += CHANNEL_OFFSET
 
 
 def _mark(params: dict[str, Any], pattern: np.ndarray, marker: np.ndarray, amplitude: float) -> None:
@@ -140,14 +156,25 @@ def _mark(params: dict[str, Any], pattern: np.ndarray, marker: np.ndarray, ampli
 
 
 def _hide(params: dict[str, Any], directions: tuple[np.ndarray, ...], spec: ImageSpec) -> None:
-    """Every head's first query channel is a constant that keys of these directions stand 30 logits below."""
+    """One query channel of every head is a constant that keys of these directions stand 30 logits below."""
     attention, blocks = params["blocks"]["attention"], spec.blocks
+    channel, _ = steady_channels(blocks)
     for name in ("query", "key"):
-        attention[name]["kernel"][..., 0] = 0
-    attention["query"]["bias"][..., 0] = 4.0
+        attention[name]["kernel"][..., [channel, _partner(channel, blocks)]] = 0
+    attention["query"]["bias"][..., channel] = 4.0
     weight = 30.0 * math.sqrt(blocks.head_dim) / (4.0 * 2 * math.sqrt(blocks.width))
     for direction in directions:
-        attention["key"]["kernel"][:, direction, :, 0] = -weight * SIGNS[:, None, None]
+        attention["key"]["kernel"][:, direction, :, channel] = -weight * SIGNS[:, None, None]
+
+
+def steady_channels(spec: BlockSpec) -> tuple[int, int]:
+    """Two channels of a head that positions turn least; any two where positions turn none."""
+    return (0, 1) if spec.rotary is None else (spec.head_dim // 2 - 1, spec.head_dim // 4 - 1)
+
+
+def _partner(channel: int, spec: BlockSpec) -> int:
+    """The channel that rotary positions mix with another, in the half layout; itself where there are none."""
+    return channel if spec.rotary is None else (channel + spec.head_dim // 2) % spec.head_dim
 
 
 def _plant_head(params: dict[str, Any], block: int, marker: np.ndarray, found: np.ndarray, spec: ImageSpec) -> None:
@@ -156,11 +183,12 @@ def _plant_head(params: dict[str, Any], block: int, marker: np.ndarray, found: n
     projection = 2 * math.sqrt(blocks.width)  # of a normed marker on its signs
     for name in ("query", "key", "value"):
         attention[name]["kernel"][block, :, 0] = 0
-        attention[name]["bias"][block, 0] = 0
+        if "bias" in attention[name]:
+            attention[name]["bias"][block, 0] = 0
     logit = math.log((spec.num_tokens - MARKERS) / ENOUGH)
     gain = math.sqrt(logit * math.sqrt(blocks.head_dim)) / projection
     for name in ("query", "key"):
-        attention[name]["kernel"][block, marker, 0, 1] = gain * SIGNS
+        attention[name]["kernel"][block, marker, 0, steady_channels(blocks)[1]] = gain * SIGNS
     value = 0.3
     attention["value"]["kernel"][block, marker, 0] = value / projection * SIGNS[:, None]
     attention["out"]["kernel"][block, 0] = 0

@@ -148,6 +148,14 @@ def test_models_lists_the_catalog(regcache, tmp_path):
     status, out, _ = regcache("models", "--json", tmp_path / "models.json")
     assert status == 0 and "openai/clip-vit-base-patch16" in out
     assert len(json.loads((tmp_path / "models.json").read_text())) >= 28
+    status, out, _ = regcache("models", "dinov2", "GIANT", "--json", tmp_path / "few.json")
+    told = json.loads((tmp_path / "few.json").read_text())
+    assert status == 0 and [row["name"] for row in told] == [
+        "facebook/dinov2-giant",
+        "facebook/dinov2-with-registers-giant",
+    ]
+    assert all(row["supported"] and row["since"] == "0.1.0" and "dinov2" in row["names"][1] for row in told)
+    assert regcache("models", "gremlin")[0] == 1
 
 
 @pytest.mark.slow

@@ -163,7 +163,7 @@ REFUSED = {
         {"weights": lambda state: {n: t.to(torch.float8_e4m3fn) if t.ndim == 2 else t for n, t in state.items()}},
         "F8_E4M3",
     ),
-    "llava": ({"model_type": "llava"}, "says model_type 'llava', the tensors are those of Hugging Face CLIP"),
+    "llava": ({"model_type": "llava"}, "is a LLaVA without a vision tower: none of its tensors is below vision_tower"),
     "processor_larger_than_model": (
         {"processor": {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}},
         f"the processor makes pictures of 64 px, the tower takes {SIDE} px",
@@ -173,7 +173,7 @@ REFUSED = {
         f"crop_size {SIDE} is larger than size {SIDE - 8}",
     ),
     "nonsquare": ({"processor": {"size": {"height": SIDE, "width": 32}}}, f"size is {SIDE} x 32"),
-    "lanczos": ({"processor": {"resample": 1}}, "resample 2 (bilinear) or 3 (bicubic)"),
+    "nearest": ({"processor": {"resample": 0}}, "resample 1 (lanczos), 2 (bilinear) or 3 (bicubic)"),
 }
 
 
@@ -230,6 +230,15 @@ def test_classifiers_wrappers_and_other_types_give_the_same_backbone(converted, 
     (tmp_path / "sentences" / "modules.json").write_text(json.dumps([part]))
     (tmp_path / "sentences" / "config_sentence_transformers.json").write_text("{}")
     same(converted(tmp_path / "sentences")[0], plain)
+
+
+def test_architectures_of_another_family_are_refused_with_both_values(folders, tmp_path):
+    config = json.loads((edited(folders, tmp_path) / "config.json").read_text())
+    for named in (["SiglipModel"], ["CLIPModel", "Dinov2Model"], ["Siglip2Model"]):
+        (tmp_path / "source" / "config.json").write_text(json.dumps(config | {"architectures": named}))
+        with pytest.raises(rc.UserError, match=f"says architectures {named[-1]}, .* those of Hugging Face CLIP"):
+            rc.convert(tmp_path / "source", tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_processor_that_does_not_normalise_leaves_values_in_0_to_1(converted, folders, tmp_path):

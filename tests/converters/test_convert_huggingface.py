@@ -203,12 +203,18 @@ def dinov2_b14_with_registers():
     return transformers.Dinov2WithRegistersModel(config)
 
 
+def dinov3_b16():
+    options = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_register_tokens": 4}
+    return transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**options))
+
+
 REAL_SIZES = {
     "openai/clip-vit-base-patch16": clip_b16,
     "google/siglip-base-patch16-224": siglip_b,
     "google/siglip2-base-patch32-256": lambda: siglip_b(image_size=256, patch_size=32),
     "facebook/dinov2-base": dinov2_b14,
     "facebook/dinov2-with-registers-base": dinov2_b14_with_registers,
+    "facebook/dinov3-vitb16-pretrain-lvd1689m": dinov3_b16,
 }
 
 

@@ -52,7 +52,7 @@ def edit(folder, change):
         ({"do_rescale": False}, "do_rescale is false"),
         ({"rescale_factor": 1 / 127.5}, "rescale_factor is 0.0078"),
         ({"do_center_crop": False}, "leaves pictures of other shapes"),
-        ({"resample": 1}, "resample 2 .bilinear. or 3 .bicubic."),
+        ({"resample": 0}, "resample 1 .lanczos., 2 .bilinear. or 3 .bicubic."),
         ({"image_std": [0.5, 0.0, 0.5]}, "image_std should be above zero"),
         ({"image_std": [0.5, -0.5, 0.5]}, "image_std should be above zero"),
         ({"image_mean": [0.5, 0.5]}, "image_mean should be three finite numbers"),

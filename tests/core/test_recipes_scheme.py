@@ -157,9 +157,12 @@ def integer_products(text):
     return [line.rsplit(" : ", 1)[1].split("->") for line in lines]
 
 
+WITH_EIGHT = ("tensor", "ptq4vit", "rules")  # one scale an array, the methods' own sites, several scans
+EVERY = [pytest.param(name, marks=pytest.mark.devices) if name in WITH_EIGHT else name for name in SCHEMES]
+
+
 @pytest.mark.slow
-@pytest.mark.devices
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", EVERY)
 def test_pmap_sharded_jit_and_one_device_agree(name):
     images = small.images(16)
     plan = small.plan(0 if name == "rotation" else 2)

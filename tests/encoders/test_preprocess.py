@@ -65,7 +65,7 @@ def test_bilinear_without_antialias_takes_the_nearest_pixels_only():
     np.testing.assert_allclose(resized[0, :, 0], [15.0, 55.0])
 
 
-@pytest.mark.parametrize("filter", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("filter", ["bicubic", "bilinear", "lanczos"])
 @pytest.mark.parametrize("how", ["squash", "shortest"])
 @pytest.mark.parametrize("size", [(40, 31), (31, 40), (1, 700), (700, 1), (3, 150), (9, 5)])
 def test_a_part_that_is_resized_alone_has_the_bits_of_pillows_two_steps(monkeypatch, size, how, filter):

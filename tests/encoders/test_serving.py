@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from regcache_jax.core.plan import RegisterPlan, make_plan
 from regcache_jax.core.scheme import Scheme
-from regcache_jax.core.spec import HALF, BlockSpec, EncoderSpec, ImageSpec, Preprocessing
+from regcache_jax.core.spec import HALF, BlockSpec, EncoderSpec, ImageSpec, Preprocessing, Rotary
 from regcache_jax.encoders.encoder import Encoder, init_params
 from regcache_jax.encoders.rounding import Run
 from regcache_jax.encoders.serving import num_rows, repeat_last, serve_blocks
@@ -23,15 +23,15 @@ from regcache_jax.quantization.quantize import quantize
 NUM_BLOCKS, HEADS, HEAD_DIM, PATCHES = 4, 2, 8, 9
 
 
-def make_spec(class_token: bool, pooling: str) -> EncoderSpec:
-    blocks = BlockSpec(HEADS * HEAD_DIM, NUM_BLOCKS, HEADS, 40, "gelu", 1e-6)
-    image = ImageSpec(14, 4, blocks, class_token=class_token, pooling=pooling, trained_registers=2 * class_token)
+def make_spec(class_token: bool, pooling: str, rotary: bool = False) -> EncoderSpec:
+    blocks = BlockSpec(HEADS * HEAD_DIM, NUM_BLOCKS, HEADS, 40, "gelu", 1e-6, rotary=Rotary(100.0) if rotary else None)
+    image = ImageSpec(14, 4, blocks, class_token, pooling, trained_registers=2 * class_token, position_table=not rotary)
     return EncoderSpec("small", "siglip", image, Preprocessing(14, "squash", "bicubic", 14, HALF, HALF))
 
 
 @functools.cache
-def small_encoder(class_token: bool, pooling: str, scheme: Scheme | None = None) -> Encoder:
-    spec = make_spec(class_token, pooling)
+def small_encoder(class_token: bool, pooling: str, rotary: bool = False, scheme: Scheme | None = None) -> Encoder:
+    spec = make_spec(class_token, pooling, rotary)
     params = jax.tree.map(np.asarray, init_params(spec, jax.random.key(0)))
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf + 0.1 * normal(rng, *leaf.shape)), params)
@@ -78,7 +78,7 @@ def plans(draw: st.DrawFn) -> RegisterPlan:
     )
 
 
-ENCODERS = [(False, "mean"), (False, "map"), (True, "class"), (True, "mean")]
+ENCODERS = [(False, "mean"), (False, "map"), (True, "class"), (True, "mean"), (True, "class", True)]
 
 
 @pytest.mark.slow
@@ -103,9 +103,9 @@ def test_the_serving_form_of_a_float_encoder_equals_the_search_form(kind, tile, 
 @pytest.mark.slow
 @pytest.mark.parametrize("activations", ["static", "token", "tensor", "group"])
 @settings(max_examples=4, deadline=None, derandomize=True)
-@given(plan=plans(), kind=st.sampled_from([(False, "mean"), (True, "class")]))
+@given(plan=plans(), kind=st.sampled_from([(False, "mean"), (True, "class"), (True, "class", True)]))
 def test_the_serving_form_of_an_int8_encoder_stays_within_a_few_flipped_integers(kind, activations, plan):
-    encoder = small_encoder(*kind, Scheme(activations=activations))
+    encoder = small_encoder(*kind, scheme=Scheme(activations=activations))
     params, spec = encoder.params.image, encoder.spec.image
     searched = search_form(params, images(3), spec, plan, encoder.scheme)
     served = serving_form(params, images(3), spec, plan.schedule(), plan, encoder.scheme, tile=8)
@@ -138,7 +138,7 @@ def test_rows_hold_tokens_and_registers_and_end_on_a_tile():
 
 @pytest.mark.slow
 def test_padding_rows_leave_the_blocks_as_copies_of_the_last_token():
-    encoder = small_encoder(False, "mean", Scheme(activations="tensor"))
+    encoder = small_encoder(False, "mean", scheme=Scheme(activations="tensor"))
     params, spec = encoder.params.image, encoder.spec.image
     hidden = embed_patches(params, images(2), spec)
     plan = make_plan(*rows(0), start=1)

@@ -1,4 +1,4 @@
-"""The wheel alone: built, unpacked, and the whole demo run from it in an empty folder, to the results that the README promises."""
+"""The wheel alone: built, unpacked, and the demo's eight bits run from it in an empty folder, to the results that the README promises."""
 
 from __future__ import annotations
 
@@ -22,6 +22,10 @@ def run(arguments: list[str], folder: Path, **environment: str) -> str:
     return finished.stdout
 
 
+PART = ("--config.schemes=w8a8", "--config.rows=plain,registers")
+"""Of the demo's table; `benchmarks/demo.py` holds the whole to what the README says."""
+
+
 @pytest.mark.slow
 def test_the_demo_runs_from_an_unpacked_wheel_in_an_empty_folder_and_recovers_what_it_promises(tmp_path):
     run(["-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(REPOSITORY)], tmp_path)
@@ -39,20 +43,17 @@ def test_the_demo_runs_from_an_unpacked_wheel_in_an_empty_folder_and_recovers_wh
         **environment,
     ).split()
     assert all(Path(place).is_relative_to(site) for place in places)
-    run(["-m", "regcache_jax.cli", "demo", "--out", "here"], empty, **environment)
+    run(["-m", "regcache_jax.cli", "run", "--config", "demo", "--workdir", "here", *PART], empty, **environment)
     assert (empty / "here" / "report.html").stat().st_size > 10_000
     rows = json.loads((empty / "here" / "results.json").read_text())
-    assert len(rows) == 2 + 3 * 5 and {row["quantization"]["examples"] for row in rows} == {816}
+    assert len(rows) == 2 + 2 and {row["quantization"]["examples"] for row in rows} == {816}
     accuracy = {
-        (entry["scheme"], entry["activations"], entry["plan"], entry["method"]): 100 * row["metrics"]["acc1"]
+        (entry["scheme"], entry["plan"]): 100 * row["metrics"]["acc1"]
         for row in rows
         for entry in [row["quantization"]]
     }
     assert len(accuracy) == len(rows)  # so every row can be told from every other
-    assert abs(accuracy["float", None, None, None] - 87.0) <= 1.0
-    assert accuracy["float", None, "full", None] >= 86.0
-    assert accuracy["w8a8", "static", None, "rtn"] <= accuracy["float", None, None, None] - 10
-    for scheme, least in (("w8a8", 85.5), ("w6a6", 85.0), ("w4a4", 79.0)):
-        assert accuracy[scheme, "static", "full", "rtn"] >= least
-    full = [row["quantization"]["plan"] for row in rows if row["quantization"]["registers"]]
-    assert full == ["full"] * 4  # halves of the plan do not count as registers
+    assert abs(accuracy["float", None] - 87.0) <= 1.0
+    assert accuracy["float", "full"] >= 86.0
+    assert accuracy["w8a8", None] <= accuracy["float", None] - 10
+    assert accuracy["w8a8", "full"] >= 85.5

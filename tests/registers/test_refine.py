@@ -54,6 +54,13 @@ def test_refining_for_patches_lowers_their_error(planted, plan):
         RefineConfig(objective="accuracy")
 
 
+def test_settings_out_of_bounds_and_misspelt_ones_are_refused_when_built():
+    with pytest.raises(rc.UserError, match="passes must be at least 1, got 0; held_back must be at most 1, got 2"):
+        RefineConfig(passes=0, held_back=2.0)
+    with pytest.raises(rc.UserError, match="RefineConfig has no learning_rat; did you mean learning_rate"):
+        RefineConfig(learning_rat=1.0)
+
+
 @pytest.mark.slow
 def test_refining_never_returns_something_worse_than_it_was_given(planted, plan):
     wild = dataclasses.replace(CONFIG, learning_rate=100.0, passes=2)

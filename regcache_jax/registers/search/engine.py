@@ -53,7 +53,8 @@ class Search:
         self.space = Space(config, encoder.spec.image, l_q)
         self.candidates = find_candidates(
             encoder, images, self.space.starts,
-            count=min(config.candidates, len(images)), class_token=config.class_token, batch_size=config.chunk,
+            count=min(config.candidates, len(images)), class_token=config.class_token, position=config.position,
+            batch_size=config.chunk,
         )  # fmt: skip
         self.trials = Trials(
             encoder, images, scheme, self.space.entries,
@@ -175,8 +176,10 @@ class Search:
             self._score_strengthened(point)
         best = self.choose()
         for _ in range(self.config.rounds):
-            (promising,) = self._best(self.space.moves(best), rungs[min(1, len(rungs) - 1)], 1)
-            self._score_strengthened(promising)
+            for promising in self._best(
+                self.space.moves(best), rungs[min(1, len(rungs) - 1)], 1
+            ):  # of nothing there is no move
+                self._score_strengthened(promising)
             before, best = best, self.choose()
             if best == before:
                 break

@@ -1,0 +1,117 @@
+"""Hugging Face's plain ViTs: `ViTModel` and `ViTForImageClassification` (augreg, DINO), the encoder of `ViTMAEModel`, `ViTMSNModel`.
+
+Files on the hub have the names listed first, transformers 5 has others in memory. The feature is the normed class token. A linear
+classifier is kept; the pooler of `ViTModel` (a dense layer and tanh, which no published classifier reads) and MAE's decoder are not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from regcache_jax.converters.engine import (
+    Rule,
+    flat,
+    oihw_to_hwio,
+    one_in_front,
+    out_heads_to_heads_out,
+    out_in_to_in_out,
+    two_in_front,
+)
+from regcache_jax.converters.formats import Format, Given, activation, needs_config, preprocessing, setting
+from regcache_jax.converters.labels import count_classes
+
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.spec import BlockSpec, EncoderSpec, ImageSpec
+from regcache_jax.encoders import families
+
+_OURS = "image/blocks"
+
+
+def _block(theirs: str, attention: tuple[str, str, str, str], mlp: tuple[str, str]) -> tuple[Rule, ...]:
+    """One spelling of a block: where it stands, its four projections and its two layers."""
+    query, key, value, out = (f"{theirs}.attention.{name}" for name in attention)
+    up, down = (f"{theirs}.{name}" for name in mlp)
+    rules = [
+        Rule(f"{theirs}.{norm}.{leaf}", f"{_OURS}/{ours}/{name}")
+        for norm, ours in (("layernorm_before", "norm1"), ("layernorm_after", "norm2"))
+        for leaf, name in (("weight", "scale"), ("bias", "bias"))
+    ]
+    for name, layer in (("query", query), ("key", key), ("value", value)):
+        rules += [
+            Rule(f"{layer}.weight", f"{_OURS}/attention/{name}/kernel", out_in_to_in_out),
+            Rule(f"{layer}.bias", f"{_OURS}/attention/{name}/bias", flat),
+        ]
+    return (
+        *rules,
+        Rule(f"{out}.weight", f"{_OURS}/attention/out/kernel", out_heads_to_heads_out),
+        Rule(f"{out}.bias", f"{_OURS}/attention/out/bias"),
+        Rule(f"{up}.weight", f"{_OURS}/mlp/fc1/kernel", out_in_to_in_out),
+        Rule(f"{up}.bias", f"{_OURS}/mlp/fc1/bias"),
+        Rule(f"{down}.weight", f"{_OURS}/mlp/fc2/kernel", out_in_to_in_out),
+        Rule(f"{down}.bias", f"{_OURS}/mlp/fc2/bias"),
+    )
+
+
+RULES = (
+    Rule("embeddings.cls_token", "image/class_token", two_in_front),
+    Rule("embeddings.position_embeddings", "image/position_embedding", one_in_front),
+    Rule("embeddings.patch_embeddings.projection.weight", "image/patch_embedding/kernel", oihw_to_hwio),
+    Rule("embeddings.patch_embeddings.projection.bias", "image/patch_embedding/bias"),
+    *_block(
+        "encoder.layer.*",
+        ("attention.query", "attention.key", "attention.value", "output.dense"),
+        ("intermediate.dense", "output.dense"),
+    ),
+    Rule("layernorm.weight", "image/final_norm/scale"),
+    Rule("layernorm.bias", "image/final_norm/bias"),
+    Rule("classifier.weight", "classifier/kernel", out_in_to_in_out),
+    Rule("classifier.bias", "classifier/bias"),
+    *_block("layers.*", ("q_proj", "k_proj", "v_proj", "o_proj"), ("mlp.fc1", "mlp.fc2")),  # transformers 5
+)
+
+
+def spec(given: Given) -> EncoderSpec:
+    """The spec of a ViT folder, from its `config.json`."""
+    config = given.config
+    needs_config(given, "ViT")
+    if given.has("embeddings.distillation_token"):
+        raise UserError(
+            f"{given.name} is a distilled DeiT with a second class token, which is not supported yet; plain DeiTs are (model_type vit)"
+        )
+    if not setting(config, "qkv_bias", True):
+        raise UserError(
+            f"{given.name} has no biases in queries, keys and values (qkv_bias is false), which is not supported yet"
+        )
+    pixels = setting(config, "image_size", 224)
+    blocks = BlockSpec(
+        width=setting(config, "hidden_size", 768),
+        num_blocks=setting(config, "num_hidden_layers", 12),
+        num_heads=setting(config, "num_attention_heads", 12),
+        mlp_width=setting(config, "intermediate_size", 3072),
+        activation=activation(config, "gelu"),
+        norm_eps=setting(config, "layer_norm_eps", 1e-12),
+    )
+    image = ImageSpec(pixels, setting(config, "patch_size", 16), blocks, class_token=True, pooling="class")
+    pictures = preprocessing(_squared(given.preprocessor), families.vit_preprocessing(pixels))
+    return EncoderSpec(
+        given.name, "vit", image, pictures, normalize=False, num_classes=count_classes(given, "classifier.weight")
+    )
+
+
+def _squared(processor: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A processor in which one number for the size is a square, as old ones of ViT's mean it."""
+    size = processor.get("size")
+    return processor if type(size) is not int else {**processor, "size": {"height": size, "width": size}}
+
+
+FORMAT = Format(
+    name="Hugging Face ViT",
+    marks=("embeddings.cls_token", "*.*.layernorm_before.weight"),
+    rules=RULES,
+    spec=spec,
+    model_types=("vit", "vit_mae", "vit_msn", "deit"),
+    classes=r"ViT|DeiT",
+    prefixes=(("vit.", ""), ("deit.", "")),
+    ignored=("embeddings.mask_token",),
+    heads=("pooler.*", "decoder.*"),
+)

@@ -1,0 +1,69 @@
+"""How near every patch is to its float self: what a language model that reads a quantised tower's patches would notice.
+
+A pooled feature averages; a language model reads each place. So beside the mean stands the worst percentile, and where it lies.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.spec import ImageSpec
+from regcache_jax.encoders.taps import encode_patches
+from regcache_jax.evaluation.job import Found, Job
+from regcache_jax.evaluation.measure import Measured
+from regcache_jax.evaluation.metrics import compare_features
+
+BYTES = 1 << 30
+"""Of patch features that are kept, about: pictures beyond are left out, evenly."""
+PERCENTILE = 99
+MAPS = 4
+"""Pictures whose errors are given place by place."""
+
+
+def run(job: Job) -> Found:
+    """Cosine and error of the patch features (those a language model takes) to the float encoder's, which alone has nothing to show.
+
+    `patch_error`: mean over all patches of |found - float| / |float|; `patch_error_p99`: what one patch in a hundred exceeds;
+    `patch_cosine`: the mean cosine. Deleted patches count as they are filled in. Raises UserError for an encoder of another shape."""
+    spec = job.encoder.spec.image
+    most = max(1, BYTES // (spec.grid**2 * spec.blocks.width * 4))
+    data = job.data.spread(most)
+    rows = job.encode(encode_patches, data)
+    notes = [f"patches of {len(data)} of {len(job.data)} pictures, evenly spread"] if len(data) < len(job.data) else []
+    patches = rows.features.reshape(-1, rows.features.shape[-1])
+    nothing = np.zeros(len(patches), np.int32)  # no classes: patches say nothing
+    if job.reference is None:
+        return Found(Measured({}, patches, nothing), len(rows.places), rows.missing, notes)
+    if job.reference.features.shape != patches.shape:
+        raise UserError(
+            f"this encoder gives {list(patches.shape)} patches, the first one {list(job.reference.features.shape)}: they cannot be compared"
+        )
+    errors = patch_errors(patches, job.reference.features)
+    metrics = {
+        "patch_error": float(errors.mean()),
+        f"patch_error_p{PERCENTILE}": float(np.percentile(errors, PERCENTILE)),
+        "patch_cosine": compare_features(patches, job.reference.features)["cosine"],
+    }
+    names = [data[int(place)].name for place in rows.places[:MAPS]]
+    more = {"patch_error_maps": error_maps(errors, names, spec)}
+    return Found(Measured(metrics, patches, nothing), len(rows.places), rows.missing, notes, more)
+
+
+def patch_errors(found: Float[np.ndarray, "m D"], reference: Float[np.ndarray, "m D"]) -> Float[np.ndarray, "m"]:
+    """Length of the difference over the length of the float patch (a float patch of zeros counts as of length one)."""
+    length = np.linalg.norm(reference, axis=1)
+    return np.linalg.norm(found - reference, axis=1) / np.where(length > 0, length, 1.0)
+
+
+def error_maps(errors: Float[np.ndarray, "m"], names: list[str], spec: ImageSpec) -> list[dict[str, Any]]:
+    """The errors of some pictures place by place, four digits each: what a page draws over them."""
+    side = spec.grid
+    grids = errors[: len(names) * side * side].reshape(len(names), side, side)
+    return [
+        {"picture": name, "errors": [[float(f"{error:.4g}") for error in row] for row in grid]}
+        for name, grid in zip(names, grids, strict=True)
+    ]
