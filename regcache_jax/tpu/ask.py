@@ -30,7 +30,7 @@ from regcache_jax.tpu.batches import cheapest, sweep
 from regcache_jax.tpu.compiler import CHIPS, check_topology, compile_for, estimates
 from regcache_jax.tpu.programs import PROGRAMS, program, serving_features
 
-SWEEP = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 64)
+SWEEP = (1, 2, 4, 8, 12, 16, 20, 24, 32, 40, 48, 64)
 """Batches that a sweep chooses from (`batches.sweep`)."""
 
 
