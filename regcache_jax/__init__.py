@@ -44,6 +44,7 @@ _HOMES = {
     "load_plan": "door",
     "make_plan": "door",
     "plant": "door",
+    "progress": "files.progress",
     "quantize": "door",
     "refine": "door",
     "rivals": "door",

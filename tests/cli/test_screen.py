@@ -8,6 +8,16 @@ import re
 import subprocess
 import sys
 
+from regcache_jax.cli.main import say_nothing_of_what_is_not_there
+from regcache_jax.files import progress as shown
+
+PYTHON = """
+import regcache_jax as rc
+with rc.progress("searching") as told:
+    told(0, None, "getting ready")
+    told(3, 4, "best error 0.1")
+"""
+
 JOB = """
 from regcache_jax.cli.screen import print_table, progress
 with progress("stirring", 3) as update:
@@ -52,6 +62,39 @@ def test_sentences_wrap_between_words_on_a_terminal_and_stay_one_line_in_a_pipe(
     assert done.stdout == done.stderr == sentence + "\n"
 
 
+def test_wrong_use_is_told_in_lines_that_wrap_between_words():
+    code = "from regcache_jax.cli import main; main(['evaluate', 'model', '--dataset', 'emoji', '--task', 'none'])"
+    seen = on_a_terminal(
+        f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}])"
+    )  # which exits with 2
+    assert "Invalid value for '--task'" in " ".join(seen.split()) and max(map(len, seen.split("\r\n"))) <= 80
+
+
+def test_a_machine_without_a_tpu_is_not_searched_for_one(tmp_path, monkeypatch):
+    for name in ("TPU_SKIP_MDS_QUERY", "HF_HUB_VERBOSITY"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "0000:00:00.0").mkdir()
+    (tmp_path / "0000:00:00.0" / "vendor").write_text("0x1ae0\n")
+    say_nothing_of_what_is_not_there(str(tmp_path))
+    assert "TPU_SKIP_MDS_QUERY" not in os.environ and os.environ["HF_HUB_VERBOSITY"] == "error"
+    (tmp_path / "0000:00:00.0" / "vendor").write_text("0x10de\n")
+    say_nothing_of_what_is_not_there(str(tmp_path))
+    assert os.environ["TPU_SKIP_MDS_QUERY"] == "1"
+
+
+def test_the_tab_key_completes_commands_options_and_words():
+    environment = {**os.environ, "_REGCACHE_COMPLETE": "bash_complete"}
+    command = [sys.executable, "-c", "from regcache_jax.cli import main; main()"]
+    for words, wanted in (
+        ("qu", "quantize"),
+        ("quantize --activ", "--activations"),
+        ("quantize --activations t", "token"),
+    ):
+        place = {"COMP_WORDS": f"regcache {words}", "COMP_CWORD": str(len(words.split()))}
+        done = subprocess.run(command, env={**environment, **place}, capture_output=True, text=True, check=True)
+        assert f"plain,{wanted}" in done.stdout.splitlines()
+
+
 def test_in_a_pipe_a_line_says_what_begins_and_one_how_long_it_took():
     done = subprocess.run([sys.executable, "-c", JOB], capture_output=True, text=True, check=True)
     assert re.fullmatch(r"stirring \.\.\.\nstirring: 0\.\d s\nwaiting \.\.\.\nwaiting: 0\.\d s\n", done.stderr)
@@ -76,3 +119,23 @@ def test_a_name_cannot_steer_the_terminal_nor_begin_a_line():
         assert "\x1b" not in said and "\r" not in said and not re.search(r"^regcache:", said, re.M)
         assert r"x\x1b[31m\rregcache: all is well\n[red]y" in said
     assert "\r" not in on_a_terminal(NASTY.replace("with progress", "if False:\n  with progress")).replace("\r\n", "")
+
+
+def test_in_a_pipe_progress_says_now_and_then_how_much_is_done_and_about_how_long_the_rest_takes(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(shown.time, "monotonic", lambda: now[0])
+    lines = shown.Lines("stirring", None, 0.0)
+    for second in (10, 29.9, 31, 45, 62):
+        now[0] = second
+        lines(1, total=10 if second > 40 else None, note="slowly")
+    assert capsys.readouterr().err.splitlines() == [
+        "stirring: 3 (slowly)",
+        "stirring: 5 of 10, about 62 s left (slowly)",
+    ]
+
+
+def test_python_shows_progress_as_the_command_line_does():
+    seen = on_a_terminal(PYTHON)
+    assert "searching" in seen and "3/4" in seen and "best error 0.1" in seen
+    done = subprocess.run([sys.executable, "-c", PYTHON], capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"searching \.\.\.\nsearching: \d\.\d s\n", done.stderr) and not done.stdout

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
+from etils import epath
 from jax import export as stablehlo
 
 from regcache_jax.core.errors import UserError
@@ -22,7 +23,7 @@ from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.spec import HALF, BlockSpec, EncoderSpec, ImageSpec, Preprocessing
 from regcache_jax.encoders.encoder import Encoder, encode_image, init_params
 from regcache_jax.encoders.taps import encode_patches
-from regcache_jax.models.export import export, load
+from regcache_jax.models.export import export, export_again, facts_file, load
 from regcache_jax.quantization.quantize import quantize
 
 IMAGE = ImageSpec(24, 8, BlockSpec(64, 2, 4, 256, "gelu", 1e-6), class_token=True, pooling="map")
@@ -144,3 +145,20 @@ def test_files_name_no_source_and_are_the_same_bytes_wherever_they_are_written(e
     assert export(encoder, "a.stablehlo", ("cpu",)).read_bytes() == first
     assert not re.search(rb"[\w/-]+\.py\b", first)
     assert str(tmp_path).encode() not in first
+
+
+@pytest.mark.slow
+def test_a_file_that_has_expired_is_written_again_from_its_encoder_and_from_no_other(encoder, artefact, tmp_path):
+    path = tmp_path / "small.stablehlo"
+    path.write_bytes(b"of a JAX that is gone")
+    facts_file(epath.Path(path)).write_bytes(facts_file(epath.Path(artefact)).read_bytes())
+    export_again(encoder, path)
+    assert (
+        path.read_bytes() == artefact.read_bytes()
+        and facts_file(epath.Path(path)).read_bytes() == facts_file(epath.Path(artefact)).read_bytes()
+    )
+    with pytest.raises(UserError, match="was made from another encoder: schedule differ"):
+        export_again(encoder.with_plan(None), path)
+    facts_file(epath.Path(path)).write_text(facts_file(epath.Path(path)).read_text().replace("24", "32"))
+    with pytest.raises(UserError, match="its hash differs"):
+        export_again(encoder, path)
