@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, PyTree
 from regcache_jax.core.errors import UserError
 from regcache_jax.data.batches import Batch
 from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.encoders.forms import chip_of
 from regcache_jax.evaluation.micro_batches import MicroBatch, Step, in_micro_batches, own_micro_batch
 from regcache_jax.evaluation.watch import Watch
 
@@ -101,7 +102,7 @@ def _run(
     for batch in batches:
         if run is None:
             _check_divides(batch, jax.local_device_count())
-            state = _each_encoder(Encoder.prepared, state) if jax.default_backend() in SERVED_ON else state
+            state = _each_encoder(_prepared_here, state) if jax.default_backend() in SERVED_ON else state
             size = own_micro_batch(step, state, batch) if micro_batch == "auto" else micro_batch
             run, place = _compile(step, parallel, size, alone)
             state = place(state)
@@ -169,6 +170,11 @@ def _sharing_measured_scales(state: PyTree) -> PyTree:
         return encoder.replace(scheme=dataclasses.replace(encoder.scheme, shared_over=AXIS))
 
     return _each_encoder(share, state)
+
+
+def _prepared_here(encoder: Encoder) -> Encoder:
+    """An encoder as its serving program, in the form for the devices of this process."""
+    return encoder.prepared(chip_of(jax.local_devices()[0]))
 
 
 def _each_encoder(change: Callable[[Encoder], Encoder], state: PyTree) -> PyTree:
