@@ -59,6 +59,9 @@ class ExportArgs:
     """Where it is written, and what it runs on."""
 
     out: str = option("File to write; must not exist.", path="file")
+    again: bool = option(
+        "The file exists and JAX reads it no more: write it anew, as what stands beside it says.", False
+    )
     platforms: tuple[str, ...] = option("What the artefact runs on.", ("cpu", "cuda", "tpu"))
     topology: str | None = option(
         "The TPU it is for (v5e:2x2, say): its form, and its best batch noted in the metadata; takes minutes.", None
@@ -79,6 +82,10 @@ def export(model: str, chosen: ExportArgs) -> None:
 
     loaded = checkpoints.load(model)
     encoder, micro_batch, chip = loaded.encoder, None, None
+    if chosen.again:
+        with progress(f"exporting {model} again"):
+            say(f"{model} -> {artefacts.export_again(encoder, chosen.out)}")
+        return
     if chosen.topology is not None:
         chip = chosen.topology.split(":")[0]
         with progress(f"compiling {model} for {chosen.topology}"):
