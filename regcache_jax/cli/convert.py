@@ -76,6 +76,7 @@ class ConvertArgs:
     check: bool = option(
         "Run the original in PyTorch too, print the differences, and keep no folder that is not its equal.", False
     )
+    dry_run: bool = option("Only read SOURCE, and say what it is.", False)
 
 
 @click.command()
@@ -99,6 +100,15 @@ def convert(source: str, chosen: ConvertArgs, choices: Choices, output: JsonArgs
 
     if chosen.to is not None:
         say(f"{source} -> {converters.write(checkpoints.load(source), chosen.to, chosen.out)}")
+        return
+    if chosen.dry_run:
+        from regcache_jax.converters.conversion import read_checkpoint
+
+        with progress(f"reading {source}"):
+            found = read_checkpoint(source, name=chosen.name, dtype=chosen.dtype, choices=choices)
+        for note in found.notes:
+            say(f"note: {note}")
+        say(f"{source}: {found.encoder.spec.name}, {found.format.name}; {chosen.out} would be written")
         return
     if chosen.check:
         converters.find_reference(source)  # fails before anything is written

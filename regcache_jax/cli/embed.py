@@ -9,10 +9,11 @@ import click
 
 from regcache_jax.cli.arguments import DataArgs, ParallelArgs, Processes, TestedData
 from regcache_jax.cli.options import takes
-from regcache_jax.cli.screen import moving, progress, say, tell
+from regcache_jax.cli.screen import progress, say, tell
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.options import like, option
 from regcache_jax.embedding.options import SetOptions
+from regcache_jax.files.progress import moving
 
 if TYPE_CHECKING:
     from regcache_jax.data.dataset import Dataset

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.encoders.encoder import Encoder, encode_image
-from regcache_jax.encoders.forms import PLAIN, form_for
+from regcache_jax.encoders.forms import form_for
 from regcache_jax.encoders.taps import encode_patches
 from regcache_jax.files.bounded import read_bytes, read_json
 from regcache_jax.files.identity import sha256
@@ -107,17 +107,17 @@ def export(
 
 
 def export_again(encoder: Encoder, path: epath.PathLike) -> epath.Path:
-    """Writes a file anew from the encoder it was made from, when JAX has come to read it no more: for the platforms, and with the batch,
-    that stand beside it. Raises UserError where what stands there is damaged, or speaks of another encoder."""
+    """Writes a file anew from the encoder it was made from, when JAX has come to read it no more: for the platforms and chip, and with the
+    batch, that stand beside it. Raises UserError where what stands there is damaged, or speaks of another encoder."""
     path = epath.Path(path)
     facts = read_json(facts_file(path), dict[str, Any])
     if not is_sealed(facts):
         raise UserError(
             f"{facts_file(path)} is not as `regcache export` wrote it (its hash differs); export to a new name"
         )
-    platforms, micro_batch = tuple(facts["platforms"]), facts["micro_batch"]
-    facts = {"form": {"chip": None, "is": PLAIN.name}, **facts}  # what was written before there were forms has the plain one
-    chip = facts["form"]["chip"]
+    plain = metadata(encoder, (), chip=None)["form"]  # which all had before there were others
+    facts.setdefault("form", plain)
+    platforms, micro_batch, chip = tuple(facts["platforms"]), facts["micro_batch"], facts["form"]["chip"]
     own = json.loads(json.dumps(metadata(encoder, platforms, micro_batch, chip)))
     if differing := [name for name, value in own.items() if name != "versions" and facts.get(name) != value]:
         raise UserError(f"{path} was made from another encoder: {', '.join(differing)} differ; export to a new name")
