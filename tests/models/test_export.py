@@ -69,6 +69,17 @@ def test_the_artefact_agrees_with_the_encoder_it_was_made_from(artefact, encoder
 
 
 @pytest.mark.slow
+def test_an_artefact_for_a_chip_has_its_form_says_so_and_gives_the_same_features(encoder, images, tmp_path):
+    path = export(encoder, tmp_path / "v5e.stablehlo", ("cpu", "tpu"), chip="v5e")
+    facts = json.loads(Path(facts_file(path)).read_text())
+    assert facts["form"] == {"chip": "v5e", "is": "kept, folded probe"}
+    # one step of 1/127 where a sum in another order crosses a rounding boundary
+    np.testing.assert_allclose(load(path)(images), encode_image(encoder, images), atol=1e-2)
+    export_again(encoder, path)
+    assert json.loads(Path(facts_file(path)).read_text())["form"] == facts["form"]
+
+
+@pytest.mark.slow
 def test_a_tower_that_pools_nothing_gives_its_patches(tmp_path):
     tower = quantize(small.encoder("tower").with_plan(small.plan(delete_count=2)), small.images(3), Scheme())
     artefact = export(tower, tmp_path / "tower.stablehlo", platforms=("cpu",))
@@ -102,7 +113,7 @@ def test_metadata_beside_the_artefact_says_how_to_feed_it(artefact):
     facts = json.loads(artefact.with_name(artefact.name + ".json").read_text())
     assert facts["input"] == {"shape": ["batch", 24, 24, 3], "dtype": "float32"}
     assert facts["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
-    assert facts["micro_batch"] == 24
+    assert facts["micro_batch"] == 24 and facts["form"] == {"chip": None, "is": "slot"}
     assert facts["scheme"]["weight_bits"] == 8 and facts["schedule"]["delete_count"] == 3
 
 

@@ -23,30 +23,28 @@ PEER, PLAIN, REGISTERS, DELETION = (name for name in programs.PROGRAMS if name !
 
 
 def cycles(num_blocks: int, *programs: str, **options) -> np.ndarray:
-    """Cycles an image of programs at the widths of a SigLIP B/16, 24 images at once, but with few blocks and no pooling head.
+    """Cycles an image of programs at the widths of a SigLIP B/16, 20 images at once, but with few blocks and no pooling head.
     The same on every machine."""
     spec = tpu.shallow(catalog.get("google/siglip-base-patch16-224").spec, num_blocks)
     blocks = dataclasses.replace(spec.image.blocks, **options)
     spec = dataclasses.replace(spec, image=dataclasses.replace(spec.image, blocks=blocks, pooling="mean"))
-    rows = tpu.report(spec, batch=24, programs=programs)["programs"]
+    rows = tpu.report(spec, batch=20, programs=programs)["programs"]
     assert not any(row["unestimated"] for row in rows)  # nothing hides in calls without an estimate
     return np.array([row["cycles_per_image"] for row in rows])
 
 
 @pytest.mark.slow
 def test_a_block_costs_with_registers_what_it_costs_in_int8_less_after_a_deletion_and_two_thirds_of_the_peer_s():
-    """What one block more adds; whole programs of all shapes are held by `make bench`."""
+    """What one block more adds, in the form of a v5e; whole programs of all shapes are held by `make bench`."""
     two, three = (cycles(number, PEER, PLAIN, REGISTERS, DELETION) for number in (2, 3))
-    peer, plain, registers, deletion = three - two  # 33,586, 23,775, 23,947 and 22,577
-    assert registers <= 1.01 * plain  # one row of a padded tile, and its count: 1.007
-    assert (
-        deletion <= 0.96 * plain
-    )  # 192 rows instead of 224, of which softmax and products of attention have most: 0.950
-    assert plain <= 0.72 * peer  # 0.708
-    assert deletion <= 0.69 * peer  # 0.672; the peer is 2 % cheaper at its own best batch, 48
+    peer, plain, registers, deletion = three - two  # without the peer: 21,702, 21,975 and 20,083
+    assert 3 * plain + 9 * registers <= 1.01 * 12 * plain  # a default plan's registers are seen in three blocks of four
+    assert deletion <= 0.94 * plain  # 192 rows instead of 224, of which softmax and products of attention have most
+    assert plain <= 0.68 * peer
+    assert deletion <= 0.65 * peer
     # the exact GELU: that it should cost nothing is missed (docs/performance.md)
     (exact,) = cycles(2, PLAIN, activation="gelu")
-    assert two[1] < exact <= 1.05 * two[1]  # 61,059 and 58,359
+    assert two[1] < exact <= 1.05 * two[1]  # 57,579 and 54,879
 
 
 def test_arguments_of_an_integer_program_are_at_most_27_hundredths_of_float32_ones():
