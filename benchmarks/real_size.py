@@ -2,7 +2,7 @@
 
     python benchmarks/real_size.py [--json FILE] [--work DIR]
 
-Converted, searched on 64 pictures with a small budget, quantised, evaluated on 256 pictures. The weights are random, so the
+Converted, inspected, searched on 64 pictures with a small budget, quantised, evaluated on 256 pictures. The weights are random, so the
 accuracy means nothing; what is measured is what the stages take. With --work, what was made and measured stays in DIR, and a
 benchmark that was stopped goes on behind its last finished stage.
 """
@@ -20,12 +20,14 @@ import tempfile
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 from regcache_jax.converters.engine import disassemble
 from regcache_jax.converters.huggingface_clip import RULES
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models
 
+from regcache_jax.core.names import to_tree
 from regcache_jax.encoders import catalog
 from regcache_jax.encoders.parameters import parameter_shapes
 
@@ -37,14 +39,12 @@ def random_checkpoint(folder: Path) -> None:
     spec = catalog.get(NAME).spec
     rng = np.random.default_rng(0)
 
-    def draw(tree: dict) -> dict:
-        return {
-            name: draw(leaf) if isinstance(leaf, dict) else (0.02 * rng.standard_normal(leaf.shape)).astype(np.float32)
-            for name, leaf in tree.items()
-        }
+    def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        return (0.02 * rng.standard_normal(leaf.shape)).astype(np.float32)
 
     folder.mkdir()
-    save_file(disassemble(draw(parameter_shapes(spec)), RULES), folder / "model.safetensors")
+    drawn = jax.tree.map(draw, to_tree(parameter_shapes(spec)))
+    save_file(disassemble(drawn, RULES), folder / "model.safetensors")
     config = {"model_type": "clip", "_name_or_path": NAME, "vision_config": {"patch_size": 16}, "text_config": {}}
     (folder / "config.json").write_text(json.dumps(config))  # what it leaves out has the values of CLIP B/32
     vocabulary = {chr(code): code for code in range(32, 127)} | {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
@@ -86,6 +86,8 @@ def run_stages(root: Path) -> list[dict]:
     few, small = [*data, "--limit", "64"], ["--max-trials", "12", "--table", table]
     stages = {
         "convert": ["convert", str(root / "checkpoint"), "--out", model],
+        "inspect, 64 pictures, the verdict": ["inspect", model, *few, "--sensitivity-images", "0"],
+        "inspect, 64 pictures, and what is measured on 16": ["inspect", model, *few],
         "search, 64 pictures, 12 trials": ["search", model, *few, *small, "--out", plan],
         "quantize, 64 pictures": ["quantize", model, *few, "--registers", plan, "--out", model8],
         "evaluate float, 256 pictures": ["evaluate", model, *data, "--limit", "256"],

@@ -69,7 +69,7 @@ class ConvertArgs:
     """What is read, and where it goes."""
 
     out: str = option("Model folder to write; must not exist.", path="any")
-    to: str | None = option("SOURCE is a model folder: write it as one file in another library's layout.", None)
+    to: str | None = option("SOURCE is a model folder: write it in another library's layout.", None)
     name: str | None = option("Name in the catalog, where the source does not say what it is.", None)
     tokenizer: str | None = option("Tokenizer file or folder, where the source has none.", None, path="any")
     dtype: Literal["float32", "bfloat16"] = option("What the weights are kept in.", "float32")
@@ -89,7 +89,8 @@ def convert(source: str, chosen: ConvertArgs, choices: Choices, output: JsonArgs
     open_clip:NAME,TAG. Nothing in a checkpoint is executed.
 
     With --to LAYOUT the way back: SOURCE is a model folder, and a .npz ("big_vision", "big_vision scanned") or .safetensors
-    file is written.
+    file is written; with --to huggingface a folder that transformers loads, int8 in compressed-tensors' layout; with --to scales
+    the calibrated scales, a line of JSON a site.
     """
     from regcache_jax import converters
     from regcache_jax.core.errors import UserError

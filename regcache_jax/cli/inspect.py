@@ -11,8 +11,9 @@ import click
 from regcache_jax.cli.arguments import JsonArgs, ObjectiveArgs, ReferenceData, SchemeArgs, WordArgs
 from regcache_jax.cli.labels import class_vectors_of, labels_of
 from regcache_jax.cli.options import takes
-from regcache_jax.cli.screen import digits, moving, print_table, progress, say, tell, write_json, write_text
+from regcache_jax.cli.screen import digits, print_table, progress, say, tell, write_json, write_text
 from regcache_jax.core.options import like, option
+from regcache_jax.files.progress import moving
 
 if TYPE_CHECKING:
     import numpy as np

@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from regcache_jax.core.errors import LONGEST_MESSAGE, UserError, shown
+from regcache_jax.core.registry import load_modules
 from regcache_jax.files import distributed
 
 COMMANDS = {
@@ -70,6 +71,15 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option(
+    "--with",
+    metavar="MODULE",
+    multiple=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda context, option, modules: load_modules(modules),
+    help="Import a Python module first, which registers layouts, methods, objectives or tasks of your own.",
+)
 @click.version_option(package_name="regcache-jax", prog_name="regcache")
 def cli() -> None:
     """Vision encoders in int8 on TPUs, GPUs and CPUs, without training.

@@ -27,11 +27,13 @@ from regcache_jax.core.objective import LabelFree
 from regcache_jax.core.options import like, option
 from regcache_jax.core.scheme import Estimator, Scheme
 from regcache_jax.core.search_config import SearchConfig
+from regcache_jax.files.progress import moving
 from regcache_jax.studies.recipes import AutoConfig
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from regcache_jax.core.progress import Progress
     from regcache_jax.data import Dataset
     from regcache_jax.encoders.encoder import Encoder
     from regcache_jax.models.folder import Model
@@ -204,8 +206,8 @@ def quantize(
             images, held_out = images[parts.working], images[parts.verifying]
             if kept is None:
                 say(promise.taken(images, len(held_out)))
-        with progress(f"quantising to {wanted.name}"):
-            encoder = _quantized(loaded, images, wanted, chosen, kept, objective)
+        with progress(f"quantising to {wanted.name}") as update:
+            encoder = _quantized(loaded, images, wanted, chosen, kept, objective, moving(update))
         if promise is not None and held_out is not None and len(held_out):
             with progress(f"measuring on {len(held_out)} held-out pictures"):
                 found, remark = held_out_error(loaded.encoder, encoder, held_out, objective)
@@ -256,6 +258,7 @@ def _quantized(
     chosen: MethodArgs,
     kept: Calibration | None,
     objective: LabelFree,
+    told: Progress,
 ) -> Encoder:
     """The encoder that is asked for."""
     from regcache_jax.quantization.quantize import quantize as run_quantize
@@ -265,7 +268,7 @@ def _quantized(
         errors = sensitivity(loaded.encoder, images[:64], scheme, objective=objective)
         scheme = scheme.keep_in_float(most_sensitive(errors, chosen.keep_float))
     ids = None if chosen.texts is None else loaded.tokenize(read_texts(chosen.texts))
-    return run_quantize(loaded.encoder, images, scheme, read_plan(chosen.registers, loaded), kept, texts=ids)
+    return run_quantize(loaded.encoder, images, scheme, read_plan(chosen.registers, loaded), kept, ids, told)
 
 
 def _auto(encoder: Encoder, images: np.ndarray, work: str, config: AutoConfig, price: Price) -> tuple[Encoder, str]:

@@ -9,9 +9,10 @@ import click
 from regcache_jax.cli.arguments import JsonArgs, ObjectiveArgs, ReferenceData, SchemeArgs, WordArgs, read_images
 from regcache_jax.cli.labels import class_vectors_of, labels_of
 from regcache_jax.cli.options import some, takes
-from regcache_jax.cli.screen import moving, print_table, progress, say, write_json
+from regcache_jax.cli.screen import print_table, progress, say, write_json
 from regcache_jax.core.options import option
 from regcache_jax.core.search_config import SearchConfig
+from regcache_jax.files.progress import moving
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,6 @@ def search(
         labels, vectors = labels_of(data, range(len(data))), class_vectors_of(loaded, data, words)
     images = read_images(loaded, data)
     with progress("searching") as update:
-        moved_on = moving(update)
         result = run_search(
             loaded.encoder,
             images,
@@ -86,7 +86,7 @@ def search(
             table=chosen.table,
             labels=labels,
             class_vectors=vectors,
-            progress=lambda done, planned, best: moved_on(done, planned, f"best error {best:.3g}"),
+            progress=moving(update),
         )
     reference = {"dataset": data.name, "split": data.split, "images": len(data)}
     refine, refined, working = chosen.refine, None, images[result.parts.working]
@@ -95,7 +95,7 @@ def search(
             refined = run_refine(
                 loaded.encoder, working, scheme, result.plan,
                 RefineConfig(passes=refine, chunk=pictures.batch_size, objective="pooled" if labels is not None else config.objective),
-                progress=lambda done, error: update(1, note=f"held-back error {error:.3g}"),
+                progress=moving(update),
             )  # fmt: skip
         verifying = result.parts.verifying
         claim, moved = measure(

@@ -9,30 +9,18 @@ import json
 import shutil
 import sys
 import textwrap
-import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from regcache_jax.core.errors import escaped
 from regcache_jax.core.observer import Observer
 from regcache_jax.files.distributed import is_first
-
-EVERY = 30.0
-"""Seconds between two lines of progress in a pipe."""
-
-
-@runtime_checkable
-class Update(Protocol):
-    """Moves a progress display on."""
-
-    def __call__(self, advance: int = 1, total: int | None = None, note: str = "") -> None:
-        """`advance` steps more, of `total` if that has changed, with a short note."""
+from regcache_jax.files.progress import bar as progress
 
 
 def say(text: str = "") -> None:
@@ -82,70 +70,6 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
     Console().print(table)
 
 
-class Steps(MofNCompleteColumn):
-    """How many of how many; seconds so far where nobody knows how many there will be."""
-
-    def render(self, task: Task) -> Text:
-        """The column's text for one bar."""
-        return super().render(task) if task.total is not None else Text(f"{task.elapsed or 0:.0f} s")
-
-
-@contextlib.contextmanager
-def progress(label: str, total: int | None = None) -> Iterator[Update]:
-    """A bar on standard error if that is a terminal, else a line at the start and at the end, and one every `EVERY` seconds as it moves."""
-    label = escaped(label)
-    if not is_first():
-        yield lambda advance=1, total=None, note="": None
-        return
-    if sys.stderr.isatty():
-        note = TextColumn("{task.fields[note]}", markup=False)
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), Steps(), TimeRemainingColumn(), note)
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(label, total=total, note="")
-
-            def update(advance: int = 1, total: int | None = None, note: str = "") -> None:
-                bar.update(
-                    task, advance=advance, note=escaped(note), total=bar.tasks[0].total if total is None else total
-                )
-
-            yield update
-        return
-    began = time.monotonic()
-    click.echo(f"{label} ...", err=True)
-    yield Lines(label, total, began)
-    click.echo(f"{label}: {time.monotonic() - began:.1f} s", err=True)
-
-
-class Lines:
-    """Progress in a pipe: now and then a line with how much is done and about how long the rest takes."""
-
-    def __init__(self, label: str, total: int | None, began: float) -> None:
-        self.label, self.total, self.began = label, total, began
-        self.done, self.told = 0, began
-
-    def __call__(self, advance: int = 1, total: int | None = None, note: str = "") -> None:
-        """Steps on; a line if the last is long ago."""
-        self.done, self.total, now = self.done + advance, self.total if total is None else total, time.monotonic()
-        if now - self.told < EVERY:
-            return
-        self.told, left = now, ""
-        if self.total is not None and self.done:
-            left = f" of {self.total}, about {(now - self.began) * (self.total / self.done - 1):.0f} s left"
-        click.echo(f"{self.label}: {self.done}{left}{f' ({escaped(note)})' if note else ''}", err=True)
-
-
-def moving(update: Update) -> Callable[..., None]:
-    """Moves a display for what tells of how many steps are done, and of how many there are."""
-    shown = 0
-
-    def moved(done: int, total: int, note: str = "") -> None:
-        nonlocal shown
-        update(done - shown, total=total, note=note)
-        shown = done
-
-    return moved
-
-
 class Bars(Observer, contextlib.AbstractContextManager):
     """Hears of stages and draws one bar for each."""
 
@@ -165,7 +89,7 @@ class Bars(Observer, contextlib.AbstractContextManager):
         self.close()
         tell(f"{stage}: unchanged, kept")
 
-    def moved(self, done: int, total: int, note: str = "") -> None:
+    def moved(self, done: int, total: int | None = None, note: str = "") -> None:
         """Moves the bar."""
         if self._update is not None:
             self._update(done - self._done, total=total, note=note)

@@ -12,7 +12,7 @@ class Observer:
     def skipped(self, stage: str) -> None:
         """A stage's result is there already."""
 
-    def moved(self, done: int, total: int, note: str = "") -> None:
+    def moved(self, done: int, total: int | None = None, note: str = "") -> None:
         """A stage has come to step `done` of `total`."""
 
     def said(self, text: str) -> None:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.plan import RegisterPlan
+from regcache_jax.core.progress import Progress, heard
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.data.cut import in_batches
 from regcache_jax.encoders.encoder import Encoder
@@ -31,6 +32,7 @@ def quantize(
     plan: RegisterPlan | None = None,
     calibration: Calibration | None = None,
     texts: Int[Array | np.ndarray, "m T"] | None = None,
+    progress: Progress | None = None,
 ) -> Encoder:
     """Quantises the image tower's blocks; embedding and norms stay float, and so do softmax, pooling head and text tower unless
     the scheme says otherwise (`products`, `also`).
@@ -38,8 +40,9 @@ def quantize(
     `images`: the calibration set (preprocessed), one array or an iterable of batches of one shape; may be None where the
     scheme measures its scales as it runs, or where a `calibration` was made before (with the same plan in place). It is streamed
     once, unless the scheme's method needs it several times. `texts`: padded ids, from which a text tower's scales are calibrated.
-    `plan=None` keeps the plan that the encoder has. Raises UserError where a static scheme or a method has nothing to be
-    calibrated on, and where a range, scale or weight is not finite."""
+    `plan=None` keeps the plan that the encoder has. `progress` hears how many images have passed, over all passes.
+
+    Raises UserError where a static scheme or a method has nothing to be calibrated on, and where a range, scale or weight is not finite."""
     if encoder.scheme is not None:
         raise UserError(f"{encoder.spec.name} is quantised already ({encoder.scheme.name})")
     scheme.check_rules(encoder.spec.image.blocks.num_blocks)
@@ -62,6 +65,10 @@ def quantize(
     needs = {need for method in methods if not method.prepare for need in method.needs}
     if preparing or "images" in needs or "head" in scheme.also:
         batches = list(batches)
+    if progress is not None:
+        passes = len(preparing) + 1 + ("images" in needs) + ("head" in scheme.also)
+        total = passes * len(images) if isinstance(images, np.ndarray | Array) else None
+        batches = heard(batches, progress, total)
     for method in methods:
         if method.prepare:
             encoder = method.prepare(encoder, observed(encoder, batches, method.needs), scheme)

@@ -10,17 +10,20 @@ are before they are turned (`"none"`: a register then has no place, as trained r
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from regcache_jax.core.plan import Schedule
-from regcache_jax.core.spec import ImageSpec
+from regcache_jax.core.sites import ImageTower
+from regcache_jax.core.spec import BlockSpec, ImageSpec
+from regcache_jax.encoders.blocks import Collectors
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.rounding import Run
 from regcache_jax.encoders.serving import TokenRegister, token_rows
@@ -60,27 +63,33 @@ def without_position(key: Float[Array, "L B N H K"], spec: ImageSpec) -> Float[A
     return jax.vmap(lambda own: rotate(own, turn.back(), rotary))(key)
 
 
-class Wanted(NamedTuple):
-    """Which candidates: how many, whether the class token may be one, and what place a key has."""
-
-    number: int
-    class_token: bool
-    position: Position
+COLLECT: Collectors = {"hidden": lambda t: t.hidden, "key": lambda t: t.key, "value": lambda t: t.value}
+"""What `Seen` is collected by."""
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "wanted"))
-def _merge(
-    params: Any, images: Any, mask: Any, targets: Any, running: Candidates, *, spec: ImageSpec, wanted: Wanted
-) -> Candidates:
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """Which candidates: at the inputs of which blocks, how many at each, whether the class token may be one, and what place a key has."""
+
+    targets: tuple[int, ...]
+    count: int = CANDIDATES
+    class_token: bool = False
+    position: Position = "source"
+
+    def none_yet(self, blocks: BlockSpec) -> Candidates:
+        """The running list before the first batch: norms of -1."""
+        targets, count = len(self.targets), self.count
+        rows = jnp.zeros((targets, count, blocks.num_blocks, blocks.num_heads, blocks.head_dim), jnp.float32)
+        hidden = jnp.zeros((targets, count, blocks.width), jnp.float32)
+        return Candidates(jnp.full((targets, count), -1.0, jnp.float32), hidden, rows, rows)
+
+
+def merge(seen: Seen, mask: Bool[Array, "B"], running: Candidates, spec: ImageSpec, wanted: Wanted) -> Candidates:
     """Adds one batch to the running list; images with mask False do not count."""
-    collected = image_features(
-        params, images, spec,
-        collect={"hidden": lambda t: t.hidden, "key": lambda t: t.key, "value": lambda t: t.value},
-    ).collected  # fmt: skip
-    seen = Seen(**collected)
     if wanted.position == "none":
         seen = seen._replace(key=without_position(seen.key, spec))
     batch, num_tokens, width = seen.hidden.shape[1:]
+    targets, count = jnp.asarray(wanted.targets), wanted.count
     hidden = seen.hidden[targets].astype(jnp.float32)
     position = jnp.arange(num_tokens, dtype=jnp.int32)
     is_candidate = position >= spec.num_protected
@@ -88,7 +97,7 @@ def _merge(
         is_candidate |= position == 0
     eligible = mask[:, None] & is_candidate
     norms = jnp.where(eligible, linf_norm(hidden), -1.0).reshape(len(targets), batch * num_tokens)
-    top, index = jax.lax.top_k(norms, min(wanted.number, batch * num_tokens))
+    top, index = jax.lax.top_k(norms, min(count, batch * num_tokens))
 
     def rows(values: Float[Array, "L B N H K"]) -> Float[Array, "T M L H K"]:
         flat = values.reshape(values.shape[0], batch * num_tokens, *values.shape[3:])
@@ -96,7 +105,7 @@ def _merge(
 
     own = jnp.take_along_axis(hidden.reshape(len(targets), batch * num_tokens, width), index[..., None], axis=1)
     merged_norm = jnp.concatenate([running.norm, top], axis=1)
-    best, order = jax.lax.top_k(merged_norm, wanted.number)
+    best, order = jax.lax.top_k(merged_norm, count)
 
     def keep(old: Float[Array, "T C ..."], new: Float[Array, "T M ..."]) -> Float[Array, "T C ..."]:
         joined = jnp.concatenate([old, new.astype(jnp.float32)], axis=1)
@@ -104,6 +113,20 @@ def _merge(
 
     kept = keep(running.hidden, own), keep(running.key, rows(seen.key)), keep(running.value, rows(seen.value))
     return Candidates(best, *kept)
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "wanted"))
+def _merge(
+    tower: ImageTower,
+    images: Float[Array, "B Y X 3"],
+    mask: Bool[Array, "B"],
+    running: Candidates,
+    *,
+    spec: ImageSpec,
+    wanted: Wanted,
+) -> Candidates:
+    seen = Seen(**image_features(tower, images, spec, collect=COLLECT).collected)
+    return merge(seen, mask, running, spec, wanted)
 
 
 def find_candidates(
@@ -121,15 +144,17 @@ def find_candidates(
     `images`: one array of preprocessed images, or batches with masks. Patches only; `class_token` lets the class token in. `position`: of
     keys under rotary positions, see above.
     Rows that the set is too small to fill have norm -1."""
-    blocks = encoder.spec.image.blocks
-    rows = jnp.zeros((len(targets), count, blocks.num_blocks, blocks.num_heads, blocks.head_dim), jnp.float32)
-    hidden = jnp.zeros((len(targets), count, blocks.width), jnp.float32)
-    running = Candidates(jnp.full((len(targets), count), -1.0), hidden, rows, rows)
+    spec, wanted = encoder.spec.image, Wanted(tuple(targets), count, class_token, position)
+    running = wanted.none_yet(spec.blocks)
     for batch, mask in as_batches(images, encoder.spec, batch_size):
         running = _merge(
-            encoder.params.image, jnp.asarray(batch, encoder.dtype), jnp.asarray(mask), jnp.asarray(targets), running,
-            spec=encoder.spec.image, wanted=Wanted(count, class_token, position),
-        )  # fmt: skip
+            encoder.params.image,
+            jnp.asarray(batch, encoder.dtype),
+            jnp.asarray(mask),
+            running,
+            spec=spec,
+            wanted=wanted,
+        )
     return running
 
 

@@ -16,7 +16,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.core.progress import Progress
 from regcache_jax.core.scheme import SITES
+from regcache_jax.core.sites import ImageTower
+from regcache_jax.core.spec import ImageSpec
 from regcache_jax.encoders.blocks import BlockTrace, Collectors
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.vision import image_features
@@ -90,10 +93,7 @@ class Profile:
         """l_q: the first block at whose MLP output layer (or at the next block's input) patch sinks stand out; without
         any, the block with the largest ratio there."""
         ratio = self.ratio("patch")
-        fc2, following = ratio[PLACES.index("fc2")], np.append(ratio[0][1:], 0.0)
-        jump = np.maximum(fc2, following)
-        above = np.flatnonzero(jump >= SINK_RATIO)
-        return int(above[0]) if len(above) else int(np.argmax(fc2))
+        return where_patches_jump(ratio[0], ratio[PLACES.index("fc2")])
 
     def to_json(self) -> dict[str, Any]:
         """All figures as lists, with the names of their axes."""
@@ -108,6 +108,41 @@ class Profile:
             "sensitive_block": self.sensitive_block,
             **figures,
         }
+
+
+def where_patches_jump(hidden: Float[np.ndarray, "L"], fc2: Float[np.ndarray, "L"]) -> int:
+    """The first block at whose MLP output layer, or at the next block's input, the largest patch stands out of the median one; where
+    none does the block with the largest ratio at that layer."""
+    above = np.flatnonzero(np.maximum(fc2, np.append(hidden[1:], 0.0)) >= SINK_RATIO)
+    return int(above[0]) if len(above) else int(np.argmax(fc2))
+
+
+def find_sensitive_block(encoder: Encoder, images: Float[np.ndarray, "n Y X 3"], *, batch_size: int = 32) -> int:
+    """l_q of a float encoder, without the rest of a profile (of its medians, which there come from histograms, to 6 %)."""
+    found = [
+        np.asarray(_patch_norms(encoder.params.image, jnp.asarray(batch, encoder.dtype), spec=encoder.spec.image))[
+            :, :, mask
+        ]
+        for batch, mask in as_batches(images, encoder.spec, batch_size)
+    ]
+    norms = np.concatenate(found, axis=2).reshape(*found[0].shape[:2], -1)  # [L, 2, n N]
+    if not np.isfinite(norms).all():
+        raise UserError(_not_finite(int(np.argwhere(~np.isfinite(norms))[:, 0].min())))
+    ratio = norms.max(axis=2) / np.maximum(np.median(norms, axis=2), 1e-12)
+    return where_patches_jump(ratio[:, 0], ratio[:, 1])
+
+
+@functools.partial(jax.jit, static_argnames=("spec",))
+def _patch_norms(tower: ImageTower, images: Float[Array, "B Y X 3"], *, spec: ImageSpec) -> Float[Array, "L 2 B M"]:
+    def norms(trace: BlockTrace) -> Float[Array, "2 B M"]:
+        patches = (_place(trace, place)[:, spec.num_protected :] for place in ("hidden", "fc2"))
+        return jnp.stack([linf_norm(each) for each in patches])
+
+    return image_features(tower, images, spec, collect={"norms": norms}).collected["norms"]
+
+
+def _not_finite(block: int) -> str:
+    return f"token norms of block {block} are not finite; the weights or the pictures hold NaN or infinity"
 
 
 def _place(trace: BlockTrace, place: str) -> Float[Array, "B N C"]:
@@ -142,9 +177,9 @@ def _observe(params: Any, images: Any, plan: Any, *, spec: Any) -> dict[str, Any
     return image_features(params, images, spec, plan=plan, collect=collect).collected
 
 
-def inspect(encoder: Encoder, images: Images, *, batch_size: int = 32) -> Profile:
+def inspect(encoder: Encoder, images: Images, *, batch_size: int = 32, progress: Progress | None = None) -> Profile:
     """Profiles a float encoder (its plan in place, if it has one) over one array of preprocessed images, or over batches
-    with masks.
+    with masks. `progress` hears how many images have passed.
 
     Raises UserError for an encoder that is quantised, an empty set, and where norms are not finite (which names the block).
 
@@ -165,7 +200,7 @@ def inspect(encoder: Encoder, images: Images, *, batch_size: int = 32) -> Profil
     sink_count, attention = np.zeros((num_blocks, num_tokens)), np.zeros(num_blocks)
     images_with_sinks, carried = np.zeros(num_blocks), np.zeros((2, num_blocks, spec.blocks.num_heads))
     kept: dict[str, list[np.ndarray]] = {name: [] for name in ("largest", *PLACES)}
-    num_images = 0
+    num_images, total = 0, len(images) if isinstance(images, np.ndarray | jax.Array) else None
     for batch, mask in as_batches(images, encoder.spec, batch_size):
         seen = jax.tree.map(
             np.asarray,
@@ -175,9 +210,7 @@ def inspect(encoder: Encoder, images: Images, *, batch_size: int = 32) -> Profil
         norms = np.moveaxis(seen["norms"], 1, 0)[:, :, mask]  # [P, L, B, N]
         if not np.isfinite(norms).all():
             block = int(np.argwhere(~np.isfinite(norms))[:, 1].min())
-            raise UserError(
-                f"token norms of block {block} are not finite; the weights or the pictures hold NaN or infinity"
-            )
+            raise UserError(_not_finite(block))
         num_images += int(mask.sum())
         position_maximum = np.maximum(position_maximum, norms.max(axis=2, initial=0.0))
         bins = np.searchsorted(BIN_EDGES, norms, side="right")
@@ -198,6 +231,8 @@ def inspect(encoder: Encoder, images: Images, *, batch_size: int = 32) -> Profil
         if sum(len(rows[0]) for rows in kept["largest"]) < KEPT_IMAGES:
             for name, rows in kept.items():
                 rows.append(seen["extremes"][name][:, mask])
+        if progress is not None:
+            progress(num_images, total)
     if num_images == 0:
         raise UserError("inspect needs at least one image, got none")
     extremes = {name: np.concatenate(parts, axis=1)[:, :KEPT_IMAGES] for name, parts in kept.items()}

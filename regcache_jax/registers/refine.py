@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -24,6 +23,7 @@ from regcache_jax.core.objective import LabelFree, Objective, checked
 from regcache_jax.core.options import check_fields, option, spelt_right
 from regcache_jax.core.outputs import Outputs, label_free_errors
 from regcache_jax.core.plan import RegisterPlan
+from regcache_jax.core.progress import Progress
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.sites import Grid, ImageTower
 from regcache_jax.core.spec import EncoderSpec
@@ -161,7 +161,7 @@ def refine(
     plan: RegisterPlan,
     config: RefineConfig | None = None,
     *,
-    progress: Callable[[int, float], None] | None = None,
+    progress: Progress | None = None,
 ) -> RefineResult:
     """Refines a plan's rows and copies; its block numbers and its deletion stay. Never worse than `plan` on the held-back
     images (the last ones). Raises UserError for a plan without registers, and as `search` does for images."""
@@ -205,7 +205,7 @@ def refine(
         error = float(trials.errors(current)[held_from:].mean())
         history.append(error)
         if progress is not None:
-            progress(number + 1, min(error, best_error))
+            progress(number + 1, config.passes, f"held-back error {min(error, best_error):.3g}")
         if error < best_error:
             best, best_error = current, error
         elif len(history) - 1 - int(np.argmin(history)) >= config.patience:

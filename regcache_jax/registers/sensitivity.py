@@ -6,7 +6,6 @@ Every measurement starts from the float states at its own block, and one program
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from jaxtyping import Array, Float, Int
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.objective import Objective, checked, reads_patches
 from regcache_jax.core.outputs import Answers, Outputs, image_errors
+from regcache_jax.core.progress import Progress
 from regcache_jax.core.scheme import SITES, Scheme
 from regcache_jax.core.sites import Block, Grid, ImageTower
 from regcache_jax.core.spec import EncoderSpec
@@ -74,7 +74,7 @@ def sensitivity(
     labels: Int[np.ndarray, "n"] | None = None,
     class_vectors: Float[np.ndarray, "C E"] | None = None,
     batch_size: int = 32,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Float[np.ndarray, "L 4"]:
     """Mean error by the objective when only one site (columns: `SITES`) of one block (rows) is quantised: its weights and
     its static activation scale, calibrated on the same images. With labels and class vectors: the drop in top-1.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.objective import Objective, checked, name_of, reads_patches
 from regcache_jax.core.outputs import Answers, Outputs, image_errors
+from regcache_jax.core.progress import Progress
 from regcache_jax.core.scheme import SITES, Scheme
 from regcache_jax.core.sites import Block, Grid, ImageTower
 from regcache_jax.core.spec import EncoderSpec, ImageSpec, Protected
@@ -39,9 +40,6 @@ PICTURES = 16
 
 LITTLE = 0.002
 """An error below which there is little to take: a cosine of 0.999."""
-
-Tell = Callable[[int, int], None]
-"""Called after each step with its number and how many there are."""
 
 
 class Seen(NamedTuple):
@@ -111,7 +109,7 @@ def measure_stakes(
     *,
     objective: Objective = "pooled",
     answers: Answers | None = None,
-    progress: Tell | None = None,
+    progress: Progress | None = None,
 ) -> Stakes:
     """Takes every kind of outlier that a profile shows (`kinds.NOTICED`) apart, alone and all together.
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from regcache_jax.registers.inspect import GROUPS, PLACES, SINK_RATIO, Profile
 from regcache_jax.registers.kinds import NOTICED, OUTLIERS, standings
+from regcache_jax.registers.remedies import advised
 from regcache_jax.registers.stakes import Stakes
 
 ADVICE = {
@@ -20,6 +21,7 @@ ADVICE = {
     "channel outlier": "SmoothQuant or rotation, or float at that site; no register can touch a channel shared by all tokens",
     "none": "plain int8 will do",
 }
+"""What fits a kind of outlier, until remedies are measured (`remedies.advised`)."""
 
 WORTHWHILE = 0.1
 """The part of the plain error from which on an outlier is worth a remedy, also where its norm does not reach the line."""
@@ -29,7 +31,7 @@ WORTHWHILE = 0.1
 class Finding:
     """One kind of outlier, the block and place where it first stands out, its largest ratio anywhere, and by name the other
     figures that it rests on. `line`: from which ratio on it is called one. `worth`: the part of the plain error that goes away without it
-    alone, `worth_last`: with it where all others are gone (None: not measured)."""
+    alone, `worth_last`: with it where all others are gone (None: not measured). `remedy`: what measuring says of remedies."""
 
     kind: str
     block: int | None
@@ -39,6 +41,7 @@ class Finding:
     line: float = SINK_RATIO
     worth: float | None = None
     worth_last: float | None = None
+    remedy: str | None = None
 
     @property
     def is_worthwhile(self) -> bool:
@@ -61,7 +64,7 @@ class Finding:
         said += f", worth {max(0.0, self.worth):.0%} of the plain error"
         if abs(self.worth_last - self.worth) > 0.01:
             said += f", {max(0.0, self.worth_last):.0%} where all other outliers are gone"
-        return f"{said}: {ADVICE[self.kind] if self.is_worthwhile else 'little to take away'}"
+        return f"{said}: {self.remedy or ADVICE[self.kind] if self.is_worthwhile else 'little to take away'}"
 
     def evidence(self) -> str:
         """The other figures, in one line."""
@@ -193,13 +196,14 @@ def judge(profile: Profile, sensitivity: np.ndarray | None = None, stakes: Stake
         )
     )
     findings, standing = [], standings(profile)
+    remedy = None if stakes is None else advised(stakes.remedies, stakes.plain)
     for kind, (ratio, line) in standing.items():
         if standing[kind].is_noticed:
             reached = (ratio >= (line if standing[kind].is_outlier else NOTICED * line)).any(axis=0)
             block = int(np.flatnonzero(reached)[0])
             place = PLACES[int(np.argmax(ratio[:, block]))]
             worth = (None, None) if stakes is None else (stakes.worth(kind), stakes.worth_last(kind))
-            findings.append(Finding(kind, block, place, float(ratio.max()), figures[kind](), line, *worth))
+            findings.append(Finding(kind, block, place, float(ratio.max()), figures[kind](), line, *worth, remedy))
     if not any(finding.counts for finding in findings):
         largest = {kind: float(ratio.max()) for kind, (ratio, _) in standing.items()}
         findings.append(Finding("none", None, None, max(largest.values()), largest))

@@ -47,12 +47,9 @@ def find_plan(workdir: Workdir, name: str, wanted: PlanSearch) -> Stage:
     search that was killed goes on. What was made from other things is searched anew."""
     table = workdir.path / "plans" / f"{name}-{workdir.digest(f'search_{name}', wanted.made_from)}.jsonl"
 
-    def tell(done: int, planned: int, best: float) -> None:
-        workdir.observer.moved(done, planned, f"best error {best:.3g}")
-
     def make() -> Json:
         encoder, scheme, config = wanted.encoder, wanted.scheme, wanted.config
-        result = search(encoder, wanted.images(), scheme, config, table=table, progress=tell)
+        result = search(encoder, wanted.images(), scheme, config, table=table, progress=workdir.observer.moved)
         metadata = describe_plan(result, encoder, scheme, config, wanted.source)
         for kind, plan in alternatives(result).items():
             save_plan(workdir.path / plan_file(name, kind), plan, {**metadata, "kind": kind})

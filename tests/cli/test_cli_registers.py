@@ -47,6 +47,19 @@ def data(folder, name="pictures"):
 
 
 @pytest.mark.slow
+def test_without_pictures_for_the_sensitivity_the_verdict_is_that_of_the_norms_alone(
+    regcache, planted, folder, tmp_path
+):
+    report = tmp_path / "seen.json"
+    arguments = ("inspect", folder / "model", *data(folder), "--sensitivity-images", 0, "--json", report)
+    status, out, err = regcache(*arguments)
+    assert status == 0 and f"patch sinks from block {planted.block}" in out, err
+    assert "at stake" not in out and "one site" not in out and "now, on" not in err
+    seen = json.loads(report.read_text())
+    assert seen["sensitivity"] is None and seen["verdict"]["stakes"] is None
+
+
+@pytest.mark.slow
 def test_a_planted_encoder_is_inspected_and_searched_by_command(regcache, planted, folder, tmp_path):
     picture, report = tmp_path / "seen.svg", tmp_path / "seen.json"
     arguments = [
@@ -63,6 +76,16 @@ def test_a_planted_encoder_is_inspected_and_searched_by_command(regcache, plante
     status, out, err = regcache(*arguments)
     assert status == 0, err
     assert f"patch sinks from block {planted.block}" in out and "sinks an image 2" in out
+    assert "now, on 6 pictures: what each outlier costs" in err
+    order = (
+        "sinks an image 2",
+        "sensitive block: ",
+        "block\tqkv\tout\tfc1\tfc2",
+        "at stake: ",
+        "largest error of the features",
+    )
+    places = [out.index(words) for words in order]  # the verdict of the norms, then what is measured
+    assert places == sorted(places)
     lines = [line.split("\t") for line in out.splitlines()]
     assert [line[1] for line in lines[1:9]] == ["class token", "patches"] * 4  # no trained registers here
     assert len(lines[0]) == 7 and all(len(line) == 7 for line in lines[1:9])  # block, tokens, five places

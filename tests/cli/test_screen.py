@@ -9,6 +9,14 @@ import subprocess
 import sys
 
 from regcache_jax.cli.main import say_nothing_of_what_is_not_there
+from regcache_jax.files import progress as shown
+
+PYTHON = """
+import regcache_jax as rc
+with rc.progress("searching") as told:
+    told(0, None, "getting ready")
+    told(3, 4, "best error 0.1")
+"""
 
 JOB = """
 from regcache_jax.cli.screen import print_table, progress
@@ -111,3 +119,23 @@ def test_a_name_cannot_steer_the_terminal_nor_begin_a_line():
         assert "\x1b" not in said and "\r" not in said and not re.search(r"^regcache:", said, re.M)
         assert r"x\x1b[31m\rregcache: all is well\n[red]y" in said
     assert "\r" not in on_a_terminal(NASTY.replace("with progress", "if False:\n  with progress")).replace("\r\n", "")
+
+
+def test_in_a_pipe_progress_says_now_and_then_how_much_is_done_and_about_how_long_the_rest_takes(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(shown.time, "monotonic", lambda: now[0])
+    lines = shown.Lines("stirring", None, 0.0)
+    for second in (10, 29.9, 31, 45, 62):
+        now[0] = second
+        lines(1, total=10 if second > 40 else None, note="slowly")
+    assert capsys.readouterr().err.splitlines() == [
+        "stirring: 3 (slowly)",
+        "stirring: 5 of 10, about 62 s left (slowly)",
+    ]
+
+
+def test_python_shows_progress_as_the_command_line_does():
+    seen = on_a_terminal(PYTHON)
+    assert "searching" in seen and "3/4" in seen and "best error 0.1" in seen
+    done = subprocess.run([sys.executable, "-c", PYTHON], capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"searching \.\.\.\nsearching: \d\.\d s\n", done.stderr) and not done.stdout

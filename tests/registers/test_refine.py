@@ -40,7 +40,7 @@ def test_refining_lowers_the_held_back_error_of_a_poor_plan_and_changes_only_row
     seen = []
     result = refine(planted.encoder, planted.images, SCHEME, plan, CONFIG, progress=lambda *row: seen.append(row))
     assert result.error < result.error_before and result.error == min(result.history)
-    assert [number for number, _ in seen] == list(range(1, len(result.history) + 1))
+    assert [number for number, *_ in seen] == list(range(1, len(result.history) + 1))
     assert result.plan.schedule() == plan.schedule()
     np.testing.assert_array_equal(result.plan.key[:2], plan.key[:2])
     assert not np.allclose(result.plan.key[2:], plan.key[2:]) and result.plan.copies.shape == (4, 4, 1)

@@ -7,10 +7,13 @@ import sys
 import jax
 import numpy as np
 import pytest
+import small
 
 import regcache_jax as rc
 from regcache_jax.core.outputs import feature_errors, image_errors
 from regcache_jax.core.scheme import SITES
+from regcache_jax.registers.candidates import find_candidates
+from regcache_jax.registers.inspect import find_sensitive_block
 from regcache_jax.registers.outputs import outputs_of
 from regcache_jax.registers.search.engine import Search
 from regcache_jax.registers.search.margins import NEEDED
@@ -68,6 +71,15 @@ def test_aligned_deletion_leaves_whole_tiles_with_a_row_for_the_register():
     assert {point.delete_count for point in aligned.grid()} == {0, 2, 10}
     steps = {point.delete_count for point in aligned.moves(Numbers(1, 4, 6.0, 2, 2))}
     assert steps == {0, 2, 10}
+
+
+@pytest.mark.slow
+def test_a_search_that_may_neither_move_nor_delete_ends_with_the_plan_that_does_nothing():
+    quick = rc.SearchConfig(objective="patches", sensitive_block=0, copies=(1e-6,), draws=2, rounds=1, chunk=5)
+    pictures = np.random.default_rng(0).uniform(-1, 1, (8, 16, 16, 3)).astype(np.float32)
+    result = rc.search(small.encoder("tower"), pictures, SCHEME, quick)
+    assert not result.plan.has_registers and int(result.plan.delete_count) == 0
+    assert space(quick).moves(space(quick).nothing) == []
 
 
 def test_rungs_grow_to_the_whole_set():
@@ -176,6 +188,45 @@ def test_blocks_before_a_plan_are_not_run_again(trials, found):
     assert cost(2) * 3 == cost(1) * 2  # blocks 2, 3 against 1, 2, 3
     with pytest.raises(ValueError, match="begins at block 0 is before the first entry 1"):
         cost(0)
+
+
+@pytest.mark.slow
+def test_doing_nothing_costs_no_run_and_errs_as_the_quantised_encoder_does(planted):
+    own = Trials(planted.encoder, planted.images, SCHEME, (1, 2, 3), Draws(1, 5))
+    nothing = rc.make_plan(np.zeros((4, 1, 4, 16)), np.zeros((4, 1, 4, 16)), start=2, stop=2)
+    before = own.block_flops
+    errors = own.errors(nothing)
+    assert own.block_flops == before and not own.exceeds(nothing, own.calibrated(nothing)[0])
+    int8, exact = (
+        np.asarray(rc.encode_image(each, planted.images))
+        for each in (rc.quantize(planted.encoder, planted.images, SCHEME), planted.encoder)
+    )
+    np.testing.assert_allclose(errors, feature_errors(int8, exact), rtol=0.1)  # values at the edge of a step
+
+
+@pytest.mark.slow
+def test_a_run_that_shows_a_sink_ends_at_the_first_pictures_that_do(trials, found):
+    plan, scales = found[0].plan, trials.calibrated(found[0].plan)[0]
+
+    def cost(share):
+        before = trials.block_flops
+        answer = trials.exceeds(plan, {site: share * scale for site, scale in scales.items()})
+        return answer, trials.block_flops - before
+
+    (low, first), (high, whole) = cost(0.5), cost(1.01)
+    assert low and not high and 0 < first < whole
+
+
+@pytest.mark.slow
+def test_the_float_run_of_a_search_finds_the_candidates_that_a_run_of_their_own_finds(planted):
+    engine = Search(planted.encoder, planted.images, SCHEME, QUICK)
+    alone = find_candidates(planted.encoder, planted.images, engine.space.starts, count=len(planted.images))
+    for ours, theirs in zip(engine.candidates, alone, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)  # other batches
+    assert (
+        find_sensitive_block(planted.encoder, planted.images)
+        == rc.inspect(planted.encoder, planted.images).sensitive_block
+    )
 
 
 # ---- the search ------------------------------------------------------------------------------------------------------

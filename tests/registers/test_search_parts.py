@@ -6,6 +6,7 @@ import pytest
 import regcache_jax as rc
 from regcache_jax.registers.search.claim import claim_of
 from regcache_jax.registers.search.parts import make_draws, split
+from regcache_jax.registers.search.scores import tied
 
 
 @pytest.mark.parametrize("num_images", [4, 5, 13, 64, 256])
@@ -45,4 +46,21 @@ def test_a_claim_says_the_mean_the_worst_and_a_spread_of_pictures_and_of_draws()
     assert (alone.error, alone.worst, alone.images) == (2.0, 3.0, 2)
     assert alone.spread == 1.0  # deviation sqrt(2), over two pictures
     np.testing.assert_allclose(both.spread, 3**0.5)  # and variance 2 of the draws' means 1 and 3
+    seen = claim_of([every], np.array([1.0, 3.0, 2.0, 10.0]))  # how pictures differ, not their mean
+    assert (seen.error, seen.worst, seen.images) == (2.0, 3.0, 2)
+    np.testing.assert_allclose(seen.spread, (np.var([1, 3, 1, 3, 2, 10], ddof=1) / 2) ** 0.5)
     assert both.sentence() == "2 +- 2 on 2 held-out pictures (worst 3)"
+
+
+@pytest.mark.parametrize(
+    ("drawn", "ties"),
+    [
+        ([1.0, 1.2, 0.9, 1.1], True),  # the leader itself
+        ([1.02, 1.18, 0.98, 1.1], True),
+        ([1.2, 1.4, 1.1, 1.3], False),  # behind in every draw alike
+        ([0.9, 5.0, 0.8, 0.9], False),  # behind by less than the difference deviates, but far from stable
+    ],
+    ids=["equal", "within the jitter", "behind", "unstable"],
+)
+def test_a_point_ties_where_draws_cannot_tell_it_from_the_leader_and_its_own_agree(drawn, ties):
+    assert tied(drawn, [1.0, 1.2, 0.9, 1.1]) == ties

@@ -1,5 +1,6 @@
 """What an outlier costs: simulated integers against the real ones, and each planted outlier's share of the error."""
 
+import dataclasses
 import json
 
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import regcache_jax as rc
 from regcache_jax.core.outputs import Answers
 from regcache_jax.core.spec import Protected
 from regcache_jax.registers.kinds import OUTLIERS
-from regcache_jax.registers.remedies import try_remedies
+from regcache_jax.registers.remedies import GROUP, SMOOTH, TOKEN, UNSEARCHED, advised, try_remedies
 from regcache_jax.registers.stakes import Seen, Stakes, measure_stakes, scales_apart
 from regcache_jax.studies.grid import features_of, label_free_error
 from regcache_jax.studies.planted import plant, planted_spec
@@ -47,8 +48,30 @@ def test_sinks_that_were_planted_are_worth_what_the_encoder_without_them_does_no
     (finding,) = rc.judge(profile, stakes=stakes).findings
     assert f"worth {stakes.worth(SINKS):.0%} of the plain error: prefix registers" in finding.sentence()
     remedies = try_remedies(planted.encoder, planted.images, SCHEME, profile)
-    assert set(remedies) == {"scales by token group", "a scale a token", "SmoothQuant", "registers (not searched)"}
-    assert remedies["registers (not searched)"] < 0.5 * stakes.plain
+    assert set(remedies) == {GROUP, TOKEN, SMOOTH, UNSEARCHED}
+    assert remedies[UNSEARCHED] < 0.5 * stakes.plain
+    (finding,) = rc.judge(profile, stakes=dataclasses.replace(stakes, remedies=remedies)).findings
+    best = min(remedies, key=remedies.get)
+    assert f"remedies that were tried, {best} " in finding.sentence() and "prefix registers" not in finding.sentence()
+
+
+@pytest.mark.parametrize(
+    ("left", "said"),
+    [
+        ({}, None),
+        ({UNSEARCHED: 0.02, SMOOTH: 0.01}, "SmoothQuant (`--method smoothquant`) leaves 0.01"),
+        (
+            {TOKEN: 0.001, UNSEARCHED: 0.02, GROUP: 0.03},
+            "a scale a token (`--activations token`, measured as it runs) leaves 0.001, the best with fixed scales: "
+            "registers (not searched) (`regcache search` finds better ones) leaves 0.02",
+        ),
+        ({SMOOTH: 0.2, TOKEN: 0.1}, "none of the remedies that were tried takes anything away"),
+    ],
+    ids=["none tried", "static", "as it runs", "none helps"],
+)
+def test_advice_follows_what_remedies_leave(left, said):
+    found = advised(left, 0.1)
+    assert found == said or (said is not None and found == f"of the remedies that were tried, {said}")
 
 
 @pytest.mark.slow

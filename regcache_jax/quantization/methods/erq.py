@@ -11,25 +11,25 @@ code; the full text was not at hand.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import operator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.scheme import SITES, Scheme
-from regcache_jax.core.sites import Dense, Grid, QuantizedTensor
-from regcache_jax.core.spec import Protected
+from regcache_jax.core.sites import Block, Dense, Grid, QuantizedTensor
+from regcache_jax.encoders.blocks import BlockTrace, run_blocks, segment
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.encoders.rounding import round_input
-from regcache_jax.encoders.vision import image_features
+from regcache_jax.encoders.rounding import Run, round_input
 from regcache_jax.ops.aqt import quantize_weight
 from regcache_jax.quantization.kernels import Rounder
 from regcache_jax.quantization.methods.bias_correction import bias_correction
-from regcache_jax.quantization.methods.fisher import input_of
+from regcache_jax.quantization.methods.by_block import State, entering, plan_of_block
 from regcache_jax.quantization.methods.gptq import round_with_moments
 from regcache_jax.quantization.methods.method import Method
 from regcache_jax.quantization.methods.observed import Observed
@@ -41,68 +41,72 @@ Moments = tuple[Float[Array, "C C"], Float[Array, "C C"]]
 """Of a site in one block: the rounded input with itself, and with what rounding took away, both about their means."""
 
 
-@functools.partial(jax.jit, static_argnames="spec")
-def _inputs(params: Any, images: Any, plan: Any, *, spec: Any) -> tuple[dict[str, Array], Array | None]:
-    collect = {site: functools.partial(input_of, name=site) for site in SITES}
-    output = image_features(
-        params, images, spec, plan=plan, collect={**collect, "present": lambda trace: trace.present}
-    )
-    present = output.collected.pop("present")
-    return output.collected, present
+Sums = tuple[Float[Array, "C C"], Float[Array, "C C"], Float[Array, "C"], Float[Array, "C"], Float[Array, ""]]
+"""Over tokens, of a site's rounded inputs and of what rounding took, less what they are taken about: products of the first with itself
+and with the second, each alone, one."""
+About = tuple[Float[Array, "C"], Float[Array, "C"]]
+"""What both are taken about."""
 
 
-@functools.partial(jax.jit, static_argnames=("site", "scheme", "protected"))
-def _sums(
-    inputs: Float[Array, "B N ..."],
-    present: Bool[Array, "B N"] | None,
-    grid: Grid,
-    about: tuple[Float[Array, "C"], Float[Array, "C"]] | None,
+@functools.partial(jax.jit, static_argnames=("run", "scheme"))
+def _run_block(
+    blocks: Block,
+    state: State,
+    plan: RegisterPlan | None,
+    grids: dict[str, Grid],
+    about: dict[str, About] | None,
     *,
-    site: str,
+    run: Run,
     scheme: Scheme,
-    protected: Protected,
-) -> tuple[tuple[Array, ...], tuple[Array, Array]]:
-    """Sums over tokens of one site of one block, of rounded inputs and losses less what they are taken `about` (None: their means
-    here): products of the first with itself and with the loss, each alone, one. And what they were taken about."""
-    rounded = round_input(inputs, grid, site, scheme, protected).astype(jnp.float32)
-    there = jnp.ones(inputs.shape[:2], bool) if present is None else present
-    keep, count = there.reshape(-1, 1), jnp.sum(there.astype(jnp.float32))
-    rows, lost = rounded.reshape(there.size, -1), (inputs - rounded).astype(jnp.float32).reshape(there.size, -1)
-    if about is None:
-        mean, mean_lost = (jnp.sum(jnp.where(keep, part, 0.0), axis=0) / count for part in (rows, lost))
-        about = mean, mean_lost
-    rows, lost = (jnp.where(keep, part - middle, 0.0) for part, middle in zip((rows, lost), about, strict=True))
-    return (rows.T @ rows, rows.T @ lost, jnp.sum(rows, axis=0), jnp.sum(lost, axis=0), count), about
+) -> tuple[State, dict[str, tuple[Sums, About]]]:
+    """One float block over one batch, and for every site its sums, taken about given numbers (None: the means here)."""
+
+    def sums(trace: BlockTrace, site: str) -> tuple[Sums, About]:
+        inputs, there = getattr(trace, site), trace.present
+        own = Scheme(activation_bits=scheme.at(site).activation_bits, activations=scheme.activations)
+        rounded = round_input(inputs, grids.get(site, Grid()), site, own, run.protected).astype(jnp.float32)
+        there = jnp.ones(inputs.shape[:2], bool) if there is None else there
+        keep, count = there.reshape(-1, 1), jnp.sum(there.astype(jnp.float32))
+        rows, lost = (part.reshape(there.size, -1) for part in (rounded, inputs.astype(jnp.float32) - rounded))
+        middle = None if about is None else about[site]
+        if middle is None:
+            mean, mean_lost = (jnp.sum(jnp.where(keep, part, 0.0), axis=0) / count for part in (rows, lost))
+            middle = mean, mean_lost
+        rows, lost = (jnp.where(keep, part - own, 0.0) for part, own in zip((rows, lost), middle, strict=True))
+        return (rows.T @ rows, rows.T @ lost, jnp.sum(rows, axis=0), jnp.sum(lost, axis=0), count), middle
+
+    output = run_blocks(
+        blocks, state[0], run, plan=plan, present=state[1],
+        collect={site: functools.partial(sums, site=site) for site in SITES},
+    )  # fmt: skip
+    return (output.hidden, output.present), jax.tree.map(operator.itemgetter(0), output.collected)
 
 
 def rounded_moments(encoder: Encoder, seen: Observed, scheme: Scheme) -> dict[str, list[Moments]]:
-    """Moments of every site, a block, streamed over the calibration set with the plan in place."""
+    """Moments of every site, a block, streamed over the calibration set with the plan in place: block after block, so that what one
+    block shows of one batch is there at a time. Sums are about the first batch's means: so nothing is lost where channels hardly vary."""
     spec = encoder.spec.image
-    totals: dict[tuple[str, int], Any] = {}
-    about: dict[
-        tuple[str, int], Any
-    ] = {}  # the first batch's means: sums about them lose nothing where channels hardly vary
-    for images in seen.images:
-        images = jnp.asarray(images, encoder.dtype)
-        inputs, present = _inputs(encoder.params.image, images, encoder.plan, spec=spec)
+    states = [entering(encoder, images) for images in seen.images]
+    run = Run(dataclasses.replace(spec.blocks, num_blocks=1), None, spec.protected)
+    found: dict[str, list[Moments]] = {site: [] for site in SITES}
+    for number in range(spec.blocks.num_blocks):
+        own = scheme.segments(number, number + 1)[0][2].running
+        blocks = segment(encoder.params.image.blocks, number, number + 1, None)
+        grids = {site: jax.tree.map(operator.itemgetter(number), grid) for site, grid in seen.grids.items()}
+        step = functools.partial(
+            _run_block, blocks, plan=plan_of_block(encoder.plan, number), grids=grids, run=run, scheme=own
+        )
+        total: dict[str, Sums] | None = None
+        about: dict[str, About] | None = None
+        for index, state in enumerate(states):
+            states[index], batch = step(state, about=about)
+            about = {site: middle for site, (_, middle) in batch.items()}
+            sums = {site: each for site, (each, _) in batch.items()}
+            total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+        assert total is not None
         for site in SITES:
-            for number in range(spec.blocks.num_blocks):
-                bits = scheme.at(site, number).activation_bits
-                own = Scheme(activation_bits=bits, activations=scheme.activations)  # few of them, so few compilations
-                grid = jax.tree.map(operator.itemgetter(number), seen.grids.get(site, Grid()))
-                there = None if present is None else present[number]
-                sums, about[site, number] = _sums(
-                    inputs[site][number],
-                    there,
-                    grid,
-                    about.get((site, number)),
-                    site=site,
-                    scheme=own,
-                    protected=spec.protected,
-                )
-                before = totals.get((site, number))
-                totals[site, number] = sums if before is None else jax.tree.map(jnp.add, before, sums)
-    return {site: [_about_means(*totals[site, n]) for n in range(spec.blocks.num_blocks)] for site in SITES}
+            found[site].append(_about_means(*total[site]))
+    return found
 
 
 def _about_means(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -22,7 +23,7 @@ from regcache_jax.registers.search.trial import Trials
 class Claim:
     """An error on held-out pictures, calibrated on all the others.
 
-    `spread`: its standard deviation, from drawing the calibration pictures again and from how much the held-out ones differ; `worst`:
+    `spread`: its standard deviation, from drawing the calibration pictures again and from how much pictures differ; `worst`:
     the picture of the largest error."""
 
     error: float
@@ -35,10 +36,14 @@ class Claim:
         return f"{self.error:.3g} +- {self.spread:.1g} on {self.images} held-out pictures (worst {self.worst:.3g})"
 
 
-def claim_of(errors: list[Float[np.ndarray, "k"]]) -> Claim:
-    """A claim from each held-out picture's error: with all calibration pictures first, then under each draw of them."""
+def claim_of(errors: list[Float[np.ndarray, "k"]], others: Float[np.ndarray, "m"] | None = None) -> Claim:
+    """A claim from each held-out picture's error: with all calibration pictures first, then under each draw of them.
+
+    `others`: errors of pictures that the choice has seen, each under scales that it did not help to find. Only how much pictures differ is
+    read off them as well: few pictures make most of an error, and a handful that are held out may be without any of these."""
     every, *drawn = errors
-    variance = float(every.var(ddof=1)) / len(every) if len(every) > 1 else 0.0
+    pictures = every if others is None else np.concatenate([every, others])
+    variance = float(pictures.var(ddof=1)) / len(every) if len(pictures) > 1 else 0.0
     variance += float(np.var([one.mean() for one in drawn], ddof=1)) if len(drawn) > 1 else 0.0
     return Claim(float(every.mean()), math.sqrt(variance), float(every.max()), len(every))
 
@@ -60,13 +65,9 @@ class HeldOut:
         outputs = self.trials.unseen_outputs(self.images, plan, scales)
         return image_errors(self.trials.objective, outputs, self.reference, self.answers)
 
-    def errors(self, plan: RegisterPlan) -> list[Float[np.ndarray, "k"]]:
-        """Each picture's error, calibrated on all pictures of the trials; then on those of each draw."""
-        if not self.trials.scheme.calibrated:
-            return [self._errors(plan, {})]
-        ranges = self.trials.ranges(plan)
-        every = ranges.scales(self.trials.scheme)
-        return [self._errors(plan, scales) for scales in (every, *self.trials.scales(ranges))]
+    def errors(self, plan: RegisterPlan, scales: Sequence[Ranges]) -> list[Float[np.ndarray, "k"]]:
+        """Each picture's error under each of some scales (`Trials.calibrated`: of all pictures of the trials, then of each draw)."""
+        return [self._errors(plan, own) for own in (scales if self.trials.scheme.calibrated else [{}])]
 
     def moved(self, plan: RegisterPlan) -> float:
         """How far a plan alone, in float, moves the outputs; under accuracy, the features."""
@@ -100,4 +101,6 @@ def measure(
         objective=objective,
     )
     held_out = HeldOut(trials, verifying, plan.prefix_only().delete_only(), answers)
-    return claim_of(held_out.errors(plan)), held_out.moved(plan)
+    scales = trials.calibrated(plan)
+    seen = trials.errors(plan, scales[1:])
+    return claim_of(held_out.errors(plan, scales), seen), held_out.moved(plan)

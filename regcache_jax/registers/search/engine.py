@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,27 +12,24 @@ from jaxtyping import Float
 
 from regcache_jax.core.outputs import Answers
 from regcache_jax.core.plan import RegisterPlan, make_plan
+from regcache_jax.core.progress import Progress
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.search_config import SearchConfig
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.files.trial_table import TrialTable
-from regcache_jax.registers.candidates import Registers, find_candidates, registers_from, token_form
-from regcache_jax.registers.inspect import inspect
+from regcache_jax.registers.candidates import Registers, Wanted, registers_from, token_form
+from regcache_jax.registers.inspect import find_sensitive_block
 from regcache_jax.registers.search.margins import STEPS, Margins
 from regcache_jax.registers.search.parts import make_draws
-from regcache_jax.registers.search.scores import OverBudget, Scores, bound, deviation, rounded
-from regcache_jax.registers.search.space import Numbers, Space
+from regcache_jax.registers.search.scores import OverBudget, Scores, bound, deviation, rounded, tied
+from regcache_jax.registers.search.space import MOVES, Numbers, Space
 from regcache_jax.registers.search.trial import Trials
-
-Progress = Callable[[int, int, float], None]
-"""Called after a trial with its number, how many are planned at most, and the best bound so far on all working images."""
-
-INSPECTED = 64
-"""Working images, at most, that tell where sinks begin."""
 
 
 class Search:
-    """One search over working images: candidates, trials, and the table that remembers them."""
+    """One search over working images: candidates, trials, and the table that remembers them.
+
+    The images of the first rung tell where sinks begin; then one float run over all gives candidates, states and ranges."""
 
     def __init__(
         self,
@@ -46,23 +43,20 @@ class Search:
         progress: Progress | None = None,
     ) -> None:
         self.encoder, self.config, self.progress, began = encoder, config, progress, time.monotonic()
-        l_q = config.sensitive_block
-        profile_passes = 1 if l_q is None else 0
+        draws = make_draws(len(images), count=config.draws, first_share=config.first_share)
+        l_q, inspected = config.sensitive_block, draws.first_rung(len(images))
         if l_q is None:
-            l_q = inspect(encoder, images[:INSPECTED], batch_size=config.chunk).sensitive_block
+            l_q = find_sensitive_block(encoder, images[:inspected], batch_size=config.chunk)
         self.space = Space(config, encoder.spec.image, l_q)
-        self.candidates = find_candidates(
-            encoder, images, self.space.starts,
-            count=min(config.candidates, len(images)), class_token=config.class_token, position=config.position,
-            batch_size=config.chunk,
-        )  # fmt: skip
+        wanted = Wanted(self.space.starts, min(config.candidates, len(images)), config.class_token, config.position)
         self.trials = Trials(
-            encoder, images, scheme, self.space.entries,
-            make_draws(len(images), count=config.draws, first_share=config.first_share), config.chunk,
-            objective=config.objective, answers=answers, memory_limit=config.memory_limit,
+            encoder, images, scheme, self.space.entries, draws, config.chunk,
+            objective=config.objective, answers=answers, memory_limit=config.memory_limit, wanted=wanted, progress=progress,
         )  # fmt: skip
-        self.trials.count(passes=1)
-        self.trials.count(passes=profile_passes, num_images=min(INSPECTED, len(images)))
+        assert self.trials.candidates is not None
+        self.candidates = self.trials.candidates
+        if config.sensitive_block is None:
+            self.trials.count(passes=1, num_images=inspected)
         self._registers = functools.cache(self._make_registers)
         self.scores = Scores(self.trials, table or TrialTable(None, ""), config, self.padded, self._announce, began)
         self.margins = Margins(self.scores, self.space)
@@ -109,7 +103,7 @@ class Search:
 
     def _announce(self, best_bound: float) -> None:
         if self.progress is not None:
-            self.progress(len(self.scores.table.rows), self.planned, best_bound)
+            self.progress(len(self.scores.table.rows), self.planned, f"best error {best_bound:.3g}")
 
     @property
     def planned(self) -> int:
@@ -118,32 +112,26 @@ class Search:
         for _ in self.rungs:
             total += width
             width = self.space.kept(width)
-        return total + self.config.rounds * (14 + STEPS)
+        return total + self.config.rounds * (MOVES + STEPS)
 
     def choose(self) -> Numbers:
         """The best of all points that all working images have scored.
 
         The leader has the least bound among those that hold (among all that are better than nothing, where none does). Of those that
-        it does not beat by more than the deviation of the difference over the draws, the one with most copies to spare is chosen, then
-        the cheapest."""
+        the draws cannot tell from it (`scores.tied`) the one with most copies to spare is chosen, then the cheapest."""
         scored = {point: drawn for (point, images), drawn in self.scores.whole.items() if images == self.scores.total}
         ranked = sorted(scored, key=lambda point: bound(scored[point]))
         better = ranked[: ranked.index(self.space.nothing)]
         if not better:
             return self.space.nothing
         leader = next((point for point in better if self.margins.holds(point)), better[0])
-
-        def beaten(point: Numbers) -> bool:
-            less = np.subtract(scored[point], scored[leader])
-            return bool(less.mean() > deviation(less))
-
-        tied = [point for point in better if not beaten(point)]
+        equal = [point for point in better if tied(scored[point], scored[leader])]
 
         def rank(point: Numbers) -> tuple[float, int, int, float]:
             rows = point.num_registers * (point.stop - point.start)
             return -self.margins.spare(point), rows, point.delete_count, bound(scored[point])
 
-        return min(tied, key=rank)
+        return min(equal, key=rank)
 
     def run(self) -> tuple[Numbers, bool]:
         """The best point, and whether the search came to its end. Doing nothing is always scored first, and on all images."""
@@ -161,12 +149,15 @@ class Search:
             return self.choose(), False
 
     def _best(self, points: Iterable[Numbers], num_images: int, count: int) -> list[Numbers]:
-        """The best of some points by the bound on the first images; those that cannot be among them are given up early."""
-        bounds: dict[Numbers, float] = {}
+        """The best of some points by the bound on the first images; those that cannot be among them, or are worse than doing nothing,
+        are given up early. Doing nothing is left if all are."""
+        nothing = self.space.nothing
+        bounds = {nothing: self.scores.score(nothing, num_images)}
         for point in points:
-            limit = sorted(bounds.values())[count - 1] if len(bounds) >= count else float("inf")
-            bounds[point] = self.scores.score(point, num_images, limit)
-        return sorted(bounds, key=lambda point: bounds[point])[:count]
+            limit = sorted(bounds.values())[:count][-1] if len(bounds) >= count else bounds[nothing]
+            bounds[point] = self.scores.score(point, num_images, min(limit, bounds[nothing]))
+        ranked = sorted(bounds, key=lambda point: bounds[point])
+        return [point for point in ranked[:count] if bounds[point] <= bounds[nothing]]
 
     def _halve_and_move(self) -> Numbers:
         points, rungs = self.space.grid(), self.rungs
@@ -176,14 +167,16 @@ class Search:
             self._score_strengthened(point)
         best = self.choose()
         for _ in range(self.config.rounds):
-            for promising in self._best(
-                self.space.moves(best), rungs[min(1, len(rungs) - 1)], 1
-            ):  # of nothing there is no move
-                self._score_strengthened(promising)
+            (promising,) = self._best(self.space.moves(best), rungs[min(1, len(rungs) - 1)], 1)
+            self._score_strengthened(promising)
             before, best = best, self.choose()
-            if best == before:
+            if best == before or tied(self._scored(before), self._scored(best)):
                 break
         return best
+
+    def _scored(self, point: Numbers) -> Sequence[float]:
+        """The errors of a point that all working images have scored."""
+        return self.scores.whole[point, self.scores.total]
 
     def _score_strengthened(self, point: Numbers) -> None:
         for stronger in self.margins.strengthened(point):

@@ -6,15 +6,14 @@ import dataclasses
 import functools
 from collections.abc import Iterable
 
-import numpy as np
-
+from regcache_jax.quantization.calibrate import Ranges
 from regcache_jax.registers.search.scores import Scores
 from regcache_jax.registers.search.space import Numbers, Space
 
 NEEDED = 0.2
 """The share of its copies that a plan must be able to lose."""
-LESS, MORE = (0.1,), (0.35, 0.5)
-"""Shares that are tried where it cannot, and where it can."""
+SHARES = (0.5, 0.35, NEEDED, 0.1)
+"""Shares that are tried, until the plan can lose one: a run that cannot ends at the first pictures that show it."""
 
 QUIET = 1.5
 """Sinks are back where any scale grows to so many times the plan's own."""
@@ -41,27 +40,14 @@ class Margins:
         """The share of its copies that a plan can lose before any scale, over all working images, grows by more than `QUIET`."""
         if numbers == self.space.nothing or not self.scores.trials.scheme.calibrated:
             return 1.0
-        own, first, before = (
-            self._scales(numbers),
-            self.scores.trials.first_block(self.scores.padded(numbers)),
-            self.scores.trials.block_flops,
-        )
-
-        def quiet(share: float) -> bool:
-            there = self._scales(self.weaker(numbers, share))
-            return max(float(np.max(there[site][first:] / own[site][first:])) for site in own) <= QUIET
-
-        spare = NEEDED if quiet(NEEDED) else 0.0
-        for share in MORE if spare else LESS:
-            if not quiet(share):
-                break
-            spare = share
-        self.scores.checking_flops += self.scores.trials.block_flops - before
+        trials, own = self.scores.trials, self.scores.scales(numbers)[0]
+        limits, before = {site: QUIET * scale for site, scale in own.items()}, trials.block_flops
+        spare = next((share for share in SHARES if self._is_quiet(self.weaker(numbers, share), limits)), 0.0)
+        self.scores.checking_flops += trials.block_flops - before
         return spare
 
-    def _scales(self, numbers: Numbers) -> dict[str, np.ndarray]:
-        ranges = self.scores.trials.ranges(self.scores.padded(numbers))
-        return {site: np.asarray(scale) for site, scale in ranges.scales(self.scores.trials.scheme).items()}
+    def _is_quiet(self, numbers: Numbers, limits: Ranges) -> bool:
+        return not self.scores.trials.exceeds(self.scores.padded(numbers), limits)
 
     def holds(self, numbers: Numbers) -> bool:
         """Whether a plan has copies to spare."""

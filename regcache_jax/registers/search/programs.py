@@ -18,6 +18,7 @@ from regcache_jax.encoders.outputs import outputs_of, pooled_outputs
 from regcache_jax.encoders.rounding import Run
 from regcache_jax.encoders.vision import image_features
 from regcache_jax.quantization.calibrate import Ranges
+from regcache_jax.registers.candidates import COLLECT, Candidates, Seen, Wanted, merge
 from regcache_jax.registers.search.ranges import collectors
 
 Images = Float[Array, "B Y X 3"]
@@ -32,7 +33,7 @@ def block_flops(spec: BlockSpec, num_tokens: int) -> int:
     return 2 * num_tokens * (4 * spec.width**2 + mlp + 2 * num_tokens * spec.width)
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "scheme", "entries", "patches"))
+@functools.partial(jax.jit, static_argnames=("spec", "scheme", "entries", "patches", "wanted"))
 def float_states(
     tower: ImageTower,
     images: Images,
@@ -42,21 +43,30 @@ def float_states(
     scheme: Scheme,
     entries: tuple[int, ...],
     patches: bool,
-) -> tuple[Outputs, dict[int, States], PyTree]:
-    """Outputs, the states that enter the blocks `entries`, and what scales come from."""
-    collect = {**collectors(scheme, spec.image.protected, real), "hidden": lambda trace: trace.hidden}
+    running: Candidates | None = None,
+    wanted: Wanted | None = None,
+) -> tuple[Outputs, dict[int, States], PyTree, Candidates | None]:
+    """Outputs, the states that enter the blocks `entries`, what scales come from, and the running list of candidates (if `wanted`)."""
+    collect = {
+        **collectors(scheme, spec.image.protected, real),
+        **(COLLECT if wanted else {"hidden": COLLECT["hidden"]}),
+    }
     output = image_features(tower, images, spec.image, collect=collect)
-    hidden = output.collected.pop("hidden")
-    return outputs_of(output, spec, patches), {block: hidden[block] for block in entries}, output.collected
+    seen = {name: output.collected.pop(name) for name in COLLECT if name in collect}
+    if wanted is not None and running is not None:
+        running = merge(Seen(**seen), real, running, spec.image, wanted)
+    kept = {block: seen["hidden"][block] for block in entries}
+    return outputs_of(output, spec, patches), kept, output.collected, running
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "scheme", "entries"))
+@functools.partial(jax.jit, static_argnames=("spec", "scheme", "entries", "patches"))
 def quantized_states(
-    tower: ImageTower, images: Images, *, spec: ImageSpec, scheme: Scheme, entries: tuple[int, ...]
-) -> dict[int, States]:
-    """The states that enter the blocks `entries`."""
-    output = image_features(tower, images, spec, scheme=scheme, collect={"hidden": lambda trace: trace.hidden})
-    return {block: output.collected["hidden"][block] for block in entries}
+    tower: ImageTower, images: Images, *, spec: EncoderSpec, scheme: Scheme, entries: tuple[int, ...], patches: bool
+) -> tuple[Outputs, dict[int, States]]:
+    """Outputs, and the states that enter the blocks `entries`."""
+    output = image_features(tower, images, spec.image, scheme=scheme, collect={"hidden": COLLECT["hidden"]})
+    hidden = output.collected["hidden"]
+    return outputs_of(output, spec, patches), {block: hidden[block] for block in entries}
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "scheme"))

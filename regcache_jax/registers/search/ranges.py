@@ -55,6 +55,10 @@ class Extremes:
         """What a draw draws from."""
         return self.sites[SITES[0]].shape[1]
 
+    def of(self, units: slice) -> Extremes:
+        """Those of some units."""
+        return Extremes({site: values[:, units] for site, values in self.sites.items()})
+
     def followed_by(self, later: Extremes | Counts, first: int) -> Extremes:
         """These blocks before `first`, and from there on those of `later`, which may hold fewer units."""
         assert isinstance(later, Extremes)
@@ -83,6 +87,10 @@ class Counts:
     def num_units(self) -> int:
         """What a draw draws from."""
         return len(self.chunks)
+
+    def of(self, units: slice) -> Counts:
+        """Those of some units."""
+        return Counts(self.chunks[units])
 
     def followed_by(self, later: Extremes | Counts, first: int) -> Counts:
         """These blocks before `first`, and from there on those of `later`, which may hold fewer units."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 
@@ -10,6 +11,7 @@ import numpy as np
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.search_config import SearchConfig
 from regcache_jax.files.trial_table import TrialTable
+from regcache_jax.quantization.calibrate import Ranges
 from regcache_jax.registers.search.space import Numbers
 from regcache_jax.registers.search.trial import Trials
 
@@ -39,6 +41,13 @@ def deviation(drawn: Sequence[float] | np.ndarray) -> float:
     return float(np.std(drawn, ddof=1)) if len(drawn) > 1 else 0.0
 
 
+def tied(drawn: Sequence[float], leading: Sequence[float]) -> bool:
+    """Whether the draws cannot tell a point from a leader: it is behind by no more than the difference deviates, and its bound stands
+    within one more of the leader's deviations. Without the second a point whose own draws differ widely would tie with any."""
+    behind = np.subtract(drawn, leading)
+    return bool(behind.mean() <= deviation(behind)) and bound(drawn) <= bound(leading) + deviation(leading)
+
+
 class Scores:
     """The errors of points over the draws of a search's trials. `announce` is told the best bound after each; budgets of time run from
     `began`."""
@@ -57,6 +66,7 @@ class Scores:
         self.preparation_flops = trials.block_flops
         self.checking_flops, self.best_bound, self.within_budget = 0, float("inf"), True
         self.whole: dict[tuple[Numbers, int], Sequence[float]] = {}
+        self.scales = functools.cache(self._find_scales)
 
     @property
     def total(self) -> int:
@@ -68,6 +78,11 @@ class Scores:
         """Operations of all blocks, with those of the trials that an earlier run left in the table."""
         return self.preparation_flops + self.checking_flops + sum(row["block_flops"] for row in self.table.rows)
 
+    def _find_scales(self, numbers: Numbers) -> list[Ranges]:
+        """A point's scales from all working images, then those of every draw. They are counted with the trial that first needs them, so
+        that a search that goes on counts the same."""
+        return self.trials.calibrated(self.padded(numbers))
+
     def drawn(self, numbers: Numbers, num_images: int, limit: float = float("inf")) -> Sequence[float] | None:
         """The errors of one point under each draw, on the first images; from the table where it stands there.
 
@@ -76,7 +91,8 @@ class Scores:
         if known is None or (len(known) < self.trials.draws.count and sum(known) / self.trials.draws.count <= limit):
             self._check_budget()
             before, known = self.trials.block_flops, []
-            for errors in self.trials.drawn_errors(self.padded(numbers), num_images):
+            scales = self.scales(numbers)[1:] if num_images == self.total else None
+            for errors in self.trials.drawn_errors(self.padded(numbers), num_images, scales):
                 known.append(rounded(float(errors.mean())))
                 if sum(known) / self.trials.draws.count > limit:
                     break

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.objective import name_of
 from regcache_jax.core.outputs import Answers
+from regcache_jax.core.progress import Progress
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.search_config import SearchConfig
 from regcache_jax.encoders.encoder import Encoder
@@ -26,7 +27,7 @@ from regcache_jax.files.identity import Digest
 from regcache_jax.files.trial_table import TrialTable
 from regcache_jax.registers.reference import check_images, check_varied
 from regcache_jax.registers.search.claim import HeldOut, claim_of
-from regcache_jax.registers.search.engine import Progress, Search
+from regcache_jax.registers.search.engine import Search
 from regcache_jax.registers.search.parts import split
 from regcache_jax.registers.search.programs import compilations
 from regcache_jax.registers.search.result import SearchResult, judged_with
@@ -59,6 +60,8 @@ def search(
     The images are split (`SearchConfig.verify_share`, `seed`): most are worked with, each draw taking scales from some and scoring
     others, and the rest verify the plan that comes out. Trials round to the nearest with the scheme's bits, sharing of scales and
     estimator of ranges; what else it says (method, zero points, rules, integer attention) comes in when `quantize` is given the plan.
+
+    `progress` hears of every trial, and before the first of the pictures that are got ready.
 
     `table`: a JSONL file that remembers trials; with it, a killed search goes on where it stopped. Raises UserError for a
     set that is empty, of another shape, not finite, or all alike, for an encoder that is quantised already or whose features are
@@ -95,24 +98,27 @@ def search(
     )  # fmt: skip
     best, complete = engine.run()
     scores = engine.scores
-    nothing, before = engine.space.nothing, engine.trials.block_flops
+    nothing, spare = engine.space.nothing, engine.margins.spare(best)
+    before = engine.trials.block_flops
     held_out = HeldOut(engine.trials, images[parts.verifying], engine.padded(nothing), others)
     gained, jitter = engine.gain(best)
-    without = held_out.errors(engine.padded(nothing))
-    with_plan = held_out.errors(engine.padded(best)) if best != nothing else without
+    without = held_out.errors(engine.padded(nothing), scores.scales(nothing)[:1])
+    with_plan = held_out.errors(engine.padded(best), scores.scales(best)) if best != nothing else without
     less = without[0] - with_plan[0]
     helps = gained > 2.0 * jitter and bool(less.mean() > 2.0 * np.std(less) / len(less) ** 0.5)
-    best = best if helps else nothing
+    if not helps:
+        best, with_plan, spare = nothing, held_out.errors(engine.padded(nothing), scores.scales(nothing)), 1.0
     moved = held_out.moved(engine.padded(best)) if helps else 0.0
+    seen = engine.trials.errors(engine.padded(best), scores.scales(best)[1:])
     return SearchResult(
         plan=engine.plan(best),
         numbers=best,
         helps=helps,
-        claim=claim_of(with_plan if helps else without),
+        claim=claim_of(with_plan, seen),
         baseline=claim_of(without),
         bound=scores.score(best, scores.total),
         jitter=jitter,
-        spare=engine.margins.spare(best),
+        spare=spare,
         moved=moved,
         moved_by_deletion=moved - held_out.moved(engine.padded(best).prefix_only()) if best.delete_count else 0.0,
         objective=name_of(config.objective),

@@ -10,6 +10,9 @@ from regcache_jax.core.errors import UserError
 from regcache_jax.core.search_config import SearchConfig
 from regcache_jax.core.spec import ImageSpec
 
+MOVES = 14
+"""Points that differ from another in one number, at most."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Numbers:

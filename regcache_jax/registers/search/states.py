@@ -33,7 +33,7 @@ class States:
             for block in entries:
                 self._files[block] = np.memmap(f"{folder}/{block}", dtype=dtype, mode="w+", shape=(num_chunks, *shape))
 
-    def put(self, chunk: int, states: dict[int, Float[Array, "B N D"]]) -> None:
+    def put(self, chunk: int, states: dict[int, Float[Array | np.ndarray, "B N D"]]) -> None:
         """Keeps one chunk's states, by entry block."""
         if self.on_disk:
             for block, array in states.items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +22,14 @@ from regcache_jax.core.objective import Objective, reads_patches
 from regcache_jax.core.outputs import Answers, Outputs, image_errors
 from regcache_jax.core.outputs import joined as outputs_joined
 from regcache_jax.core.plan import RegisterPlan
+from regcache_jax.core.progress import Progress
 from regcache_jax.core.scheme import Scheme
-from regcache_jax.core.sites import Grid, Parameters
+from regcache_jax.core.sites import Grid, ImageTower, Parameters
 from regcache_jax.data.cut import filled
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.quantization.calibrate import Ranges
 from regcache_jax.quantization.kernels import quantize_kernels
+from regcache_jax.registers.candidates import Wanted
 from regcache_jax.registers.search.parts import Draws
 from regcache_jax.registers.search.programs import (
     block_flops,
@@ -46,8 +49,8 @@ class Trials:
 
     Every image is scored under the scales of its draw, which come from the images of the other draws. Errors are those of
     `objective`; accuracy needs the images' `answers`. `entries`: the blocks where a plan may begin. `block_flops`
-    counts the operations of all blocks run so far. Images are spread over this process's devices; a chunk holds the same images on
-    any number of them, and belongs to one draw."""
+    counts the operations of all blocks run so far. Where candidates are `wanted`, the float run finds them on its way.
+    Images are spread over this process's devices; a chunk holds the same images on any number of them, and belongs to one draw."""
 
     encoder: Encoder
     images: dataclasses.InitVar[Float[np.ndarray, "n Y X 3"]]
@@ -58,10 +61,13 @@ class Trials:
     objective: Objective = "pooled"
     answers: Answers | None = None
     memory_limit: int = MEMORY_LIMIT
+    wanted: Wanted | None = None
+    progress: dataclasses.InitVar[Progress | None] = None
     block_flops: int = dataclasses.field(default=0, init=False)
 
-    def __post_init__(self, images: np.ndarray) -> None:
-        """Runs the set once in float and once quantised, without a plan, and keeps the states at the entries."""
+    def __post_init__(self, images: np.ndarray, progress: Progress | None) -> None:
+        """Runs the set once in float and once quantised, without a plan, and keeps the states at the entries; `progress` hears of that
+        in notes."""
         self.spec, self.num_images = self.encoder.spec.image, len(images)
         self.entries = tuple(sorted(set(self.entries)))
         self.chunk = self.draws.chunk(self.chunk)
@@ -70,44 +76,69 @@ class Trials:
         self._rows = -(-self.chunk // len(devices)) * len(devices)
         mesh = Mesh(np.array(devices), ("data",))
         self._sharding = NamedSharding(mesh, PartitionSpec("data"))
-        image = jax.device_put(self.encoder.params.image, NamedSharding(mesh, PartitionSpec()))
+        alone = self.encoder.params.image
+        image = jax.device_put(alone, NamedSharding(mesh, PartitionSpec()))
         self.encoder = self.encoder.replace(params=Parameters(image))  # a loaded encoder lies on one device
         shape = (self._rows, self.spec.num_tokens, self.spec.blocks.width)
         self.float_states, self.quantized_states = (
             States(self.entries, self.num_chunks, shape, self.encoder.dtype, self.memory_limit // 2) for _ in range(2)
         )
-        params = self.encoder.params.image
+        self._run_in_float(jax.device_put(alone, devices[0]), images, progress)
+        self._quantized = image.replace(blocks=quantize_kernels(image.blocks, self.scheme))
+        self._run_quantized(images, progress)
+        self.count(passes=2)
+
+    def _run_in_float(self, tower: ImageTower, images: np.ndarray, progress: Progress | None) -> None:
+        """Keeps states, outputs and ranges, and finds the candidates that are wanted: on one device, so that they are the same to the bit
+        on any number of them."""
+        device = jax.local_devices()[0]
         outputs, ranges = [], []
+        running = None if self.wanted is None else self.wanted.none_yet(self.spec.blocks)
         for index in range(self.num_chunks):
-            own, hidden, batch = float_states(
-                params, self._images(images, index), self._real(index),
+            batch, length = filled(self._part(images, index), self.chunk), self._lengths(index + 1)[-1]
+            own, hidden, found, running = float_states(
+                tower, jax.device_put(batch, device), jax.device_put(np.arange(self.chunk) < length, device),
                 spec=self.encoder.spec, scheme=self.scheme, entries=self.entries, patches=self.reads_patches,
+                running=jax.device_put(running, device), wanted=self.wanted,
             )  # fmt: skip
+            if self._rows > self.chunk:
+                hidden = {block: filled(np.asarray(states), self._rows) for block, states in hidden.items()}
             self.float_states.put(index, hidden)
-            outputs.append(own.on_host().of(slice(self._lengths(index + 1)[-1])))
-            ranges.append(batch)
-        self.float_outputs = outputs_joined(outputs)
+            outputs.append(own.on_host().of(slice(length)))
+            ranges.append(found)
+            self._note(progress, "in float", index)
+        self.candidates, self.float_outputs = running, outputs_joined(outputs)
         self.base_ranges = joined(ranges, self._lengths(self.num_chunks), self.scheme)
         self.base_ranges.check()
         if not np.isfinite(self.float_outputs.pooled).all():
             raise UserError("the float encoder gives features that are not finite; check its weights and the pictures")
-        self._quantized = params.replace(blocks=quantize_kernels(params.blocks, self.scheme))
-        base = self.scales(self.base_ranges)
+
+    def _run_quantized(self, images: np.ndarray, progress: Progress | None) -> None:
+        """Keeps states, and the errors without a plan."""
+        base, errors = self.scales(self.base_ranges), []
         for index in range(self.num_chunks):
             grids = {site: Grid(scale) for site, scale in base[self._draw(index)].items()}
-            scaled = params.replace(blocks=self._quantized.blocks.with_grids(grids))
-            self.quantized_states.put(
-                index,
-                quantized_states(
-                    scaled, self._images(images, index), spec=self.spec, scheme=self.scheme, entries=self.entries
-                ),
-            )
-        self.count(passes=2)
+            scaled = self._quantized.replace(blocks=self._quantized.blocks.with_grids(grids))
+            own, hidden = quantized_states(
+                scaled, self._images(images, index),
+                spec=self.encoder.spec, scheme=self.scheme, entries=self.entries, patches=self.reads_patches,
+            )  # fmt: skip
+            self.quantized_states.put(index, hidden)
+            rows = self._rows_of(index)
+            errors.append(self._errors(own.on_host().of(slice(rows.stop - rows.start)), rows))
+            self._note(progress, "quantised", index)
+        self.base_errors = np.concatenate(errors)
+
+    def _note(self, progress: Progress | None, how: str, index: int) -> None:
+        if progress is not None:
+            progress(0, None, f"{self._rows_of(index).stop} of {self.num_images} pictures {how}")
 
     def _images(self, images: np.ndarray, index: int) -> Array:
         """One chunk, filled up with its last image to a row count that the devices share evenly."""
-        part = np.asarray(images[index * self.chunk : (index + 1) * self.chunk], self.encoder.dtype)
-        return jax.device_put(filled(part, self._rows), self._sharding)
+        return jax.device_put(filled(self._part(images, index), self._rows), self._sharding)
+
+    def _part(self, images: np.ndarray, index: int) -> np.ndarray:
+        return np.asarray(images[index * self.chunk : (index + 1) * self.chunk], self.encoder.dtype)
 
     @property
     def reads_patches(self) -> bool:
@@ -125,6 +156,10 @@ class Trials:
         """Which rows of a chunk are images, and not there to fill it up."""
         (length,) = self._lengths(index + 1)[-1:]
         return jax.device_put(np.arange(self._rows) < length, self._sharding)
+
+    def _rows_of(self, index: int) -> slice:
+        """A chunk's images."""
+        return slice(index * self.chunk, index * self.chunk + self._lengths(index + 1)[-1])
 
     def _lengths(self, num_chunks: int) -> list[int]:
         """Images in each of the first chunks."""
@@ -149,6 +184,13 @@ class Trials:
         per_block = block_flops(self.spec.blocks, self.spec.num_tokens)
         self.block_flops += passes * images * (self.spec.blocks.num_blocks - first) * per_block
 
+    def calibrated(self, plan: RegisterPlan) -> list[Ranges]:
+        """The static scales with a plan in place: from all images, then those of every draw."""
+        if not self.scheme.calibrated:
+            return [{}] * (1 + self.draws.count)
+        ranges = self.ranges(plan)
+        return [ranges.scales(self.scheme), *self.scales(ranges)]
+
     def first_block(self, plan: RegisterPlan) -> int:
         """The last entry at or before the first block that a plan changes (the last of all for a plan that does nothing)."""
         numbers = plan.schedule()
@@ -162,39 +204,61 @@ class Trials:
 
     def ranges(self, plan: RegisterPlan, num_images: int | None = None) -> Extremes | Counts:
         """What the scales come from, over the first images (whole chunks) and with the plan in place."""
-        first, found = self.first_block(plan), []
         images = self.num_images if num_images is None else num_images
         number = -(-images // self.chunk)
-        for index in range(number):
-            hidden = jax.device_put(self.float_states.get(index, first), self._sharding)
-            found.append(
-                trial_ranges(
-                    self.encoder.params.image,
-                    hidden,
-                    plan,
-                    jnp.int32(first),
-                    self._real(index),
-                    spec=self.spec,
-                    scheme=self.scheme,
-                )
-            )
-        self.count(1, images, first)
-        return self.base_ranges.followed_by(joined(found, self._lengths(number), self.scheme), first)
+        if _does_nothing(plan):
+            return self.base_ranges.of(slice(images if isinstance(self.base_ranges, Extremes) else number))
+        found = [self._chunk_ranges(plan, index) for index in range(number)]
+        later = joined(found, self._lengths(number), self.scheme)
+        return self.base_ranges.followed_by(later, self.first_block(plan))
 
-    def drawn_errors(self, plan: RegisterPlan, num_images: int | None = None) -> Iterator[Float[np.ndarray, "c"]]:
-        """One trial, a draw at a time: the errors of the images, among the first so many, that the draw scores."""
+    def _chunk_ranges(self, plan: RegisterPlan, index: int) -> Any:
+        """What the collectors give for one chunk, from the first block that the plan changes."""
+        first, real = self.first_block(plan), self._real(index)
+        hidden = jax.device_put(self.float_states.get(index, first), self._sharding)
+        self.count(1, self._lengths(index + 1)[-1], first)
+        params = self.encoder.params.image
+        return trial_ranges(params, hidden, plan, jnp.int32(first), real, spec=self.spec, scheme=self.scheme)
+
+    def exceeds(self, plan: RegisterPlan, limits: Ranges) -> bool:
+        """Whether any static scale, over all images and with the plan in place, is above its limit. Where extremes are enough, the first
+        chunk that shows it ends the run."""
+        first = self.first_block(plan)
+
+        def above(ranges: Extremes | Counts) -> bool:
+            scales = ranges.scales(self.scheme)
+            return any(
+                bool(np.any(np.asarray(scales[site])[first:] > np.asarray(limits[site])[first:])) for site in scales
+            )
+
+        if self.scheme.estimator != "absmax" or _does_nothing(plan):
+            return above(self.ranges(plan))
+        lengths = self._lengths(self.num_chunks)
+        chunks = (joined([self._chunk_ranges(plan, n)], [lengths[n]], self.scheme) for n in range(self.num_chunks))
+        return any(above(ranges) for ranges in chunks)
+
+    def drawn_errors(
+        self, plan: RegisterPlan, num_images: int | None = None, scales: list[Ranges] | None = None
+    ) -> Iterator[Float[np.ndarray, "c"]]:
+        """One trial, a draw at a time: the errors of the images, among the first so many, that the draw scores. `scales`: those of every
+        draw, where they are known."""
         first, images = self.first_block(plan), self.num_images if num_images is None else num_images
-        scales = self.scales(self.ranges(plan, images)) if self.scheme.calibrated else [{}] * self.draws.count
+        if _does_nothing(plan) and images == self.num_images:
+            own = self.draws.of(np.arange(images))
+            yield from (self.base_errors[own == draw] for draw in range(self.draws.count))
+            return
+        if scales is None:
+            scales = self.scales(self.ranges(plan, images)) if self.scheme.calibrated else [{}] * self.draws.count
         chunks = range(-(-images // self.chunk))
-        for draw, own in enumerate(scales):
+        for draw, own_scales in enumerate(scales):
             found = []
             for index in (index for index in chunks if self._draw(index) == draw):
                 hidden = jax.device_put(self.quantized_states.get(index, first), self._sharding)
                 outputs = trial_outputs(
-                    self._quantized, own, hidden, plan, jnp.int32(first),
+                    self._quantized, own_scales, hidden, plan, jnp.int32(first),
                     spec=self.encoder.spec, scheme=self.scheme, patches=self.reads_patches,
                 )  # fmt: skip
-                rows = slice(index * self.chunk, index * self.chunk + self._lengths(index + 1)[-1])
+                rows = self._rows_of(index)
                 found.append(self._errors(outputs.on_host().of(slice(rows.stop - rows.start)), rows))
             self.count(1, sum(map(len, found)), first)
             yield np.concatenate(found)
@@ -203,10 +267,10 @@ class Trials:
         answers = None if self.answers is None else self.answers.of(rows)
         return image_errors(self.objective, outputs, self.float_outputs.of(rows), answers)
 
-    def errors(self, plan: RegisterPlan) -> Float[np.ndarray, "n"]:
-        """One trial: the error of each image, under the scales of its draw."""
+    def errors(self, plan: RegisterPlan, scales: list[Ranges] | None = None) -> Float[np.ndarray, "n"]:
+        """One trial: the error of each image, under the scales of its draw (found first, where they are not known)."""
         own, errors = self.draws.of(np.arange(self.num_images)), np.empty(self.num_images)
-        for draw, found in enumerate(self.drawn_errors(plan)):
+        for draw, found in enumerate(self.drawn_errors(plan, scales=scales)):
             errors[own == draw] = found
         return errors
 
@@ -224,3 +288,8 @@ class Trials:
             found.append(outputs.on_host().of(slice(self.chunk)))
         self.count(1, len(images))
         return outputs_joined(found).of(slice(len(images)))
+
+
+def _does_nothing(plan: RegisterPlan) -> bool:
+    numbers = plan.schedule()
+    return numbers.stop <= numbers.start and not numbers.delete_count

@@ -1,0 +1,47 @@
+"""How a long call says how far it is: one protocol for Python, the command line and the pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol, TypeVar, runtime_checkable
+
+Row = TypeVar("Row")
+
+
+@runtime_checkable
+class Progress(Protocol):
+    """Hears how a call gets on. Any function will do; `rc.progress` makes one that shows it."""
+
+    def __call__(self, done: int, total: int | None = None, note: str = "") -> None:
+        """After a step: how many are done, of how many at most (None: nobody knows), and a short note."""
+
+
+def heard(rows: Iterable[Row], progress: Progress, total: int | None) -> Iterable[Row]:
+    """Rows of pictures that tell, as they are gone through, how many pictures have passed; kept rows go on where an earlier pass ended."""
+    if isinstance(rows, Sequence):
+        return Heard(rows, progress, total)
+    empty: Sequence[Row] = ()
+    return Heard(empty, progress, total).passing(rows)
+
+
+class Heard(Sequence[Row]):
+    """Kept rows, heard at every pass."""
+
+    def __init__(self, rows: Sequence[Row], progress: Progress, total: int | None) -> None:
+        self.rows, self.progress, self.total, self.done = rows, progress, total, 0
+
+    def passing(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """Some rows, one by one."""
+        for row in rows:
+            yield row
+            self.done += len(row)  # type: ignore[arg-type]
+            self.progress(self.done, self.total)
+
+    def __iter__(self) -> Iterator[Row]:
+        return self.passing(self.rows)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        return self.rows[index]
+
+    def __len__(self) -> int:
+        return len(self.rows)
