@@ -10,7 +10,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 export JAX_PLATFORMS ?= cpu
 export TPU_SKIP_MDS_QUERY ?= 1
 
-.PHONY: demo test coverage check fuzz campaign format bench clean browser
+.PHONY: demo test coverage check docs docs-build fuzz campaign format bench clean browser
 
 demo: $(VENV)/core  ## the whole story on the bundled encoder: table, build/demo/results.json, build/demo/report.html
 	$(BIN)/regcache demo --out build/demo
@@ -32,6 +32,12 @@ check: $(VENV)/dev  ## format, lint, types, the floors of the house and the fast
 	rm -rf build/floors && mkdir -p build/floors && cp -r regcache_jax pyproject.toml build/floors
 	cp -r configs converters build/floors/regcache_jax && cd build/floors && PYTHONPATH=. $(CURDIR)/$(BIN)/lint-imports --no-logo
 	$(TESTS) --quiet -m "not slow" tests
+
+docs: docs-build  ## the documentation site, built strictly and served on port 8000
+	$(BIN)/python -m http.server --directory build/site 8000
+
+docs-build: $(VENV)/dev  ## the site in build/site; a link that leads nowhere ends the build
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 COUNT ?= 1000
 fuzz: $(VENV)/dev  ## damaged files for every reader, COUNT of each kind (fewer of slow ones); what goes wrong lies in build/fuzz

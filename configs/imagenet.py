@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
 
     config.rows = (
         "plain", "registers", "prefix-only", "delete-only", "group", "group+registers", "percentile", "percentile+registers",
-        "smoothquant", "token",
+        "smoothquant", "strong", "token",
     )  # fmt: skip
     config.search.align = 8  # deletion leaves whole tiles of a TPU's registers
     config.batch_size = 256

@@ -14,6 +14,7 @@ import safetensors.numpy
 from etils import epath
 from regcache_jax.converters import (
     big_vision,
+    compressed_reading,
     huggingface_clip,
     huggingface_dinov2,
     huggingface_dinov3,
@@ -32,9 +33,12 @@ from regcache_jax.converters import (
     wrappers,
 )
 from regcache_jax.converters.choices import choose, chosen
+from regcache_jax.converters.compressed_reading import Compressed
 from regcache_jax.converters.engine import assemble, disassemble
 from regcache_jax.converters.formats import PROCESSOR, Format, Given, section
+from regcache_jax.converters.huggingface_folder import write_folder
 from regcache_jax.converters.readers import Tensors
+from regcache_jax.converters.scales import write_scales
 
 from regcache_jax.core.conversion import Choices
 from regcache_jax.core.errors import UserError, shown
@@ -51,7 +55,7 @@ from regcache_jax.models import folder as checkpoints
 
 CONVERTER_VERSION = 1
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-FORMATS: tuple[Format, ...] = (
+FORMATS: list[Format] = [
     huggingface_clip.FORMAT,
     huggingface_siglip.FORMAT,
     huggingface_dinov2.FORMAT,
@@ -66,7 +70,7 @@ FORMATS: tuple[Format, ...] = (
     *timm.FORMATS,
     *big_vision.FORMATS,
     timm_vit.FORMAT,
-)
+]
 # Where a SigLIP's patch embedding stands; NaFlex has a matrix there, for patches that are cut beforehand.
 _PATCH_KERNELS = (
     "vision_model.embeddings.patch_embedding.weight",
@@ -82,6 +86,18 @@ class Read(NamedTuple):
     format: Format
     tensors: Tensors
     notes: tuple[str, ...]
+
+
+def register(format: Format) -> None:
+    """Adds a layout of one's own, which is tried before those that are here. Raises UserError for a name that is taken, and for a table
+    without marks, which would fit every file."""
+    if any(format.name == other.name for other in FORMATS):
+        raise UserError(f"there is a layout {format.name!r} already")
+    if not format.marks:
+        raise UserError(
+            f"layout {format.name!r} needs marks: patterns of names that occur in its files and in no others"
+        )
+    FORMATS.insert(0, format)
 
 
 def convert(
@@ -136,11 +152,11 @@ def read_checkpoint(
     found = sources.resolve(source) if isinstance(source, str) else source
     config = found.config
     tensors = found.tensors()
+    kind, tower, compressed = vlm.vlm_of(config), None, None
+    if kind is None:  # of a vision-language model the language model may be quantised, where its tower is not
+        compressed, tensors = take_integers(tensors, config, found, dtype)
     wrappers.refuse_foreign(tensors, found.weights)
-    kind, tower = vlm.vlm_of(config), None
-    if kind is None:
-        refuse_quantised(config, found)  # of a vision-language model the language model may be, where its tower is not
-    else:
+    if kind is not None:
         tower = vlm.tower_of(kind, tensors, config, found.weights)
         tensors, config = tower.tensors, tower.config
     processor = found.json("preprocessor_config.json", "processor_config.json")
@@ -184,7 +200,13 @@ def read_checkpoint(
         dtype=DTYPES[dtype],
         what=f"{found.weights} ({format.name})",
     )
-    return Read(Encoder(from_tree(params), spec=spec), format, tensors, notes)
+    encoder = Encoder(from_tree(params), spec=spec)
+    if compressed is not None:
+        own = compressed._replace(
+            scales=format.read_names(compressed.scales), steps=format.read_names(compressed.steps), floats=tensors
+        )
+        encoder = compressed_reading.with_integers(encoder, own, format.rules, str(found.folder))
+    return Read(encoder, format, tensors, notes)
 
 
 def refuse_unsupported(tensors: Tensors, config: Mapping[str, Any], source: sources.Source) -> None:
@@ -200,14 +222,19 @@ def fitting(tensors: Tensors, source: sources.Source) -> list[Format]:
     return [format for format in FORMATS if format.fits(tensors) and (source.torchscript or not format.torchscript)]
 
 
-def refuse_quantised(config: Mapping[str, Any], source: sources.Source) -> None:
-    """Raises UserError for a checkpoint whose configuration says that its weights are quantised."""
+def take_integers(
+    tensors: Tensors, config: Mapping[str, Any], source: sources.Source, dtype: str
+) -> tuple[Compressed | None, Tensors]:
+    """The integers of a checkpoint whose configuration says that it is quantised (None: it is not), and its tensors as floats. Raises
+    UserError for integers of other kinds than are read."""
     quantised = config.get("quantization_config")
-    if quantised:
-        method = quantised.get("quant_method", "some method") if isinstance(quantised, Mapping) else quantised
-        raise UserError(
-            f"{source.folder}: config.json says that its weights are quantised ({method}); convert the float checkpoint they were made from"
-        )
+    if not quantised:
+        return None, tensors
+    if dtype != "float32":
+        raise UserError(f"{source.folder} is quantised: its scales and biases are kept in float32; leave --dtype out")
+    told = quantised if isinstance(quantised, Mapping) else {"quant_method": quantised}
+    found = compressed_reading.split(tensors, told, str(source.folder))
+    return found, found.floats
 
 
 def check_pictures(spec: EncoderSpec) -> None:
@@ -263,19 +290,27 @@ def export(model: checkpoints.Model | Encoder, layout: str = "big_vision") -> di
     Raises UserError for a layout that there is not or that cannot hold this encoder, and for a quantised one."""
     encoder = model.encoder if isinstance(model, checkpoints.Model) else model
     if encoder.scheme is not None:
-        raise UserError(f"{encoder.spec.name} is quantised; other libraries' layouts hold float encoders")
+        raise UserError(
+            f"{encoder.spec.name} is quantised; that layout holds float encoders (`huggingface` writes int8 ones too)"
+        )
     formats = {format.name: format for format in FORMATS}
     if layout not in formats:
-        raise UserError(f"no layout is called {layout!r}; there are {', '.join(formats)}")
+        raise UserError(f"no layout is called {layout!r}; there are huggingface, scales, {', '.join(formats)}")
     return disassemble(to_tree(encoder.params), formats[layout].rules)
 
 
 def write(model: checkpoints.Model | Encoder, layout: str, out: epath.PathLike) -> epath.Path:
-    """Writes the parameters as one file in the layout of another library: `.npz` or `.safetensors`, whole or not at all.
+    """Writes the parameters as one file in the layout of another library: `.npz` or `.safetensors`, whole or not at all. `huggingface`: a
+    folder that transformers loads, of an int8 encoder too; `scales`: the calibrated scales alone, a line of JSON a site.
 
     Raises UserError for a file that exists, another ending, or an encoder that the layout cannot hold."""
     out = epath.Path(out)
     refuse_existing(out)
+    if layout == "huggingface":
+        return write_folder(model, out)
+    if layout == "scales":
+        write_scales(model.encoder if isinstance(model, checkpoints.Model) else model, out)
+        return out
     if out.suffix not in (".npz", ".safetensors"):
         raise UserError(f"{out} should end in .npz (big_vision) or .safetensors")
     arrays = export(model, layout)

@@ -87,11 +87,13 @@ without_class_row = Arrangement(
 @dataclasses.dataclass(frozen=True)
 class Rule:
     """One line of a table. The first rule that names one of our paths has the published spelling; later ones are other
-    spellings of the same parameter, used where the file has them."""
+    spellings of the same parameter, used where the file has them. `beside`: another path, without which the rule does not hold (the
+    gate, whose layers some libraries name otherwise)."""
 
     theirs: str
     ours: str | tuple[str | None, ...]
     arrangement: Arrangement = keep
+    beside: str = ""
 
     @property
     def parts(self) -> tuple[str | None, ...]:
@@ -184,7 +186,7 @@ def disassemble(tree: Tree, rules: Iterable[Rule]) -> dict[str, np.ndarray]:
 def _plan(rules: Iterable[Rule], shapes: Mapping[str, Shape], names: Iterable[str]) -> tuple[list[_Step], list[str]]:
     """The tensors to read, and our paths that no rule fills. Of several spellings of a parameter the one that occurs is taken."""
     names = frozenset(names)
-    asked = [rule for rule in rules if all(path in shapes for path in rule.paths)]
+    asked = [rule for rule in rules if all(path in shapes for path in (*rule.paths, rule.beside) if path)]
     expanded = [(rule, list(_steps(rule, shapes))) for rule in asked]
     occurring = [(rule, steps) for rule, steps in expanded if any(step.theirs in names for step in steps)]
     filled: set[str] = set()

@@ -19,6 +19,7 @@ from regcache_jax.core.spec import BlockSpec, EncoderSpec, ImageSpec
 from regcache_jax.encoders import families
 
 _BLOCK, _OURS = "encoder.layer.*", "image/blocks"
+_GATE = f"{_OURS}/mlp/gate/kernel"
 
 RULES = (
     Rule("embeddings.cls_token", "image/class_token", two_in_front),
@@ -42,8 +43,8 @@ RULES = (
     # The gated MLP of the giant model; here too the gate comes first.
     Rule(f"{_BLOCK}.mlp.weights_in.weight", (f"{_OURS}/mlp/gate/kernel", f"{_OURS}/mlp/fc1/kernel"), out_in_to_in_out),
     Rule(f"{_BLOCK}.mlp.weights_in.bias", (f"{_OURS}/mlp/gate/bias", f"{_OURS}/mlp/fc1/bias")),
-    Rule(f"{_BLOCK}.mlp.weights_out.weight", f"{_OURS}/mlp/fc2/kernel", out_in_to_in_out),
-    Rule(f"{_BLOCK}.mlp.weights_out.bias", f"{_OURS}/mlp/fc2/bias"),
+    Rule(f"{_BLOCK}.mlp.weights_out.weight", f"{_OURS}/mlp/fc2/kernel", out_in_to_in_out, beside=_GATE),
+    Rule(f"{_BLOCK}.mlp.weights_out.bias", f"{_OURS}/mlp/fc2/bias", beside=_GATE),
     Rule(f"{_BLOCK}.mlp.fc1.weight", f"{_OURS}/mlp/fc1/kernel", out_in_to_in_out),
     Rule(f"{_BLOCK}.mlp.fc1.bias", f"{_OURS}/mlp/fc1/bias"),
     Rule(f"{_BLOCK}.mlp.fc2.weight", f"{_OURS}/mlp/fc2/kernel", out_in_to_in_out),

@@ -78,10 +78,6 @@ def spec(given: Given) -> EncoderSpec:
         raise UserError(
             f"{given.name} is a distilled DeiT with a second class token, which is not supported yet; plain DeiTs are (model_type vit)"
         )
-    if not setting(config, "qkv_bias", True):
-        raise UserError(
-            f"{given.name} has no biases in queries, keys and values (qkv_bias is false), which is not supported yet"
-        )
     pixels = setting(config, "image_size", 224)
     blocks = BlockSpec(
         width=setting(config, "hidden_size", 768),
@@ -90,6 +86,7 @@ def spec(given: Given) -> EncoderSpec:
         mlp_width=setting(config, "intermediate_size", 3072),
         activation=activation(config, "gelu"),
         norm_eps=setting(config, "layer_norm_eps", 1e-12),
+        qkv_bias="qkv" if setting(config, "qkv_bias", True) else "none",
     )
     image = ImageSpec(pixels, setting(config, "patch_size", 16), blocks, class_token=True, pooling="class")
     pictures = preprocessing(_squared(given.preprocessor), families.vit_preprocessing(pixels))

@@ -21,6 +21,7 @@ from regcache_jax.core.spec import BlockSpec, EncoderSpec, ImageSpec
 from regcache_jax.encoders import families
 
 _OURS = "image/blocks"
+_GATE = f"{_OURS}/mlp/gate/kernel"
 _QKV = tuple(f"{_OURS}/attention/{name}" for name in ("query", "key", "value"))
 
 # What Meta's, timm's and (for SigLIP's image tower) open_clip's files share.
@@ -54,8 +55,8 @@ RULES = (
     # The gated MLP of the giant model: gate and up projection in one, the gate first.
     Rule("blocks.*.mlp.w12.weight", (f"{_OURS}/mlp/gate/kernel", f"{_OURS}/mlp/fc1/kernel"), out_in_to_in_out),
     Rule("blocks.*.mlp.w12.bias", (f"{_OURS}/mlp/gate/bias", f"{_OURS}/mlp/fc1/bias")),
-    Rule("blocks.*.mlp.w3.weight", f"{_OURS}/mlp/fc2/kernel", out_in_to_in_out),
-    Rule("blocks.*.mlp.w3.bias", f"{_OURS}/mlp/fc2/bias"),
+    Rule("blocks.*.mlp.w3.weight", f"{_OURS}/mlp/fc2/kernel", out_in_to_in_out, beside=_GATE),
+    Rule("blocks.*.mlp.w3.bias", f"{_OURS}/mlp/fc2/bias", beside=_GATE),
     *MLP,
 )
 HEAD_DIM = 64  # every published DINOv2

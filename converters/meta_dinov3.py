@@ -26,6 +26,7 @@ from regcache_jax.core.spec import BlockSpec, EncoderSpec, ImageSpec
 from regcache_jax.encoders import families
 
 _OURS = "image/blocks"
+_GATE = f"{_OURS}/mlp/gate/kernel"
 _SHARED = tuple(rule for rule in BLOCKS if ".ls" not in rule.theirs and rule.theirs != "blocks.*.attn.qkv.bias")
 META_RULES = (
     Rule("cls_token", "image/class_token", two_in_front),
@@ -37,10 +38,10 @@ META_RULES = (
     # SwiGLU: w3(silu(w1 x) * w2 x)
     Rule("blocks.*.mlp.w1.weight", f"{_OURS}/mlp/gate/kernel", out_in_to_in_out),
     Rule("blocks.*.mlp.w1.bias", f"{_OURS}/mlp/gate/bias"),
-    Rule("blocks.*.mlp.w2.weight", f"{_OURS}/mlp/fc1/kernel", out_in_to_in_out),
-    Rule("blocks.*.mlp.w2.bias", f"{_OURS}/mlp/fc1/bias"),
-    Rule("blocks.*.mlp.w3.weight", f"{_OURS}/mlp/fc2/kernel", out_in_to_in_out),
-    Rule("blocks.*.mlp.w3.bias", f"{_OURS}/mlp/fc2/bias"),
+    Rule("blocks.*.mlp.w2.weight", f"{_OURS}/mlp/fc1/kernel", out_in_to_in_out, beside=_GATE),
+    Rule("blocks.*.mlp.w2.bias", f"{_OURS}/mlp/fc1/bias", beside=_GATE),
+    Rule("blocks.*.mlp.w3.weight", f"{_OURS}/mlp/fc2/kernel", out_in_to_in_out, beside=_GATE),
+    Rule("blocks.*.mlp.w3.bias", f"{_OURS}/mlp/fc2/bias", beside=_GATE),
     *MLP,
 )
 TIMM_RULES = (
@@ -53,8 +54,8 @@ TIMM_RULES = (
     Rule("blocks.*.gamma_2", f"{_OURS}/layer_scale2"),
     Rule("blocks.*.mlp.fc1_g.weight", f"{_OURS}/mlp/gate/kernel", out_in_to_in_out),
     Rule("blocks.*.mlp.fc1_g.bias", f"{_OURS}/mlp/gate/bias"),
-    Rule("blocks.*.mlp.fc1_x.weight", f"{_OURS}/mlp/fc1/kernel", out_in_to_in_out),
-    Rule("blocks.*.mlp.fc1_x.bias", f"{_OURS}/mlp/fc1/bias"),
+    Rule("blocks.*.mlp.fc1_x.weight", f"{_OURS}/mlp/fc1/kernel", out_in_to_in_out, beside=_GATE),
+    Rule("blocks.*.mlp.fc1_x.bias", f"{_OURS}/mlp/fc1/bias", beside=_GATE),
     *MLP,
 )
 BFLOAT16 = 2**-7
@@ -102,7 +103,12 @@ def _row(given: Given) -> EncoderSpec:
 
 
 def meta_spec(given: Given) -> EncoderSpec:
-    """The spec of one of Meta's files; its rotary periods show the heads, and must be those of the family's base."""
+    """The spec of one of Meta's files. Rotary periods, where it has them, show the heads and must be those of the family's base; else the
+    row of the catalog says how wide heads are."""
+    gate, biases = "blocks.*.mlp.w1.weight", "blocks.*.attn.qkv.bias"
+    spec_of = functools.partial(_spec, given, registers="storage_tokens", gate=gate, biases=biases)
+    if not given.has("rope_embed.periods"):
+        return spec_of(head_dim=_row(given).image.blocks.head_dim)
     quarter = given.shape("rope_embed.periods", 1)[0]
     periods = given.tensors["rope_embed.periods"].read().astype(np.float64)
     base = families.DINOV3_ROTARY.base
@@ -110,8 +116,7 @@ def meta_spec(given: Given) -> EncoderSpec:
         raise UserError(
             f"{given.name}: rope_embed.periods are not those of the base {base:g}, which every published DINOv3 has"
         )
-    gate, biases = "blocks.*.mlp.w1.weight", "blocks.*.attn.qkv.bias"
-    return _spec(given, head_dim=4 * quarter, registers="storage_tokens", gate=gate, biases=biases)
+    return spec_of(head_dim=4 * quarter)
 
 
 def timm_spec(given: Given) -> EncoderSpec:
@@ -140,7 +145,7 @@ def _masked(bias: StoredTensor, mask: StoredTensor) -> np.ndarray:
 
 META = Format(
     name="Meta DINOv3",
-    marks=("cls_token", "storage_tokens", "rope_embed.periods", "blocks.*.ls1.gamma"),
+    marks=("cls_token", "storage_tokens", "blocks.*.ls1.gamma"),
     rules=META_RULES,
     spec=meta_spec,
     ignored=("mask_token", "rope_embed.periods", "local_cls_norm.*"),

@@ -56,6 +56,7 @@ def spec(given: Given) -> EncoderSpec:
             activation="gelu",
             norm_eps=1e-6,
             layer_scale=given.has("blocks.*.ls1.gamma"),
+            qkv_bias="qkv" if given.has("blocks.*.attn.qkv.bias") else "none",
         ),
         class_token=True,
         pooling="class",

@@ -17,15 +17,20 @@ if not (Path(__file__).parent / "converters").is_dir():
     __path__.append(str(Path(__file__).parents[1]))
 
 _HOMES = {
+    "BlockSpec": "core.spec",
     "Encoder": "encoders.encoder",
     "EncoderSpec": "core.spec",
+    "ImageSpec": "core.spec",
     "Model": "models.folder",
+    "Preprocessing": "core.spec",
     "Profile": "registers.inspect",
     "RegisterPlan": "core.plan",
     "Scheme": "core.scheme",
     "SearchConfig": "core.search_config",
     "SearchResult": "registers.search.result",
     "Tap": "core.spec",
+    "TextSpec": "core.spec",
+    "Tokenization": "core.spec",
     "UserError": "core.errors",
     "bundled_model": "demo.bundled",
     "classify": "door",

@@ -48,10 +48,15 @@ TEXTS = {
 }
 TOWER = _image(dataclasses.replace(BLOCKS, activation="quick_gelu"), True, "none", pre_norm=True, final_norm=False)
 """As LLaVA's: its patches are read, before the final norm."""
-SPECS = {kind: EncoderSpec(kind, "clip", image, PICTURE) for kind, image in {**IMAGES, "tower": TOWER}.items()} | {
-    f"{kind} with text": EncoderSpec(f"{kind} with text", kind, IMAGES[kind], PICTURE, text)
-    for kind, text in TEXTS.items()
-}
+VIT = _image(BLOCKS, True, "class")
+SPECS = (
+    {kind: EncoderSpec(kind, "clip", image, PICTURE) for kind, image in {**IMAGES, "tower": TOWER}.items()}
+    | {"vit": EncoderSpec("vit", "vit", VIT, PICTURE, normalize=False, num_classes=5)}
+    | {
+        f"{kind} with text": EncoderSpec(f"{kind} with text", kind, IMAGES[kind], PICTURE, text)
+        for kind, text in TEXTS.items()
+    }
+)
 
 
 @functools.cache

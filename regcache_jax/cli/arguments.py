@@ -117,9 +117,11 @@ class LabelFreeArgs:
 class ObjectiveArgs:
     """What an error is, where labels may be."""
 
-    objective: Literal["pooled", "patches", "both", "accuracy", "features"] = option(
+    objective: str = option(
         "What an error is of: the pooled feature (once called features), the patch tokens, both, or top-1 (labels and a text tower).",
         "pooled",
+        words=("pooled", "patches", "both", "accuracy", "features"),
+        open_to="objective",
     )
 
 

@@ -10,7 +10,7 @@ import click
 
 from regcache_jax.cli.arguments import CostArgs, LabelFreeArgs, TestedData, read_images, read_plan, recipes_of
 from regcache_jax.cli.options import takes
-from regcache_jax.cli.screen import BarsOfCells, digits, print_table, say
+from regcache_jax.cli.screen import BarsOfCells, digits, print_table, say, write_text
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.options import option
 from regcache_jax.core.search_config import SearchConfig
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from regcache_jax.data import Dataset
     from regcache_jax.models.folder import Model
+    from regcache_jax.report.compared import Tried
     from regcache_jax.studies.cells import Entry
     from regcache_jax.studies.grid import Judge
 
@@ -81,13 +82,14 @@ def compare(model: str, pictures: TestedData, error: LabelFreeArgs, chosen: Comp
     """Compare recipes at 8, 6 and 4 bits, with and without registers.
 
     Scales and registers come from the calibration split; error (against the float encoder, of what --objective says), accuracy and
-    cost are those on DATA. Writes compare.json, .csv, .md and .png.
+    cost are those on DATA. Writes compare.json, .csv, .md, .png and .html.
     """
     import numpy as np
 
     from regcache_jax.files.lock import held
     from regcache_jax.files.workdir import Workdir
     from regcache_jax.models import folder as checkpoints
+    from regcache_jax.report.compared import compared_page
     from regcache_jax.studies import grid, sheets
     from regcache_jax.studies.cells import cells_of
     from regcache_jax.studies.choice import equals
@@ -117,18 +119,33 @@ def compare(model: str, pictures: TestedData, error: LabelFreeArgs, chosen: Comp
         entries, chosen.out, loaded.encoder, dataset=data.name, float_metrics=float_metrics, cost_unit=price.unit
     )
     columns = ("bits", "recipe", "registers", "error", "±", "worst picture", "cost", "acc1", "note")
+    title = f"{loaded.encoder.spec.name} on {data.name} ({data.split}, n = {len(data)})"
     of_bits = [[entry for entry in entries if entry.cell.bits == each] for each in bits]
     front = {entry.name for group in of_bits for entry in sheets.pareto(group)}
     equal = {entry.name for group in of_bits for entry in equals(group)}
     print_table(
-        f"{loaded.encoder.spec.name} on {data.name} ({data.split}, n = {len(data)})",
+        title,
         columns,
         [_row(entry, ("*" if entry.name in front else "") + ("=" if entry.name in equal else "")) for entry in entries],
     )
     say(f"* nothing is better in both error and cost ({price.unit}); = not told from the least error of its bits")
     if float_metrics:
         say(f"float: acc1 {float_metrics['acc1']:.3f}")
-    say(f"{', '.join(Path(path).name for path in written)} -> {chosen.out}")
+    tried: dict[str, list[Tried]] = {}
+    for entry in entries:
+        tried.setdefault(entry.cell.bits, []).append(_tried(entry, entry.name in front, entry.name in equal))
+    write_text(f"{chosen.out}/compare.html", compared_page(title, tried, price.unit))
+    say(f"{', '.join(Path(path).name for path in written)}, compare.html -> {chosen.out}")
+
+
+def _tried(entry: Entry, front: bool, tied: bool) -> Tried:
+    """An entry as the page shows it."""
+    from regcache_jax.report.compared import Tried
+
+    return Tried(
+        entry.cell.recipe, entry.cell.plan is not None, entry.cost, entry.error, entry.jitter, entry.worst,
+        entry.metrics.get("acc1"), front, tied, entry.fault or entry.note or "",
+    )  # fmt: skip
 
 
 def _row(entry: Entry, mark: str) -> tuple[str | float | None, ...]:

@@ -69,13 +69,14 @@ class ConvertArgs:
     """What is read, and where it goes."""
 
     out: str = option("Model folder to write; must not exist.", path="any")
-    to: str | None = option("SOURCE is a model folder: write it as one file in another library's layout.", None)
+    to: str | None = option("SOURCE is a model folder: write it in another library's layout.", None)
     name: str | None = option("Name in the catalog, where the source does not say what it is.", None)
     tokenizer: str | None = option("Tokenizer file or folder, where the source has none.", None, path="any")
     dtype: Literal["float32", "bfloat16"] = option("What the weights are kept in.", "float32")
     check: bool = option(
         "Run the original in PyTorch too, print the differences, and keep no folder that is not its equal.", False
     )
+    dry_run: bool = option("Only read SOURCE, and say what it is.", False)
 
 
 @click.command()
@@ -88,7 +89,8 @@ def convert(source: str, chosen: ConvertArgs, choices: Choices, output: JsonArgs
     open_clip:NAME,TAG. Nothing in a checkpoint is executed.
 
     With --to LAYOUT the way back: SOURCE is a model folder, and a .npz ("big_vision", "big_vision scanned") or .safetensors
-    file is written.
+    file is written; with --to huggingface a folder that transformers loads, int8 in compressed-tensors' layout; with --to scales
+    the calibrated scales, a line of JSON a site.
     """
     from regcache_jax import converters
     from regcache_jax.core.errors import UserError
@@ -98,6 +100,15 @@ def convert(source: str, chosen: ConvertArgs, choices: Choices, output: JsonArgs
 
     if chosen.to is not None:
         say(f"{source} -> {converters.write(checkpoints.load(source), chosen.to, chosen.out)}")
+        return
+    if chosen.dry_run:
+        from regcache_jax.converters.conversion import read_checkpoint
+
+        with progress(f"reading {source}"):
+            found = read_checkpoint(source, name=chosen.name, dtype=chosen.dtype, choices=choices)
+        for note in found.notes:
+            say(f"note: {note}")
+        say(f"{source}: {found.encoder.spec.name}, {found.format.name}; {chosen.out} would be written")
         return
     if chosen.check:
         converters.find_reference(source)  # fails before anything is written

@@ -43,9 +43,14 @@ if TYPE_CHECKING:
 class TaskArgs:
     """What is measured, and what each task is told."""
 
-    task: Literal[
-        "zeroshot_classification", "zeroshot_retrieval", "classification", "knn", "linear_probe", "dense", "tower"
-    ] = option("What is measured.", "zeroshot_classification")
+    task: str = option(
+        "What is measured.",
+        "zeroshot_classification",
+        words=(
+            "zeroshot_classification", "zeroshot_retrieval", "classification", "knn", "linear_probe", "dense", "tower",
+        ),
+        open_to="task",
+    )  # fmt: skip
     bank_split: str = option("knn, linear_probe, dense: split of the training pictures.", "train")
     bank_limit: int | None = option(
         "knn, linear_probe, dense: only so many training pictures.", None, unit="pictures", least=1

@@ -6,14 +6,18 @@ Exit status: 0 done, 1 failed (one line says why), 2 wrong use, 130 interrupted.
 from __future__ import annotations
 
 import importlib
+import io
+import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import click
 
 from regcache_jax.core.errors import LONGEST_MESSAGE, UserError, shown
+from regcache_jax.core.registry import load_modules
 from regcache_jax.files import distributed
 
 COMMANDS = {
@@ -34,6 +38,10 @@ COMMANDS = {
     "export": "tpu",
 }
 """Command -> the file of this folder that holds it, in the order in which `--help` lists them."""
+
+
+GOOGLE = "0x1ae0"
+"""Google's number among makers of PCI devices; TPUs have it."""
 
 
 class LazyGroup(click.Group):
@@ -63,6 +71,15 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option(
+    "--with",
+    metavar="MODULE",
+    multiple=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda context, option, modules: load_modules(modules),
+    help="Import a Python module first, which registers layouts, methods, objectives or tasks of your own.",
+)
 @click.version_option(package_name="regcache-jax", prog_name="regcache")
 def cli() -> None:
     """Vision encoders in int8 on TPUs, GPUs and CPUs, without training.
@@ -74,6 +91,7 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line and exits with its status."""
+    say_nothing_of_what_is_not_there()
     sys.unraisablehook = interrupt_again
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     try:
@@ -83,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         status = interrupted()
     except click.ClickException as error:
-        error.show()
+        show_usage(error)
         status = error.exit_code
     except UserError as error:
         from regcache_jax.cli.screen import wrapped
@@ -103,6 +121,25 @@ def main(arguments: list[str] | None = None) -> None:
     if status:
         distributed.leave(status)
     sys.exit(status)
+
+
+def say_nothing_of_what_is_not_there(devices: str = "/sys/bus/pci/devices") -> None:
+    """Where the machine has no TPU (no PCI device of Google's), libtpu need not ask the network for one; and a hub that cannot be reached
+    is one line of ours, not each of its retries. What stands in the environment is left alone."""
+    vendors = (path.read_text().strip() for path in Path(devices).glob("*/vendor"))
+    if GOOGLE not in vendors:
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+
+
+def show_usage(error: click.ClickException) -> None:
+    """What was wrong with the use of a command, as click says it, broken between words."""
+    from regcache_jax.cli.screen import wrapped
+
+    written = io.StringIO()
+    error.show(written)
+    for line in written.getvalue().splitlines():
+        click.echo(wrapped(line, sys.stderr.isatty()), err=True)
 
 
 def interrupt_again(lost: Any) -> None:

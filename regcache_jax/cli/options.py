@@ -13,6 +13,7 @@ import click
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.options import Meaning, meaning_of
+from regcache_jax.core.registry import ADDED
 
 Command = Callable[..., Any]
 
@@ -85,6 +86,8 @@ def type_of(hint: Any, meaning: Meaning) -> click.ParamType:
         (hint,) = kinds
     if typing.get_origin(hint) is Literal:
         return click.Choice(typing.get_args(hint))
+    if meaning.open_to is not None:
+        return OpenChoice(meaning.words, ADDED[meaning.open_to])
     if typing.get_origin(hint) is tuple:
         return Numbers() if typing.get_args(hint)[0] is int else Names()
     if hint is int:
@@ -95,6 +98,18 @@ def type_of(hint: Any, meaning: Meaning) -> click.ParamType:
     if meaning.path is not None:
         return click.Path(file_okay=meaning.path != "folder", dir_okay=meaning.path != "file")
     return click.STRING
+
+
+class OpenChoice(click.Choice[str]):
+    """One of some words, or one that was registered since."""
+
+    def __init__(self, words: tuple[str, ...], added: list[str]) -> None:
+        super().__init__(words)
+        self._added = added
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The word."""
+        return value if value in self._added else super().convert(value, param, ctx)
 
 
 class NumberOrWord(click.ParamType):

@@ -131,6 +131,30 @@ def run_and_show(config: ConfigDict, workdir: str) -> None:
     say(f"results.json and report.html written to {workdir}; {time.monotonic() - began:.0f} s")
 
 
+def say_what_would_be_done(config: ConfigDict, workdir: str) -> None:
+    """Pictures, searches and rows of a config, and whether a work folder holds some of it. Raises UserError as a run would."""
+    from etils import epath
+
+    from regcache_jax import pipeline
+    from regcache_jax.data import open_dataset
+    from regcache_jax.pipeline.table import kind_of, table_cells
+
+    fields = pipeline.read_config(config)
+    pipeline.check_config(fields)
+    for which in ("reference", "calibration", "evaluation", *(["bank"] if fields.task == "knn" else [])):
+        given = getattr(fields, which)
+        data = open_dataset(given.dataset, given.data_dir or None, given.split or None, given.limit or None)
+        say(f"{which}: {len(data)} pictures of {data.name} ({data.split})")
+    cells = [f"{cell.bits} {kind_of(cell)}" for cell in table_cells(fields)]
+    say(
+        f"{fields.model}: {len(fields.schemes)} searches ({', '.join(fields.schemes)}), then {len(cells)} rows: {', '.join(cells)}"
+    )
+    kept = len(list(epath.Path(workdir).glob("stages/*.json")))
+    say(
+        f"{workdir}: {kept} stages are there; those that were made from the same things are kept. Nothing was run or written"
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class DemoArgs:
     """Where the demo's results go."""
@@ -161,6 +185,7 @@ class RunArgs:
 
     config: str = option("Config file, or the name of one that comes with the package.")
     workdir: str = option("Work folder (may be gs://); a run that was killed goes on in it.")
+    dry_run: bool = option("Only check the config, and say what would be done.", False)
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
@@ -175,7 +200,10 @@ def run(context: click.Context, chosen: RunArgs, processes: Processes) -> None:
     processes.join()
     config = load_config(chosen.config)
     override(config, tuple(context.args))
-    run_and_show(config, chosen.workdir)
+    if chosen.dry_run:
+        say_what_would_be_done(config, chosen.workdir)
+    else:
+        run_and_show(config, chosen.workdir)
 
 
 @dataclasses.dataclass(frozen=True)

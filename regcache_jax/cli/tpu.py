@@ -49,6 +49,8 @@ def tpu(name: str, chosen: TpuArgs, output: JsonArgs) -> None:
         columns,
         [tuple(row.get(column) for column in columns) for row in found["programs"]],
     )
+    if found["advice"] is not None:
+        say(found["advice"])
     write_json(output.json, found)
 
 
@@ -57,9 +59,12 @@ class ExportArgs:
     """Where it is written, and what it runs on."""
 
     out: str = option("File to write; must not exist.", path="file")
+    again: bool = option(
+        "The file exists and JAX reads it no more: write it anew, as what stands beside it says.", False
+    )
     platforms: tuple[str, ...] = option("What the artefact runs on.", ("cpu", "cuda", "tpu"))
     topology: str | None = option(
-        "Find the best batch for a TPU (v5e:2x2, say) and note it in the metadata; takes minutes.", None
+        "The TPU it is for (v5e:2x2, say): its form, and its best batch noted in the metadata; takes minutes.", None
     )
 
 
@@ -76,10 +81,15 @@ def export(model: str, chosen: ExportArgs) -> None:
     from regcache_jax.tpu import ask as compiler
 
     loaded = checkpoints.load(model)
-    encoder, micro_batch = loaded.encoder, None
+    encoder, micro_batch, chip = loaded.encoder, None, None
+    if chosen.again:
+        with progress(f"exporting {model} again"):
+            say(f"{model} -> {artefacts.export_again(encoder, chosen.out)}")
+        return
     if chosen.topology is not None:
+        chip = chosen.topology.split(":")[0]
         with progress(f"compiling {model} for {chosen.topology}"):
             micro_batch = compiler.best_micro_batch(encoder.spec, chosen.topology, encoder.scheme, encoder.plan)
     with progress(f"exporting {model}"):
-        path = artefacts.export(encoder, chosen.out, chosen.platforms, micro_batch)
+        path = artefacts.export(encoder, chosen.out, chosen.platforms, micro_batch, chip)
     say(f"{model} -> {path}")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.core.registry import enter
 
 LabelFree = Literal["pooled", "patches", "both"]
 Word = Literal["pooled", "patches", "both", "accuracy"]
@@ -19,20 +20,35 @@ OLD_NAMES: dict[str, Word] = {"features": "pooled"}
 """Words of 0.1.0."""
 
 
+OWN: dict[str, Callable[..., Any]] = {}
+"""Functions that were registered, by their words."""
+
+
 Objective: TypeAlias = str | Callable[..., Any]
 """One of `Word` (or of `OLD_NAMES`), or an `outputs.ErrorFunction`."""
 
 
 def checked(objective: Objective) -> Objective:
-    """An objective under its present name. Raises UserError for a word that is none."""
+    """An objective under its present name, or the function that a word was registered for. Raises UserError for a word that is none."""
     if callable(objective):
         return objective
+    if objective in OWN:
+        return OWN[objective]
     word = OLD_NAMES.get(objective, objective)
     if word not in typing.get_args(Word):
-        raise UserError(
-            f"objective must be one of {', '.join(typing.get_args(Word))}, or a function, got {objective!r}"
-        )
+        words = ", ".join((*typing.get_args(Word), *OWN))
+        raise UserError(f"objective must be one of {words}, or a function, got {objective!r}")
     return word
+
+
+def register(name: str, function: Callable[..., Any]) -> None:
+    """Gives a function (an `outputs.ErrorFunction`) a word, for configurations and the command line; tables and plans still know it by
+    where it is defined.
+
+    Raises UserError for a word that is taken."""
+    if name in (*typing.get_args(Word), *OLD_NAMES):
+        raise UserError(f"there is an objective {name} already; there are {', '.join((*typing.get_args(Word), *OWN))}")
+    enter(OWN, name, function, "objective")
 
 
 def name_of(objective: Objective) -> str:

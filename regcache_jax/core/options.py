@@ -22,7 +22,8 @@ class Meaning:
     """What a field says beside its name, type and default.
 
     `option`: its name on the command line, where that is not the field's own. `unit`: of a number, or what a text names. `least`: the
-    smallest value; `above`: values are larger. `path`: of a text that names a file or folder, or either."""
+    smallest value; `above`: values are larger. `path`: of a text that names a file or folder, or either. `words`: those that a
+    text may be, and users may add others for what `open_to` says (`registry.ADDED`)."""
 
     help: str
     option: str | None = None
@@ -31,6 +32,8 @@ class Meaning:
     most: int | None = None
     above: float | None = None
     path: Literal["file", "folder", "any"] | None = None
+    words: tuple[str, ...] = ()
+    open_to: Literal["task", "objective"] | None = None
 
 
 def option(help: str, default: Any = dataclasses.MISSING, **meaning: Any) -> Any:

@@ -196,13 +196,15 @@ class Block(_Layered):
 @typing.no_type_check
 @struct.dataclass
 class Head(_Layered):
-    """Attention pooling: one learned query, then an MLP with a residual. The query's projection is never quantised."""
+    """Attention pooling: one learned query, then an MLP with a residual. The query's projection is never quantised. `probe_key`, in
+    serving programs alone, gives the logits of tokens at once."""
 
     probe: Float[Array, "D"]
     attention: Attention = part(Attention)
     norm: Norm = part(Norm)
     mlp: MLP = part(MLP)
     grids: Grids = part(Grids, default=Grids())
+    probe_key: Float[Array, "D H"] | None = None
 
 
 @typing.no_type_check

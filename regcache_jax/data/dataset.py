@@ -36,8 +36,8 @@ class Dataset:
 
     `classnames`, `templates`: where they are known; every label is the number of a class name then. `files`: those that it reads,
     where they are the user's own and may change. `labels`: the classes, where they are known without reading a picture. `captions` and
-    `segmentation` (a map of classes, one byte a pixel, as large as the picture) of an example: none where there are none. `notes`:
-    what was left out, a line each, for the user to be told."""
+    `segmentation` (a map of classes, one byte a pixel, as large as the picture) of an example: none where there are none. `naming`: an
+    example's name, where it is known without reading a picture. `notes`: what was left out, a line each, for the user to be told."""
 
     name: str
     split: str
@@ -49,6 +49,7 @@ class Dataset:
     labels: Sequence[int | None] | None = None
     captions: Callable[[int], tuple[str, ...]] = _no_captions
     segmentation: Callable[[int], UInt8[np.ndarray, "Y X"] | None] = _no_map
+    naming: Callable[[int], str] | None = None
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -62,6 +63,15 @@ class Dataset:
         if self.classnames is not None and example.label is not None:
             check_label(example.label, len(self.classnames), example.name)
         return example
+
+    def name_of(self, index: int) -> str:
+        """The name of an example; its place, where it has none because it cannot be read."""
+        if self.naming is not None:
+            return self.naming(index)
+        try:
+            return self.get(index).name
+        except UserError:
+            return f"{self.name}/{self.split}/{index}"
 
     def identity(self) -> list[Any]:
         """What tells this dataset from others, in JSON: name, split, length, and of its files name, size and time."""
@@ -77,6 +87,7 @@ class Dataset:
             labels=None if self.labels is None else [self.labels[place] for place in kept],
             captions=lambda index: self.captions(kept[index]),
             segmentation=lambda index: self.segmentation(kept[index]),
+            naming=lambda index: self.name_of(kept[index]),
         )
 
     def spread(self, limit: int | None) -> Dataset:

@@ -112,7 +112,8 @@ def folder_dataset(name: str, root: epath.Path, split: str | None) -> Dataset:
         notes.append(f"{root}: {labels.count(None)} pictures lie in no folder and have no class")
     return Dataset(
         name, split or "all", len(files), lambda index: Example(files[index], labels[index], "/".join(parts[index])),
-        tuple(classes) or None, files=files, labels=labels, captions=captions, notes=tuple(notes),
+        tuple(classes) or None, files=files, labels=labels, captions=captions,
+        naming=lambda index: "/".join(parts[index]), notes=tuple(notes),
     )  # fmt: skip
 
 

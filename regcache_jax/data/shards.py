@@ -24,11 +24,23 @@ class Place(NamedTuple):
     size: int
 
 
+class _Open:
+    """An open file that is closed when nobody keeps it any more: threads end, and shards are read one after the other."""
+
+    def __init__(self, path: str) -> None:
+        self.file: Any = None
+        self.file = open_in_pieces(path)
+
+    def __del__(self) -> None:
+        if self.file is not None:
+            self.file.close()
+
+
 class Handles(threading.local):
     """Open files, kept open for each thread, because reading moves a file's position."""
 
     def __init__(self) -> None:
-        self.open = functools.lru_cache(maxsize=32)(open_in_pieces)
+        self.open = functools.lru_cache(maxsize=32)(_Open)
 
 
 _HANDLES = Handles()
@@ -40,7 +52,7 @@ def read(place: Place, limit: int) -> bytes:
         raise UserError(
             f"{place.file}: the record at byte {place.offset} is too large: {place.size:,} bytes, at most {limit:,} are read"
         )
-    handle = _HANDLES.open(place.file)
+    handle = _HANDLES.open(place.file).file
     handle.seek(place.offset)
     data = handle.read(place.size)
     if len(data) != place.size:

@@ -105,7 +105,9 @@ def _dummy(split: str | None, length: int) -> Dataset:
         pixels = np.random.default_rng(index).integers(0, 256, (64, 64, 3), np.uint8)
         return Example(pixels, index % 10, f"dummy-{index}")
 
-    return Dataset("dummy", split or "test", length, get, [f"class {number}" for number in range(10)])
+    return Dataset(
+        "dummy", split or "test", length, get, [f"class {number}" for number in range(10)], naming=lambda index: f"dummy-{index}",
+    )  # fmt: skip
 
 
 def _tfds(name: str, data_dir: str | None, split: str | None) -> Dataset:
@@ -167,4 +169,5 @@ def _tfds(name: str, data_dir: str | None, split: str | None) -> Dataset:
     return Dataset(
         name, split, len(source), get, classnames, files=[epath.Path(part.filename) for part in instructions],
         captions=captions, segmentation=lambda index: source[index].get("segmentation_mask"),
+        naming=lambda index: f"{asked}/{split}/{index}",
     )  # fmt: skip

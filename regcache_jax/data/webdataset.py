@@ -32,9 +32,11 @@ BLOCK = 512
 
 
 class Sample(NamedTuple):
-    """The files of one sample, by suffix. `name`: its shard and what its files are called. `label`: its class, if it has one."""
+    """The files of one sample, by suffix. `name`: its shard and what its files are called; `key`: that with its folder in the shard, as
+    webdataset names it. `label`: its class, if it has one."""
 
     name: str
+    key: str
     files: dict[str, Place]
     label: int | None
 
@@ -58,7 +60,7 @@ def _samples(shard: epath.Path) -> Iterator[Sample]:
         key, suffix = (str(path.parent), stem), suffix.lower()
         if key != last:
             if files:
-                yield Sample(f"{shard}: {last[1] if last else ''}", files, label)
+                yield _sample(shard, last, files, label)
             if key in known:
                 raise UserError(f"{shard}: the files of sample {stem} do not lie together; tar them sorted by name")
             known.add(key)
@@ -68,7 +70,12 @@ def _samples(shard: epath.Path) -> Iterator[Sample]:
         files[suffix] = Place(str(shard), member.offset_data, member.size)
         label = _class(content, f"{shard}: {member.name}") if content is not None else label
     if files:
-        yield Sample(f"{shard}: {last[1] if last else ''}", files, label)
+        yield _sample(shard, last, files, label)
+
+
+def _sample(shard: epath.Path, key: tuple[str, str] | None, files: dict[str, Place], label: int | None) -> Sample:
+    folder, stem = key or ("", "")
+    return Sample(f"{shard}: {stem}", str(PurePosixPath(folder) / stem), files, label)
 
 
 def _members(shard: epath.Path) -> Iterator[tuple[tarfile.TarInfo, bytes | None]]:
@@ -127,6 +134,20 @@ def webdataset(name: str, root: epath.Path, split: str) -> Dataset:
         raise UserError(f"{root} holds no .tar shards")
     names, words = _list(root.parent / "classnames.txt"), _list(root.parent / "zeroshot_classification_templates.txt")
     templates = None if words is None else tuple(filter(None, words))
+    return shards_dataset(shards, (name, split), str(root), names, templates)
+
+
+def shards_dataset(
+    shards: Sequence[epath.Path],
+    called: tuple[str, str],
+    where: str,
+    names: Sequence[str] | None = None,
+    templates: Sequence[str] | None = None,
+    prefix: str | None = None,
+) -> Dataset:
+    """The samples of some shards, in order. `called`: name and split of the dataset; `where`: the shards, in messages; `prefix`: what
+    stands before the keys of samples in their names, which are numbers otherwise."""
+    name, split = called
     every = index_shards(shards)
     for sample in every:
         if len(pictures := [suffix for suffix in sample.files if suffix in PICTURES]) > 1:
@@ -137,13 +158,16 @@ def webdataset(name: str, root: epath.Path, split: str) -> Dataset:
     if not samples:
         found = sorted({suffix for sample in every for suffix in sample.files})
         raise UserError(
-            f"the shards in {root} hold no pictures ({', '.join(PICTURES)}); the suffixes there are {shown(', '.join(found))}"
+            f"{where}: the shards hold no pictures ({', '.join(PICTURES)}); the suffixes there are {shown(', '.join(found))}"
         )
 
     def get(index: int) -> Example:
         sample = samples[index]
         suffix = next(suffix for suffix in sample.files if suffix in PICTURES)
-        return Example(read(sample.files[suffix], LARGEST_FILE), sample.label, f"{name}/{split}/{index}")
+        return Example(read(sample.files[suffix], LARGEST_FILE), sample.label, naming(index))
+
+    def naming(index: int) -> str:
+        return f"{name}/{split}/{index}" if prefix is None else f"{prefix}/{samples[index].key}"
 
     def captions(index: int) -> tuple[str, ...]:
         sample = samples[index]
@@ -154,10 +178,10 @@ def webdataset(name: str, root: epath.Path, split: str) -> Dataset:
         return texts or (json_captions(held["json"], f"{sample.name}.json") if "json" in held else ())
 
     left_out = len(every) - len(samples)
-    notes = (f"{root}: {left_out} of {len(every)} samples hold no picture and are left out",) if left_out else ()
+    notes = (f"{where}: {left_out} of {len(every)} samples hold no picture and are left out",) if left_out else ()
     return Dataset(
         name, split, len(samples), get, names, templates, files=shards, labels=[sample.label for sample in samples],
-        captions=captions, notes=notes,
+        captions=captions, naming=naming, notes=notes,
     )  # fmt: skip
 
 

@@ -91,13 +91,10 @@ def encoder_block(
     """One pre-norm block: attention (with the register's row, if any) and MLP, each added to the residual stream.
 
     `turn` is that of the tokens where positions are rotary (`Run.turn`); the trace has queries and keys as attention sees them."""
-    spec, attention, mlp = run.spec, block.attention, block.mlp
-
-    def apply(inputs: Float[Array, "B N ..."], site: str, *layers: Dense) -> list[Float[Array, "B N ..."]]:
-        return dense(inputs, layers, site, run, block.grids.of(site), present)
-
+    spec, attention = run.spec, block.attention
     normed = layer_norm(hidden, block.norm1, spec.norm_eps)
-    query, key, value = apply(normed, "qkv", attention.query, attention.key, attention.value)
+    layers = attention.query, attention.key, attention.value
+    query, key, value = dense(normed, layers, "qkv", run, block.grids.of("qkv"), present)
     if spec.rotary is not None:
         assert turn is not None
         query, key = (rotate(each, turn, spec.rotary) for each in (query, key))
@@ -112,7 +109,30 @@ def encoder_block(
         attended = attend(query, key, value, visible, register, rounding=rounding)
     else:
         attended = attend_slot(query, key, value, slot, register, rounding)
-    (update,) = apply(attended.mixed, "out", attention.out)
+    output, normed_middle, features = after_attention(block, hidden, attended.mixed, run, present)
+    if present is not None:
+        output = jnp.where(present[..., None], output, 0)
+    trace = BlockTrace(
+        hidden, normed, query, key, value, attended.weights, attended.register_weights,
+        attended.mixed, normed_middle, features, present,
+    )  # fmt: skip
+    return output, trace
+
+
+def after_attention(
+    block: Block,
+    hidden: Float[Array, "B N D"],
+    mixed: Float[Array, "B N H K"],
+    run: Run,
+    present: Bool[Array, "B N"] | None = None,
+) -> tuple[Float[Array, "B N D"], Float[Array, "B N D"], Float[Array, "B N F"]]:
+    """The rest of a block behind attention's mixed values: its output, and the inputs of the two MLP layers."""
+    spec, mlp = run.spec, block.mlp
+
+    def apply(inputs: Float[Array, "B N ..."], site: str, *layers: Dense) -> list[Float[Array, "B N ..."]]:
+        return dense(inputs, layers, site, run, block.grids.of(site), present)
+
+    (update,) = apply(mixed, "out", block.attention.out)
     if block.layer_scale1 is not None:
         update = update * block.layer_scale1.astype(update.dtype)
     middle = hidden + update
@@ -131,14 +151,7 @@ def encoder_block(
     (update,) = apply(features, "fc2", mlp.fc2)
     if block.layer_scale2 is not None:
         update = update * block.layer_scale2.astype(update.dtype)
-    output = middle + update
-    if present is not None:
-        output = jnp.where(present[..., None], output, 0)
-    trace = BlockTrace(
-        hidden, normed, query, key, value, attended.weights, attended.register_weights,
-        attended.mixed, normed_middle, features, present,
-    )  # fmt: skip
-    return output, trace
+    return middle + update, normed_middle, features
 
 
 def segment(blocks: Block, first: int, last: int, scheme: Scheme | None) -> Block:

@@ -89,6 +89,17 @@ class Row:
 _NO_FIGURES: Figures = (None, None, None)
 
 
+CLIP_TEXTS = {
+    "B": ("clip text B", 512),
+    "B+": ("clip text B+", 640),
+    "L": ("clip text L", 768),
+    "H": ("clip text H", 1024),
+    "g": ("clip text H", 1024),
+    "bigG": ("clip text bigG", 1280),
+}
+"""The text tower beside an image tower of some size, and the width in which they meet."""
+
+
 def _clip(
     number: int | None,
     huggingface: str,
@@ -100,8 +111,7 @@ def _clip(
     others: tuple[str, ...] = (),
 ) -> Row:
     size = shape[0]
-    text = "clip text L" if size == "L" else f"clip text {'B' if size == 'B' else 'bigG' if size == 'bigG' else 'H'}"
-    out = {"B": 512, "L": 768, "H": 1024, "g": 1024, "bigG": 1280}[size]
+    text, out = CLIP_TEXTS[size]
     spec = clip_spec(huggingface.split("/")[-1], shape, text, out, activation)
     if preprocessing is not None:
         spec = dataclasses.replace(spec, preprocessing=preprocessing)
@@ -194,6 +204,19 @@ def _unsupported(number: int | None, huggingface: str, family: str, reason: str,
     return Row(huggingface, family, None, number, others=others, reason=reason)
 
 
+_FILTERS = ("", "clip", "laion", "image", "text", "basic")
+"""How CommonPool was filtered ("": not at all)."""
+
+
+def _pools(size: str, filters: tuple[str, ...], datacomp: bool) -> list[tuple[str, str]]:
+    """Titles and tags of one scale of DataComp: the set itself, where it is asked for, and its pool by filters."""
+    named = [(f"DataComp.{size}", f"datacomp_{size.lower()}")] * datacomp
+    return named + [
+        (f"CommonPool.{size}{'.' * bool(each)}{each}", f"commonpool_{size.lower()}{'_' * bool(each)}{each}")
+        for each in filters
+    ]
+
+
 _NEXT = "0.2.0"
 """The version that is being made."""
 _NAFLEX = "NaFlex takes pictures of any shape and a variable number of tokens; use a SigLIP 2 of fixed resolution"
@@ -250,6 +273,22 @@ ROWS: tuple[Row, ...] = (
     _clip(None, "facebook/metaclip-b16-fullcc2.5b", ("ViT-B-16", "metaclip_fullcc"), ("B", 16, 224), _QUICK),
     _clip(None, "facebook/metaclip-l14-fullcc2.5b", ("ViT-L-14", "metaclip_fullcc"), ("L", 14, 224), _QUICK),
     _clip(None, "facebook/metaclip-h14-fullcc2.5b", ("ViT-H-14", "metaclip_fullcc"), ("H", 14, 224), _QUICK),
+    # The other tags of plain ViTs that open_clip lists.
+    *(dataclasses.replace(row, since=_NEXT) for row in (
+        _clip(None, "apple/DFN2B-CLIP-ViT-L-14-39B", ("ViT-L-14", "dfn2b_s39b"), ("L", 14, 224), _EXACT),
+        _clip(None, "timm/vit_huge_patch14_clip_224.metaclip_altogether", ("ViT-H-14", "metaclip_altogether"), ("H", 14, 224), _EXACT),
+        _clip(None, "timm/vit_gigantic_patch14_clip_224.metaclip_2pt5b", ("ViT-bigG-14", "metaclip_fullcc"), ("bigG", 14, 224), _QUICK),
+        _clip(None, f"{_LAION}-g-14-laion2B-s12B-b42K", ("ViT-g-14", "laion2b_s12b_b42k"), ("g", 14, 224), _EXACT),
+        _clip(None, "timm/vit_base_patch32_clip_224.laion2b_e16", ("ViT-B-32", "laion2b_e16"), ("B", 32, 224), _EXACT),
+        _clip(None, f"{_LAION}-B-32-256x256-DataComp-s34B-b86K", ("ViT-B-32-256", "datacomp_s34b_b86k"), ("B", 32, 256), _EXACT),
+        *(_clip(None, f"timm/vit_base_patch16_plus_clip_240.laion400m_{e}", ("ViT-B-16-plus-240", f"laion400m_{e}"), ("B+", 16, 240), _EXACT) for e in ("e31", "e32")),
+        *(_clip(None, f"{_LAION}-{model}-{title}-{scale}", (f"ViT-{model}", f"{tag}_{scale.lower().replace('-', '_')}"), shape, _EXACT)
+          for model, shape, scale, size, filters in (
+              ("B-32", ("B", 32, 224), "s13B-b90K", "XL", ()), ("B-32", ("B", 32, 224), "s128M-b4K", "M", _FILTERS),
+              ("B-32", ("B", 32, 224), "s13M-b4K", "S", _FILTERS), ("B-16", ("B", 16, 224), "s1B-b8K", "L", _FILTERS),
+              ("L-14", ("L", 14, 224), "s13B-b90K", "XL", ("", "clip", "laion")))
+          for title, tag in _pools(size, filters, datacomp=model != "L-14")),
+    )),
     _siglip(None, f"{_GOOGLE}-base-patch16-256", "ViT-B-16-SigLIP-256", "siglip/webli_en_b16_256_60500360.npz", ("B", 16, 256)),
     _siglip(None, f"{_GOOGLE}-base-patch16-512", "ViT-B-16-SigLIP-512", "siglip/webli_en_b16_512_68580893.npz", ("B", 16, 512)),
     _siglip(None, f"{_GOOGLE}-base-patch16-256-multilingual", "ViT-B-16-SigLIP-i18n-256", "siglip/webli_i18n_b16_256_66117334.npz", ("B", 16, 256), 250_000),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import typing
 from typing import Any
@@ -20,6 +21,7 @@ from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.sites import Dense, Grids, Parameters, QuantizedTensor
 from regcache_jax.core.spec import EncoderSpec
 from regcache_jax.core.struct import Struct
+from regcache_jax.encoders.forms import PLAIN, Form, form_for
 from regcache_jax.encoders.parameters import Leaf, parameter_table
 from regcache_jax.encoders.serving_program import ServingWeights, prepare, serve
 from regcache_jax.encoders.text import text_features
@@ -31,8 +33,8 @@ from regcache_jax.encoders.vision import ImageOutput, image_features, serve_imag
 @struct.dataclass
 class Encoder(Struct):
     """An encoder as a pytree. `scheme` and the integer kernels in `params` come from `quantize`; `plan` may stand beside
-    float or integer kernels. `schedule` holds the plan's block numbers, so that programs can be built around them. `serving`:
-    the image tower as `prepared` leaves it."""
+    float or integer kernels. `schedule` holds the plan's block numbers, so that programs can be built around them. `serving`
+    and `form`: the image tower as `prepared` leaves it."""
 
     params: Parameters
     plan: RegisterPlan | None = None
@@ -40,6 +42,7 @@ class Encoder(Struct):
     spec: EncoderSpec = struct.field(pytree_node=False, kw_only=True)
     scheme: Scheme | None = struct.field(pytree_node=False, default=None, kw_only=True)
     schedule: Schedule | None = struct.field(pytree_node=False, default=None, kw_only=True)
+    form: Form = struct.field(pytree_node=False, default=PLAIN, kw_only=True)
 
     def with_plan(self, plan: RegisterPlan | None) -> Encoder:
         """The same encoder with another register plan (or none). Raises UserError if the plan is for another shape."""
@@ -76,10 +79,13 @@ class Encoder(Struct):
         whole = (Grids, Dense)
         return self.replace(params=jax.tree.map(cast, self.params, is_leaf=lambda part: isinstance(part, whole)))
 
-    def prepared(self) -> Encoder:
-        """The same encoder for programs that run for long (`serving_program`): its image tower is `serving`, no more in `params`."""
-        serving = prepare(self.params.image, self.scheme, self.plan)
-        return self.replace(params=self.params.replace(image=None), serving=serving)
+    def prepared(self, chip: str | None = None) -> Encoder:
+        """The same encoder for programs that run for long (`serving_program`): its image tower is `serving`, no more in `params`.
+
+        `chip` (`v5e`, `gpu`; see `forms.form_for`): in the form that suits it; every form runs everywhere."""
+        form = form_for(chip, self.spec.image, self.scheme)
+        serving = prepare(self.params.image, self.scheme, self.plan, form)
+        return self.replace(params=self.params.replace(image=None), serving=serving, form=form)
 
     @property
     def dtype(self) -> Any:
@@ -105,14 +111,21 @@ def normalize(features: Float[Array, "B E"]) -> Float[Array, "B E"]:
     return features32 / jnp.maximum(jnp.linalg.norm(features32, axis=-1, keepdims=True), 1e-12)
 
 
-def encode(encoder: Encoder, images: Float[Array | np.ndarray, "B Y X 3"], *, tile: int | None = None) -> ImageOutput:
+def encode(
+    encoder: Encoder,
+    images: Float[Array | np.ndarray, "B Y X 3"],
+    *,
+    tile: int | None = None,
+    features_only: bool = False,
+) -> ImageOutput:
     """Runs the image tower with the encoder's own kernels and plan, in the serving form where there is a plan.
 
-    `tile=8` pads the tokens for a TPU; an encoder that is `prepared` runs as its serving program. Features are raw;
-    `encode_image` normalises them."""
+    `tile=8` pads the tokens for a TPU; an encoder that is `prepared` runs as its serving program, which may leave out the tokens where
+    `features_only` are wanted. Features are raw; `encode_image` normalises them."""
     images, schedule = jnp.asarray(images, encoder.dtype), encoder.schedule or Schedule(0, 0, 0, 0)
     if encoder.serving is not None:
-        return serve(encoder.serving, images, encoder.spec.image, schedule, encoder.scheme)
+        form = dataclasses.replace(encoder.form, class_alone=encoder.form.class_alone and features_only)
+        return serve(encoder.serving, images, encoder.spec.image, schedule, encoder.scheme, form)
     if encoder.schedule is None and tile is None:
         return image_features(encoder.params.image, images, encoder.spec.image, scheme=encoder.scheme)
     return serve_image(
@@ -123,7 +136,7 @@ def encode(encoder: Encoder, images: Float[Array | np.ndarray, "B Y X 3"], *, ti
 
 def encode_image(encoder: Encoder, images: Float[Array | np.ndarray, "B Y X 3"]) -> Float[Array, "B E"]:
     """Float32 features of preprocessed images, of unit length where the encoder's task wants it."""
-    features = encode(encoder, images).features
+    features = encode(encoder, images, features_only=True).features
     return normalize(features) if encoder.spec.normalize else features.astype(jnp.float32)
 
 

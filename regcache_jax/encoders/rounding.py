@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from regcache_jax.core.errors import UserError
 from regcache_jax.core.scheme import PRODUCT_INPUTS, Scheme
 from regcache_jax.core.sites import Dense, Grid, Grids, QuantizedTensor
 from regcache_jax.core.spec import PATCHES_ONLY, BlockSpec, Protected
+from regcache_jax.encoders.forms import PLAIN, Form
 from regcache_jax.ops.aqt import fake_quantize, quantized_dense, shared_scale
 from regcache_jax.ops.attention import Rounding
 from regcache_jax.ops.rotary import Turn, turn_of
@@ -22,12 +24,13 @@ from regcache_jax.ops.rotary import Turn, turn_of
 @dataclasses.dataclass(frozen=True)
 class Run:
     """What a program of a stack is built around: its shape, how it is quantised (None: not at all), the tokens in front that are no
-    patches, and the rows and columns of the patches (None: as many)."""
+    patches, the rows and columns of the patches (None: as many), and the form of a serving program."""
 
     spec: BlockSpec
     scheme: Scheme | None = None
     protected: Protected = PATCHES_ONLY
     grid: tuple[int, int] | None = None
+    form: Form = PLAIN
 
     def grid_of(self, num_tokens: int) -> tuple[int, int]:
         """Rows and columns of the patches among all tokens of a picture. Raises ValueError where nothing says them."""
@@ -138,9 +141,10 @@ def dense(
     run: Run,
     grid: Grid,
     present: Bool[Array, "B N"] | None = None,
+    dtype: Any = None,
 ) -> list[Float[Array, "B N ..."]]:
     """Applies layers that share one input: float kernels, integer kernels, or float kernels with a simulated integer
-    input (a scheme over float kernels; `grid.enabled` may turn it off)."""
+    input (a scheme over float kernels; `grid.enabled` may turn it off). `dtype` of what they give: the input's, if None."""
     scheme = run.scheme
     if scheme is not None and (scheme.activations == "float" or site in scheme.float_sites):
         scheme = None
@@ -153,7 +157,7 @@ def dense(
             simulated = round_input(inputs, grid, site, scheme, run.protected)
             inputs = simulated if grid.enabled is None else jnp.where(grid.enabled, simulated, inputs)
         products = tuple(float_product(inputs, layer) for layer in layers)
-    return [with_bias(*pair).astype(inputs.dtype) for pair in zip(products, layers, strict=True)]
+    return [with_bias(*pair).astype(dtype or inputs.dtype) for pair in zip(products, layers, strict=True)]
 
 
 def _integer_products(

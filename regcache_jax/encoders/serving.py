@@ -8,6 +8,7 @@ off at `stop`.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import typing
 from typing import NamedTuple
@@ -21,8 +22,9 @@ from regcache_jax.core.plan import BlockRegister, Schedule
 from regcache_jax.core.sites import Block
 from regcache_jax.core.spec import BlockSpec, Protected
 from regcache_jax.core.struct import Struct
-from regcache_jax.encoders.blocks import alike, encoder_block, run_blocks
-from regcache_jax.encoders.rounding import Run
+from regcache_jax.encoders.blocks import after_attention, alike, encoder_block, layer_norm, run_blocks
+from regcache_jax.encoders.forms import ATTENTION
+from regcache_jax.encoders.rounding import Run, dense
 from regcache_jax.ops.delete import delete_largest
 from regcache_jax.ops.rotary import Turn
 
@@ -101,12 +103,40 @@ def serve_blocks(
             tokens -= deletes
         elif rows != hidden.shape[1]:
             hidden = hidden[:, :rows] if rows < hidden.shape[1] else repeat_last(hidden, rows)
-        turn = run.turn(whole, kept, more=rows - tokens)
-        for begin, end, part, own in alike(blocks, run, first, last):
+        turn, slot = run.turn(whole, kept, more=rows - tokens), None if rows == tokens else tokens
+        alone = run.form.class_alone and last == run.spec.num_blocks
+        for begin, end, part, own in alike(blocks, run, first, last - 1 if alone else last):
             rows_seen = jax.tree.map(lambda leaf, begin=begin, end=end: leaf[begin:end], seen)
-            slot = None if rows == tokens else tokens
             hidden = run_segment(part, rows_seen, hidden, own, slot=slot, turn=turn, unroll=unroll)
+        if alone:
+            block, register = jax.tree.map(lambda leaf, number=last - 1: leaf[number], (blocks, seen))
+            hidden, tokens = formed_block(block, hidden, run, tokens, register, class_alone=True), 1
     return Served(hidden, kept, tokens)
+
+
+def formed_block(
+    block: Block,
+    hidden: Float[Array, "B P D"],
+    run: Run,
+    slot: int,
+    register: BlockRegister | None,
+    *,
+    class_alone: bool = False,
+) -> Float[Array, "B T D"]:
+    """A block in the form of `run`; `encoder_block` with `slot` is the plain one. `class_alone`: only the class token (T = 1) asks, and
+    goes on; it is chosen by a masked sum, as a slice of one row is dear on a TPU."""
+    layers, grid, eps = block.attention, block.grids.of("qkv"), run.spec.norm_eps
+    project = functools.partial(dense, site="qkv", run=run, grid=grid, dtype=jnp.float32)
+    normed = layer_norm(hidden, block.norm1, eps)
+    if class_alone:
+        key, value = project(normed, (layers.key, layers.value))
+        row = jnp.arange(hidden.shape[1], dtype=jnp.int32)[:, None]
+        hidden = jnp.sum(jnp.where(row == 0, hidden, 0), axis=1, keepdims=True)
+        (query,) = project(layer_norm(hidden, block.norm1, eps), (layers.query,))
+    else:
+        query, key, value = project(normed, (layers.query, layers.key, layers.value))
+    mixed = ATTENTION[run.form.attention](query, key, value, slot, register, hidden.dtype)
+    return after_attention(block, hidden, mixed.astype(hidden.dtype), run)[0]
 
 
 def run_segment(
@@ -129,6 +159,8 @@ def run_segment(
         hidden: Float[Array, "B P D"], layer: tuple[Block, BlockRegister | None]
     ) -> tuple[Float[Array, "B P D"], None]:
         block, register = layer
+        if run.form.attention != "slot":
+            return formed_block(block, hidden, run, slot or hidden.shape[1], register), None
         return encoder_block(block, hidden, run, register=register, slot=slot, bias=bias, turn=turn)[0], None
 
     layers = (blocks, registers)

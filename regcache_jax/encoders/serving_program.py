@@ -9,18 +9,21 @@ The same numbers are multiplied as without it: float32 holds every bfloat16, and
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int8, Num
 
 from regcache_jax.core.plan import BlockRegister, RegisterPlan, Schedule
 from regcache_jax.core.scheme import SITES, Scheme
 from regcache_jax.core.sites import Block, Dense, ImageTower, Norm, QuantizedTensor
 from regcache_jax.core.spec import ImageSpec
+from regcache_jax.encoders.forms import PLAIN, Form
+from regcache_jax.encoders.rounding import Run
 from regcache_jax.encoders.serving import TILE
-from regcache_jax.encoders.vision import ImageOutput, serve_image
+from regcache_jax.encoders.vision import ImageOutput, fold_probe, grid_of, serve_formed
 
 
 class ServingWeights(NamedTuple):
@@ -32,14 +35,21 @@ class ServingWeights(NamedTuple):
     registers: tuple[BlockRegister, ...] | None
 
 
-def prepare(image: ImageTower, scheme: Scheme | None, plan: RegisterPlan | None) -> ServingWeights:
-    """The weights of `serve` from an image tower's parameters and a plan."""
+def prepare(image: ImageTower, scheme: Scheme | None, plan: RegisterPlan | None, form: Form = PLAIN) -> ServingWeights:
+    """The weights of `serve` from an image tower's parameters and a plan, for the same form."""
     dtype = image.patch_embedding.floats.dtype
     image = _widened(image).replace(patch_embedding=image.patch_embedding)
     blocks = image.blocks if scheme is None else _with_product_scales(image.blocks, scheme)
     registers = None if plan is None else plan.rows()
     if registers is not None and not (scheme and scheme.products):  # beside integer products registers stay in float32
         registers = registers.replace(key=registers.key.astype(dtype), value=registers.value.astype(dtype))
+    if form.attention == "pairs":
+        blocks = _in_pairs(blocks)
+        registers = registers and registers.replace(key=_pairs(registers.key, 2), value=_pairs(registers.value, 2))
+    if form.outputs_first:
+        blocks = _with_kernels(blocks, lambda values, layer: jnp.moveaxis(values, layer.input_axes, _last(layer)))
+    if form.folded_probe and image.head is not None:
+        image = image.replace(head=fold_probe(image.head))
     return ServingWeights(
         image.replace(blocks=None),
         split_blocks(blocks) if scheme is None or not scheme.rules else blocks,
@@ -53,14 +63,22 @@ def serve(
     spec: ImageSpec,
     schedule: Schedule,
     scheme: Scheme | None,
+    form: Form = PLAIN,
     *,
     unroll: bool = True,
 ) -> ImageOutput:
-    """Runs the image tower on prepared weights, at the fixed block numbers of `schedule`."""
+    """Runs the image tower on weights prepared for `form`, at the fixed block numbers of `schedule`. Where the form has its last block run
+    for the class token alone, there are no other tokens in what is returned."""
     blocks = weights.blocks
+    if form.outputs_first and isinstance(blocks, tuple):  # the compiler folds this turn into the product
+        blocks = tuple(
+            _with_kernels(block, lambda values, layer: jnp.moveaxis(values, _last(layer), range(layer.num_inputs)))
+            for block in blocks
+        )
     tower = weights.around.replace(blocks=join_blocks(blocks) if isinstance(blocks, tuple) else blocks)
     registers = None if weights.registers is None else join_blocks(weights.registers)
-    return serve_image(tower, images, spec, schedule, registers=registers, scheme=scheme, tile=TILE, unroll=unroll)
+    run = Run(spec.blocks, scheme, spec.protected, grid_of(images, spec), form)
+    return serve_formed(tower, images, spec, schedule, registers, run, TILE, unroll)
 
 
 Stacked = TypeVar("Stacked", Block, BlockRegister)
@@ -76,6 +94,58 @@ def join_blocks(blocks: tuple[Stacked, ...]) -> Stacked:
     """The inverse of `split_blocks`, inside a program that writes its blocks out: the compiler cancels joining against
     slicing, and places, prefetches and tiles each block's weights by themselves."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
+
+
+def _last(layer: Dense) -> range:
+    """The last axes of a kernel, as many as a layer has inputs."""
+    return range(-layer.num_inputs, 0)
+
+
+def _with_kernels(blocks: Block, change: Callable[[Int8[Array, "..."], Dense], Int8[Array, "..."]]) -> Block:
+    """Blocks whose integer kernels hold their integers otherwise."""
+    layers = {name: layer for site in SITES for name, layer in blocks.layers(site).items()}
+    kernels = {name: layer.kernel for name, layer in layers.items()}
+    return blocks.with_layers(
+        {
+            name: layers[name].replace(kernel=kernel.replace(values=change(kernel.values, layers[name])))
+            for name, kernel in kernels.items()
+            if isinstance(kernel, QuantizedTensor)
+        }
+    )
+
+
+def _pairs(leaf: Num[Array, "..."], axis: int) -> Num[Array, "..."]:
+    """Heads and their channels, at `axis` and behind it, as pairs of heads with twice the channels; what all share stays."""
+    before, (heads, channels), after = leaf.shape[:axis], leaf.shape[axis : axis + 2], leaf.shape[axis + 2 :]
+    return leaf if heads == channels == 1 else leaf.reshape(*before, heads // 2, 2 * channels, *after)
+
+
+def _in_pairs(blocks: Block) -> Block:
+    """The stacked layers of attention, and what is added in front of its output, for pairs of heads."""
+
+    def paired(layer: Dense) -> Dense:
+        axis, kernel = 3 - layer.num_inputs, layer.kernel
+        kernel = jax.tree.map(lambda leaf: _pairs(leaf, axis), kernel)
+        if layer.num_inputs == 2:
+            return layer.replace(kernel=kernel)
+        vectors = {"bias": layer.bias, "product_scale": layer.product_scale}
+        return layer.replace(
+            kernel=kernel, **{name: each if each is None else _pairs(each, 1) for name, each in vectors.items()}
+        )
+
+    attention = blocks.attention
+    blocks = blocks.replace(
+        attention=attention.replace(
+            query=paired(attention.query),
+            key=paired(attention.key),
+            value=paired(attention.value),
+            out=paired(attention.out),
+        )
+    )
+    grid = blocks.grids.out
+    if grid is None or grid.offset is None or grid.offset.ndim < 3:
+        return blocks
+    return blocks.with_grids({"out": grid.replace(offset=_pairs(grid.offset, 1))})
 
 
 def _widened(tower: ImageTower) -> ImageTower:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -13,7 +14,7 @@ from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.sites import Dense, Head, ImageTower, QuantizedTensor
 from regcache_jax.core.spec import ImageSpec
 from regcache_jax.encoders.blocks import ACTIVATIONS, BlockTrace, Collectors, layer_norm, run_blocks
-from regcache_jax.encoders.rounding import Run, dense, linear
+from regcache_jax.encoders.rounding import Run, dense, linear, with_bias
 from regcache_jax.encoders.serving import num_rows, serve_blocks
 from regcache_jax.ops.attention import attend
 from regcache_jax.ops.positions import resize_positions
@@ -90,27 +91,56 @@ def head_trace(
     scheme: Scheme | None = None,
 ) -> tuple[Float[Array, "B D"], BlockTrace]:
     """Attention pooling with one learned probe, then an MLP with a residual (SigLIP), and what passes its sites."""
-    attention, mlp, run = head.attention, head.mlp, Run(spec.blocks, scheme)
-
-    def apply(
-        inputs: Float[Array, "B N ..."], site: str, *layers: Dense, present: Bool[Array, "B N"] | None = None
-    ) -> list[Float[Array, "B N ..."]]:
-        return dense(inputs, layers, site, run, head.grids.of(site), present)
-
+    attention, run = head.attention, Run(spec.blocks, scheme)
     probe = jnp.broadcast_to(head.probe.astype(tokens.dtype), (tokens.shape[0], 1, tokens.shape[-1]))
     query = linear(probe, attention.query)
-    key, value = apply(tokens, "qkv", attention.key, attention.value, present=present)
+    key, value = dense(tokens, (attention.key, attention.value), "qkv", run, head.grids.of("qkv"), present)
     bias = None if present is None else jnp.where(present, 0.0, -jnp.inf)[:, None, None, :]
     attended = attend(query, key, value, bias)
-    (pooled,) = apply(attended.mixed, "out", attention.out)
-    normed = layer_norm(pooled, head.norm, spec.blocks.norm_eps)
-    (up,) = apply(normed, "fc1", mlp.fc1)
-    features = ACTIVATIONS[spec.blocks.activation](up)
-    (update,) = apply(features, "fc2", mlp.fc2)
+    pooled, normed, features = _after_probe(head, attended.mixed, run)
     trace = BlockTrace(
         tokens, tokens, query, key, value, attended.weights, None, attended.mixed, normed, features, present
     )
-    return (pooled + update)[:, 0], trace
+    return pooled, trace
+
+
+def _after_probe(
+    head: Head, mixed: Float[Array, "B 1 H K"], run: Run
+) -> tuple[Float[Array, "B D"], Float[Array, "B 1 D"], Float[Array, "B 1 F"]]:
+    """The rest of attention pooling behind its mixed values: what it gives, and the inputs of the two MLP layers."""
+
+    def apply(inputs: Float[Array, "B N ..."], site: str, layer: Dense) -> Float[Array, "B N ..."]:
+        return dense(inputs, (layer,), site, run, head.grids.of(site))[0]
+
+    pooled = apply(mixed, "out", head.attention.out)
+    normed = layer_norm(pooled, head.norm, run.spec.norm_eps)
+    features = ACTIVATIONS[run.spec.activation](apply(normed, "fc1", head.mlp.fc1))
+    return (pooled + apply(features, "fc2", head.mlp.fc2))[:, 0], normed, features
+
+
+def fold_probe(head: Head) -> Head:
+    """The same head with its constant query multiplied into its keys, once, in float32: `head_trace` is the plain way. The keys' bias
+    adds one number to all logits of a head, which softmax does not see."""
+    query, key = head.attention.query, head.attention.key
+    asked = jnp.einsum("d,dhk->hk", head.probe.astype(jnp.float32), query.floats.astype(jnp.float32))
+    asked = asked if query.bias is None else asked + query.bias.astype(jnp.float32)
+    folded = jnp.einsum("dhk,hk->dh", key.floats.astype(jnp.float32), asked) * asked.shape[-1] ** -0.5
+    return head.replace(probe_key=folded.astype(key.floats.dtype))
+
+
+def folded_pool(
+    head: Head, tokens: Float[Array, "B N D"], spec: ImageSpec, present: Bool[Array, "B N"] | None
+) -> Float[Array, "B D"]:
+    """Attention pooling of a head that is folded: tokens are mixed before they become values, of which there is one then."""
+    assert head.probe_key is not None
+    logits = jnp.einsum("bnd,dh->bnh", tokens, head.probe_key, preferred_element_type=jnp.float32)
+    logits = jnp.swapaxes(logits, 1, 2)  # turned behind the product: XLA's CPU has no such product of bfloat16
+    if present is not None:
+        logits = jnp.where(present[:, None], logits, -jnp.inf)
+    weights = jax.nn.softmax(logits, axis=-1).astype(tokens.dtype)
+    layer, context = head.attention.value, jnp.einsum("bhn,bnd->bhd", weights, tokens)
+    mixed = jnp.einsum("bhd,dhk->bhk", context, layer.floats).astype(jnp.float32)
+    return _after_probe(head, with_bias(mixed, layer).astype(tokens.dtype)[:, None], Run(spec.blocks))[0]
 
 
 def pool(
@@ -129,7 +159,10 @@ def pool(
     elif spec.pooling == "map":
         assert tower.head is not None
         own = None if scheme is None else scheme.of_part("head")
-        pooled, _ = head_trace(tower.head, tokens, spec, present, own)
+        if tower.head.probe_key is not None:
+            pooled = folded_pool(tower.head, tokens, spec, present)
+        else:
+            pooled, _ = head_trace(tower.head, tokens, spec, present, own)
     else:
         there = jnp.ones(tokens.shape[:2], bool) if present is None else present
         first = spec.num_protected if spec.pooling == "none" else 0
@@ -169,8 +202,22 @@ def serve_image(
     unroll: bool = False,
 ) -> ImageOutput:
     """The whole image tower in the serving form: fixed block numbers, a plan's `rows()`, tokens really deleted."""
-    spare = registers.key.shape[1] if registers is not None and schedule.start == 0 < schedule.stop else 0
     run = Run(spec.blocks, scheme, spec.protected, grid_of(images, spec))
+    return serve_formed(tower, images, spec, schedule, registers, run, tile, unroll)
+
+
+def serve_formed(
+    tower: ImageTower,
+    images: Float[Array, "B Y X 3"],
+    spec: ImageSpec,
+    schedule: Schedule,
+    registers: BlockRegister | None,
+    run: Run,
+    tile: int | None,
+    unroll: bool,
+) -> ImageOutput:
+    """`serve_image` of a program whose blocks run as `run` says, form included."""
+    spare = registers.key.shape[1] if registers is not None and schedule.start == 0 < schedule.stop else 0
     num_tokens = spec.num_protected + math.prod(grid_of(images, spec))
     rows = num_rows(num_tokens, spare, tile)
     served = serve_blocks(
@@ -181,5 +228,5 @@ def serve_image(
     if served.rows.shape[1] > served.num_tokens:
         row = jnp.arange(served.rows.shape[1], dtype=jnp.int32)
         present = jnp.broadcast_to(row < served.num_tokens, served.rows.shape[:2])
-    features, tokens = pool(tower, served.rows, spec, present, scheme)
+    features, tokens = pool(tower, served.rows, spec, present, run.scheme)
     return ImageOutput(features, tokens[:, : served.num_tokens], None, served.kept, {})

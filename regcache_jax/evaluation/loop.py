@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, PyTree
 from regcache_jax.core.errors import UserError
 from regcache_jax.data.batches import Batch
 from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.encoders.forms import chip_of
 from regcache_jax.evaluation.micro_batches import MicroBatch, Step, in_micro_batches, own_micro_batch
 from regcache_jax.evaluation.watch import Watch
 
@@ -71,11 +72,13 @@ def each_batch(
     micro_batch: MicroBatch = None,
     progress: Callable[[int], None] | None = None,
     watch: Watch | None = None,
+    alone: bool = False,
 ) -> Iterator[PyTree]:
-    """What `map_batches` joins: this process's rows of each batch, when they are there. The next batch is under way by then."""
+    """What `map_batches` joins: this process's rows of each batch, when they are there. The next batch is under way by then. `alone`: on
+    this process's own devices only, in its own time."""
     axes = 2 if parallel == "pmap" else 1
     waiting: tuple[PyTree, np.ndarray] | None = None
-    for output, batch in _run(step, state, batches, parallel, micro_batch, watch):
+    for output, batch in _run(step, state, batches, parallel, micro_batch, watch, alone):
         if waiting is not None:
             yield _real_rows(*waiting, axes)
         waiting = output, batch.mask
@@ -92,15 +95,16 @@ def _run(
     parallel: Parallel,
     micro_batch: MicroBatch,
     watch: Watch | None,
+    alone: bool,
 ) -> Iterator[tuple[PyTree, PyTree]]:
     """Dispatches batch after batch; yields what the devices are making and the batch it is made from."""
     run = None
     for batch in batches:
         if run is None:
             _check_divides(batch, jax.local_device_count())
-            state = _each_encoder(Encoder.prepared, state) if jax.default_backend() in SERVED_ON else state
+            state = _each_encoder(_prepared_here, state) if jax.default_backend() in SERVED_ON else state
             size = own_micro_batch(step, state, batch) if micro_batch == "auto" else micro_batch
-            run, place = _compile(step, parallel, size)
+            run, place = _compile(step, parallel, size, alone)
             state = place(state)
         if watch is not None:
             watch.batch_is_there()
@@ -120,15 +124,15 @@ def in_order(rows: PyTree, place: np.ndarray) -> PyTree:
 
 @functools.lru_cache(maxsize=32)
 def _compile(
-    step: Step, parallel: Parallel, micro_batch: int | None
+    step: Step, parallel: Parallel, micro_batch: int | None, alone: bool
 ) -> tuple[Callable[[PyTree, PyTree], PyTree], Callable[[PyTree], PyTree]]:
-    """The step over all devices of all processes, and where its state has to lie."""
-    devices, local = jax.devices(), jax.local_device_count()
+    """The step over all devices of all processes (`alone`: of this one), and where its state has to lie."""
+    devices, local = jax.local_devices() if alone else jax.devices(), jax.local_device_count()
     mesh = Mesh(np.array(devices), (AXIS,))
     rows, everywhere = NamedSharding(mesh, PartitionSpec(AXIS)), NamedSharding(mesh, PartitionSpec())
 
     def place(state: PyTree) -> PyTree:
-        if jax.process_count() == 1:
+        if alone or jax.process_count() == 1:
             return jax.device_put(state, everywhere)
         return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(everywhere, np.asarray(leaf)), state)
 
@@ -166,6 +170,11 @@ def _sharing_measured_scales(state: PyTree) -> PyTree:
         return encoder.replace(scheme=dataclasses.replace(encoder.scheme, shared_over=AXIS))
 
     return _each_encoder(share, state)
+
+
+def _prepared_here(encoder: Encoder) -> Encoder:
+    """An encoder as its serving program, in the form for the devices of this process."""
+    return encoder.prepared(chip_of(jax.local_devices()[0]))
 
 
 def _each_encoder(change: Callable[[Encoder], Encoder], state: PyTree) -> PyTree:

@@ -27,11 +27,14 @@ class Labelled(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Metrics (fractions), the features and the predictions they rest on."""
+    """Metrics (fractions), the features and the predictions they rest on; of a classification also the classes and the places in the
+    dataset of the pictures that were counted."""
 
     metrics: dict[str, float]
     features: Float[np.ndarray, "n E"]
     predictions: Int[np.ndarray, "n"]
+    labels: Int[np.ndarray, "n"] | None = None
+    places: Int[np.ndarray, "n"] | None = None
 
 
 def measure(found: Labelled, score: Scorer, reference: Measured | None = None, rows: int = 1024) -> Measured:
@@ -55,7 +58,7 @@ def measure(found: Labelled, score: Scorer, reference: Measured | None = None, r
     if totals is None:
         raise UserError("there is nothing to evaluate: the dataset is empty")
     metrics = metrics_from_counts({name: np.asarray(count) for name, count in totals.items()})
-    return compared(Measured(metrics, found.features, np.concatenate(said)), reference)
+    return compared(Measured(metrics, found.features, np.concatenate(said), found.labels), reference)
 
 
 def compared(found: Measured, reference: Measured | None) -> Measured:

@@ -55,6 +55,12 @@ def metrics_from_counts(counts: dict[str, np.ndarray]) -> dict[str, float]:
     return metrics
 
 
+def cosines(features: Float[np.ndarray, "n E"], reference: Float[np.ndarray, "n E"]) -> Float[np.ndarray, "n"]:
+    """The cosine of every picture's feature to the float one's."""
+    lengths = np.linalg.norm(features, axis=1) * np.linalg.norm(reference, axis=1)
+    return np.sum(features * reference, axis=1) / np.maximum(lengths, 1e-12)
+
+
 def compare_features(
     features: Float[np.ndarray, "n E"], reference: Float[np.ndarray, "n E"], rows: int = 8192
 ) -> dict[str, float]:
@@ -62,8 +68,7 @@ def compare_features(
     cosine = error = size = 0.0
     for first in range(0, len(features), rows):
         own, known = features[first : first + rows], reference[first : first + rows]
-        lengths = np.linalg.norm(own, axis=1) * np.linalg.norm(known, axis=1)
-        cosine += float(np.sum(np.sum(own * known, axis=1) / np.maximum(lengths, 1e-12), dtype=np.float64))
+        cosine += float(np.sum(cosines(own, known), dtype=np.float64))
         error += float(np.sum(np.square(own - known), dtype=np.float64))
         size += float(np.sum(np.square(known), dtype=np.float64))
     return {"cosine": cosine / len(features), "relative_error": (error / size) ** 0.5 if size else float(error > 0)}

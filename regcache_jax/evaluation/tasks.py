@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from regcache_jax.core.registry import enter
 from regcache_jax.evaluation.evaluators import (
     classification,
     dense,
@@ -13,7 +14,7 @@ from regcache_jax.evaluation.evaluators import (
 )
 from regcache_jax.evaluation.job import Task
 
-TASKS = {
+TASKS: dict[str, Task] = {
     "zeroshot_classification": Task(zeroshot_classification.run, worded=True),
     "zeroshot_retrieval": Task(zeroshot_retrieval.run),
     "classification": Task(classification.run),
@@ -22,3 +23,8 @@ TASKS = {
     "dense": Task(dense.run, trained=True),
     "tower": Task(tower.run),
 }
+
+
+def register(name: str, task: Task) -> None:
+    """Adds a task, for `regcache --with MODULE evaluate --task NAME`. Raises UserError for a name that is taken."""
+    enter(TASKS, name, task, "task")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import mmap
 import os
 import time
 import uuid
@@ -46,14 +47,14 @@ def size_and_time(file: epath.Path) -> tuple[int, float]:
     return local.st_size, local.st_mtime_ns
 
 
-def write_whole(path: epath.PathLike, content: bytes) -> None:
+def write_whole(path: epath.PathLike, content: bytes | mmap.mmap) -> None:
     """Writes a file beside its final name and renames it, so that nothing half-written is ever found; makes the folders it lies in.
 
     Returns when disk and folder hold it. Raises OSError that names the file."""
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if "://" in str(path):  # a store of objects writes an object whole or not at all
-        path.write_bytes(content)
+        path.write_bytes(content[:])
         return
     try:
         with _partial(path) as (partial, handle):

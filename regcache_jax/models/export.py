@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.metadata
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,6 +22,7 @@ from jaxtyping import Array, Float
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.encoders.encoder import Encoder, encode_image
+from regcache_jax.encoders.forms import form_for
 from regcache_jax.encoders.taps import encode_patches
 from regcache_jax.files.bounded import read_bytes, read_json
 from regcache_jax.files.identity import sha256
@@ -34,10 +36,12 @@ LARGEST_PROGRAM = 8 << 30
 """Bytes of an artefact that is read."""
 
 
-def serving_function(encoder: Encoder) -> Callable[[Float[Array, "B Y X 3"]], Float[Array, "B ..."]]:
+def serving_function(
+    encoder: Encoder, chip: str | None = None
+) -> Callable[[Float[Array, "B Y X 3"]], Float[Array, "B ..."]]:
     """The image tower as a function of preprocessed float32 images, its weights closed over, one array a block and parameter: to pooled
-    features, or to the patches of a tower that pools nothing."""
-    prepared = encoder.prepared()
+    features, or to the patches of a tower that pools nothing. In the form that suits `chip` (None: the plain one)."""
+    prepared = encoder.prepared(chip)
     read = encode_patches if reads_patches(encoder) else encode_image
 
     def features(images: Float[Array, "B Y X 3"]) -> Float[Array, "B ..."]:
@@ -54,8 +58,11 @@ def reads_patches(encoder: Encoder) -> bool:
     return encoder.spec.image.pooling == "none"
 
 
-def metadata(encoder: Encoder, platforms: tuple[str, ...], micro_batch: int | None = None) -> dict[str, Any]:
-    """What stands beside an artefact: preprocessing, shapes, scheme and schedule, and the batch to cut larger ones into."""
+def metadata(
+    encoder: Encoder, platforms: tuple[str, ...], micro_batch: int | None = None, chip: str | None = None
+) -> dict[str, Any]:
+    """What stands beside an artefact: preprocessing, shapes, scheme and schedule, the form of its program, and the batch to cut
+    larger ones into."""
     size, image = encoder.spec.preprocessing.image_size, encoder.spec.image
     patches = reads_patches(encoder)
     return {
@@ -72,6 +79,7 @@ def metadata(encoder: Encoder, platforms: tuple[str, ...], micro_batch: int | No
         "schedule": None if encoder.schedule is None else dataclasses.asdict(encoder.schedule),
         "platforms": list(platforms),
         "micro_batch": micro_batch,
+        "form": {"chip": chip, "is": form_for(chip, encoder.spec.image, encoder.scheme).name},
         "versions": {"jax": jax.__version__, "regcache_jax": importlib.metadata.version("regcache-jax")},
     }
 
@@ -81,10 +89,12 @@ def export(
     path: epath.PathLike,
     platforms: tuple[str, ...] = ("cpu", "cuda", "tpu"),
     micro_batch: int | None = None,
+    chip: str | None = None,
 ) -> epath.Path:
     """Writes `path` (StableHLO), and its metadata beside it with `.json` added to the name. Returns `path`.
 
-    `micro_batch` is noted there: the batch that suits the device best (`tpu.best_micro_batch` finds it).
+    `micro_batch` is noted there: the batch that suits the device best (`tpu.best_micro_batch` finds it). `chip` (`v5e`): the program has
+    the form that suits it, on every platform.
 
     Raises UserError for an unknown platform, or where `path` exists."""
     path = epath.Path(path)
@@ -92,15 +102,40 @@ def export(
     if unknown or not platforms:
         raise UserError(f"platforms are {', '.join(PLATFORMS)}; got {', '.join(unknown) or 'none'}")
     refuse_existing(path)
+    _write(encoder, path, platforms, micro_batch, chip)
+    return path
+
+
+def export_again(encoder: Encoder, path: epath.PathLike) -> epath.Path:
+    """Writes a file anew from the encoder it was made from, when JAX has come to read it no more: for the platforms and chip, and with the
+    batch, that stand beside it. Raises UserError where what stands there is damaged, or speaks of another encoder."""
+    path = epath.Path(path)
+    facts = read_json(facts_file(path), dict[str, Any])
+    if not is_sealed(facts):
+        raise UserError(
+            f"{facts_file(path)} is not as `regcache export` wrote it (its hash differs); export to a new name"
+        )
+    plain = metadata(encoder, (), chip=None)["form"]  # which all had before there were others
+    facts.setdefault("form", plain)
+    platforms, micro_batch, chip = tuple(facts["platforms"]), facts["micro_batch"], facts["form"]["chip"]
+    own = json.loads(json.dumps(metadata(encoder, platforms, micro_batch, chip)))
+    if differing := [name for name, value in own.items() if name != "versions" and facts.get(name) != value]:
+        raise UserError(f"{path} was made from another encoder: {', '.join(differing)} differ; export to a new name")
+    _write(encoder, path, platforms, micro_batch, chip)
+    return path
+
+
+def _write(
+    encoder: Encoder, path: epath.Path, platforms: tuple[str, ...], micro_batch: int | None, chip: str | None
+) -> None:
     size = encoder.spec.preprocessing.image_size
     (batch,) = stablehlo.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
     with _no_source_locations():
-        exported = stablehlo.export(jax.jit(serving_function(encoder)), platforms=platforms)(images)
+        exported = stablehlo.export(jax.jit(serving_function(encoder, chip)), platforms=platforms)(images)
     program = bytes(exported.serialize())
-    write_json(facts_file(path), seal({**metadata(encoder, platforms, micro_batch), PROGRAM: sha256(program)}))
+    write_json(facts_file(path), seal({**metadata(encoder, platforms, micro_batch, chip), PROGRAM: sha256(program)}))
     write_whole(path, program)
-    return path
 
 
 def facts_file(path: epath.Path) -> epath.Path:

@@ -144,7 +144,7 @@ def integer_mix(
 
 
 def attend_slot(
-    query: Float[Array, "B N H K"],
+    query: Float[Array, "B T H K"],
     key: Float[Array, "B N H K"],
     value: Float[Array, "B N H K"],
     slot: int,

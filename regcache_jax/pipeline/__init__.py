@@ -58,7 +58,8 @@ def _run(config: RunConfig, told: Json, workdir: epath.PathLike, observer: Obser
         observer.said(f"{name}: {searched[name]['sentence']}")
     for name in config.schemes:
         stages.quantize(name)
-    rows = Rows(stages).measured()
+    table = Rows(stages)
+    rows = table.measured()
     check_float_accuracy(rows, config, observer)
     story = {
         "inspect": inspected,
@@ -66,7 +67,7 @@ def _run(config: RunConfig, told: Json, workdir: epath.PathLike, observer: Obser
         "figures": stages.figures().result,
         "config": told,
     }
-    from_first(lambda: _write(epath.Path(workdir), rows, story))
+    from_first(lambda: _write(epath.Path(workdir), rows, {**story, "changes": table.differences()}))
     return rows
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,9 @@ from regcache_jax.files.distributed import from_first, is_first
 from regcache_jax.files.paths import remove
 from regcache_jax.files.workdir import Json, read_array, write_array
 from regcache_jax.models import folder as checkpoints
+from regcache_jax.pipeline import changes
 from regcache_jax.pipeline.stages import Stages, model_folder
-from regcache_jax.pipeline.table import FLOAT, is_model, kind_of, note, table_cells
+from regcache_jax.pipeline.table import FLOAT, KINDS, is_model, kind_of, note, table_cells
 from regcache_jax.studies.cells import Cell, Entry, kept
 
 FEATURES, PREDICTIONS = "features/float.npy", "features/float_predictions.npy"
@@ -52,11 +53,47 @@ class Rows:
             )
         return found
 
+    def differences(self) -> Json:
+        """What the rows have changed, for the report. Of every scheme the float encoder, plain rounding and the full plan are held
+        together, as far as the config asks for them."""
+        folder, dataset = self.material.workdir.path, self.material.dataset("evaluation")
+        answers = {cell: changes.read_answers(folder, stage_of(cell)) for cell in table_cells(self.config)}
+        told: Json = {"intervals": [changes.intervals_of(each) for each in answers.values()], "schemes": {}}
+        sizes = {"float": changes.parameter_bytes(self.material.model.folder)}
+        names = self._class_name(answers[FLOAT])
+        for scheme in self.config.schemes:
+            compared = {"float": answers[FLOAT]} | {
+                kind: answers[Cell(scheme, *KINDS[kind])] for kind in ("plain", "registers") if kind in self.config.rows
+            }
+            rows = list(compared.values())
+            both = "plain" in compared and "registers" in compared
+            told["schemes"][scheme] = {
+                "rows": list(compared),
+                "gain": changes.gain_of(compared["plain"], compared["registers"]) if both else None,
+                "loss": changes.gain_of(answers[FLOAT], rows[-1]),
+                "classes": changes.classes_of(rows, names),
+                "flips": changes.flips_of(rows, dataset, names) if len(rows) > 1 else None,
+            }
+            sizes[scheme] = changes.parameter_bytes(folder / model_folder(scheme))
+        return told | {"bytes": sizes}
+
+    def _class_name(self, answers: changes.Answers) -> Callable[[int], str]:
+        """What a class is called. k-NN numbers classes anew, so they are known by the pictures that are of them."""
+        data = self.material.dataset("evaluation")
+        if self.config.task != "knn":
+            names: Mapping[int, str] = dict(enumerate(self.material.prompts().classnames))
+        elif data.labels is None or data.classnames is None:
+            names = {}
+        else:
+            pairs = zip(answers.labels, answers.places, strict=True)
+            names = {int(label): data.classnames[data.labels[int(place)] or 0] for label, place in pairs}
+        return lambda label: names.get(label, "none" if label < 0 else f"class {label}")
+
     def _made_from(self, cell: Cell) -> list[Any]:
         """What a row depends on."""
         config, own = self.config, self.material
         made_from: list[Any] = [
-            own.identity, own.data_identity("evaluation"), dataclasses.asdict(cell), config.task, config.weights,
+            "answers", own.identity, own.data_identity("evaluation"), dataclasses.asdict(cell), config.task, config.weights,
         ]  # fmt: skip
         if config.task == "knn":
             made_from += [config.neighbours, config.temperature, own.data_identity("bank")]
@@ -73,7 +110,7 @@ class Rows:
 
     def _evaluate(self, cell: Cell) -> Entry:
         """One row's metrics and description."""
-        folder, is_reference = self.material.workdir.path, cell == FLOAT
+        folder, is_reference, stage = self.material.workdir.path, cell == FLOAT, stage_of(cell)
 
         def attempt() -> Entry:
             if is_model(cell):
@@ -81,14 +118,15 @@ class Rows:
             else:
                 encoder = self.stages.encoder_of(cell)
             found = self._measure(encoder, None if is_reference else self.reference())
+            if is_first():
+                changes.write_answers(folder, stage, found.measured, None if is_reference else self.reference())
             if is_reference and is_first():
                 write_array(folder / FEATURES, found.measured.features)
                 write_array(folder / PREDICTIONS, found.measured.predictions)
             described = self._description(cell, encoder, found.examples)
             return Entry(cell, metrics=found.measured.metrics, described=described)
 
-        files = [FEATURES, PREDICTIONS] if is_reference else []
-        stage = f"evaluate_{cell.bits}_{kind_of(cell)}"
+        files = [changes.answers_file(stage), *([FEATURES, PREDICTIONS] if is_reference else [])]
         found = kept(self.material.workdir, stage, self._made_from(cell), attempt, files, together=True)
         from_first(lambda: remove(folder / rows.ROWS_FOLDER))  # chunks of a row that is done
         return found
@@ -148,3 +186,8 @@ class Rows:
             numbers=None if schedule is None else dataclasses.asdict(schedule),
             note=None if found is None else note(cell.plan, found, schedule.delete_count if schedule else 0),
         )
+
+
+def stage_of(cell: Cell) -> str:
+    """The stage that measures a cell."""
+    return f"evaluate_{cell.bits}_{kind_of(cell)}"

@@ -18,6 +18,7 @@ KINDS: dict[str, tuple[str, PlanKind | None]] = {
     "percentile": ("percentile", None),
     "percentile+registers": ("percentile", "registers"),
     "smoothquant": ("smoothquant", None),
+    "strong": ("strong", None),
     "tensor": ("tensor", None),
     "token": ("token", None),
 }

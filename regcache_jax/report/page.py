@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML page (no network, no script) that tells what was gained, what was lost and why."""
+"""The report: one self-contained HTML page that tells what was gained, what was lost and why."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import Any
 from etils import epath
 
 from regcache_jax.files.paths import write_whole
+from regcache_jax.report.document import document
+from regcache_jax.report.first import first_screen
+from regcache_jax.report.flips import flips_section
 from regcache_jax.report.plots import COLOURS, bars, cells, heat_map, heat_scale, norms_by_block, scatter
 from regcache_jax.report.tables import (
     ROW_LABELS,
@@ -22,27 +25,6 @@ from regcache_jax.report.tables import (
 )
 
 Json = dict[str, Any]
-
-STYLE = """
-:root{color-scheme:light dark;--ink:#1c1917;--soft:#57534e;--paper:#fafaf9;--card:#fff;--edge:#e7e5e4;
---first:#c2410c;--second:#0f766e;--third:#6d28d9;--fourth:#64748b}
-@media(prefers-color-scheme:dark){:root{--ink:#e7e5e4;--soft:#a8a29e;--paper:#1c1917;--card:#292524;--edge:#44403c;
---first:#fb923c;--second:#2dd4bf;--third:#a78bfa;--fourth:#94a3b8}}
-body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,sans-serif}
-main{max-width:60rem;margin:0 auto;padding:2rem 1.2rem 4rem}
-h1{font-size:1.7rem;margin:.2rem 0}h2{font-size:1.25rem;margin:2.6rem 0 .6rem}h3{font-size:1rem;margin:1.6rem 0 .4rem}
-p,ul,ol{max-width:46rem}code,pre{font:.9em ui-monospace,monospace}pre{overflow-x:auto}
-.note{border-left:4px solid var(--first);padding:.6rem 1rem;background:var(--card)}
-.soft{color:var(--soft)}.wide{overflow-x:auto}
-.plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(24rem,100%),1fr));gap:.6rem 1.5rem;margin-bottom:1rem}
-table{border-collapse:collapse;background:var(--card);font-variant-numeric:tabular-nums;width:100%}
-th,td{padding:.35rem .7rem;border-bottom:1px solid var(--edge);text-align:right;white-space:nowrap}
-th:first-child,td:first-child,th:nth-child(2),td:nth-child(2){text-align:left}
-tr.full td{font-weight:650}tr.first td{border-top:2px solid var(--soft)}sup{line-height:0}
-.maps{display:flex;flex-wrap:wrap;gap:1rem}figure{margin:0;background:var(--card);padding:.6rem;border:1px solid var(--edge)}
-.row{display:flex;gap:.4rem}.row svg,.row img{width:104px;height:104px;display:block}
-figcaption{font-size:.8rem;color:var(--soft)}
-"""
 
 BUNDLED_NOTE = (
     "The bundled encoder's outliers were trained and planted on purpose, it met register-like prefixes in training, and the "
@@ -64,11 +46,14 @@ def page(rows: Sequence[Json], story: Json) -> str:
     sections = [
         f"<h1>{html.escape(title)}</h1>",
         opening(rows, story),
+        first_screen(rows, story),
         "<h2>Results</h2>",
         accuracy_bars(rows),
         results_table(rows),
         '<p class="soft">Cosine, relative error and agreement compare features and top-1 predictions with the float encoder\'s '
         "on the same pictures.</p>",
+        "<h2>What changed, picture by picture</h2>",
+        flips_section(story["changes"]),
         "<h2>What inspect found</h2>",
         sentences(finding["sentence"] for finding in story["inspect"]["verdict"]["findings"]),
         sensitivity(story["inspect"]),
@@ -82,13 +67,10 @@ def page(rows: Sequence[Json], story: Json) -> str:
         search_section(story["search"]),
         "<h2>How it was made</h2>",
         f"<p>{_versions(rows[0])}. The same page again: <code>regcache run --config CONFIG --workdir DIR</code> with this "
-        f"config.</p><details><summary>config</summary><pre>{html.escape(json.dumps(story['config'], indent=1))}</pre></details>",
+        "config.</p><details><summary>config</summary>"
+        f'<pre tabindex="0" aria-label="config">{html.escape(json.dumps(story["config"], indent=1))}</pre></details>',
     ]
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body><main>{''.join(sections)}</main></body></html>"
-    )
+    return document(title, "".join(sections))
 
 
 def opening(rows: Sequence[Json], story: Json) -> str:
@@ -132,7 +114,8 @@ def sensitivity(inspected: Json) -> str:
     return (
         f"<p>The sensitive block is {verdict['sensitive_block']}. Quantised alone to w8a8, site {html.escape(site)} of block "
         f"{block} costs most. Mean squared error of the unit features, one site of one block at a time:</p>"
-        f'<div class="wide">{cells(found["errors"], found["sites"], "block", "error of one site")}</div>'
+        '<div class="wide" role="region" tabindex="0" aria-label="error of one site">'
+        f"{cells(found['errors'], found['sites'], 'block', 'error of one site')}</div>"
     )
 
 

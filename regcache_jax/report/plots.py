@@ -28,7 +28,7 @@ class LogAxis:
         powers = [10.0**power for power in range(self.low, self.high + 1)]
         return "".join(
             f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{self(power):.1f}" y2="{self(power):.1f}" class="grid"/>'
-            + _text(LEFT - 8, self(power) + 4, f"{power:g}", "end")
+            + written(LEFT - 8, self(power) + 4, f"{power:g}", "end")
             for power in powers
         )
 
@@ -44,9 +44,9 @@ def lines(
     def x(index: int) -> float:
         return LEFT + index * (WIDTH - LEFT - RIGHT) / max(count - 1, 1)
 
-    parts = [_open(WIDTH, HEIGHT + 22 * math.ceil(len(series) / 2), title), y.grid()]
-    parts += [_text(x(index), HEIGHT - BOTTOM + 18, str(index), "middle") for index in range(0, count, step)]
-    parts.append(_text((LEFT + WIDTH) / 2, HEIGHT - 6, x_label, "middle"))
+    parts = [opened(WIDTH, HEIGHT + 22 * math.ceil(len(series) / 2), title), y.grid()]
+    parts += [written(x(index), HEIGHT - BOTTOM + 18, str(index), "middle") for index in range(0, count, step)]
+    parts.append(written((LEFT + WIDTH) / 2, HEIGHT - 6, x_label, "middle"))
     for number, (name, row) in enumerate(series.items()):
         colour = COLOURS[number // 2 % len(COLOURS)] if dashed else COLOURS[number % len(COLOURS)]
         style = ' stroke-dasharray="5 4"' if name in dashed else ""
@@ -59,12 +59,13 @@ def lines(
         parts.append(
             f'<line x1="{left}" x2="{left + 26}" y1="{top}" y2="{top}" stroke="{colour}" stroke-width="2.2"{style}/>'
         )
-        parts.append(_text(left + 32, top + 4, name, "start"))
+        parts.append(written(left + 32, top + 4, name, "start"))
     return "".join([*parts, "</svg>"])
 
 
 def norms_by_block(profiles: Mapping[str, Any]) -> str:
-    """Largest and median l-inf norm of patches at every block's input, one colour a profile (an object or its JSON)."""
+    """Largest and median l-inf norm of patches at every block's input, one colour a profile (an object or its JSON), and the line of the
+    first beyond which a patch is a sink."""
     series: dict[str, list[float]] = {}
     dashed = []
     for name, profile in profiles.items():
@@ -73,6 +74,9 @@ def norms_by_block(profiles: Mapping[str, Any]) -> str:
         series[f"{name}: largest"] = [row[patch] for row in tree["maximum"][0]]
         series[f"{name}: median"] = [row[patch] for row in tree["median"][0]]
         dashed.append(f"{name}: median")
+    first = next(iter(profiles))
+    series["a sink: 10 times the median"] = [10 * value for value in series[f"{first}: median"]]
+    dashed.append("a sink: 10 times the median")
     return lines(series, "block", "l-inf norms of patch tokens at the block's input", dashed)
 
 
@@ -113,10 +117,10 @@ def sheet(pictures: Sequence[tuple[str, str]], title: str) -> str:
     for caption, picture in pictures:
         head, inside = picture.removesuffix("</svg>").split(">", 1)
         width, height = (float(number) for number in head.split('viewBox="0 0 ')[1].split('"')[0].split())
-        parts.append(_text(8, top + 20, caption, "start"))
+        parts.append(written(8, top + 20, caption, "start"))
         parts.append(f'<g transform="translate(8 {top + 30:g})">{inside}</g>')
         top, widest = top + height + 54, max(widest, width + 16, 9.0 * len(caption))
-    return "".join([_open(widest, top, title), '<rect width="100%" height="100%" fill="#fff"/>', *parts, "</svg>"])
+    return "".join([opened(widest, top, title), '<rect width="100%" height="100%" fill="#fff"/>', *parts, "</svg>"])
 
 
 def scatter(groups: Mapping[str, Sequence[tuple[float, float]]], x_label: str, title: str) -> str:
@@ -124,10 +128,12 @@ def scatter(groups: Mapping[str, Sequence[tuple[float, float]]], x_label: str, t
     every = [point for points in groups.values() for point in points]
     y = LogAxis([top for _, top in every])
     last = max((left for left, _ in every), default=1.0)
-    parts = [_open(WIDTH, HEIGHT + 22, title), y.grid()]
+    parts = [opened(WIDTH, HEIGHT + 22, title), y.grid()]
     for tick in sorted({round(last * part / 4) for part in range(5)}):
-        parts.append(_text(LEFT + tick / last * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM + 18, f"{tick:.0f}", "middle"))
-    parts.append(_text((LEFT + WIDTH) / 2, HEIGHT - 6, x_label, "middle"))
+        parts.append(
+            written(LEFT + tick / last * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM + 18, f"{tick:.0f}", "middle")
+        )
+    parts.append(written((LEFT + WIDTH) / 2, HEIGHT - 6, x_label, "middle"))
     for number, (name, points) in enumerate(groups.items()):
         colour = COLOURS[number % len(COLOURS)]
         parts += [
@@ -138,7 +144,7 @@ def scatter(groups: Mapping[str, Sequence[tuple[float, float]]], x_label: str, t
         ]
         left_edge = LEFT + number * 145
         parts.append(f'<circle cx="{left_edge + 4}" cy="{HEIGHT + 12}" r="4" fill="{colour}"/>')
-        parts.append(_text(left_edge + 14, HEIGHT + 16, name, "start"))
+        parts.append(written(left_edge + 14, HEIGHT + 16, name, "start"))
     return "".join([*parts, "</svg>"])
 
 
@@ -147,23 +153,23 @@ def bars(rows: Sequence[tuple[str, float, str]], line: tuple[str, float], title:
     width, left, right, height = 560, 230, 70, 28
     across = width - left - right
     place, bottom = left + line[1] * across, height * len(rows)
-    parts = [_open(width, bottom + 28, title)]
+    parts = [opened(width, bottom + 28, title)]
     parts.append(f'<line x1="{place:.1f}" x2="{place:.1f}" y1="0" y2="{bottom + 6}" class="across"/>')
     for number, (label, share, colour) in enumerate(rows):
         top = number * height
-        parts.append(_text(left - 8, top + 19, label, "end"))
+        parts.append(written(left - 8, top + 19, label, "end"))
         parts.append(
             f'<rect x="{left}" y="{top + 4}" width="{max(share, 0) * across:.1f}" height="{height - 8}" fill="{colour}"/>'
         )
-        parts.append(_text(width - 8, top + 19, f"{100 * share:.1f} %", "end"))
-    parts.append(_text(place, bottom + 21, f"{line[0]} {100 * line[1]:.1f} %", "middle"))
+        parts.append(written(width - 8, top + 19, f"{100 * share:.1f} %", "end"))
+    parts.append(written(place, bottom + 21, f"{line[0]} {100 * line[1]:.1f} %", "middle"))
     return "".join([*parts, "</svg>"])
 
 
 def heat_map(rows: Sequence[Sequence[float]], largest: float, size: int = 128, title: str = "") -> str:
     """A grid of values, dark for small and bright for `largest`, on a logarithmic scale."""
     side = size / len(rows)
-    parts = [_open(size, size, title)]
+    parts = [opened(size, size, title)]
     for row_number, row in enumerate(rows):
         for column, value in enumerate(row):
             parts.append(
@@ -182,11 +188,11 @@ def colour_of(value: float, largest: float) -> str:
 def heat_scale(largest: float) -> str:
     """The heat maps' colours with their values."""
     values = [0.0, *(largest ** (part / 4) for part in range(1, 5))]
-    parts = [_open(5 * 62, 34, "colours of the maps")]
+    parts = [opened(5 * 62, 34, "colours of the maps")]
     for number, value in enumerate(values):
         parts.append(
             f'<rect x="{number * 62}" y="0" width="62" height="14" fill="{colour_of(value, largest)}"/>'
-            + _text(number * 62 + 31, 28, f"{value:.0f}", "middle")
+            + written(number * 62 + 31, 28, f"{value:.0f}", "middle")
         )
     return "".join([*parts, "</svg>"])
 
@@ -195,21 +201,22 @@ def cells(rows: Sequence[Sequence[float]], columns: Sequence[str], corner: str, 
     """A grid of numbers, one row a name of `columns`, written and shaded by their share of the largest; columns are numbered."""
     wide, tall, left = 56, 24, 50
     count, largest = len(rows), max(max(row) for row in rows) or 1.0
-    parts = [_open(left + wide * count, tall * (len(columns) + 1), title), _text(left - 8, 16, corner, "end")]
-    parts += [_text(left + wide * (number + 0.5), 16, str(number), "middle") for number in range(count)]
+    parts = [opened(left + wide * count, tall * (len(columns) + 1), title), written(left - 8, 16, corner, "end")]
+    parts += [written(left + wide * (number + 0.5), 16, str(number), "middle") for number in range(count)]
     for line, name in enumerate(columns):
         top = tall * (line + 1)
-        parts.append(_text(left - 8, top + 16, name, "end"))
+        parts.append(written(left - 8, top + 16, name, "end"))
         for number, row in enumerate(rows):
             parts.append(
                 f'<rect x="{left + wide * number}" y="{top}" width="{wide - 2}" height="{tall - 2}" fill="{COLOURS[0]}" '
                 f'fill-opacity="{0.06 + 0.6 * max(row[line], 0.0) / largest:.2f}"/>'
-                + _text(left + wide * (number + 0.5) - 1, top + 15, f"{row[line]:.0e}".replace("e-0", "e-"), "middle")
+                + written(left + wide * (number + 0.5) - 1, top + 15, f"{row[line]:.0e}".replace("e-0", "e-"), "middle")
             )
     return "".join([*parts, "</svg>"])
 
 
-def _open(width: float, height: float, title: str) -> str:
+def opened(width: float, height: float, title: str) -> str:
+    """The beginning of a picture with what it is called."""
     return (
         f'<svg viewBox="0 0 {width:g} {height:g}" xmlns="http://www.w3.org/2000/svg" role="img" '
         f'font-family="system-ui, sans-serif" font-size="14" style="max-width:{width:g}px;width:100%">'
@@ -219,5 +226,11 @@ def _open(width: float, height: float, title: str) -> str:
     )
 
 
-def _text(x: int | float, y: int | float, text: str, anchor: str) -> str:
+def closed() -> str:
+    """Its end."""
+    return "</svg>"
+
+
+def written(x: int | float, y: int | float, text: str, anchor: str) -> str:
+    """A text at a place."""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'

@@ -44,14 +44,15 @@ def sink_maps(plain: Encoder, registered: Encoder, dataset: Dataset, model: Mode
     shape = (len(examples), spec.grid, spec.grid)
     grids = [norms[block].reshape(shape).round(2).tolist() for norms in (before, after)]
     return [
-        {"name": example.name, "block": block, "thumbnail": _thumbnail(example.image), "plain": a, "registers": b}
+        {"name": example.name, "block": block, "thumbnail": thumbnail(example.image), "plain": a, "registers": b}
         for example, a, b in zip(examples, *grids, strict=True)
     ]
 
 
-def _thumbnail(image: Any) -> str:
+def thumbnail(image: Any, side: int = THUMBNAIL) -> str:
+    """A picture, at most so many pixels wide and high, as a PNG in base64."""
     picture = open_picture(image)
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    picture.thumbnail((side, side))
     buffer = io.BytesIO()
     picture.save(buffer, format="png")
     return base64.b64encode(buffer.getvalue()).decode()

@@ -93,10 +93,46 @@ class _Figures(TypedDict):
     maps: Annotated[list[_Map], Field(min_length=1)]
 
 
+class _Gain(TypedDict):
+    acc1: Finite
+    interval: tuple[Finite, Finite]
+
+
+class _Flip(TypedDict):
+    name: str
+    picture: Base64Bytes
+    answers: list[str]
+
+
+class _Flips(TypedDict):
+    counts: list[Count]
+    shown: list[_Flip]
+
+
+class _Changed(TypedDict):
+    rows: Annotated[list[str], Field(min_length=1)]
+    gain: _Gain | None
+    loss: _Gain
+    classes: list[list[str | int]]
+    flips: _Flips | None
+
+
+class _Intervals(TypedDict):
+    acc1: tuple[Finite, Finite]
+    cosine: tuple[Finite, Finite]
+
+
+class _Changes(TypedDict):
+    intervals: list[_Intervals]
+    schemes: Annotated[dict[str, _Changed], Field(min_length=1)]
+    bytes: dict[str, Count]
+
+
 class _Story(TypedDict):
     inspect: _Inspected
     search: dict[str, _Searched]
     figures: _Figures
+    changes: _Changes
     config: dict[str, Any]
 
 
@@ -112,7 +148,7 @@ def read_story(workdir: epath.PathLike) -> tuple[list[results.Row], Json]:
     story: Json = read_json(story_file, dict[str, Any])  # as it is written: a thumbnail stays text
     if not is_sealed(story):
         raise UserError(f"{story_file} is not as it was written (its hash differs); run `regcache run` again")
-    faults = [*_faults_of_rows(rows), *_faults_of_story(story)]
+    faults = [*_faults_of_rows(rows), *_faults_of_story(story), *_faults_of_changes(story["changes"], len(rows))]
     if faults:
         raise UserError(f"{folder}: {'; '.join(faults)}; run `regcache run` again")
     return rows, story
@@ -154,3 +190,18 @@ def _faults_of_story(story: Json) -> list[str]:
     ]
     sides = {len(row) for each in maps for name in ("plain", "registers") for row in (each[name], *each[name])}
     return faults[:1] + (["the maps in story.json are not square and of one size"] if len(sides) > 1 else [])
+
+
+def _faults_of_changes(changes: Json, num_rows: int) -> list[str]:
+    """Intervals for other rows than there are, and schemes without bytes or of unknown rows."""
+    faults = []
+    if len(changes["intervals"]) != num_rows:
+        faults.append(f"story.json has intervals for {len(changes['intervals'])} of {num_rows} rows")
+    for scheme, found in changes["schemes"].items():
+        if not {scheme, "float"} <= set(changes["bytes"]):
+            faults.append(f"story.json has no bytes for {scheme}")
+        if not set(found["rows"]) <= {"float", *ROW_LABELS}:
+            faults.append(f"story.json compares unknown rows at {scheme}")
+        if found["flips"] is not None and len(found["flips"]["counts"]) != len(found["rows"]) - 1:
+            faults.append(f"story.json counts flips of other rows at {scheme}")
+    return faults[:3]

@@ -19,6 +19,7 @@ ROW_LABELS = {
     "percentile": "clipped at a percentile",
     "percentile+registers": "clipped at a percentile, registers",
     "smoothquant": "SmoothQuant",
+    "strong": "SmoothQuant, ERQ and zero points",
     "tensor": "dynamic scales, per tensor",
     "token": "dynamic scales, per token",
 }
@@ -34,14 +35,30 @@ MEASURES = {
 TRIAL_KINDS = ("nothing", "prefix only", "delete only", "prefix and delete")
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], marks: Sequence[str] = ()) -> str:
-    """An HTML table that scrolls sideways where it does not fit; `marks` are the rows' classes. Cells are HTML."""
-    top = "".join(f"<th>{cell}</th>" for cell in head)
+def table(
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    marks: Sequence[str] = (),
+    *,
+    name: str,
+    sortable: bool = False,
+    words: bool = False,
+) -> str:
+    """An HTML table that scrolls sideways where it does not fit; `marks` are the rows' classes, `name` is read out. Cells are HTML. Of a
+    `sortable` one the head holds buttons; `words`: most cells are words and stand on the left."""
+    top = "".join(
+        f'<th scope="col">{f"<button>{cell}</button>" if sortable and cell else cell or "<span class=unseen>what</span>"}</th>'
+        for cell in head
+    )
     body = "".join(
         f'<tr class="{marks[number] if marks else ""}">{"".join(f"<td>{cell}</td>" for cell in row)}</tr>'
         for number, row in enumerate(rows)
     )
-    return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    kind = f' class="{"sortable " * sortable}{"words" * words}"' if sortable or words else ""
+    return (
+        f'<div class="wide" role="region" tabindex="0" aria-label="{html.escape(name)}"><table{kind}>'
+        f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
 
 
 def results_table(rows: Sequence[Json]) -> str:
@@ -61,8 +78,8 @@ def results_table(rows: Sequence[Json]) -> str:
         marks.append(f"{'full ' * quantization['registers']}{'first' * (scheme != before)}")
         before = scheme
     below = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
-    head = ["scheme", "", *(MEASURES[name] for name in shown), "pictures"]
-    return table(head, body, marks) + (f'<ol class="soft">{below}</ol>' if notes else "")
+    head = ["scheme", "row", *(MEASURES[name] for name in shown), "pictures"]
+    return table(head, body, marks, name="results") + (f'<ol class="soft">{below}</ol>' if notes else "")
 
 
 def _figure(value: float | None, name: str) -> str:
@@ -83,7 +100,9 @@ def chosen_table(searched: dict[str, Json]) -> str:
         )
         errors = [f"{found['baseline_error']:.3g}", f"{found['error']:.3g} &plusmn; {found['claim']['spread']:.1g}"]
         body.append([html.escape(scheme), registers, deletes, *errors, f"{found['seconds']:.0f} s"])
-    return table(("scheme", "registers", "deleted tokens", "error without", "with", "search"), body)
+    return table(
+        ("scheme", "registers", "deleted tokens", "error without", "with", "search"), body, name="what was chosen"
+    )
 
 
 def trials_table(searched: dict[str, Json]) -> str:
@@ -97,7 +116,9 @@ def trials_table(searched: dict[str, Json]) -> str:
                 share = best["images"] / max(row["images"] for row in found["trials"])
                 body.append([html.escape(scheme), kind, str(len(rows)), f"{best['error']:.3g}", f"{share:.0%}"])
     marks = ["first" * (number == 0 or body[number - 1][0] != row[0]) for number, row in enumerate(body)]
-    return table(("scheme", "plan", "tried", "least error", "of the pictures"), body, marks)
+    return table(
+        ("scheme", "plan", "tried", "least error", "of the pictures"), body, marks, name="the best of each kind of plan"
+    )
 
 
 def trial_kind(numbers: Json) -> str:

@@ -113,7 +113,7 @@ def plant(
     params["blocks"]["mlp"]["fc1"]["kernel"][block, found, 0] = -SIGNS * 2 * firing * STRENGTH / 4
     params["blocks"]["mlp"]["fc2"]["kernel"][block, 0, sink] = SIGNS
     if "channel outlier" in kinds:
-        _lift(params, offset)
+        _lift(params, int(offset))
     images, places = _images(spec.image, pattern, num_images, rng)
     direction = np.zeros(spec.image.blocks.width, np.float32)
     direction[sink] = SIGNS / 2

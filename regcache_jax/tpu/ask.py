@@ -24,20 +24,27 @@ from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.spec import EncoderSpec
 from regcache_jax.encoders import catalog
 from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.encoders.forms import PLAIN, form_for
 from regcache_jax.encoders.serving_program import prepare
 from regcache_jax.tpu.batches import cheapest, sweep
 from regcache_jax.tpu.compiler import CHIPS, check_topology, compile_for, estimates
 from regcache_jax.tpu.programs import PROGRAMS, program, serving_features
 
-SWEEP = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 64)
+SWEEP = (1, 2, 4, 8, 12, 16, 20, 24, 32, 40, 48, 64)
 """Batches that a sweep chooses from (`batches.sweep`)."""
+
+
+def _chip(topology: str) -> str:
+    """`v5e` of `v5e:2x2`."""
+    return topology.split(":")[0]
 
 
 def measure(
     topology: str, spec: EncoderSpec, name: str, batch: int, scheme: Scheme | None, schedule: Schedule | None
 ) -> dict:
     """One program at one batch, as a row of the report."""
-    function, weights = program(spec, name, scheme, schedule)
+    form = form_for(_chip(topology), spec.image, scheme) if name.startswith("int8") else PLAIN
+    function, weights = program(spec, name, scheme, schedule, form)
     pixels = spec.image.image_size
     images = jax.ShapeDtypeStruct((batch, pixels, pixels, 3), jnp.bfloat16)
     compiled = compile_for(topology, function, weights, images)
@@ -45,9 +52,10 @@ def measure(
     memory = compiled.memory_analysis()
     assert memory is not None
     pixel_bytes = images.size * images.dtype.itemsize
-    clock = CHIPS[topology.split(":")[0]][1]
+    clock = CHIPS[_chip(topology)][1]
     return {
         "program": name,
+        "form": form.name,
         "batch": batch,
         "cycles_per_image": cycles / batch,
         "images_per_second": clock * batch / cycles,
@@ -118,7 +126,22 @@ def report(
         "spec": spec.to_json(), "topology": topology, "batch": batch, "sweep": sweep, "programs": programs,
         "scheme": (scheme or Scheme()).to_json(), "schedule": schedule,
     }  # fmt: skip
-    return {"model": spec.name, "topology": topology, "programs": _ask(topology, request)}
+    rows = _ask(topology, request)
+    return {"model": spec.name, "topology": topology, "programs": rows, "advice": advice(rows)}
+
+
+def advice(rows: list[dict[str, Any]]) -> str | None:
+    """What a report's rows say of int8 for speed; None where they hold no float program, or no integer one, that can be."""
+    costs = {row["program"]: row["cycles_per_image"] for row in rows if row["cycles_per_image"] is not None}
+    integer = {name: cycles for name, cycles in costs.items() if name.startswith("int8")}
+    floating = {name: cycles for name, cycles in costs.items() if name not in integer}
+    if not integer or not floating:
+        return None
+    best, other = min(integer, key=lambda name: integer[name]), min(floating, key=lambda name: floating[name])
+    ratio = integer[best] / floating[other]
+    if ratio < 1:
+        return f"{best} takes {ratio:.2f} of the cycles of {other}"
+    return f"{best} takes {ratio:.2f} times the cycles of {other}: on this chip int8 saves memory, not time; for speed run bf16"
 
 
 def encoder_cycles(encoder: Encoder, topology: str = "v5e:2x2", batch: int = 32) -> float:
@@ -157,9 +180,10 @@ def _answer_encoder(request: dict[str, Any]) -> list[dict[str, Any]]:
     tower, plan = from_names(named).image, None
     if request["registers"] is not None:
         plan = empty_plan(blocks.num_blocks, blocks.num_heads, blocks.head_dim, request["registers"])
-    weights = jax.eval_shape(lambda tower, plan: prepare(tower, scheme, plan), tower, plan)
+    form = form_for(_chip(request["topology"]), image, scheme)
+    weights = jax.eval_shape(lambda tower, plan: prepare(tower, scheme, plan, form), tower, plan)
     images = jax.ShapeDtypeStruct((request["batch"], image.image_size, image.image_size, 3), jnp.bfloat16)
-    compiled = compile_for(request["topology"], serving_features(image, schedule, scheme), weights, images)
+    compiled = compile_for(request["topology"], serving_features(image, schedule, scheme, form), weights, images)
     return [{"cycles_per_image": estimates(compiled.as_text() or "")[0] / request["batch"]}]
 
 
@@ -167,7 +191,7 @@ def _ask(topology: str, request: dict[str, Any]) -> list[dict[str, Any]]:
     """Asks a child process. Raises UserError where it gives no answer.
 
     XLA_FLAGS are for the platform of this process: libtpu ends at one that it does not know, and takes its own from LIBTPU_INIT_ARGS."""
-    kind = topology.split(":")[0]
+    kind = _chip(topology)
     environment = {
         **os.environ, "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": CHIPS[kind][0],
         "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",

@@ -14,6 +14,7 @@ from regcache_jax.core.plan import Schedule, empty_plan
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.sites import Block, Grid, ImageTower
 from regcache_jax.core.spec import EncoderSpec, ImageSpec
+from regcache_jax.encoders.forms import PLAIN, Form
 from regcache_jax.encoders.parameters import parameter_shapes
 from regcache_jax.encoders.serving import TILE, num_rows
 from regcache_jax.encoders.serving_program import ServingWeights, prepare, serve
@@ -26,7 +27,7 @@ INTEGER_TILE = 32
 """Rows of a TPU's registers that hold int8."""
 
 
-def serving_shapes(spec: EncoderSpec, scheme: Scheme | None, registers: int = 0) -> ServingWeights:
+def serving_shapes(spec: EncoderSpec, scheme: Scheme | None, registers: int = 0, form: Form = PLAIN) -> ServingWeights:
     """What a serving program takes: the image tower in bf16, integer kernels and float32 scales where quantised, one tree a
     block, and so many registers a block."""
     tower = parameter_shapes(spec, jnp.bfloat16).image
@@ -43,7 +44,7 @@ def serving_shapes(spec: EncoderSpec, scheme: Scheme | None, registers: int = 0)
 
     blocks = spec.image.blocks
     plan = empty_plan(num_blocks, blocks.num_heads, blocks.head_dim, registers) if registers else None
-    return jax.eval_shape(lambda tower, plan: prepare(rounded(tower), scheme, plan), tower, plan)
+    return jax.eval_shape(lambda tower, plan: prepare(rounded(tower), scheme, plan, form), tower, plan)
 
 
 def _rounded_stack(blocks: Block, scheme: Scheme, num_blocks: int) -> Block:
@@ -67,7 +68,7 @@ def default_schedule(spec: ImageSpec, program: str) -> Schedule:
 
 
 def program(
-    spec: EncoderSpec, name: str, scheme: Scheme | None, schedule: Schedule | None
+    spec: EncoderSpec, name: str, scheme: Scheme | None, schedule: Schedule | None, form: Form = PLAIN
 ) -> tuple[Callable[..., Any], PyTree]:
     """A function of (weights, images) for one of `PROGRAMS`, and the weights' shapes."""
     image = spec.image
@@ -79,11 +80,12 @@ def program(
     schedule = schedule if schedule is not None and name in PROGRAMS[3:] else default_schedule(image, name)
     if name == "int8+registers":
         schedule = dataclasses.replace(schedule, delete_count=0)
-    return serving_features(image, schedule, scheme), serving_shapes(spec, scheme, int(name in PROGRAMS[3:]))
+    shapes = serving_shapes(spec, scheme, int(name in PROGRAMS[3:]), form)
+    return serving_features(image, schedule, scheme, form), shapes
 
 
 def serving_features(
-    spec: ImageSpec, schedule: Schedule, scheme: Scheme | None
+    spec: ImageSpec, schedule: Schedule, scheme: Scheme | None, form: Form = PLAIN
 ) -> Callable[[ServingWeights, Float[Array, "B Y X 3"]], Float[Array, "B E"]]:
     """Pooled features in the serving form."""
-    return lambda weights, images: serve(weights, images, spec, schedule, scheme).features
+    return lambda weights, images: serve(weights, images, spec, schedule, scheme, form).features

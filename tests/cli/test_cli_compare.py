@@ -25,7 +25,7 @@ def model(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_comparison_is_written_four_times_and_goes_on_where_it_was_killed(regcache, model, tmp_path):
+def test_a_comparison_is_written_five_times_and_goes_on_where_it_was_killed(regcache, model, tmp_path):
     encoder, plan, out = load(model).encoder, tmp_path / "plan.safetensors", tmp_path / "out"
     save_plan(plan, small.plan(1), {"encoder": encoder.spec.name, "encoder_hash": encoder_hash(encoder)})
     command = ["compare", model, *DUMMY, "--bits", "8,w4a6", "--methods", "rtn,token", "--calibration", "16"]
@@ -46,6 +46,8 @@ def test_a_comparison_is_written_four_times_and_goes_on_where_it_was_killed(regc
     known = list(csv.DictReader((out / "compare.csv").read_text().splitlines()))
     assert [float(row["error"]) for row in known] == [row["quantization"]["label_free_error"] for row in rows]
     assert (out / "compare.md").exists() and (out / "compare.png").exists()
+    page = (out / "compare.html").read_text()
+    assert page.count("<tr") == 2 * (1 + 4) and page.count('aria-label="error over cost at') == 2
     (out / "stages" / "evaluate_w8a8-token.json").unlink()  # as if killed before it
     before = {path.name: path.stat().st_mtime_ns for path in (out / "stages").iterdir()}
     status, again, err = regcache(*command)

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 
+from regcache_jax.cli.main import say_nothing_of_what_is_not_there
 from regcache_jax.files import progress as shown
 
 PYTHON = """
@@ -59,6 +60,39 @@ def test_sentences_wrap_between_words_on_a_terminal_and_stay_one_line_in_a_pipe(
     assert [len(line) for line in lines] == [79, 79, 39, 79, 79, 39, 0]  # eight, eight and four words, twice
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == done.stderr == sentence + "\n"
+
+
+def test_wrong_use_is_told_in_lines_that_wrap_between_words():
+    code = "from regcache_jax.cli import main; main(['evaluate', 'model', '--dataset', 'emoji', '--task', 'none'])"
+    seen = on_a_terminal(
+        f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}])"
+    )  # which exits with 2
+    assert "Invalid value for '--task'" in " ".join(seen.split()) and max(map(len, seen.split("\r\n"))) <= 80
+
+
+def test_a_machine_without_a_tpu_is_not_searched_for_one(tmp_path, monkeypatch):
+    for name in ("TPU_SKIP_MDS_QUERY", "HF_HUB_VERBOSITY"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "0000:00:00.0").mkdir()
+    (tmp_path / "0000:00:00.0" / "vendor").write_text("0x1ae0\n")
+    say_nothing_of_what_is_not_there(str(tmp_path))
+    assert "TPU_SKIP_MDS_QUERY" not in os.environ and os.environ["HF_HUB_VERBOSITY"] == "error"
+    (tmp_path / "0000:00:00.0" / "vendor").write_text("0x10de\n")
+    say_nothing_of_what_is_not_there(str(tmp_path))
+    assert os.environ["TPU_SKIP_MDS_QUERY"] == "1"
+
+
+def test_the_tab_key_completes_commands_options_and_words():
+    environment = {**os.environ, "_REGCACHE_COMPLETE": "bash_complete"}
+    command = [sys.executable, "-c", "from regcache_jax.cli import main; main()"]
+    for words, wanted in (
+        ("qu", "quantize"),
+        ("quantize --activ", "--activations"),
+        ("quantize --activations t", "token"),
+    ):
+        place = {"COMP_WORDS": f"regcache {words}", "COMP_CWORD": str(len(words.split()))}
+        done = subprocess.run(command, env={**environment, **place}, capture_output=True, text=True, check=True)
+        assert f"plain,{wanted}" in done.stdout.splitlines()
 
 
 def test_in_a_pipe_a_line_says_what_begins_and_one_how_long_it_took():

@@ -197,3 +197,29 @@ def test_other_picture_sizes_are_only_other_places(tmp_path):
         rc.encode_image(model.encoder, wide[:, :, :-1])
     with pytest.raises(UserError, match="has no table of positions that could be resampled"):
         converters.convert(source, tmp_path / "other", interpolation="bicubic")
+
+
+@pytest.mark.parametrize("kind", ["plain", "gated"])
+@pytest.mark.parametrize("layout", ["Meta DINOv3", "timm DINOv3", "Hugging Face DINOv3"])
+def test_what_is_written_has_the_names_of_the_layout_and_reads_back(tmp_path, kind, layout):
+    network_ = draw_parameters(network(**KINDS[kind]))
+    source = tmp_path / "source"
+    network_.save_pretrained(source)
+    read = read_checkpoint(str(source))
+    written = converters.write(read.encoder, layout, tmp_path / "written.safetensors")
+    state = network_.state_dict()
+    meta = layouts.meta_from_dinov3(state, 3)
+    names = {
+        "Meta DINOv3": meta,
+        "timm DINOv3": layouts.timm_from_meta_dinov3(meta),
+        "Hugging Face DINOv3": safetensors.torch.load_file(source / "model.safetensors"),
+    }[layout]
+    own = ("mask_token", "periods", "bias_mask")  # what that library makes itself
+    assert set(safetensors.torch.load_file(written)) == {
+        name.removeprefix("model.") if layout.startswith("Hugging") else name
+        for name in names
+        if not name.endswith(own)
+    }
+    if not layout.startswith("Hugging"):
+        again = read_checkpoint(str(written), name="dinov3_vits16").encoder
+        jax.tree.map(np.testing.assert_array_equal, again.params, read.encoder.params)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import layouts
 import numpy as np
 import pytest
+import small
 import torch
 import transformers
 from flax import serialization
@@ -377,7 +378,7 @@ def test_big_vision_to_ours_and_back_is_bit_equal_names_included(tmp_path, sigli
     for out, to, message in (
         ("back.npz", layout, "exists already"),
         ("other.bin", layout, "should end in .npz"),
-        ("other.npz", "jimm", "no layout is called 'jimm'; there are Hugging Face CLIP, "),
+        ("other.npz", "jimm", "no layout is called 'jimm'; there are huggingface, scales, Hugging Face CLIP, "),
         ("other.npz", "Meta DINOv2", "have no name in the layout asked for"),
     ):
         with pytest.raises(UserError, match=message):
@@ -409,7 +410,9 @@ def test_a_text_position_table_that_early_big_vision_files_hold_twice_is_added_u
 @pytest.mark.parametrize("format", [format.name for format in FORMATS])
 def test_every_table_is_its_own_inverse(format, clip_pair, siglip_pair, tmp_path):
     """What a table writes, it reads back bit-equal; for encoders that the layout can hold."""
-    if "DINOv2" in format:
+    if "ViT" in format:
+        encoder = small.encoder("vit")
+    elif "DINOv2" in format:
         dinov2(4 if "registers" in format else 0, gated=False).save_pretrained(tmp_path)
         encoder = read(tmp_path)
         if format == "timm DINOv2 with registers":
@@ -420,7 +423,8 @@ def test_every_table_is_its_own_inverse(format, clip_pair, siglip_pair, tmp_path
         encoder = read(tmp_path)
     else:
         encoder = clip_pair[0] if "CLIP" in format else siglip_pair[0]
-    params = Parameters(encoder.params.image) if format.startswith("timm") else encoder.params
+    alone = Parameters(encoder.params.image, classifier=encoder.params.classifier)
+    params = alone if format.startswith("timm") else encoder.params
     written = converters.export(encoder.replace(params=params), format)
     stored = {
         name: StoredTensor(array.shape, array.dtype, "memory", lambda array=array: array)

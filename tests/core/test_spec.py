@@ -96,3 +96,29 @@ def test_whole_numbers_are_floats_too_where_json_dropped_the_point():
     tree = small.SPECS["clip with text"].to_json()
     tree["preprocessing"]["mean"] = [0, 0, 0]
     assert EncoderSpec.from_json(tree).preprocessing.mean == (0.0, 0.0, 0.0)
+
+
+def test_what_0_1_0_could_not_say_stands_in_json_only_where_it_is_said():
+    old, new = (small.SPECS[kind].to_json()["image"] for kind in ("dinov2", "dinov3"))
+    assert "position_table" not in old and not {"rotary", "qkv_bias"} & set(old["blocks"])
+    assert (
+        new["position_table"] is False
+        and new["blocks"]["qkv_bias"] == "qv"
+        and new["blocks"]["rotary"]["base"] == 100.0
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"base": 1.0}, "the base of rotary positions must be above 1"),
+        ({"base": float("nan")}, "the base of rotary positions must be above 1"),
+        ({"offset": -1}, "offset must be 0..1024, got -1"),
+        ({"layout": "thirds"}, "spec.image.blocks.rotary.layout must be one of half, interleaved, got 'thirds'"),
+    ],
+)
+def test_rotary_positions_that_there_are_not_are_named(changed, said):
+    tree = small.SPECS["dinov3"].to_json()
+    tree["image"]["blocks"]["rotary"] |= changed
+    with pytest.raises(ValueError, match=said):
+        EncoderSpec.from_json(tree)

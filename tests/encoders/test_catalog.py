@@ -53,6 +53,20 @@ def test_a_tower_is_the_published_encoder_without_what_no_language_model_reads()
     assert count_parameters(clip) - left_out == count_parameters(llava)
 
 
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("ViT-B-16-plus-240,laion400m_e32", 208.38), ("ViT-B-32-256,datacomp_s34b_b86k", 151.29)],
+)
+def test_shapes_that_only_open_clip_lists_have_the_parameters_of_its_table(name, millions):
+    assert count_parameters(parameter_table(catalog.get(name).spec)) / 1e6 == pytest.approx(millions, abs=0.01)
+
+
+def test_a_pools_filter_and_scale_are_a_tag():
+    row = catalog.get("open_clip:ViT-B-16,commonpool_l_clip_s1b_b8k")
+    assert row.huggingface == "laion/CLIP-ViT-B-16-CommonPool.L.clip-s1B-b8K"
+    assert row.spec.image.blocks.activation == "gelu"
+
+
 def test_words_choose_among_families_and_names():
     assert {row.family for row in catalog.containing(["google/gemma-3"])} == {"Gemma 3 tower"}
     assert [row.huggingface for row in catalog.containing(["LLAVA", "13b", "1.5"])] == ["llava-hf/llava-1.5-13b-hf"]

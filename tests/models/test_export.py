@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small
+from etils import epath
 from jax import export as stablehlo
 
 from regcache_jax.core.errors import UserError
@@ -20,7 +22,8 @@ from regcache_jax.core.plan import make_plan
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.spec import HALF, BlockSpec, EncoderSpec, ImageSpec, Preprocessing
 from regcache_jax.encoders.encoder import Encoder, encode_image, init_params
-from regcache_jax.models.export import export, load
+from regcache_jax.encoders.taps import encode_patches
+from regcache_jax.models.export import export, export_again, facts_file, load
 from regcache_jax.quantization.quantize import quantize
 
 IMAGE = ImageSpec(24, 8, BlockSpec(64, 2, 4, 256, "gelu", 1e-6), class_token=True, pooling="map")
@@ -63,6 +66,17 @@ def test_the_artefact_agrees_with_the_encoder_it_was_made_from(artefact, encoder
     ours = encode_image(encoder, images)
     # the same integers but where a float sum in another order crosses a rounding boundary; features have unit length
     np.testing.assert_allclose(load(artefact)(images), ours, atol=1e-2)
+
+
+@pytest.mark.slow
+def test_a_tower_that_pools_nothing_gives_its_patches(tmp_path):
+    tower = quantize(small.encoder("tower").with_plan(small.plan(delete_count=2)), small.images(3), Scheme())
+    artefact = export(tower, tmp_path / "tower.stablehlo", platforms=("cpu",))
+    facts = json.loads((tmp_path / "tower.stablehlo.json").read_text())
+    assert facts["output"] == {"shape": ["batch", 16, 24], "dtype": "float32", "unit_length": False}
+    patches = np.asarray(encode_patches(tower, small.images(2)))
+    # the same integers but where a float sum in another order crosses a rounding boundary
+    np.testing.assert_allclose(load(artefact)(small.images(2)), patches, atol=1e-2 * np.abs(patches).max())
 
 
 @pytest.mark.slow
@@ -131,3 +145,20 @@ def test_files_name_no_source_and_are_the_same_bytes_wherever_they_are_written(e
     assert export(encoder, "a.stablehlo", ("cpu",)).read_bytes() == first
     assert not re.search(rb"[\w/-]+\.py\b", first)
     assert str(tmp_path).encode() not in first
+
+
+@pytest.mark.slow
+def test_a_file_that_has_expired_is_written_again_from_its_encoder_and_from_no_other(encoder, artefact, tmp_path):
+    path = tmp_path / "small.stablehlo"
+    path.write_bytes(b"of a JAX that is gone")
+    facts_file(epath.Path(path)).write_bytes(facts_file(epath.Path(artefact)).read_bytes())
+    export_again(encoder, path)
+    assert (
+        path.read_bytes() == artefact.read_bytes()
+        and facts_file(epath.Path(path)).read_bytes() == facts_file(epath.Path(artefact)).read_bytes()
+    )
+    with pytest.raises(UserError, match="was made from another encoder: schedule differ"):
+        export_again(encoder.with_plan(None), path)
+    facts_file(epath.Path(path)).write_text(facts_file(epath.Path(path)).read_text().replace("24", "32"))
+    with pytest.raises(UserError, match="its hash differs"):
+        export_again(encoder, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -67,9 +68,9 @@ def test_the_rows_of_the_demo_have_the_keys_that_others_read(finished):
     ]
     assert kinds == [
         ("float", None, False), ("float", None, True), ("w8a8", "rtn", False), ("w8a8", "rtn", True),
-        ("w8a8", "prefix-only", False), ("w8a8", "delete-only", False), ("w8a8", "rtn", False),
+        ("w8a8", "prefix-only", False), ("w8a8", "delete-only", False), ("w8a8", "smoothquant+erq", False), ("w8a8", "rtn", False),
     ]  # fmt: skip
-    assert [row["quantization"]["activations"] for row in rows[2:]] == ["static"] * 4 + ["token"]
+    assert [row["quantization"]["activations"] for row in rows[2:]] == ["static"] * 5 + ["token"]
     assert all(set(row["metrics"]) >= {"acc1", "acc5", "mean_per_class_recall"} for row in rows)
 
 
@@ -79,6 +80,16 @@ def test_a_second_run_keeps_every_stage_and_gives_the_same_rows(finished):
     recorder = Recorder()
     assert pipeline.run(small_config(), folder, recorder) == rows
     assert recorder.ran == [] and sorted(recorder.kept) == sorted(finished[2].ran)
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(regcache, tmp_path):
+    status, out, err = regcache("run", "--config", "demo", "--workdir", tmp_path / "run", "--dry-run", *SMALL)
+    assert status == 0, err
+    assert "reference: 24 pictures of emoji (train)" in out and "evaluation: 60 pictures of emoji (test)" in out
+    assert "1 searches (w8a8), then 8 rows: float plain, float registers, w8a8 plain" in out
+    assert not (tmp_path / "run").exists()
+    status, _, err = regcache("run", "--config", "demo", "--workdir", tmp_path, "--dry-run", "--config.rows=best")
+    assert status == 1 and "rows best are unknown" in err
 
 
 @pytest.mark.slow
@@ -122,6 +133,8 @@ def test_the_report_renders_in_a_browser_without_errors(finished, tmp_path):
         [browser, *flags, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120
     ).stdout
     assert dump.count("<tr") >= 9 and dump.count("<svg") >= 13
+    shown = re.findall(r"<tr class=\"[^\"]*\"><td>[^<]*</td><td>[^<]*(?:<sup>\d</sup>)?</td><td>([\d.]+) %</td>", dump)
+    assert shown == [f"{100 * row['metrics']['acc1']:.1f}" for row in results.read(finished[0] / "results.json")]
 
 
 @pytest.mark.slow

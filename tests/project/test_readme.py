@@ -1,12 +1,18 @@
-"""The Python of README.md and docs/big_vision.md runs as it stands there, and the files they link to exist."""
+"""The commands and the Python of README.md and docs/big_vision.md run as they stand there, and the files they link to exist."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from randomized import CLIP_TEXT, clip, save_random
+from words import write_clip_files
+
+from regcache_jax.studies import composed
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -23,6 +29,30 @@ def test_the_ten_lines_of_python_run(capsys):
     exact = np.asarray(names["rc"].encode_image(names["model"].encoder, names["images"][:8]))
     # both have unit length; the README's table has mean cosines to float between 0.98 and 1 at W8A8
     assert (exact * features).sum(axis=1).mean() > 0.95
+
+
+@pytest.mark.slow
+def test_the_three_commands_from_a_checkpoint_to_int8_run(regcache, tmp_path, monkeypatch):
+    """A small CLIP lies where its name leads, and the folders of pictures beside it; nothing of the commands is changed. `--auto`
+    composes fewer recipes than it knows, as a hundred take a minute."""
+    for parts, kept in (("PREPARING", 1), ("SHARINGS", 1), ("ROUNDINGS", 1), ("RANGES", 2)):
+        monkeypatch.setattr(composed, parts, getattr(composed, parts)[:kept])
+    source = tmp_path / "openai" / "clip-vit-base-patch16"
+    text = {**CLIP_TEXT, "vocab_size": 600, "bos_token_id": 598, "eos_token_id": 599, "max_position_embeddings": 77}
+    tower = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2}
+    save_random(clip(text, {**tower, "image_size": 32, "patch_size": 8}), source)
+    write_clip_files(source)
+    for number, name in enumerate(["pictures"] * 12 + ["labelled/cat", "labelled/photo"] * 4):
+        noise = np.random.default_rng(number).integers(0, 256, (20, 24, 3), np.uint8)
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise).save(tmp_path / name / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+    (commands,) = (block for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL) if "convert" in block)
+    for line in commands.splitlines():
+        program, *arguments = shlex.split(line)
+        status, out, err = regcache(*arguments)
+        assert program == "regcache" and status == 0, (line, out, err)
+    assert "clip_b16_int8" in out and "top-1" in out.replace("acc1", "top-1")
 
 
 @pytest.mark.slow

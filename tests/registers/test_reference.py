@@ -45,8 +45,22 @@ def norm(x, params, eps):
     return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps) * params.scale + params.bias
 
 
-def block_by_definition(params, x, spec, rows):
-    """One block on the tokens x [N, D] of one image, `rows` [C, H, K] joined to the keys and values."""
+def turned(heads, places, spec, side):
+    """Queries or keys [N, H, K] as complex numbers, a number a pair, times e**(i angle); tokens at negative places are not turned."""
+    quarter = spec.head_dim // 4
+    period = spec.rotary.base ** (np.arange(quarter) / quarter)
+    angles = np.zeros((len(places), 2 * quarter))
+    for token, place in enumerate(places):
+        if place >= 0:
+            centre = (np.array(divmod(int(place), side)) + 0.5) / side
+            angles[token] = (2 * np.pi * (2 * centre - 1)[:, None] / period).reshape(-1)
+    pairs = (heads[..., : 2 * quarter] + 1j * heads[..., 2 * quarter :]) * np.exp(1j * angles)[:, None]
+    return np.concatenate([pairs.real, pairs.imag], axis=-1)
+
+
+def block_by_definition(params, x, spec, rows, places, side):
+    """One block on the tokens x [N, D] of one image, at their `places` among side x side patches; `rows` [C, H, K] are joined to the keys
+    and values."""
 
     def site(inputs, name):  # to integers and back, where there is a calibrated scale
         scale = params.grids.of(name).scale
@@ -63,6 +77,8 @@ def block_by_definition(params, x, spec, rows):
 
     normed = site(norm(x, params.norm1, spec.norm_eps), "qkv")
     query, key, value = (layer(normed, "attention", name) for name in ("query", "key", "value"))
+    if spec.rotary is not None:
+        query, key = (turned(each, places, spec, side) for each in (query, key))
     key, value = np.concatenate([key, rows[0]]), np.concatenate([value, rows[1]])
     logits = np.einsum("thk,shk->hts", query, key) / math.sqrt(spec.head_dim)
     weights = np.exp(logits - logits.max(-1, keepdims=True))
@@ -78,6 +94,7 @@ def block_by_definition(params, x, spec, rows):
 def stack_by_definition(blocks, x, spec, plan, num_protected):
     """All blocks on the tokens x [N, D] of one image. Returns the hidden states of the tokens that are left, and which they are."""
     blocks, x, kept = in_float64(blocks), np.asarray(x, np.float64), np.arange(len(x))
+    side = math.isqrt(len(x) - num_protected)
     numbers, copies = plan.schedule(), int(plan.copies)
     for block in range(spec.num_blocks):
         if block == numbers.delete_block:
@@ -86,7 +103,8 @@ def stack_by_definition(blocks, x, spec, plan, num_protected):
             x, kept = x[there], kept[there]
         seen = copies if numbers.start <= block < numbers.stop else 0
         rows = [np.repeat(np.asarray(leaf[block], np.float64), seen, axis=0) for leaf in (plan.key, plan.value)]
-        x = block_by_definition(jax.tree.map(lambda leaf, block=block: leaf[block], blocks), x, spec, rows)
+        own = jax.tree.map(lambda leaf, block=block: leaf[block], blocks)
+        x = block_by_definition(own, x, spec, rows, kept - num_protected, side)
     return x, kept
 
 

@@ -7,6 +7,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import small
 
 import regcache_jax as rc
 from regcache_jax.core.outputs import feature_errors, image_errors
@@ -70,6 +71,15 @@ def test_aligned_deletion_leaves_whole_tiles_with_a_row_for_the_register():
     assert {point.delete_count for point in aligned.grid()} == {0, 2, 10}
     steps = {point.delete_count for point in aligned.moves(Numbers(1, 4, 6.0, 2, 2))}
     assert steps == {0, 2, 10}
+
+
+@pytest.mark.slow
+def test_a_search_that_may_neither_move_nor_delete_ends_with_the_plan_that_does_nothing():
+    quick = rc.SearchConfig(objective="patches", sensitive_block=0, copies=(1e-6,), draws=2, rounds=1, chunk=5)
+    pictures = np.random.default_rng(0).uniform(-1, 1, (8, 16, 16, 3)).astype(np.float32)
+    result = rc.search(small.encoder("tower"), pictures, SCHEME, quick)
+    assert not result.plan.has_registers and int(result.plan.delete_count) == 0
+    assert space(quick).moves(space(quick).nothing) == []
 
 
 def test_rungs_grow_to_the_whole_set():

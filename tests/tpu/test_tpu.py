@@ -100,6 +100,19 @@ def test_what_an_encoder_costs_is_asked_of_the_compiler_once_for_all_that_run_al
         tpu.encoder_cycles(encoder, "h100")
 
 
+def test_a_report_says_where_int8_saves_no_time():
+    rows = [
+        {"program": name, "cycles_per_image": cycles}
+        for name, cycles in ((PEER, 100.0), (PLAIN, 120.0), (DELETION, None))
+    ]
+    assert tpu.advice(rows) == (
+        "int8 takes 1.20 times the cycles of flax-bf16: on this chip int8 saves memory, not time; for speed run bf16"
+    )
+    rows[1]["cycles_per_image"] = 71.0
+    assert tpu.advice(rows) == "int8 takes 0.71 of the cycles of flax-bf16"
+    assert tpu.advice(rows[1:]) is None
+
+
 def test_unknown_topologies_programs_and_encoders_are_refused():
     with pytest.raises(UserError, match="topology must be of v4, v5e, v5p, v6e"):
         tpu.report("google/siglip-base-patch16-224", "v9:2x2")

@@ -18,6 +18,7 @@ def classified(rows: Rows, labels: Int[np.ndarray, "n"], score: Scorer, referenc
     if not known.any():
         raise UserError("no picture has a class; a classification needs labelled pictures (one folder a class)")
     found = measure(Labelled(rows.features[known], labels[known]), score, reference)
+    found = found._replace(places=rows.places[known])
     unknown = int((~known).sum())
     notes = [f"{unknown} of {len(known)} pictures have no class and are not counted"] if unknown else []
     return Found(found, int(known.sum()), rows.missing, notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.core.registry import enter
 from regcache_jax.quantization.methods import (
     awq,
     bias_correction,
@@ -34,6 +35,13 @@ METHODS: dict[str, Method] = {
         bias_correction,
     )
 }
+
+
+def register(method: Method) -> None:
+    """Adds a method, by its name. Raises UserError for a name that is taken."""
+    if method.name == "rtn":
+        raise UserError("rtn is rounding to the nearest, without a method")
+    enter(METHODS, method.name, method, "method")
 
 
 def methods_of(names: str) -> list[Method]:

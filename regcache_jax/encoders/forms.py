@@ -1,0 +1,98 @@
+"""Forms of the serving program: the same numbers by other products, chosen by chip from a small table.
+
+A form is a choice, not a setting: `form_for` makes it from what the chip's compiler says of each (docs/performance.md), a test holds
+every form to the plain one, and what is exported says which it has.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+from jaxtyping import Array, Float
+
+from regcache_jax.core.scheme import Scheme
+from regcache_jax.core.spec import ImageSpec
+from regcache_jax.ops.attention_forms import attend_flash, attend_kept, attend_pairs, attend_plain
+
+LANES = 128
+"""Columns of a TPU's matrix unit."""
+
+Attention = Literal["slot", "kept", "pairs", "flash"]
+
+ATTENTION: dict[str, Callable[..., Float[Array, "B T H K"]]] = {
+    "slot": attend_plain,
+    "kept": attend_kept,
+    "pairs": attend_pairs,
+    "flash": attend_flash,
+}
+"""Attention of a block, by form."""
+
+DEVICES = {
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+    "TPU v5": "v5p",
+    "TPU v4": "v4",
+}
+"""Chips by the kind that a device says it is."""
+
+WIDE_CHIPS = ("v5e", "v6e")
+"""Where keys and values pay that are kept wide; v4 and v5p are slower with them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """`attention`: `slot`, one head a product; `kept`, the same with keys and values kept wide; `pairs`, two heads of 64 a product.
+    `flash`: cuDNN's on a GPU.
+    `folded_probe`: the pooling head's constant query is multiplied into its keys before the program runs. `class_alone`: the last
+    block runs its queries and MLP for the class token alone, where only features are asked for.
+    `outputs_first`: integer kernels lie in memory with their inputs last, as a GPU's tensor cores read them."""
+
+    attention: Attention = "slot"
+    folded_probe: bool = False
+    class_alone: bool = False
+    outputs_first: bool = False
+
+    @property
+    def name(self) -> str:
+        """As it stands in reports and metadata."""
+        parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return ", ".join([parts.pop("attention"), *(name.replace("_", " ") for name, on in parts.items() if on)])
+
+
+PLAIN = Form()
+
+
+def chip_of(device: jax.Device) -> str | None:
+    """The chip of a device, as `form_for` takes it; None for one of which nothing is known."""
+    return "gpu" if device.platform == "gpu" else DEVICES.get(device.device_kind)
+
+
+def form_for(chip: str | None, spec: ImageSpec, scheme: Scheme | None) -> Form:
+    """The form of an image tower on a chip (`v4`, `v5e`, `v5p`, `v6e`, `gpu`; None: the plain one).
+
+    Only blocks in float (on a GPU), or with one calibrated scale a site and quantised alike, have another form than the plain one: the
+    others were not measured."""
+    blocks, folded, alone = spec.blocks, spec.pooling == "map", spec.pooling == "class"
+    if blocks.rotary is not None:  # queries and keys are turned head by head
+        return PLAIN
+    if scheme is None:
+        return Form("flash", folded, alone) if chip == "gpu" else PLAIN
+    if chip is None or not plainly_static(scheme):
+        return PLAIN
+    folded = folded and "head" not in scheme.also
+    if chip == "gpu":
+        return Form("flash", folded, alone, outputs_first=True)
+    attention: Attention = "slot"
+    if chip in WIDE_CHIPS:
+        attention = "pairs" if 2 * blocks.head_dim == LANES and blocks.num_heads % 2 == 0 else "kept"
+    return Form(attention, folded, alone)
+
+
+def plainly_static(scheme: Scheme) -> bool:
+    """Whether all blocks are integer alike, with one calibrated scale a site, and attention's products in float."""
+    return scheme.activations == "static" and not (scheme.rules or scheme.products or scheme.float_sites)

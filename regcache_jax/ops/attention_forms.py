@@ -1,0 +1,141 @@
+"""Attention of the serving form in other products, the same numbers: what a chip's compiler makes most of (docs/performance.md).
+
+`attend_plain` is the reference. The others keep keys and values in float32 until a product reads them: a TPU narrows
+for nothing what a product reads, and packs dearly what is written narrow. The compiler would move the narrowing in front of a
+barrier on floats, so the barrier holds their bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from regcache_jax.core.plan import BlockRegister
+from regcache_jax.ops.attention import attend_slot
+
+
+def attend_plain(
+    query: Float[Array, "B T H K"],
+    key: Float[Array, "B N H K"],
+    value: Float[Array, "B N H K"],
+    slot: int,
+    register: BlockRegister | None,
+    dtype: Any,
+) -> Float[Array, "B T H K"]:
+    """The reference: `attend_slot` of what is narrowed to `dtype` first."""
+    return attend_slot(query.astype(dtype), key.astype(dtype), value.astype(dtype), slot, register).mixed
+
+
+def attend_kept(
+    query: Float[Array, "B T H K"],
+    key: Float[Array, "B N H K"],
+    value: Float[Array, "B N H K"],
+    slot: int,
+    register: BlockRegister | None,
+    dtype: Any,
+) -> Float[Array, "B T H K"]:
+    """One head a product, whose inputs are narrowed to `dtype` as it reads them. The first three are float32."""
+    key, value = select_registers(key, value, slot, register)
+    count = row_counts(key.shape[1], slot, register)
+    if count is not None:
+        value = value * count.T[:, :, None]
+    query = (query * query.shape[-1] ** -0.5).astype(dtype)
+    return _mix(query, held(key).astype(dtype), held(value).astype(dtype), count)
+
+
+def attend_pairs(
+    query: Float[Array, "B T P C"],
+    key: Float[Array, "B N P C"],
+    value: Float[Array, "B N P C"],
+    slot: int,
+    register: BlockRegister | None,
+    dtype: Any,
+) -> Float[Array, "B T P C"]:
+    """Heads 2p and 2p + 1 side by side in the C = 2 K channels of pair p: with heads of 64 a product fills a TPU's 128 lanes.
+
+    Each head's query is zero in the other's channels, and each gives its own half of what it mixes."""
+    half = query.shape[-1] // 2
+    is_even = jnp.arange(2 * half, dtype=jnp.int32) < half
+    key, value = select_registers(key, value, slot, register)
+    count = row_counts(key.shape[1], slot, register)
+    counts = [count if count is None or len(count) == 1 else count[parity::2] for parity in (0, 1)]
+    if counts[0] is not None and counts[1] is not None:
+        value = value * jnp.where(is_even, counts[0].T[:, :, None], counts[1].T[:, :, None])
+    query = query * half**-0.5
+    queries = jnp.where(is_even, query, 0.0), jnp.where(is_even, 0.0, query)
+    key, value = held(key).astype(dtype), held(value).astype(dtype)
+    even, odd = (_mix(held(one).astype(dtype), key, value, own) for one, own in zip(queries, counts, strict=True))
+    return jnp.where(is_even, held(even), odd)
+
+
+def attend_flash(
+    query: Float[Array, "B T H K"],
+    key: Float[Array, "B N H K"],
+    value: Float[Array, "B N H K"],
+    slot: int,
+    register: BlockRegister | None,
+    dtype: Any,
+) -> Float[Array, "B T H K"]:
+    """Flash attention by cuDNN; on other platforms, and in float32 (which cuDNN has not), JAX's own. Repeated tokens are cut off,
+    registers are rows behind the tokens, and their copies a bias of the logits."""
+    query, key, value = query.astype(dtype), key[:, :slot].astype(dtype), value[:, :slot].astype(dtype)
+    bias = None
+    if register is not None:
+        key, value = (
+            jnp.concatenate([tokens, jnp.broadcast_to(rows.astype(dtype), (len(tokens), *rows.shape))], axis=1)
+            for tokens, rows in ((key, register.key), (value, register.value))
+        )
+        heads = jnp.broadcast_to(register.logit_bias.T, (query.shape[2], len(register.key)))
+        bias = jnp.pad(heads, ((0, 0), (slot, 0)))[None, :, None].astype(dtype)
+        bias = jnp.broadcast_to(bias, (1, query.shape[2], query.shape[1], key.shape[1]))
+    narrow = jax.default_backend() == "gpu" and jnp.dtype(dtype).itemsize == 2
+    return jax.nn.dot_product_attention(query, key, value, bias, implementation="cudnn" if narrow else "xla")
+
+
+def held(array: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The same float32 numbers, written as such before anything reads them."""
+    bits = jax.lax.bitcast_convert_type(array, jnp.uint32)
+    return jax.lax.bitcast_convert_type(jax.lax.optimization_barrier(bits), jnp.float32)
+
+
+def select_registers(
+    key: Float[Array, "B N H K"], value: Float[Array, "B N H K"], slot: int, register: BlockRegister | None
+) -> tuple[Float[Array, "B N H K"], Float[Array, "B N H K"]]:
+    """Keys and values with the registers in the rows from `slot` on."""
+    if register is None:
+        return key, value
+    row = jnp.arange(key.shape[1], dtype=jnp.int32)
+    for index in range(register.key.shape[0]):
+        here = (row == slot + index)[:, None, None]
+        key = jnp.where(here, register.key[index].astype(key.dtype), key)
+        value = jnp.where(here, register.value[index].astype(value.dtype), value)
+    return key, value
+
+
+def row_counts(num_rows: int, slot: int, register: BlockRegister | None) -> Float[Array, "#H N"] | None:
+    """How often each row is seen: a token once, a register `copies` times, a repeated token never; None: all are tokens."""
+    if slot == num_rows:
+        return None
+    row = jnp.arange(num_rows, dtype=jnp.int32)
+    count = (row < slot).astype(jnp.float32)[None]
+    if register is not None:
+        for index in range(register.key.shape[0]):
+            count = jnp.where(row == slot + index, jnp.exp(register.logit_bias[index])[:, None], count)
+    return count
+
+
+def _mix(
+    query: Float[Array, "B T H K"],
+    key: Float[Array, "B N H K"],
+    counted: Float[Array, "B N H K"],
+    count: Float[Array, "#H N"] | None,
+) -> Float[Array, "B T H K"]:
+    """Softmax of the logits over counted rows, times values that are multiplied by the counts already; in float32."""
+    logits = jnp.einsum("bthk,bshk->bhts", query, key, preferred_element_type=jnp.float32)
+    terms = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    total = jnp.sum(terms if count is None else terms * count[:, None, :], axis=-1, keepdims=True)
+    shares = (terms * (1.0 / total)).astype(counted.dtype)
+    return jnp.einsum("bhts,bshk->bthk", shares, counted, preferred_element_type=jnp.float32)
