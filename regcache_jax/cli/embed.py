@@ -88,7 +88,9 @@ class EmbedArgs(ParallelArgs, Processes):
 @click.argument("model", type=click.Path(), required=False)
 @takes(chosen=EmbedArgs, kept=SetOptions)
 def embed(model: str | None, chosen: EmbedArgs, kept: SetOptions) -> None:
-    """Write the features of pictures, and of texts: one file of a small folder, or a folder of partitions of any number.
+    """Write the features of pictures, and of texts.
+
+    A small folder becomes one file, any number of pictures a folder of partitions.
 
     FILE.npz holds `features` [n, D] float32, `paths`, with --texts `text_features`, and where texts of the same name lie beside
     pictures `captions` (JSON: a list of texts a picture). A picture that cannot be read is reported and left out; the exit status is
@@ -164,10 +166,14 @@ def _one_file(model: str, chosen: EmbedArgs, kept: SetOptions) -> None:
 
 def _partitions(model: str, chosen: EmbedArgs, kept: SetOptions) -> None:
     chosen.join()
+    from etils import epath
+
     from regcache_jax.embedding.embed import Running, embed_set
     from regcache_jax.models import folder as checkpoints
 
     assert chosen.out is not None
+    if epath.Path(chosen.out).is_file():
+        raise UserError(f"{chosen.out} exists already, as a file; features go into a new FILE.npz or into a folder")
     loaded = checkpoints.load(model)
     parts = chosen.parts(kept.partition)
     kept = dataclasses.replace(kept, allow_unreadable=0.0) if chosen.strict else kept

@@ -125,6 +125,7 @@ def formed_block(
 ) -> Float[Array, "B T D"]:
     """A block in the form of `run`; `encoder_block` with `slot` is the plain one. `class_alone`: only the class token (T = 1) asks, and
     goes on; it is chosen by a masked sum, as a slice of one row is dear on a TPU."""
+    assert run.spec.rotary is None  # no form turns queries and keys (`forms.form_for`)
     layers, grid, eps = block.attention, block.grids.of("qkv"), run.spec.norm_eps
     project = functools.partial(dense, site="qkv", run=run, grid=grid, dtype=jnp.float32)
     normed = layer_norm(hidden, block.norm1, eps)

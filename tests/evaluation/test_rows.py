@@ -29,7 +29,7 @@ def small():
     """An encoder of which only some parameters are there: those that `corner` takes, and one that it does not."""
     position = np.random.default_rng(0).normal(size=(16, 32)).astype(np.float32)
     norm = Norm(np.ones(32, np.float32), np.zeros(32, np.float32))
-    tower = ImageTower(position, patch_embedding=None, blocks=None, final_norm=norm)
+    tower = ImageTower(position_embedding=position, patch_embedding=None, blocks=None, final_norm=norm)
     return Encoder(Parameters(tower), spec=SPECS["no biases"])
 
 
