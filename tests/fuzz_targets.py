@@ -367,7 +367,19 @@ def stories(folder: Path) -> Target:
     }
     maps = [{"name": "cat", "block": 1, "thumbnail": "YQ==", "plain": [[1.0]], "registers": [[2.0]]}]
     figures = {"scheme": "w8a8", "profile": profile, "maps": maps}
-    story = {"inspect": inspected, "search": {"w8a8": searched}, "figures": figures, "config": {"model": "m"}}
+    flips = {"counts": [1], "shown": [{"name": "cat", "picture": "YQ==", "answers": ["dog", "cat"]}]}
+    changed = {
+        "rows": ["float", "plain"], "gain": None, "loss": {"acc1": 0.1, "interval": [0.0, 0.2]}, "classes": [["cat", 2, 1]],
+        "flips": flips,
+    }  # fmt: skip
+    changes = {
+        "intervals": [{"acc1": [0.4, 0.6], "cosine": [0.8, 0.9]}],
+        "schemes": {"w8a8": changed},
+        "bytes": {"float": 40, "w8a8": 10},
+    }
+    story = {
+        "inspect": inspected, "search": {"w8a8": searched}, "figures": figures, "changes": changes, "config": {"model": "m"},
+    }  # fmt: skip
     quantization = {"scheme": "w8a8", "row": "plain", "registers": False, "note": None, "examples": 4}
     row = results.row(
         dataset="emoji", model="m", pretrained="m", task="knn", metrics={"acc1": 0.5}, quantization=quantization

@@ -18,13 +18,13 @@ from regcache_jax.encoders.vision import image_features
 class ParameterGroup(nn.Module):
     """One group of the parameter tree; `path` leads to it in the table of `spec`."""
 
-    spec: ImageSpec | TextSpec
+    spec: EncoderSpec | ImageSpec | TextSpec
     path: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(self) -> dict[str, Any]:
         """The group's parameters, nested as in the table."""
-        table: Table = image_table(self.spec) if isinstance(self.spec, ImageSpec) else text_table(self.spec)
+        table = _table(self.spec)
         for name in self.path:
             table = table[name]
         return {
@@ -33,6 +33,12 @@ class ParameterGroup(nn.Module):
             else ParameterGroup(self.spec, (*self.path, name), name=name)()
             for name, entry in table.items()
         }
+
+
+def _table(spec: EncoderSpec | ImageSpec | TextSpec) -> Table:
+    if isinstance(spec, EncoderSpec):
+        return parameter_table(spec)
+    return image_table(spec) if isinstance(spec, ImageSpec) else text_table(spec)
 
 
 class ImageTower(nn.Module):
@@ -72,6 +78,8 @@ class TwoTower(nn.Module):
         for name, entry in parameter_table(self.spec).items():
             if isinstance(entry, Leaf):
                 self.param(name, entry.initializer, entry.shape)
+            elif name == "classifier":
+                ParameterGroup(self.spec, (name,), name=name)()
         features = ImageTower(self.spec.image, name="image")(images)
         texts = None
         if self.spec.text is not None and ids is not None:
@@ -81,10 +89,9 @@ class TwoTower(nn.Module):
 
 def _own_parameters(module: nn.Module, spec: ImageSpec | TextSpec) -> dict[str, Any]:
     """Declares the top level of a tower's table on `module` itself, the groups below it as submodules."""
-    table = image_table(spec) if isinstance(spec, ImageSpec) else text_table(spec)
     return {
         name: module.param(name, entry.initializer, entry.shape)
         if isinstance(entry, Leaf)
         else ParameterGroup(spec, (name,), name=name)()
-        for name, entry in table.items()
+        for name, entry in _table(spec).items()
     }
