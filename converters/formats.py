@@ -149,7 +149,8 @@ def setting(config: Mapping[str, Any], key: str, default: Any, where: str = "con
     else:
         right = isinstance(value, type(default))
     if not right or (type(default) is int and (isinstance(value, bool) or value < 1)):
-        raise UserError(f"{where}: {key} should be like {default!r}, got {value!r}")
+        wanted = "true or false" if isinstance(default, bool) else f"like {default!r}"
+        raise UserError(f"{where}: {key} should be {wanted}, got {value!r}")
     return value
 
 

@@ -21,6 +21,27 @@ from regcache_jax.encoders import families
 _BLOCK, _OURS = "encoder.layer.*", "image/blocks"
 _GATE = f"{_OURS}/mlp/gate/kernel"
 
+
+def projections(block: str) -> tuple[Rule, ...]:
+    """The layers of a block by the names that transformers 5 gives both DINOs: attention, and the MLP with or without a gate."""
+    return (
+        Rule(f"{block}.attention.q_proj.weight", f"{_OURS}/attention/query/kernel", out_in_to_in_out),
+        Rule(f"{block}.attention.q_proj.bias", f"{_OURS}/attention/query/bias", flat),
+        Rule(f"{block}.attention.k_proj.weight", f"{_OURS}/attention/key/kernel", out_in_to_in_out),
+        Rule(f"{block}.attention.k_proj.bias", f"{_OURS}/attention/key/bias", flat),
+        Rule(f"{block}.attention.v_proj.weight", f"{_OURS}/attention/value/kernel", out_in_to_in_out),
+        Rule(f"{block}.attention.v_proj.bias", f"{_OURS}/attention/value/bias", flat),
+        Rule(f"{block}.attention.o_proj.weight", f"{_OURS}/attention/out/kernel", out_heads_to_heads_out),
+        Rule(f"{block}.attention.o_proj.bias", f"{_OURS}/attention/out/bias"),
+        Rule(f"{block}.mlp.gate_proj.weight", f"{_OURS}/mlp/gate/kernel", out_in_to_in_out),
+        Rule(f"{block}.mlp.gate_proj.bias", f"{_OURS}/mlp/gate/bias"),
+        Rule(f"{block}.mlp.up_proj.weight", f"{_OURS}/mlp/fc1/kernel", out_in_to_in_out),
+        Rule(f"{block}.mlp.up_proj.bias", f"{_OURS}/mlp/fc1/bias"),
+        Rule(f"{block}.mlp.down_proj.weight", f"{_OURS}/mlp/fc2/kernel", out_in_to_in_out),
+        Rule(f"{block}.mlp.down_proj.bias", f"{_OURS}/mlp/fc2/bias"),
+    )
+
+
 RULES = (
     Rule("embeddings.cls_token", "image/class_token", two_in_front),
     Rule("embeddings.register_tokens", "image/registers", one_in_front),
@@ -52,21 +73,7 @@ RULES = (
     Rule(f"{_BLOCK}.layer_scale2.lambda1", f"{_OURS}/layer_scale2"),
     Rule("layernorm.weight", "image/final_norm/scale"),
     Rule("layernorm.bias", "image/final_norm/bias"),
-    # transformers 5
-    Rule(f"{_BLOCK}.attention.q_proj.weight", f"{_OURS}/attention/query/kernel", out_in_to_in_out),
-    Rule(f"{_BLOCK}.attention.q_proj.bias", f"{_OURS}/attention/query/bias", flat),
-    Rule(f"{_BLOCK}.attention.k_proj.weight", f"{_OURS}/attention/key/kernel", out_in_to_in_out),
-    Rule(f"{_BLOCK}.attention.k_proj.bias", f"{_OURS}/attention/key/bias", flat),
-    Rule(f"{_BLOCK}.attention.v_proj.weight", f"{_OURS}/attention/value/kernel", out_in_to_in_out),
-    Rule(f"{_BLOCK}.attention.v_proj.bias", f"{_OURS}/attention/value/bias", flat),
-    Rule(f"{_BLOCK}.attention.o_proj.weight", f"{_OURS}/attention/out/kernel", out_heads_to_heads_out),
-    Rule(f"{_BLOCK}.attention.o_proj.bias", f"{_OURS}/attention/out/bias"),
-    Rule(f"{_BLOCK}.mlp.gate_proj.weight", f"{_OURS}/mlp/gate/kernel", out_in_to_in_out),
-    Rule(f"{_BLOCK}.mlp.gate_proj.bias", f"{_OURS}/mlp/gate/bias"),
-    Rule(f"{_BLOCK}.mlp.up_proj.weight", f"{_OURS}/mlp/fc1/kernel", out_in_to_in_out),
-    Rule(f"{_BLOCK}.mlp.up_proj.bias", f"{_OURS}/mlp/fc1/bias"),
-    Rule(f"{_BLOCK}.mlp.down_proj.weight", f"{_OURS}/mlp/fc2/kernel", out_in_to_in_out),
-    Rule(f"{_BLOCK}.mlp.down_proj.bias", f"{_OURS}/mlp/fc2/bias"),
+    *projections(_BLOCK),  # transformers 5
 )
 TRAINED_PIXELS, EVALUATED_PIXELS = 518, 224
 

@@ -6,7 +6,7 @@ classifier is kept; the pooler of `ViTModel` (a dense layer and tanh, which no p
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from regcache_jax.converters.engine import (
     Rule,
@@ -17,7 +17,8 @@ from regcache_jax.converters.engine import (
     out_in_to_in_out,
     two_in_front,
 )
-from regcache_jax.converters.formats import Format, Given, activation, needs_config, preprocessing, setting
+from regcache_jax.converters.formats import Format, Given, needs_config, preprocessing, setting
+from regcache_jax.converters.huggingface_clip import block_spec
 from regcache_jax.converters.labels import count_classes
 
 from regcache_jax.core.errors import UserError
@@ -79,15 +80,8 @@ def spec(given: Given) -> EncoderSpec:
             f"{given.name} is a distilled DeiT with a second class token, which is not supported yet; plain DeiTs are (model_type vit)"
         )
     pixels = setting(config, "image_size", 224)
-    blocks = BlockSpec(
-        width=setting(config, "hidden_size", 768),
-        num_blocks=setting(config, "num_hidden_layers", 12),
-        num_heads=setting(config, "num_attention_heads", 12),
-        mlp_width=setting(config, "intermediate_size", 3072),
-        activation=activation(config, "gelu"),
-        norm_eps=setting(config, "layer_norm_eps", 1e-12),
-        qkv_bias="qkv" if setting(config, "qkv_bias", True) else "none",
-    )
+    biases: Literal["qkv", "none"] = "qkv" if setting(config, "qkv_bias", True) else "none"
+    blocks = block_spec(config, BlockSpec(768, 12, 12, 3072, "gelu", 1e-12, qkv_bias=biases), "gelu")
     image = ImageSpec(pixels, setting(config, "patch_size", 16), blocks, class_token=True, pooling="class")
     pictures = preprocessing(_squared(given.preprocessor), families.vit_preprocessing(pixels))
     return EncoderSpec(

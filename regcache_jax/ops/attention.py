@@ -156,18 +156,36 @@ def attend_slot(
     Rows are selected, not written or joined, and counted (a token once, a register `copies` times, a repeated token never)
     after the exponential, not biased before it: a TPU then runs projection, product and softmax as one fusion. A repeated
     token cannot lift the largest logit. Integer products hide the padding instead, and keep registers beside it in float."""
-    row = jnp.arange(key.shape[1], dtype=jnp.int32)
     if rounding is not None:
+        row = jnp.arange(key.shape[1], dtype=jnp.int32)
         hidden = jnp.where(row < slot, 0.0, -jnp.inf)[None, None, None]
         return attend(query, key, value, hidden, register, rounding=rounding)
+    key, value = select_registers(key, value, slot, register)
+    return attend(query, key, value, count=row_counts(key.shape[1], slot, register))
+
+
+def select_registers(
+    key: Float[Array, "B N H K"], value: Float[Array, "B N H K"], slot: int, register: BlockRegister | None
+) -> tuple[Float[Array, "B N H K"], Float[Array, "B N H K"]]:
+    """Keys and values with the registers in the rows from `slot` on."""
+    if register is None:
+        return key, value
+    row = jnp.arange(key.shape[1], dtype=jnp.int32)
+    for index in range(register.key.shape[0]):
+        here = (row == slot + index)[:, None, None]
+        key = jnp.where(here, register.key[index].astype(key.dtype), key)
+        value = jnp.where(here, register.value[index].astype(value.dtype), value)
+    return key, value
+
+
+def row_counts(num_rows: int, slot: int, register: BlockRegister | None) -> Float[Array, "#H N"]:
+    """How often each row is seen: a token once, a register `copies` times, a repeated token never."""
+    row = jnp.arange(num_rows, dtype=jnp.int32)
     count = (row < slot).astype(jnp.float32)[None]
     if register is not None:
         for index in range(register.key.shape[0]):
-            here = row == slot + index
-            key = jnp.where(here[:, None, None], register.key[index].astype(key.dtype), key)
-            value = jnp.where(here[:, None, None], register.value[index].astype(value.dtype), value)
-            count = jnp.where(here, jnp.exp(register.logit_bias[index])[:, None], count)
-    return attend(query, key, value, count=count)
+            count = jnp.where(row == slot + index, jnp.exp(register.logit_bias[index])[:, None], count)
+    return count
 
 
 def attend_reference(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from regcache_jax.core.plan import BlockRegister
-from regcache_jax.ops.attention import attend_slot
+from regcache_jax.ops.attention import attend_slot, row_counts, select_registers
 
 
 def attend_plain(
@@ -39,7 +39,7 @@ def attend_kept(
 ) -> Float[Array, "B T H K"]:
     """One head a product, whose inputs are narrowed to `dtype` as it reads them. The first three are float32."""
     key, value = select_registers(key, value, slot, register)
-    count = row_counts(key.shape[1], slot, register)
+    count = None if slot == key.shape[1] else row_counts(key.shape[1], slot, register)  # None: all are tokens
     if count is not None:
         value = value * count.T[:, :, None]
     query = (query * query.shape[-1] ** -0.5).astype(dtype)
@@ -60,7 +60,7 @@ def attend_pairs(
     half = query.shape[-1] // 2
     is_even = jnp.arange(2 * half, dtype=jnp.int32) < half
     key, value = select_registers(key, value, slot, register)
-    count = row_counts(key.shape[1], slot, register)
+    count = None if slot == key.shape[1] else row_counts(key.shape[1], slot, register)  # None: all are tokens
     counts = [count if count is None or len(count) == 1 else count[parity::2] for parity in (0, 1)]
     if counts[0] is not None and counts[1] is not None:
         value = value * jnp.where(is_even, counts[0].T[:, :, None], counts[1].T[:, :, None])
@@ -99,32 +99,6 @@ def held(array: Float[Array, "..."]) -> Float[Array, "..."]:
     """The same float32 numbers, written as such before anything reads them."""
     bits = jax.lax.bitcast_convert_type(array, jnp.uint32)
     return jax.lax.bitcast_convert_type(jax.lax.optimization_barrier(bits), jnp.float32)
-
-
-def select_registers(
-    key: Float[Array, "B N H K"], value: Float[Array, "B N H K"], slot: int, register: BlockRegister | None
-) -> tuple[Float[Array, "B N H K"], Float[Array, "B N H K"]]:
-    """Keys and values with the registers in the rows from `slot` on."""
-    if register is None:
-        return key, value
-    row = jnp.arange(key.shape[1], dtype=jnp.int32)
-    for index in range(register.key.shape[0]):
-        here = (row == slot + index)[:, None, None]
-        key = jnp.where(here, register.key[index].astype(key.dtype), key)
-        value = jnp.where(here, register.value[index].astype(value.dtype), value)
-    return key, value
-
-
-def row_counts(num_rows: int, slot: int, register: BlockRegister | None) -> Float[Array, "#H N"] | None:
-    """How often each row is seen: a token once, a register `copies` times, a repeated token never; None: all are tokens."""
-    if slot == num_rows:
-        return None
-    row = jnp.arange(num_rows, dtype=jnp.int32)
-    count = (row < slot).astype(jnp.float32)[None]
-    if register is not None:
-        for index in range(register.key.shape[0]):
-            count = jnp.where(row == slot + index, jnp.exp(register.logit_bias[index])[:, None], count)
-    return count
 
 
 def _mix(
