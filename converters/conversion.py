@@ -26,6 +26,7 @@ from regcache_jax.converters import (
     meta_dinov3,
     open_clip,
     openai,
+    perception_encoder,
     sources,
     timm,
     timm_vit,
@@ -62,6 +63,7 @@ FORMATS: list[Format] = [
     huggingface_dinov3.FORMAT,
     huggingface_vit.FORMAT,
     huggingface_flax.FORMAT,
+    *perception_encoder.FORMATS,  # before CLIPs and SigLIPs, most of whose names they have
     openai.FORMAT,
     *open_clip.FORMATS,
     meta_dinov3.META,  # before DINOv2, most of whose names it has

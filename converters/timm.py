@@ -33,10 +33,7 @@ _DINOV2 = (
 DINOV2_RULES = (*_DINOV2, Rule("pos_embed", "image/position_embedding", one_in_front))
 # With registers, the class token already carries its position.
 DINOV2_REGISTER_RULES = (*_DINOV2, Rule("pos_embed", "image/position_embedding", without_class_row))
-SIGLIP_RULES = (
-    Rule("pos_embed", "image/position_embedding", one_in_front),
-    *BLOCKS,
-    *MLP,
+HEAD = (
     Rule("attn_pool.latent", f"{_HEAD}/probe", two_in_front),
     Rule("attn_pool.q.weight", f"{_ATTENTION}/query/kernel", out_in_to_in_out),
     Rule("attn_pool.q.bias", f"{_ATTENTION}/query/bias", flat),
@@ -51,6 +48,7 @@ SIGLIP_RULES = (
     Rule("attn_pool.mlp.fc2.weight", f"{_HEAD}/mlp/fc2/kernel", out_in_to_in_out),
     Rule("attn_pool.mlp.fc2.bias", f"{_HEAD}/mlp/fc2/bias"),
 )
+SIGLIP_RULES = (Rule("pos_embed", "image/position_embedding", one_in_front), *BLOCKS, *MLP, *HEAD)
 CLIP_RULES = (
     Rule("cls_token", "image/class_token", two_in_front),
     Rule("pos_embed", "image/position_embedding", one_in_front),

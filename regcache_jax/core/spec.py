@@ -34,6 +34,7 @@ from regcache_jax.core.errors import UserError, shown
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
 Resize = Literal["squash", "shortest"]
 Filter = Literal["bicubic", "bilinear", "bilinear_tf", "lanczos"]
+Interpolation = Literal["bicubic", "bicubic_antialias", "bicubic_offset", "bilinear", "bilinear_centres"]
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -138,7 +139,8 @@ class ImageSpec:
     positions are rotary alone, and pictures may have any shape.
 
     `pooling="none"`: what is read are its patches; where one feature a picture is asked for, their mean stands in. Without
-    `final_norm` its tokens are what leaves the last block."""
+    `final_norm` its tokens are what leaves the last block. Attention pooling (`map`) has as many heads and as wide an MLP as a block,
+    where it states no others."""
 
     image_size: int
     patch_size: int
@@ -151,9 +153,11 @@ class ImageSpec:
     projection: int | None = None
     projection_bias: bool = False
     position_grid: int | None = None
-    position_interpolation: Literal["bicubic", "bicubic_antialias", "bicubic_offset", "bilinear"] = "bicubic"
+    position_interpolation: Interpolation = "bicubic"
     position_table: bool = added(True)
     final_norm: bool = added(True)
+    head_heads: int | None = added(None)
+    head_mlp_width: int | None = added(None)
 
     def __post_init__(self) -> None:
         _check_ranges(
@@ -165,6 +169,7 @@ class ImageSpec:
             position_grid=(1, BLOCKS),
         )
         _check_ranges(self.blocks, num_blocks=(1, BLOCKS))
+        _ = self.head  # which refuses heads that do not fill the width
 
     @property
     def grid(self) -> int:
@@ -190,6 +195,14 @@ class ImageSpec:
     def stored_grid(self) -> int:
         """Side of the position table as it is stored."""
         return self.position_grid or self.grid
+
+    @property
+    def head(self) -> BlockSpec:
+        """Attention pooling as if it were a block: without rotary positions, with all biases."""
+        heads, mlp_width = self.head_heads or self.blocks.num_heads, self.head_mlp_width or self.blocks.mlp_width
+        return dataclasses.replace(
+            self.blocks, num_heads=heads, mlp_width=mlp_width, gated_mlp=False, qkv_bias="qkv", rotary=None
+        )
 
     @property
     def feature_dim(self) -> int:
@@ -261,7 +274,7 @@ class EncoderSpec:
     """One encoder: towers, preprocessing, tokenization and where it comes from. `text` is None for a lone image tower."""
 
     name: str
-    family: Literal["clip", "siglip", "dinov2", "dinov3", "vit"]
+    family: Literal["clip", "siglip", "dinov2", "dinov3", "vit", "pe"]
     image: ImageSpec
     preprocessing: Preprocessing
     text: TextSpec | None = None

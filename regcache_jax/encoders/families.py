@@ -42,11 +42,13 @@ SIZES = {
     "H+": (1280, 32, 20, 5120),
     "7B": (4096, 40, 32, 8192),
     "bigG": (1664, 48, 16, 8192),
+    "PE G": (1536, 50, 16, 8960),
     "clip text B": (512, 12, 8, 2048),
     "clip text B+": (640, 12, 10, 2560),
     "clip text L": (768, 12, 12, 3072),
     "clip text H": (1024, 24, 16, 4096),
     "clip text bigG": (1280, 32, 20, 5120),
+    "PE text G": (1280, 24, 20, 5120),
 }
 
 DINOV3_EPS, DINOV3_ROTARY = 1e-5, Rotary(100.0)
@@ -153,6 +155,48 @@ def siglip_spec(name: str, shape: Shape, vocab: int, text: str | None = None, co
         ),
         tokenization=siglip_tokenization(context, vocab),
     )
+
+
+def pe_image(
+    size: str | tuple[int, int, int, int],
+    patch: int,
+    pixels: int,
+    *,
+    class_token: bool,
+    layer_scale: bool = False,
+    out: int | None = None,
+) -> ImageSpec:
+    """A Perception Encoder's image tower: rotary positions beside a table of them. Core projects to `out` behind attention pooling, whose
+    8 heads and MLP of four widths are those of every size; of the others (None) patches are read as they leave the last block."""
+    rotary = Rotary(10_000.0, "interleaved", "columns", "integer", offset=int(class_token))
+    stack = blocks(size, EXACT_GELU, 1e-5, layer_scale=layer_scale, rotary=rotary)
+    core = out is not None
+    return ImageSpec(
+        pixels,
+        patch,
+        stack,
+        class_token,
+        pooling="map" if core else "none",
+        patch_bias=False,
+        pre_norm=True,
+        projection=out,
+        position_interpolation="bilinear_centres",
+        final_norm=core,
+        head_heads=8 if core else None,
+        head_mlp_width=4 * stack.width if core else None,
+    )
+
+
+def pe_spec(name: str, image: ImageSpec, text: TextSpec | None = None) -> EncoderSpec:
+    """A Perception Encoder of any kind, with its text tower where it has one."""
+    words = None if text is None else clip_tokenization(text.context_length, text.vocab_size)
+    return EncoderSpec(name, "pe", image, siglip_preprocessing(image.image_size, "bilinear"), text, words)
+
+
+def clip_text(size: str | tuple[int, int, int, int], out: int, context: int = 77, vocab: int = 49408) -> TextSpec:
+    """CLIP's text tower with the exact GELU, read at the largest id."""
+    stack = blocks(size, EXACT_GELU, 1e-5, causal=True)
+    return TextSpec(vocab, context, stack, "argmax", eot_id=vocab - 1, projection=out)
 
 
 def vit_spec(

@@ -87,9 +87,8 @@ def image_table(spec: ImageSpec) -> Table:
     if spec.pre_norm:
         table["pre_norm"] = _norm(width)
     if spec.pooling == "map":
-        mlp = {"fc1": _dense((width,), (blocks.mlp_width,)), "fc2": _dense((blocks.mlp_width,), (width,))}
         table["head"] = {
-            "probe": Leaf((width,), _NORMAL), "attention": _attention(blocks), "norm": _norm(width), "mlp": mlp,
+            "probe": Leaf((width,), _NORMAL), "attention": _attention(spec.head), "norm": _norm(width), "mlp": _mlp(spec.head),
         }  # fmt: skip
     if spec.projection is not None:
         table["projection"] = _dense((width,), (spec.projection,), bias=spec.projection_bias)
