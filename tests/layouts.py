@@ -313,3 +313,59 @@ def timm_from_meta_dinov3(meta: State) -> dict[str, torch.Tensor]:
                 name = name.replace(old, new)
             out[name] = tensor
     return out
+
+
+def timm_from_pe(state: State) -> dict[str, torch.Tensor]:
+    """timm's Perception Encoder, from Meta's names: the probe's query apart, the projection a Linear."""
+    renamed = {
+        "conv1": "patch_embed.proj",
+        "class_embedding": "cls_token",
+        "positional_embedding": "pos_embed",
+        "ln_pre": "norm_pre",
+    }
+    renamed |= {
+        "transformer.resblocks.": "blocks.",
+        "ln_post": "norm",
+        "ln_1": "norm1",
+        "ln_2": "norm2",
+        "ls_1.gamma": "gamma_1",
+    }
+    renamed |= {
+        "ls_2.gamma": "gamma_2",
+        "attn.in_proj_": "attn.qkv.",
+        "attn.out_proj": "attn.proj",
+        "c_fc": "fc1",
+        "c_proj": "fc2",
+    }
+    renamed |= {
+        "attn_pool.attn.": "attn_pool.",
+        "attn_pool.layernorm": "attn_pool.norm",
+        "attn_pool.probe": "attn_pool.latent",
+    }
+    out: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        if not name.startswith("visual."):
+            continue
+        name = name.removeprefix("visual.")
+        for old, new in renamed.items():
+            name = name.replace(old, new)
+        if name.startswith("attn_pool.qkv."):
+            leaf = name.rpartition(".")[2]
+            out[f"attn_pool.q.{leaf}"], out[f"attn_pool.kv.{leaf}"] = (
+                tensor[: len(tensor) // 3],
+                tensor[len(tensor) // 3 :],
+            )
+        elif name == "proj":
+            out["head.weight"] = tensor.T
+        elif name == "cls_token":
+            out[name] = tensor[None, None]
+        else:
+            out[name] = tensor[None] if name == "pos_embed" else tensor
+    return {name: tensor.detach().clone().contiguous() for name, tensor in out.items()}
+
+
+def open_clip_from_pe(state: State) -> dict[str, torch.Tensor]:
+    """open_clip's Perception Encoder: timm's trunk, and the text tower below a word of its own."""
+    out = {f"visual.trunk.{name}": tensor for name, tensor in timm_from_pe(state).items()}
+    texts = {name: tensor for name, tensor in state.items() if not name.startswith("visual.")}
+    return out | {name if name == "logit_scale" else f"text.{name}": tensor for name, tensor in texts.items()}

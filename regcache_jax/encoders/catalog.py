@@ -28,12 +28,16 @@ from regcache_jax.core.spec import (
 from regcache_jax.encoders.families import (
     EXACT_GELU,
     QUICK_GELU,
+    SIZES,
     Shape,
     clip_preprocessing,
     clip_spec,
+    clip_text,
     clip_tower_spec,
     dinov2_spec,
     dinov3_spec,
+    pe_image,
+    pe_spec,
     siglip_spec,
     siglip_tower_spec,
     timm_preprocessing,
@@ -165,6 +169,49 @@ def _dinov3(number: int | None, size: str, file: str, parameters: float | None =
     shape = {"s": "S", "b": "B", "l": "L", "h": "H+", "7b": "7B"}[letter]
     spec = dinov3_spec(huggingface.split("/")[-1], shape, bool(plus) or letter == "7b", data == "sat493m")
     return Row(huggingface, "DINOv3", spec, number, None, None, others, parameters, since="0.2.0")
+
+
+_PE_WORDS = {"T": "tiny", "S": "small", "B": "base", "L": "large", "G": "gigantic"}
+_PE_TEXTS = {
+    "T": ("clip text B", 512, 32),
+    "S": ("clip text B", 512, 32),
+    "B": ("clip text H", 1024, 32),
+    "L": ("clip text H", 1024, 32),
+    "G": ("PE text G", 1280, 72),
+}
+"""Core's text tower beside an image tower of some size: its own size, the width in which they meet, its context."""
+
+
+def _pe(
+    kind: str,
+    shape: Shape,
+    figures: Figures,
+    *,
+    open_clip: str | None = None,
+    depth: int | None = None,
+    layer_scale: bool = False,
+    timm: str = "fb",
+) -> Row:
+    """A Perception Encoder: `kind` is Core, Spatial, Lang or Lang-Tiling, `depth` says how many blocks are left of the size's."""
+    size, patch, pixels = shape
+    width, blocks, heads, mlp_width = SIZES[{"T": "Ti", "G": "PE G"}.get(size, size)]
+    whole, _, ending = kind.partition("-")
+    text, out, context = _PE_TEXTS[size]
+    core = kind == "Core"
+    image = pe_image(
+        (width, depth or blocks, heads, mlp_width),
+        patch,
+        pixels,
+        class_token=size != "G",
+        layer_scale=layer_scale,
+        out=out if core else None,
+    )
+    name = f"PE-{whole}-{size}{patch}-{pixels}{'-' * bool(ending)}{ending}"
+    trunk = f"vit_pe_{whole.lower()}_{_PE_WORDS[size]}_patch{patch}_{pixels}.{timm}"
+    spec = pe_spec(name, image, clip_text(text, out, context) if core else None)
+    others = (f"{name}.pt", trunk, f"timm/{trunk}", *([f"timm/{open_clip}"] if open_clip else []))
+    tag = (open_clip, "meta") if open_clip else None
+    return Row(f"facebook/{name}", f"PE {whole}", spec, None, tag, None, others, *figures, since=_NEXT)
 
 
 def _squashed(pixels: int) -> Preprocessing:
@@ -323,6 +370,16 @@ ROWS: tuple[Row, ...] = (
     *(_vit(f"facebook/dino-vit{letter}{patch}", (size, patch, 224), timm_preprocessing(224, IMAGENET_MEAN, IMAGENET_STD), count, None,
            f"timm/vit_{word}_patch{patch}_224.dino", f"dino_vit{letter}{patch}", f"dino_{'deit' if letter == 's' else 'vit'}{word}{patch}_pretrain")
       for word, letter, size, patch, count in (("small", "s", "S", 16, 21.67), ("small", "s", "S", 8, 21.67), ("base", "b", "B", 16, 85.80), ("base", "b", "B", 8, 85.81))),
+    # Meta's Perception Encoders; parameters as its code counts them, accuracy of its README.
+    _pe("Core", ("T", 16, 384), (6.14, 63.41, 62.1), open_clip="PE-Core-T-16-384"),
+    _pe("Core", ("S", 16, 384), (23.78, 63.41, 72.7), open_clip="PE-Core-S-16-384"),
+    _pe("Core", ("B", 16, 224), (93.67, 353.99, 78.4), open_clip="PE-Core-B-16"),
+    _pe("Core", ("L", 14, 336), (317.15, 353.99, 83.5), open_clip="PE-Core-L-14-336"),
+    _pe("Core", ("G", 14, 448), (1882.03, 537.23, 85.4), open_clip="PE-Core-bigG-14-448"),
+    *(_pe("Spatial", (size, patch, px), (count, None, None), layer_scale=size == "G")
+      for size, patch, px, count in (("T", 16, 512, 5.68), ("S", 16, 512, 21.98), ("B", 16, 512, 86.43), ("L", 14, 448, 303.96), ("G", 14, 448, 1851.89))),
+    *(_pe(f"Lang{tiling}", (size, 14, 448), (count, None, None), depth=depth, layer_scale=True, timm=f"fb{tiling.lower().replace('-', '_')}")
+      for size, depth, count in (("L", 23, 291.42), ("G", 47, 1740.92)) for tiling in ("", "-Tiling")),
     # Towers of vision-language models.
     *(_tower("Gemma 3 tower", f"google/{name}", 416.9, ("So400m", 14, 896))
       for name in ("gemma-3-4b-it", "gemma-3-4b-pt", "gemma-3-12b-it", "gemma-3-12b-pt", "gemma-3-27b-it", "gemma-3-27b-pt",

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import layouts
 import numpy as np
+import perception
 import pytest
 import small
 import torch
@@ -421,6 +422,9 @@ def test_every_table_is_its_own_inverse(format, clip_pair, siglip_pair, tmp_path
         options = {**IMAGE, "num_register_tokens": 4, "key_bias": False}
         draw_parameters(transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**options))).save_pretrained(tmp_path)
         encoder = read(tmp_path)
+    elif "PE" in format:
+        torch.save(perception.drawn(class_token=True, core="Core" in format, layer_scale=True), tmp_path / "PE.pt")
+        encoder = read(tmp_path / "PE.pt")
     else:
         encoder = clip_pair[0] if "CLIP" in format else siglip_pair[0]
     alone = Parameters(encoder.params.image, classifier=encoder.params.classifier)
