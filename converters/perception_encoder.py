@@ -12,10 +12,9 @@ from regcache_jax.converters.engine import Rule, StoredTensor
 from regcache_jax.converters.formats import Format, Given, num_heads, section
 from regcache_jax.converters.meta_dinov3 import TIMM_LAYER_SCALE
 
-from regcache_jax.core.spec import EncoderSpec, ImageSpec, TextSpec
+from regcache_jax.core.spec import EncoderSpec, ImageSpec
 from regcache_jax.encoders import families
 
-_TRUNK = "visual.trunk."
 META_RULES = (
     *openai.RULES,
     Rule("visual.transformer.resblocks.*.ls_1.gamma", "image/blocks/layer_scale1"),
@@ -23,12 +22,7 @@ META_RULES = (
     *huggingface_siglip.head("visual.attn_pool", "attn", "c_fc", "c_proj"),
 )
 TIMM_RULES = (*timm.CLIP_RULES, *TIMM_LAYER_SCALE, *timm.HEAD)
-OPEN_CLIP_RULES = (
-    *(dataclasses.replace(rule, theirs=f"{_TRUNK}{rule.theirs}") for rule in TIMM_RULES),
-    *openai.text("text."),
-    Rule("text.text_projection", "text/projection/kernel"),
-    Rule("logit_scale", "logit_scale"),
-)
+OPEN_CLIP_RULES = (*open_clip.around_trunk(TIMM_RULES), Rule("text.text_projection", "text/projection/kernel"))
 
 
 class _Names(NamedTuple):
@@ -67,22 +61,8 @@ def image_spec(given: Given, names: _Names) -> ImageSpec:
     return families.pe_image(size, patch, grid * patch, class_token=class_token, layer_scale=layer_scale, out=out)
 
 
-def text_spec(given: Given, beginning: str = "") -> TextSpec:
-    """A text tower in OpenAI's names from its shapes; heads are 64 wide."""
-    vocabulary, width = given.shape(f"{beginning}token_embedding.weight", 2)
-    block = f"{beginning}transformer.resblocks"
-    size = (
-        width,
-        given.count(f"{block}.*.ln_1.weight"),
-        max(1, width // 64),
-        given.shape(f"{block}.0.mlp.c_fc.weight", 2)[0],
-    )
-    context = given.shape(f"{beginning}positional_embedding", 2)[0]
-    return families.clip_text(size, given.shape(f"{beginning}text_projection", 2)[1], context, vocabulary)
-
-
 def _meta_spec(given: Given) -> EncoderSpec:
-    text = text_spec(given) if given.has("token_embedding.weight") else None
+    text = openai.text_spec(given, "", families.EXACT_GELU) if given.has("token_embedding.weight") else None
     return families.pe_spec(given.name, image_spec(given, _META), text)
 
 
@@ -96,9 +76,8 @@ def _timm_spec(given: Given) -> EncoderSpec:
 
 
 def _open_clip_spec(given: Given) -> EncoderSpec:
-    trunk = {name.removeprefix(_TRUNK): tensor for name, tensor in given.tensors.items() if name.startswith(_TRUNK)}
-    image = _timm_spec(dataclasses.replace(given, tensors=trunk, config={})).image
-    spec = families.pe_spec(given.name, image, text_spec(given, "text."))
+    image = _timm_spec(dataclasses.replace(open_clip.trunk(given), config={})).image
+    spec = families.pe_spec(given.name, image, openai.text_spec(given, "text.", families.EXACT_GELU))
     return dataclasses.replace(spec, preprocessing=open_clip.preprocessing(given.config, spec.preprocessing))
 
 
@@ -122,7 +101,7 @@ FORMATS = (
     Format("timm PE", ("norm_pre.weight", "pos_embed", "blocks.*.attn.qkv.weight"), TIMM_RULES, _timm_spec, unless=("norm.*",)),
     Format(
         "open_clip PE Core",
-        (f"{_TRUNK}norm_pre.weight", f"{_TRUNK}attn_pool.latent", "text.token_embedding.weight"),
+        ("visual.trunk.norm_pre.weight", "visual.trunk.attn_pool.latent", "text.token_embedding.weight"),
         OPEN_CLIP_RULES,
         _open_clip_spec,
         ignored=("text.attn_mask",),

@@ -19,6 +19,8 @@ from regcache_jax.files.bounded import read_json
 ARCHITECTURES = {
     "clip": ("CLIPModel", "CLIPVisionModelWithProjection", "CLIPVisionModel"),
     "clip_vision_model": ("CLIPVisionModel", "CLIPVisionModelWithProjection"),
+    "metaclip_2": ("MetaClip2Model", "MetaClip2VisionModelWithProjection", "MetaClip2VisionModel"),
+    "metaclip_2_vision_model": ("MetaClip2VisionModel", "MetaClip2VisionModelWithProjection"),
     "siglip": ("SiglipModel", "SiglipVisionModel"),
     "siglip_vision_model": ("SiglipVisionModel",),
     "dinov2": ("Dinov2Model",),
@@ -32,6 +34,8 @@ ARCHITECTURES = {
 PROCESSORS = {
     "clip": "CLIPImageProcessor",
     "clip_vision_model": "CLIPImageProcessor",
+    "metaclip_2": "CLIPImageProcessor",
+    "metaclip_2_vision_model": "CLIPImageProcessor",
     "siglip": "SiglipImageProcessor",
     "siglip_vision_model": "SiglipImageProcessor",
     "dinov2": "BitImageProcessor",

@@ -256,7 +256,7 @@ class Tokenization:
     """How text becomes ids `[T]`: which tokenizer, which cleaning (before the tokenizer's own; see `tokenizers.CLEANING`),
     how it is padded to `context_length`."""
 
-    kind: Literal["clip", "sentencepiece", "hashed"]
+    kind: Literal["clip", "sentencepiece", "xlm", "hashed"]
     context_length: int
     vocab_size: int
     cleaning: Literal["none", "lower", "lower_ascii", "canonicalize", "drop_punctuation", "clip"]

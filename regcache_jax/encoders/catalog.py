@@ -43,6 +43,7 @@ from regcache_jax.encoders.families import (
     timm_preprocessing,
     vit_preprocessing,
     vit_spec,
+    with_metaclip2_words,
 )
 
 Figures = tuple[float | None, float | None, float | None]
@@ -171,6 +172,32 @@ def _dinov3(number: int | None, size: str, file: str, parameters: float | None =
     return Row(huggingface, "DINOv3", spec, number, None, None, others, parameters, since="0.2.0")
 
 
+def _metaclip2(huggingface: str, open_clip: str, shape: Shape, activation: Activation, figures: Figures) -> Row:
+    """A MetaCLIP 2: a CLIP with XLM-V's words. Its larger pictures are squashed (open_clip's table)."""
+    (size, _, pixels), word = shape, {"H": "huge", "bigG": "gigantic"}[shape[0]]
+    text, out = CLIP_TEXTS[size]
+    spec = clip_spec(huggingface.split("/")[-1], shape, text, out, activation)
+    assert spec.text is not None
+    spec = with_metaclip2_words(dataclasses.replace(spec, text=dataclasses.replace(spec.text, vocab_size=901_629)), 2)
+    spec = spec if pixels == 224 else dataclasses.replace(spec, preprocessing=_squashed(pixels))
+    others = (f"timm/vit_{word}_patch14_clip_{pixels}.metaclip2_worldwide",)
+    return Row(
+        huggingface, "MetaCLIP 2", spec, None, (open_clip, "metaclip2_worldwide"), None, others, *figures, since=_NEXT
+    )
+
+
+def _mobileclip2(huggingface: str, open_clip: str, shape: Shape, figures: Figures) -> Row:
+    """A MobileCLIP2 that is a plain ViT: timm's tower, whose projection has a bias, and texts that are not causal."""
+    text, out = CLIP_TEXTS[shape[0]]
+    spec = clip_spec(open_clip, shape, text, out, EXACT_GELU)
+    spec = dataclasses.replace(
+        spec,
+        image=dataclasses.replace(spec.image, projection_bias=True),
+        text=clip_text(text, out, causal=False),
+    )
+    return Row(huggingface, "MobileCLIP 2", spec, None, (open_clip, "dfndr2b"), None, (), *figures, since=_NEXT)
+
+
 _PE_WORDS = {"T": "tiny", "S": "small", "B": "base", "L": "large", "G": "gigantic"}
 _PE_TEXTS = {
     "T": ("clip text B", 512, 32),
@@ -209,7 +236,7 @@ def _pe(
     name = f"PE-{whole}-{size}{patch}-{pixels}{'-' * bool(ending)}{ending}"
     trunk = f"vit_pe_{whole.lower()}_{_PE_WORDS[size]}_patch{patch}_{pixels}.{timm}"
     spec = pe_spec(name, image, clip_text(text, out, context) if core else None)
-    others = (f"{name}.pt", trunk, f"timm/{trunk}", *([f"timm/{open_clip}"] if open_clip else []))
+    others = (f"{name}.pt", *([f"timm/{open_clip}"] if open_clip else []), trunk, f"timm/{trunk}")
     tag = (open_clip, "meta") if open_clip else None
     return Row(f"facebook/{name}", f"PE {whole}", spec, None, tag, None, others, *figures, since=_NEXT)
 
@@ -370,6 +397,12 @@ ROWS: tuple[Row, ...] = (
     *(_vit(f"facebook/dino-vit{letter}{patch}", (size, patch, 224), timm_preprocessing(224, IMAGENET_MEAN, IMAGENET_STD), count, None,
            f"timm/vit_{word}_patch{patch}_224.dino", f"dino_vit{letter}{patch}", f"dino_{'deit' if letter == 's' else 'vit'}{word}{patch}_pretrain")
       for word, letter, size, patch, count in (("small", "s", "S", 16, 21.67), ("small", "s", "S", 8, 21.67), ("base", "b", "B", 16, 85.80), ("base", "b", "B", 8, 85.81))),
+    # CLIPs with other texts; parameters as open_clip counts them.
+    _metaclip2("facebook/metaclip-2-worldwide-huge-quickgelu", "ViT-H-14-worldwide", ("H", 14, 224), _QUICK, (632.08, 1226.71, None)),
+    _metaclip2("facebook/metaclip-2-worldwide-huge-378", "ViT-H-14-worldwide-378", ("H", 14, 378), _EXACT, (632.69, 1226.71, None)),
+    _metaclip2("facebook/metaclip-2-worldwide-giant", "ViT-bigG-14-worldwide", ("bigG", 14, 224), _EXACT, (1844.91, 1785.5, None)),
+    _metaclip2("facebook/metaclip-2-worldwide-giant-378", "ViT-bigG-14-worldwide-378", ("bigG", 14, 378), _EXACT, (1845.69, 1785.5, None)),
+    _mobileclip2("timm/MobileCLIP2-L-14-OpenCLIP", "MobileCLIP2-L-14", ("L", 14, 224), (303.97, 123.65, None)),
     # Meta's Perception Encoders; parameters as its code counts them, accuracy of its README.
     _pe("Core", ("T", 16, 384), (6.14, 63.41, 62.1), open_clip="PE-Core-T-16-384"),
     _pe("Core", ("S", 16, 384), (23.78, 63.41, 72.7), open_clip="PE-Core-S-16-384"),

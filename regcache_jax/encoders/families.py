@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from regcache_jax.core.errors import UserError
 from regcache_jax.core.spec import (
     CLIP_MEAN,
     CLIP_STD,
@@ -111,6 +112,36 @@ def siglip_tokenization(context_length: int, vocab_size: int) -> Tokenization:
     return Tokenization("sentencepiece", context_length, vocab_size, "drop_punctuation", pad_id=1, eos_id=1)
 
 
+def metaclip2_tokenization(end: int, context_length: int, vocab_size: int) -> Tokenization:
+    """The tokenizers of MetaCLIP 2, by the id that ends a text: XLM-V's (2), or mT5's (1) in its small models. Raises UserError for
+    another."""
+    if end == 2:
+        return Tokenization("xlm", context_length, vocab_size, "none", pad_id=1, bos_id=0, eos_id=2)
+    if end == 1:
+        return Tokenization("sentencepiece", context_length, vocab_size, "none", pad_id=0, eos_id=1)
+    raise UserError(f"texts of a MetaCLIP 2 end with the id 2 (XLM-V's tokenizer) or 1 (mT5's), got {end}")
+
+
+def clip_text(
+    size: str | tuple[int, int, int, int],
+    out: int,
+    context: int = 77,
+    vocab: int = 49408,
+    activation: Activation = EXACT_GELU,
+    causal: bool = True,
+) -> TextSpec:
+    """CLIP's text tower, read at the largest id."""
+    stack = blocks(size, activation, 1e-5, causal=causal)
+    return TextSpec(vocab, context, stack, "argmax", eot_id=vocab - 1, projection=out)
+
+
+def with_metaclip2_words(spec: EncoderSpec, end: int) -> EncoderSpec:
+    """A CLIP whose texts are MetaCLIP 2's, read at their first `end`."""
+    assert spec.text is not None
+    words = metaclip2_tokenization(end, spec.text.context_length, spec.text.vocab_size)
+    return dataclasses.replace(spec, text=dataclasses.replace(spec.text, pooling="eot", eot_id=end), tokenization=words)
+
+
 def clip_spec(name: str, shape: Shape, text: str, out: int, activation: Activation) -> EncoderSpec:
     """A CLIP as OpenAI and LAION trained them."""
     size, patch, pixels = shape
@@ -128,9 +159,7 @@ def clip_spec(name: str, shape: Shape, text: str, out: int, activation: Activati
             projection=out,
         ),
         preprocessing=clip_preprocessing(pixels),
-        text=TextSpec(
-            49408, 77, blocks(text, activation, 1e-5, causal=True), "argmax", eot_id=CLIP_END, projection=out
-        ),
+        text=clip_text(text, out, activation=activation),
         tokenization=clip_tokenization(),
     )
 
@@ -191,12 +220,6 @@ def pe_spec(name: str, image: ImageSpec, text: TextSpec | None = None) -> Encode
     """A Perception Encoder of any kind, with its text tower where it has one."""
     words = None if text is None else clip_tokenization(text.context_length, text.vocab_size)
     return EncoderSpec(name, "pe", image, siglip_preprocessing(image.image_size, "bilinear"), text, words)
-
-
-def clip_text(size: str | tuple[int, int, int, int], out: int, context: int = 77, vocab: int = 49408) -> TextSpec:
-    """CLIP's text tower with the exact GELU, read at the largest id."""
-    stack = blocks(size, EXACT_GELU, 1e-5, causal=True)
-    return TextSpec(vocab, context, stack, "argmax", eot_id=vocab - 1, projection=out)
 
 
 def vit_spec(

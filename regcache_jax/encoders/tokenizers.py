@@ -30,6 +30,7 @@ from regcache_jax.files.bounded import TEXT_LIMIT, read_bytes
 FILES: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "clip": ((TOKENIZER_FILE,), (VOCABULARY_FILE, MERGES_FILE), (ORIGINAL_FILE,)),
     "sentencepiece": ((TOKENIZER_FILE,), ("*.model",)),
+    "xlm": ((TOKENIZER_FILE,),),  # its `*.model` numbers words otherwise
     "hashed": (),
 }
 """For each kind of tokenizer the sets of files that hold it, the preferred one first; `*.model` counts where there is one."""
