@@ -144,10 +144,10 @@ def image(state: State, pixels: torch.Tensor) -> tuple[list[torch.Tensor], torch
     return entering, pooled[:, 0] @ state["visual.proj"]
 
 
-def text(state: State, ids: torch.Tensor) -> torch.Tensor:
+def text(state: State, ids: torch.Tensor, causal: bool = True) -> torch.Tensor:
     """Features of token ids, read at the largest."""
     hidden = state["token_embedding.weight"][ids] + state["positional_embedding"]
     for block in range(TEXT_BLOCKS):
-        hidden = _block(state, f"transformer.resblocks.{block}", hidden, TEXT_WIDTH // 64, causal=True)
+        hidden = _block(state, f"transformer.resblocks.{block}", hidden, TEXT_WIDTH // 64, causal=causal)
     tokens = _norm(state, "ln_final", hidden)
     return tokens[torch.arange(len(ids)), ids.argmax(-1)] @ state["text_projection"]
