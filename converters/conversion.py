@@ -30,6 +30,7 @@ from regcache_jax.converters import (
     sources,
     timm,
     timm_vit,
+    tips,
     vlm,
     wrappers,
 )
@@ -71,6 +72,7 @@ FORMATS: list[Format] = [
     meta_dinov2.FORMAT,
     *timm.FORMATS,
     *big_vision.FORMATS,
+    tips.FORMAT,
     timm_vit.FORMAT,
 ]
 # Where a SigLIP's patch embedding stands; NaFlex has a matrix there, for patches that are cut beforehand.

@@ -52,6 +52,9 @@ class Source:
         and shapes are read now."""
         kind = vlm.vlm_of(self.config)
         tensors = read_tensors(self.weights, None if kind is None else kind.is_tower)
+        texts = self.weights.with_name(self.weights.name.replace("_vision.npz", "_text.npz"))
+        if texts != self.weights and texts.is_file():  # TIPS's towers are files of their own
+            tensors = {**tensors, **read_tensors(texts)}
         if self.part is None:
             return tensors
         return {

@@ -4,7 +4,7 @@ The parameters of a spec are a nested dict of arrays (Flax's convention) with th
 leading axis L and attention projections are head-major. Leaves in brackets exist where the spec asks for them.
 
     image/ patch_embedding/kernel [P, P, 3, D]  (bias [D])      text/ token_embedding [V, D]
-           (class_token [D])  (registers [R, D])                      position_embedding [T, D]
+           (class_token [D])  (registers [R, D])                      (position_embedding [T, D])
            (position_embedding [class token + grid**2, D])            blocks/...
            (pre_norm/{scale, bias} [D])                               final_norm/{scale, bias} [D]
            blocks/...                                                 (projection/{kernel [D, E], bias [E]})
@@ -31,10 +31,12 @@ from typing import Any, Literal, NamedTuple
 
 from regcache_jax.core.errors import UserError, shown
 
-Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"]
 Resize = Literal["squash", "shortest"]
 Filter = Literal["bicubic", "bilinear", "bilinear_tf", "lanczos"]
-Interpolation = Literal["bicubic", "bicubic_antialias", "bicubic_offset", "bilinear", "bilinear_centres"]
+Interpolation = Literal[
+    "bicubic", "bicubic_antialias", "bicubic_offset", "bilinear", "bilinear_antialias", "bilinear_centres"
+]  # fmt: skip
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -212,16 +214,19 @@ class ImageSpec:
 
 @dataclasses.dataclass(frozen=True)
 class TextSpec:
-    """A text tower: a transformer, or (`kind="hashed"`) the bag of hashed words of the bundled encoder."""
+    """A text tower: a transformer, or (`kind="hashed"`) the bag of hashed words of the bundled encoder.
+
+    `pooling="mean"`: the mean of all tokens but padding (id 0), which nothing sees. Without `position_table` positions are sinusoids."""
 
     vocab_size: int
     context_length: int
     blocks: BlockSpec
-    pooling: Literal["eot", "argmax", "last"]
+    pooling: Literal["eot", "argmax", "last", "mean"]
     kind: Literal["transformer", "hashed"] = "transformer"
     eot_id: int | None = None
     projection: int | None = None
     projection_bias: bool = False
+    position_table: bool = added(True)
 
     def __post_init__(self) -> None:
         _check_ranges(self, vocab_size=(1, WORDS), context_length=(1, TOKENS), projection=(1, WIDTH))
@@ -274,7 +279,7 @@ class EncoderSpec:
     """One encoder: towers, preprocessing, tokenization and where it comes from. `text` is None for a lone image tower."""
 
     name: str
-    family: Literal["clip", "siglip", "dinov2", "dinov3", "vit", "pe"]
+    family: Literal["clip", "siglip", "dinov2", "dinov3", "vit", "pe", "tips"]
     image: ImageSpec
     preprocessing: Preprocessing
     text: TextSpec | None = None

@@ -53,6 +53,7 @@ SIZES = {
 }
 
 DINOV3_EPS, DINOV3_ROTARY = 1e-5, Rotary(100.0)
+TIPS_PATCH = 14
 SAT_MEAN, SAT_STD = (0.430, 0.411, 0.296), (0.213, 0.156, 0.143)
 """Of the DINOv3 that saw satellite pictures."""
 
@@ -220,6 +221,35 @@ def pe_spec(name: str, image: ImageSpec, text: TextSpec | None = None) -> Encode
     """A Perception Encoder of any kind, with its text tower where it has one."""
     words = None if text is None else clip_tokenization(text.context_length, text.vocab_size)
     return EncoderSpec(name, "pe", image, siglip_preprocessing(image.image_size, "bilinear"), text, words)
+
+
+def tips_image(size: str | tuple[int, int, int, int], pixels: int, grid: int, gated: bool) -> ImageSpec:
+    """The image tower of a TIPS: two class tokens, of which the second stands as a trained register; only patches have positions."""
+    activation: Activation = "silu" if gated else TANH_GELU
+    return ImageSpec(
+        pixels,
+        TIPS_PATCH,
+        blocks(size, activation, 1e-6, gated_mlp=gated),
+        class_token=True,
+        pooling="class",
+        trained_registers=1,
+        position_grid=grid,
+        position_interpolation="bilinear_antialias",
+    )
+
+
+def tips_text(size: str | tuple[int, int, int, int], vocab: int = 32_000) -> TextSpec:
+    """The text tower of a TIPS: ReLU, sinusoids for positions, the mean of all words."""
+    return TextSpec(vocab, 64, blocks(size, "relu", 1e-6), "mean", position_table=False)
+
+
+def tips_spec(name: str, image: ImageSpec, text: TextSpec | None) -> EncoderSpec:
+    """A TIPS: squashed pictures of 0..1, SentencePiece without marks, padded with 0."""
+    pixels, words = image.image_size, None
+    if text is not None:
+        words = Tokenization("sentencepiece", text.context_length, text.vocab_size, "lower_ascii", pad_id=0)
+    pictures = Preprocessing(pixels, "squash", "bilinear", pixels, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    return EncoderSpec(name, "tips", image, pictures, text, words)
 
 
 def vit_spec(

@@ -107,10 +107,11 @@ def text_table(spec: TextSpec) -> Table:
         }
     table = {
         "token_embedding": Leaf((spec.vocab_size, width), _NORMAL),
-        "position_embedding": Leaf((spec.context_length, width), _NORMAL),
         "blocks": block_table(spec.blocks),
         "final_norm": _norm(width),
     }
+    if spec.position_table:
+        table["position_embedding"] = Leaf((spec.context_length, width), _NORMAL)
     if spec.projection is not None:
         table["projection"] = _dense((width,), (spec.projection,), bias=spec.projection_bias)
     return table
