@@ -72,6 +72,11 @@ def spec(given: Given) -> EncoderSpec:
     if patch != families.TIPS_PATCH:
         raise UserError(f"{given.name}: patches of a TIPS have {families.TIPS_PATCH} pixels a side, these have {patch}")
     row, gated = None if given.row is None else given.row.spec, given.has(f"{_GATED}/*")
+    if row is None and grid == 16:
+        raise UserError(
+            f"{given.name} is a TIPS of version 1, whose tensors do not show whether it takes pictures of 224 or 448 px; name its row "
+            "of the catalog with --name, e.g. --name tips_oss_b14_highres_distilled"
+        )
     pixels = grid * patch if row is None else row.image.image_size
     size = _size(given, f"{_ENCODER}/", "FFNSwiGluFused_0" if gated else "MlpBlock_0")
     text = None

@@ -41,6 +41,9 @@ from regcache_jax.encoders.families import (
     siglip_spec,
     siglip_tower_spec,
     timm_preprocessing,
+    tips_image,
+    tips_spec,
+    tips_text,
     vit_preprocessing,
     vit_spec,
     with_metaclip2_words,
@@ -241,6 +244,18 @@ def _pe(
     return Row(f"facebook/{name}", f"PE {whole}", spec, None, tag, None, others, *figures, since=_NEXT)
 
 
+def _tips(huggingface: str, file: str, size: str, pixels: int, grid: int, parameters: float, texts: float) -> Row:
+    """A TIPS by the name of its JAX files. Texts have 12 blocks, but So400m's as many as its pictures."""
+    width, blocks, heads, mlp_width = SIZES[size]
+    image = tips_image(size, pixels, grid, gated=size == "g/14")
+    text = tips_text((width, blocks if size == "So400m" else 12, heads, 6144 if size == "g/14" else mlp_width))
+    spec = tips_spec(huggingface.split("/")[-1], image, text)
+    others = (*([file] if file != huggingface else []), f"{file}_vision", f"{file}_vision.npz")
+    return Row(
+        huggingface, "TIPSv2" if grid == 32 else "TIPS", spec, None, None, None, others, parameters, texts, since=_NEXT
+    )
+
+
 def _squashed(pixels: int) -> Preprocessing:
     """DFN-5B: CLIP's numbers, aspect not kept."""
     return Preprocessing(pixels, "squash", "bicubic", pixels, CLIP_MEAN, CLIP_STD)
@@ -413,6 +428,15 @@ ROWS: tuple[Row, ...] = (
       for size, patch, px, count in (("T", 16, 512, 5.68), ("S", 16, 512, 21.98), ("B", 16, 512, 86.43), ("L", 14, 448, 303.96), ("G", 14, 448, 1851.89))),
     *(_pe(f"Lang{tiling}", (size, 14, 448), (count, None, None), depth=depth, layer_scale=True, timm=f"fb{tiling.lower().replace('-', '_')}")
       for size, depth, count in (("L", 23, 291.42), ("G", 47, 1740.92)) for tiling in ("", "-Tiling")),
+    # Google's TIPS; parameters as its code counts them (of version 2 its table repeats those of version 1).
+    *(_tips(f"google/tipsv2-{name}", f"tips_v2_{name}", size, 448, 32, count, texts)
+      for name, size, count, texts in (
+          ("b14", "B", 86.3, 109.63), ("l14", "L", 303.97, 183.92), ("so400m14", "So400m", 413.33, 448.3), ("g14", "g/14", 1135.83, 389.13))),
+    *(_tips(f"tips_oss_{name}", f"tips_oss_{name}", size, px, 16, count, texts)
+      for name, size, px, count, texts in (
+          ("s14_highres_distilled", "S", 448, 21.62, 33.58), ("b14_highres_distilled", "B", 448, 85.71, 109.63),
+          ("l14_highres_distilled", "L", 448, 303.18, 183.92), ("so400m14_highres_largetext_distilled", "So400m", 448, 412.44, 448.3),
+          ("g14_highres", "g/14", 448, 1134.65, 389.13), ("g14_lowres", "g/14", 224, 1134.65, 389.13))),
     # Towers of vision-language models.
     *(_tower("Gemma 3 tower", f"google/{name}", 416.9, ("So400m", 14, 896))
       for name in ("gemma-3-4b-it", "gemma-3-4b-pt", "gemma-3-12b-it", "gemma-3-12b-pt", "gemma-3-27b-it", "gemma-3-27b-pt",

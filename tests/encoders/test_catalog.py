@@ -33,7 +33,8 @@ def test_what_came_later_says_since_when():
     later = [
         row
         for row in catalog.ROWS
-        if row.family.endswith(("tower", "CLIP 2")) or (row.supported and row.spec.family in ("dinov3", "vit", "pe"))
+        if row.family.endswith(("tower", "CLIP 2"))
+        or (row.supported and row.spec.family in ("dinov3", "vit", "pe", "tips"))
     ]
     assert later and {(row.supported, row.since) for row in later} == {(True, "0.2.0")}
 
