@@ -48,6 +48,7 @@ from regcache_jax.encoders.families import (
     vit_spec,
     with_metaclip2_words,
 )
+from regcache_jax.encoders.unsupported import UNSUPPORTED
 
 Figures = tuple[float | None, float | None, float | None]
 """Millions of parameters of the image tower and of the text tower, published zero-shot accuracy on ImageNet in percent."""
@@ -378,6 +379,7 @@ ROWS: tuple[Row, ...] = (
               ("L-14", ("L", 14, 224), "s13B-b90K", "XL", ("", "clip", "laion")))
           for title, tag in _pools(size, filters, datacomp=model != "L-14")),
     )),
+    dataclasses.replace(_siglip(None, "timm/ViT-SO400M-14-SigLIP-378", "ViT-SO400M-14-SigLIP-378", None, ("So400m", 14, 378)), since=_NEXT),
     _siglip(None, f"{_GOOGLE}-base-patch16-256", "ViT-B-16-SigLIP-256", "siglip/webli_en_b16_256_60500360.npz", ("B", 16, 256)),
     _siglip(None, f"{_GOOGLE}-base-patch16-512", "ViT-B-16-SigLIP-512", "siglip/webli_en_b16_512_68580893.npz", ("B", 16, 512)),
     _siglip(None, f"{_GOOGLE}-base-patch16-256-multilingual", "ViT-B-16-SigLIP-i18n-256", "siglip/webli_i18n_b16_256_66117334.npz", ("B", 16, 256), 250_000),
@@ -449,6 +451,7 @@ ROWS: tuple[Row, ...] = (
     _tower("SmolVLM tower", "HuggingFaceTB/SmolVLM-Instruct", 413.0, ("So400m", 14, 384), "lanczos"),
     _tower("Idefics 3 tower", "HuggingFaceM4/Idefics3-8B-Llama3", 412.9, ("So400m", 14, 364), "lanczos"),
     _unsupported(None, f"{_GOOGLE}2-so400m-patch16-naflex", "SigLIP 2", _NAFLEX, ("siglip2_so400m16_naflex.npz", "open_clip:ViT-SO400M-16-SigLIP2-naflex,webli")),
+    *(_unsupported(None, huggingface, family, reason, others) for family, (reason, huggingface, others) in UNSUPPORTED.items()),
     _dinov3(None, "vitsplus", "4057cbaa", 28.7),
     _dinov3(None, "vitlplus", "46503df0"),
     _dinov3(None, "vithplus", "7c1da9a5", 840.5),
