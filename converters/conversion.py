@@ -20,6 +20,7 @@ from regcache_jax.converters import (
     huggingface_dinov3,
     huggingface_flax,
     huggingface_siglip,
+    huggingface_tips,
     huggingface_vit,
     labels,
     meta_dinov2,
@@ -62,6 +63,7 @@ FORMATS: list[Format] = [
     huggingface_siglip.FORMAT,
     huggingface_dinov2.FORMAT,
     huggingface_dinov3.FORMAT,
+    huggingface_tips.FORMAT,
     huggingface_vit.FORMAT,
     huggingface_flax.FORMAT,
     *perception_encoder.FORMATS,  # before CLIPs and SigLIPs, most of whose names they have

@@ -1,6 +1,7 @@
 """TIPS and TIPSv2 in JAX (google-deepmind/tips): `*_vision.npz`, and `*_text.npz` where it stands beside it.
 
-Flax's defaults hold, as its own code runs them: epsilon 1e-6, the tanh GELU in image towers. LayerScale is folded into the weights."""
+Flax's defaults hold, as its own code runs them: epsilon 1e-6, the tanh GELU in image towers. LayerScale is folded into the weights.
+`huggingface_tips` reads the folders of transformers."""
 
 from __future__ import annotations
 

@@ -56,7 +56,10 @@ def text_features(
     bias = causal_bias(ids.shape[1]) if spec.blocks.causal else None
     own = None if scheme is None else scheme.of_part("text")
     averaged = spec.pooling == "mean"
-    present = (ids != 0).at[:, 0].set(True) if averaged else None  # without a word attention still sees one row
+    present = None
+    if averaged:
+        present = (ids != 0).at[:, 0].set(True)  # without a word attention still sees one row
+        hidden = jnp.where(present[..., None], hidden, 0)
     output = run_blocks(tower.blocks, hidden, Run(spec.blocks, own), present=present, bias=bias, collect=collect)
     tokens = layer_norm(output.hidden, tower.final_norm, spec.blocks.norm_eps)
     if averaged:

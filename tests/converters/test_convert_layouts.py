@@ -408,7 +408,7 @@ def test_a_text_position_table_that_early_big_vision_files_hold_twice_is_added_u
     )
 
 
-@pytest.mark.parametrize("format", [format.name for format in FORMATS if format.name != "TIPS"])  # which multiplies
+@pytest.mark.parametrize("format", [format.name for format in FORMATS if "TIPS" not in format.name])  # which multiplies
 def test_every_table_is_its_own_inverse(format, clip_pair, siglip_pair, tmp_path):
     """What a table writes, it reads back bit-equal; for encoders that the layout can hold."""
     if "ViT" in format:

@@ -8,9 +8,10 @@ import jax
 import layouts
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import transformers
-from randomized import draw_parameters
+from randomized import draw_parameters, save_random
 from regcache_jax.converters.check import difference, run_ours
 from regcache_jax.converters.conversion import read_checkpoint
 
@@ -74,6 +75,26 @@ def test_features_texts_and_logits_are_those_of_transformers_at_smaller_and_larg
     for what, values in wanted.items():
         row = difference(what, ours[what], values.numpy())
         assert row.typical <= TYPICAL and row.worst <= WORST, row
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_folder_of_transformers_converts_with_its_check_and_needs_no_temperature(tmp_path, regcache, gated):
+    vision = {**COMMON, "image_size": 56, "mlp_ratio": 3, "use_swiglu_ffn": gated}
+    text = {**COMMON, "layer_norm_eps": 1e-5, "intermediate_size": 96, "vocab_size": 50, "max_position_embeddings": 64}
+    config = transformers.Tipsv2Config(vision_config=vision, text_config=text)
+    source = save_random(transformers.Tipsv2Model(config), tmp_path / "source")
+    stored = safetensors.torch.load_file(source / "model.safetensors")
+    del stored["temperature"]  # as in published files
+    safetensors.torch.save_file(stored, source / "model.safetensors", {"format": "pt"})
+    status, out, error = regcache("convert", source, "--out", tmp_path / "model", "--check")
+    assert status == 0 and "logits" in out, error
+    model = checkpoints.load(tmp_path / "model")
+    rows = converters.check(str(source), model)
+    assert all(row.typical <= TYPICAL and row.worst <= WORST for row in rows), rows
+    spec = model.encoder.spec
+    assert (spec.family, spec.text.blocks.activation, spec.text.blocks.norm_eps) == ("tips", "relu", 1e-5)
+    assert spec.image.blocks.activation == ("silu" if gated else "gelu")
 
 
 def test_a_text_without_words_is_a_feature_of_zeros(files):
