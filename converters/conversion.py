@@ -22,6 +22,7 @@ from regcache_jax.converters import (
     huggingface_siglip,
     huggingface_tips,
     huggingface_vit,
+    intern_vit,
     labels,
     meta_dinov2,
     meta_dinov3,
@@ -60,6 +61,7 @@ from regcache_jax.models import folder as checkpoints
 CONVERTER_VERSION = 1
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 FORMATS: list[Format] = [
+    intern_vit.FORMAT,  # before CLIP's image tower, whose class token has its name
     huggingface_clip.FORMAT,
     huggingface_siglip.FORMAT,
     huggingface_dinov2.FORMAT,

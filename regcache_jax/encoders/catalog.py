@@ -36,6 +36,7 @@ from regcache_jax.encoders.families import (
     clip_tower_spec,
     dinov2_spec,
     dinov3_spec,
+    internvit_spec,
     pe_image,
     pe_spec,
     siglip_spec,
@@ -430,6 +431,8 @@ ROWS: tuple[Row, ...] = (
       for size, patch, px, count in (("T", 16, 512, 5.68), ("S", 16, 512, 21.98), ("B", 16, 512, 86.43), ("L", 14, 448, 303.96), ("G", 14, 448, 1851.89))),
     *(_pe(f"Lang{tiling}", (size, 14, 448), (count, None, None), depth=depth, layer_scale=True, timm=f"fb{tiling.lower().replace('-', '_')}")
       for size, depth, count in (("L", 23, 291.42), ("G", 47, 1740.92)) for tiling in ("", "-Tiling")),
+    *(Row(f"OpenGVLab/{name}", "InternViT", internvit_spec(name), image_parameters=304.01, since=_NEXT)
+      for name in ("InternViT-300M-448px", "InternViT-300M-448px-V2_5")),
     # Google's TIPS; parameters as its code counts them (of version 2 its table repeats those of version 1).
     *(_tips(f"google/tipsv2-{name}", f"tips_v2_{name}", size, 448, 32, count, texts)
       for name, size, count, texts in (

@@ -33,9 +33,9 @@ UNSUPPORTED: dict[str, tuple[str, str, tuple[str, ...]]] = {
         ),
     ),
     "InternViT": (
-        "300M's files have other names than any layout here; 6B has RMSNorm and norms of queries and keys",
-        "OpenGVLab/InternViT-300M-448px",
-        ("OpenGVLab/InternViT-300M-448px-V2_5", "OpenGVLab/InternViT-6B-448px-V2_5"),
+        "the 6B has RMSNorm and norms of queries and keys; the 300M is supported",
+        "OpenGVLab/InternViT-6B-448px-V2_5",
+        ("OpenGVLab/InternViT-6B-448px-V1-5", "OpenGVLab/InternViT-6B-448px-V1-2", "OpenGVLab/InternViT-6B-224px"),
     ),
     "C-RADIO": (
         "it crops its table of positions, has several class tokens and normalises pictures by itself",
