@@ -61,7 +61,6 @@ from regcache_jax.models import folder as checkpoints
 CONVERTER_VERSION = 1
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 FORMATS: list[Format] = [
-    intern_vit.FORMAT,  # before CLIP's image tower, whose class token has its name
     huggingface_clip.FORMAT,
     huggingface_siglip.FORMAT,
     huggingface_dinov2.FORMAT,
@@ -69,6 +68,7 @@ FORMATS: list[Format] = [
     huggingface_tips.FORMAT,
     huggingface_vit.FORMAT,
     huggingface_flax.FORMAT,
+    intern_vit.FORMAT,
     *perception_encoder.FORMATS,  # before CLIPs and SigLIPs, most of whose names they have
     openai.FORMAT,
     *open_clip.FORMATS,

@@ -177,4 +177,5 @@ FORMAT = Format(
     classes=r"CLIP|MetaClip2",
     prefixes=VISION_ALONE,
     ignored=("*.embeddings.position_ids",),
+    unless=("vision_model.encoder.layers.*.ls1",),  # InternViT's LayerScale, whose class token has the same name
 )
