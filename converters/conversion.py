@@ -62,13 +62,13 @@ CONVERTER_VERSION = 1
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 FORMATS: list[Format] = [
     huggingface_clip.FORMAT,
+    intern_vit.FORMAT,  # before SigLIP's image tower, whose patch embedding has its name
     huggingface_siglip.FORMAT,
     huggingface_dinov2.FORMAT,
     huggingface_dinov3.FORMAT,
     huggingface_tips.FORMAT,
     huggingface_vit.FORMAT,
     huggingface_flax.FORMAT,
-    intern_vit.FORMAT,
     *perception_encoder.FORMATS,  # before CLIPs and SigLIPs, most of whose names they have
     openai.FORMAT,
     *open_clip.FORMATS,
