@@ -27,7 +27,16 @@ def get_config() -> ConfigDict:
 
     config.schemes = ("w8a8", "w6a6", "w4a4")
     config.weights = "channel"
-    config.rows = ("plain", "registers", "prefix-only", "delete-only", "strong", "token")  # keys of pipeline.KINDS
+    config.rows = (
+        "plain",
+        "registers",
+        "prefix-only",
+        "delete-only",
+        "percentile",
+        "strong",
+        "token",
+    )  # keys of pipeline.KINDS
+    config.cost = "model"  # of operations; or a TPU (v5e:2x2, say), whose compiler is asked for cycles (extra `tpu`)
 
     config.search = ConfigDict({"chunk": 64, "align": 0, "max_trials": 0, "max_minutes": 0.0})  # 0: no limit
     config.batch_size = 68

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Mapping
 from importlib import metadata
 from typing import Annotated, Any
 
+import jax
 from etils import epath
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
@@ -22,6 +24,20 @@ Row = dict[str, Any]
 def versions() -> dict[str, str]:
     """Versions of what made a result."""
     return {name: metadata.version(name) for name in ("regcache-jax", "jax", "flax", "aqtp")}
+
+
+def surroundings() -> dict[str, str]:
+    """What surrounds a run: devices, system, Python, and the version of everything that the package needs."""
+    needed = [
+        re.split(r"[^\w.-]", line)[0] for line in metadata.requires("regcache-jax") or () if "extra ==" not in line
+    ]
+    devices = jax.devices()
+    return {
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "system": f"{platform.system()} {platform.machine()}",
+        "Python": platform.python_version(),
+        **{name: metadata.version(name) for name in ("regcache-jax", *sorted({*needed, "jaxlib"}))},
+    }
 
 
 def row(

@@ -65,7 +65,9 @@ def _run(config: RunConfig, told: Json, workdir: epath.PathLike, observer: Obser
         "inspect": inspected,
         "search": searched,
         "figures": stages.figures().result,
+        "costs": stages.costs().result,
         "config": told,
+        "made_with": results.surroundings(),
     }
     from_first(lambda: _write(epath.Path(workdir), rows, {**story, "changes": table.differences()}))
     return rows

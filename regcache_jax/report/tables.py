@@ -24,6 +24,9 @@ ROW_LABELS = {
     "token": "dynamic scales, per token",
 }
 
+RIVALS = ("group", "percentile", "smoothquant", "strong", "tensor", "token")
+"""The rows that do without registers, beside plain rounding."""
+
 MEASURES = {
     "acc1": "top-1",
     "acc5": "top-5",
