@@ -10,7 +10,7 @@ import click
 
 from regcache_jax.cli.arguments import CostArgs, LabelFreeArgs, TestedData, read_images, read_plan, recipes_of
 from regcache_jax.cli.options import takes
-from regcache_jax.cli.screen import BarsOfCells, digits, print_table, say, write_text
+from regcache_jax.cli.screen import BarsOfCells, digits, foretell, print_table, say, write_text
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.options import option
 from regcache_jax.core.search_config import SearchConfig
@@ -93,6 +93,7 @@ def compare(model: str, pictures: TestedData, error: LabelFreeArgs, chosen: Comp
     from regcache_jax.studies import grid, sheets
     from regcache_jax.studies.cells import cells_of
     from regcache_jax.studies.choice import equals
+    from regcache_jax.studies.pace import Pace
     from regcache_jax.studies.plans import find_plans
 
     bits, recipes = chosen.schemes, recipes_of(chosen.methods)
@@ -106,10 +107,17 @@ def compare(model: str, pictures: TestedData, error: LabelFreeArgs, chosen: Comp
     drawn = read_images(loaded, pictures.other(chosen.calibration_split, chosen.calibration))
     plan = read_plan(chosen.registers, loaded)
     plans = {} if plan is None else dict.fromkeys(bits, plan)
+    searching, pace = SearchConfig(objective=error.objective), Pace(loaded.encoder)
+    searches = 0 if plan is not None or chosen.no_registers else len(bits)
+    number = len(bits) * len(recipes) * (1 if chosen.no_registers else 2)
+    foretell(
+        searches * pace.search(len(drawn), searching) + pace.cells(number, len(drawn), len(tested)),
+        "fewer --methods and --bits take less, and what is done is kept",
+    )
     with held(chosen.out, folder=True), BarsOfCells("comparing") as bars:
         workdir = Workdir(chosen.out, bars)
-        if plan is None and not chosen.no_registers:
-            plans = find_plans(loaded.encoder, drawn, bits, workdir, SearchConfig(objective=error.objective))
+        if searches:
+            plans = find_plans(loaded.encoder, drawn, bits, workdir, searching)
         bench = grid.Bench(
             loaded.encoder, drawn, tested, plans, accuracy_of(loaded, data), price, pictures.batch_size, error.objective
         )

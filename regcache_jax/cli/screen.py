@@ -35,6 +35,14 @@ def tell(text: str) -> None:
         click.echo(wrapped(escaped(text), sys.stderr.isatty()), err=True)
 
 
+def foretell(seconds: float, bounded_by: str) -> None:
+    """Says before long work how long it will take, and what bounds it."""
+    from regcache_jax.studies.pace import forecast
+
+    if (sentence := forecast(seconds, bounded_by)) is not None:
+        tell(sentence)
+
+
 def wrapped(text: str, on_terminal: bool) -> str:
     """A text as it is written: on a terminal broken between words, in a pipe one line."""
     if not on_terminal:

@@ -95,18 +95,23 @@ def bar(label: str, total: int | None = None) -> Iterator[Update]:
 
 
 class Lines:
-    """Progress in a pipe: now and then a line with how much is done and about how long the rest takes."""
+    """Progress in a pipe: now and then a line with how much is done and about how long the rest takes. The first step, in which programs
+    are compiled, says nothing of the others."""
 
     def __init__(self, label: str, total: int | None, began: float) -> None:
         self.label, self.total, self.began = label, total, began
         self.done, self.told = 0, began
+        self.first: tuple[int, float] | None = None
 
     def __call__(self, advance: int = 1, total: int | None = None, note: str = "") -> None:
         """Steps on; a line if the last is long ago."""
         self.done, self.total, now = self.done + advance, self.total if total is None else total, time.monotonic()
+        if self.first is None and self.done:
+            self.first = self.done, now
         if now - self.told < EVERY:
             return
-        self.told, left = now, ""
-        if self.total is not None and self.done:
-            left = f" of {self.total}, about {(now - self.began) * (self.total / self.done - 1):.0f} s left"
+        self.told, left = now, "" if self.total is None else f" of {self.total}"
+        if self.total is not None and self.first is not None and self.done > self.first[0]:
+            steps, began = self.first
+            left += f", about {(now - began) * (self.total - self.done) / (self.done - steps):.0f} s left"
         click.echo(f"{self.label}: {self.done}{left}{f' ({escaped(note)})' if note else ''}", err=True)

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Annotated, Any
 
-import jax
 from etils import epath
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict  # pydantic needs it before Python 3.12

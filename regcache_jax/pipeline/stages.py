@@ -21,6 +21,9 @@ from regcache_jax.studies.cells import Cell
 from regcache_jax.studies.cost import price_of
 from regcache_jax.studies.plans import PlanSearch, find_plan, plan_file
 
+SENSITIVITY_PICTURES = 64
+"""Reference pictures that the sensitivity is measured on."""
+
 
 class Stages:
     """The stages of a config up to the integer encoders; with several processes the first alone makes them."""
@@ -36,7 +39,7 @@ class Stages:
 
         def make() -> Json:
             profile = inspect(own.encoder, own.images("reference"), batch_size=self.config.search.chunk)
-            errors = sensitivity(own.encoder, own.images("reference")[:64], Scheme())
+            errors = sensitivity(own.encoder, own.images("reference")[:SENSITIVITY_PICTURES], Scheme())
             stakes = measure_stakes(own.encoder, own.images("reference")[:PICTURES], Scheme(), profile)
             verdict = judge(profile, errors, stakes)
             return {
@@ -102,7 +105,7 @@ class Stages:
             return {
                 "scheme": scheme,
                 "profile": profile.to_json(),
-                "errors": sensitivity(encoder, own.images("reference")[:64], Scheme()).tolist(),
+                "errors": sensitivity(encoder, own.images("reference")[:SENSITIVITY_PICTURES], Scheme()).tolist(),
                 "maps": sink_maps(own.encoder, encoder, own.dataset("evaluation"), own.model),
             }
 
