@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
@@ -64,7 +65,7 @@ class Steps(drawing.MofNCompleteColumn):
 
 @contextlib.contextmanager
 def bar(label: str, total: int | None = None) -> Iterator[Update]:
-    """A bar on standard error if that is a terminal, else a line at the start and at the end, and one every `EVERY` seconds as it moves."""
+    """A bar on standard error if that is a terminal, else a line at the start and at the end, and one every `EVERY` seconds."""
     label = escaped(label)
     if not is_first():
         yield lambda advance=1, total=None, note="": None
@@ -88,9 +89,16 @@ def bar(label: str, total: int | None = None) -> Iterator[Update]:
 
             yield update
         return
-    began = time.monotonic()
+    began, ended = time.monotonic(), threading.Event()
     click.echo(f"{label} ...", err=True)
-    yield Lines(label, total, began)
+    lines = Lines(label, total, began)
+    beating = threading.Thread(target=lines.until, args=(ended,), daemon=True)
+    beating.start()
+    try:
+        yield lines
+    finally:
+        ended.set()
+        beating.join()
     click.echo(f"{label}: {time.monotonic() - began:.1f} s", err=True)
 
 
@@ -100,18 +108,30 @@ class Lines:
 
     def __init__(self, label: str, total: int | None, began: float) -> None:
         self.label, self.total, self.began = label, total, began
-        self.done, self.told = 0, began
+        self.done, self.told, self.note = 0, began, ""
         self.first: tuple[int, float] | None = None
 
     def __call__(self, advance: int = 1, total: int | None = None, note: str = "") -> None:
         """Steps on; a line if the last is long ago."""
-        self.done, self.total, now = self.done + advance, self.total if total is None else total, time.monotonic()
+        self.done, self.total, self.note = self.done + advance, self.total if total is None else total, note
         if self.first is None and self.done:
-            self.first = self.done, now
+            self.first = self.done, time.monotonic()
+        self.show()
+
+    def show(self) -> None:
+        """A line if the last is long ago."""
+        now = time.monotonic()
         if now - self.told < EVERY:
             return
-        self.told, left = now, "" if self.total is None else f" of {self.total}"
+        self.told, how_far = now, f"{now - self.began:.0f} s so far"
+        if self.done:
+            how_far = f"{self.done}" if self.total is None else f"{self.done} of {self.total}"
         if self.total is not None and self.first is not None and self.done > self.first[0]:
             steps, began = self.first
-            left += f", about {(now - began) * (self.total - self.done) / (self.done - steps):.0f} s left"
-        click.echo(f"{self.label}: {self.done}{left}{f' ({escaped(note)})' if note else ''}", err=True)
+            how_far += f", about {(now - began) * (self.total - self.done) / (self.done - steps):.0f} s left"
+        click.echo(f"{self.label}: {how_far}{f' ({escaped(self.note)})' if self.note else ''}", err=True)
+
+    def until(self, ended: threading.Event) -> None:
+        """Lines where no step comes for long, as while programs are compiled."""
+        while not ended.wait(EVERY / 30):
+            self.show()

@@ -145,6 +145,13 @@ def test_in_a_pipe_progress_says_now_and_then_how_much_is_done_and_about_how_lon
     ]
 
 
+def test_in_a_pipe_a_step_that_takes_long_says_how_long_it_has_taken(monkeypatch, capsys):
+    monkeypatch.setattr(shown, "EVERY", 0.3)
+    with shown.bar("compiling"):
+        shown.time.sleep(0.5)
+    assert re.match(r"compiling \.\.\.\ncompiling: \d s so far\ncompiling: \d\.\d s\n", capsys.readouterr().err)
+
+
 def test_python_shows_progress_as_the_command_line_does():
     seen = on_a_terminal(PYTHON)
     assert "searching" in seen and "3/4" in seen and "best error 0.1" in seen
