@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from regcache_jax.report.numbers import points, share, size, within
+from regcache_jax.report.numbers import amount, points, share, size, within
 from regcache_jax.report.tables import ROW_LABELS, sentences, table
 
 Json = dict[str, Any]
@@ -88,7 +88,7 @@ def glance(rows: Sequence[Json], story: Json, scheme: str) -> list[str]:
         cells.append(f"{measured:.3g} ({2 * (1 - high):.3g} to {2 * (1 - low):.3g})")
     cells.append(f"{size(changes['bytes'][scheme])} of {size(changes['bytes']['float'])}")
     (whole,), (_, registered) = story["costs"]["of"]["float"], story["costs"]["of"][scheme]
-    return [*cells, f"{registered:.3g} of {whole:.3g} ({registered / whole:.0%})"]
+    return [*cells, f"{amount(registered)} of {amount(whole)} ({registered / whole:.0%})"]
 
 
 def _work(story: Json) -> str:

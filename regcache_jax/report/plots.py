@@ -154,7 +154,8 @@ def scatter(groups: Mapping[str, Sequence[tuple[float, float]]], x_label: str, t
 
 def bars(rows: Sequence[tuple[str, float, str]], line: tuple[str, float], title: str) -> str:
     """Horizontal bars of shares 0..1, (label, share, colour), with one line across for comparison."""
-    width, left, right, height = 560, 230, 70, 28
+    left = 20 + 7.5 * max(len(label) for label, _, _ in rows)
+    width, right, height = 560, 70, 28
     across = width - left - right
     place, bottom = left + line[1] * across, height * len(rows)
     parts = [opened(width, bottom + 28, title)]
@@ -163,7 +164,7 @@ def bars(rows: Sequence[tuple[str, float, str]], line: tuple[str, float], title:
         top, beside = number * height, f"{100 * (share - line[1]):+.1f} points to {line[0]}"
         parts.append(written(left - 8, top + 19, label, "end"))
         parts.append(
-            f'<rect x="{left}" y="{top + 4}" width="{max(share, 0) * across:.1f}" height="{height - 8}" fill="{colour}">'
+            f'<rect x="{left:g}" y="{top + 4}" width="{max(share, 0) * across:.1f}" height="{height - 8}" fill="{colour}">'
             f"<title>{html.escape(f'{label}: {100 * share:.1f} %, {beside}')}</title></rect>"
         )
         parts.append(written(width - 8, top + 19, f"{100 * share:.1f} %", "end"))

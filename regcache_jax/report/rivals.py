@@ -6,12 +6,12 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
-from regcache_jax.report.numbers import points, share, within
+from regcache_jax.report.numbers import amount, points, share, within
 from regcache_jax.report.tables import RIVALS, ROW_LABELS, table
 
 Json = dict[str, Any]
 
-HEAD = ("row", "top-1", "against registers", "cosine to float", "work of an image")
+HEAD = ("row", "top-1", "against registers", "cosine", "work")
 
 
 def rivals_section(rows: Sequence[Json], story: Json) -> str:
@@ -31,7 +31,7 @@ def rivals_section(rows: Sequence[Json], story: Json) -> str:
                 f"{share(row)} {within(changes, number)}",
                 points(found["rivals"][kind]) if kind in found["rivals"] else "&ndash;",
                 f"{row['metrics']['cosine']:.4f}",
-                f"{row['quantization']['cost']:.3g}",
+                amount(row["quantization"]["cost"]),
             ]
             for number, row in shown
             for kind in [row["quantization"]["row"]]
@@ -42,6 +42,7 @@ def rivals_section(rows: Sequence[Json], story: Json) -> str:
         return ""
     return (
         "<h2>Rivals beside registers</h2><p>Ways that need no registers, on the same pictures. Against registers: points of top-1, and in "
-        "brackets the bootstrap&rsquo;s interval over pictures; where it holds zero, the two cannot be told apart here. Work: int8 "
-        "multiply-adds an image, where one in float counts twice (a model, not a measurement).</p>" + "".join(parts)
+        "brackets the bootstrap&rsquo;s interval over pictures; where it holds zero, the two cannot be told apart here. Cosine: "
+        "of the features to the float encoder&rsquo;s. Work: int8 multiply-adds an image, where one in float counts twice (a model, not a "
+        "measurement).</p>" + "".join(parts)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,11 @@ BROWSER_FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr",
 )  # fmt: skip
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+
+
+def plain(text: str) -> str:
+    """With spaces that break."""
+    return text.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def result(scheme: str, row: str, acc1: float, note: str | None = None, **metrics: float) -> dict:
@@ -74,7 +80,7 @@ def story():
     rivals = {"token": {"acc1": 0.002, "interval": [-0.005, 0.01]}}
     changed = {
         "rows": ["float", "plain", "registers"], "rivals": rivals, "gain": {"acc1": 0.176, "interval": [0.15, 0.2]},
-        "loss": {"acc1": 0.0001, "interval": [-0.01, 0.01]}, "classes": [["cat", 4, 4, 1, 3]],
+        "loss": {"acc1": 0.0001, "interval": [-0.01, 0.01]}, "classes": [["cat", 4, 4, 1, 3], ["dog", 10, 9, 9, 8], ["ant", 2, 2, 0, 1]],
         "flips": {"counts": [200, 3], "shown": [answers]},
     }  # fmt: skip
     changes = {
@@ -102,7 +108,7 @@ def story():
 
 
 def test_the_results_table_has_a_line_a_row_and_says_each_note_once(rows):
-    text = tables.results_table(rows)
+    text = plain(tables.results_table(rows))
     assert text.count("<tr") == 1 + len(rows) and text.count("the same plan") == 1 and text.count("<sup>1</sup>") == 2
     assert "87.0 %" in text and "0.9800" in text
     full = re.findall(r'<tr class="full [^"]*"><td>(\w+)</td>', text)
@@ -168,11 +174,11 @@ def test_the_page_needs_no_network_and_escapes_names(rows, story):
 
 
 def test_the_first_screen_has_the_verdict_its_intervals_the_claim_beside_what_was_found_and_commands(rows, story):
-    text = page(rows, story).split("<h2>Results</h2>")[0]
+    text = plain(page(rows, story).split("<h2>Results</h2>")[0])
     assert "87.0 % of 816 pictures are right (84.0 to 89.0); the float encoder has 87.0 % (84.0 to 89.0)" in text
     assert "Registers gain +17.6 points (+15.0 to +20.0) over plain rounding" in text
     assert "0.00158 &plusmn; 0.0002" in text and "0.04 (0.02 to 0.06)" in text  # 2 (1 - cosine)
-    assert "2.3 MB of 8.2 MB" in text and "1.1e+06 of 2e+06 (55%)" in text and "config.cost=v5e:2x2" in text
+    assert "2.3 MB of 8.2 MB" in text and "1.1 million of 2 million (55%)" in text and "config.cost=v5e:2x2" in text
     assert "scales, per token does as well, as far as these pictures tell: 87.2 %, +0.2 points (-0.5 to +1.0)" in text
     assert "regcache embed models/w8a8 --images PICTURES" in text
 
@@ -184,13 +190,13 @@ def test_a_gain_whose_interval_holds_zero_is_called_what_it_is(rows, story):
 
 def test_without_plain_rounding_or_registers_the_first_screen_says_what_there_is(rows, story):
     story["changes"]["schemes"]["w8a8"] |= {"rows": ["float", "plain"], "gain": None, "flips": None, "rivals": {}}
-    text = first.first_screen([row for row in rows if row["quantization"]["row"] != "registers"], story)
+    text = plain(first.first_screen([row for row in rows if row["quantization"]["row"] != "registers"], story))
     assert "w8a8, plain: 69.4 %" in text and "Registers" not in text
     assert "classes" not in flips.flips_section(story["changes"])
 
 
 def test_rivals_stand_beside_registers_with_the_difference_and_its_interval(rows, story):
-    text = rivals.rivals_section(rows, story)
+    text = plain(rivals.rivals_section(rows, story))
     assert "<td>dynamic scales, per token</td><td>87.2 % (84.0 to 89.0)</td><td>+0.2 points (-0.5 to +1.0)</td>" in text
     assert text.count("<tr") == 4 and '<tr class="full"><td>registers (full plan)</td>' in text
     story["changes"]["schemes"]["w8a8"]["rivals"] = {}
@@ -225,7 +231,7 @@ def test_flipped_answers_are_escaped_and_the_right_ones_stand_out(story):
 
 @pytest.mark.parametrize(("number", "text"), [(12, "12 B"), (2_300_000, "2.3 MB"), (1.7e9, "1.7 GB")])
 def test_bytes_are_written_for_people(number, text):
-    assert numbers.size(number) == text
+    assert plain(numbers.size(number)) == text
 
 
 def test_the_note_on_the_bundled_encoder_is_for_the_bundled_encoder_alone(rows, story):
@@ -289,21 +295,57 @@ def test_rows_and_stories_without_what_a_page_needs_get_one_line(rows, story, tm
     assert str(tmp_path) in str(fault.value)
 
 
+class Tables(HTMLParser):
+    """The texts of a page's tables, row by row, under what each is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, list[list[str]]] = {}
+        self.name, self.inside = "", False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.name = dict(attrs).get("aria-label") or self.name
+        self.inside = tag == "td" or (self.inside and tag != "sup")
+        if tag == "tr":
+            self.found.setdefault(self.name, []).append([])
+        if tag == "td":
+            self.found[self.name][-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = self.inside and tag not in ("td", "sup")
+
+    def handle_data(self, data: str) -> None:
+        if self.inside:
+            self.found[self.name][-1][-1] += data
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [1400, 420])
+@pytest.mark.parametrize(
+    ("width", "look"), [(1400, ()), (420, ()), (420, ("--force-dark-mode",))], ids=["wide", "narrow", "dark"]
+)
 def test_the_page_opens_in_a_browser_without_errors_never_scrolls_sideways_and_can_be_read_by_everyone(
-    rows, story, tmp_path, width
+    rows, story, tmp_path, width, look
 ):
-    """What the script of `accessible.js` finds is written into the page's title: serious faults of the kinds that axe-core knows."""
+    """What the script of `accessible.js` finds is written into the page's title: serious faults of the kinds that axe-core knows. The
+    figures that the browser shows are those of results.json."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     assert browser is not None, "no Chromium on this machine; `make test` installs Debian's where it can"
+    results.write(tmp_path / "results.json", rows)
+    write_json(tmp_path / "story.json", seal(story))
     file = tmp_path / "page.html"
-    write_page(file, rows, story)
+    write_page(file, *read_story(tmp_path))
     check = (Path(__file__).parent / "accessible.js").read_text()
     file.write_text(file.read_text().replace("</body>", f"<script>{check}</script></body>"))
-    flags = [*BROWSER_FLAGS, f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},2400"]
+    flags = [*BROWSER_FLAGS, *look, f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},2400"]
     command = [browser, *flags, "--dump-dom", file.as_uri()]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert "CONSOLE" not in finished.stderr, finished.stderr[-2000:]
     assert "<title>0 faults</title>" in finished.stdout, re.findall("<title>(.*?)</title>", finished.stdout)[0]
-    assert finished.stdout.count("<tr") >= 13 and finished.stdout.count("<svg") >= 8
+    assert finished.stdout.count("<svg") >= 8
+    shown = Tables()
+    shown.feed(finished.stdout)
+    for cells, row in zip(shown.found["results"][1:], results.read(tmp_path / "results.json"), strict=True):
+        metrics, entry = row["metrics"], row["quantization"]
+        assert (cells[0], cells[1].strip()) == (entry["scheme"], tables.ROW_LABELS[entry["row"]])
+        assert cells[2:4] == [numbers.percent(metrics["acc1"]), numbers.percent(metrics["acc5"])]
+        assert cells[4] == (f"{metrics['cosine']:.4f}" if "cosine" in metrics else "\N{EN DASH}") and cells[-1] == "816"
