@@ -27,6 +27,8 @@ def versions() -> dict[str, str]:
 
 def surroundings() -> dict[str, str]:
     """What surrounds a run: devices, system, Python, and the version of everything that the package needs."""
+    import jax
+
     needed = [
         re.split(r"[^\w.-]", line)[0] for line in metadata.requires("regcache-jax") or () if "extra ==" not in line
     ]
