@@ -79,7 +79,7 @@ def accuracy_of(model: Model, data: Dataset) -> Judge | None:
 @click.argument("model", type=click.Path())
 @takes(pictures=TestedData, error=LabelFreeArgs, chosen=CompareArgs, cost=CostArgs)
 def compare(model: str, pictures: TestedData, error: LabelFreeArgs, chosen: CompareArgs, cost: CostArgs) -> None:
-    """Compare recipes at 8, 6 and 4 bits, with and without registers.
+    """Compare recipes at some bits, with and without registers.
 
     Scales and registers come from the calibration split; error (against the float encoder, of what --objective says), accuracy and
     cost are those on DATA. Writes compare.json, .csv, .md, .png and .html.

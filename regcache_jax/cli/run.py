@@ -192,7 +192,7 @@ class RunArgs:
 @takes(chosen=RunArgs, processes=Processes)
 @click.pass_context
 def run(context: click.Context, chosen: RunArgs, processes: Processes) -> None:
-    """Run all stages of a config, or go on with a run that was killed.
+    """Run all stages of a config, or go on with a killed run.
 
     Convert, inspect, search, quantise, evaluate, report. Fields are changed with --config.a.b=c. What has not changed since
     the last run is kept. With --distributed, processes that see the same work folder run a config together.

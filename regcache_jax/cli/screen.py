@@ -72,7 +72,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
     for index, column in enumerate(columns):
         numeric = all(isinstance(row[index], int | float) or row[index] is None for row in rows)
         words = escaped(column).replace("_", " ")  # so that it may wrap; a cut name is no name
-        table.add_column(Text(words), justify="right" if numeric else "left", overflow="fold")
+        longest = max(map(len, words.split()), default=0)  # a word of the head is broken by no narrow terminal
+        table.add_column(Text(words), justify="right" if numeric else "left", overflow="fold", min_width=longest)
     for row in texts:
         table.add_row(*map(Text, row))  # no markup: brackets are brackets
     Console().print(table)
