@@ -1,7 +1,7 @@
 """The demo: the bundled encoder at W8A8, W6A6 and W4A4, with its registers and the simple rivals.
 
 Float accuracy to expect: 87.0 % top-1 on the 816 Twemoji pictures, which no training, calibration or search has seen.
-About three minutes on two CPU cores. `regcache demo` runs this.
+About four minutes on two CPU cores. `regcache demo` runs this.
 """
 
 from __future__ import annotations

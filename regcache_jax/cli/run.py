@@ -166,7 +166,7 @@ class DemoArgs:
 @click.command()
 @takes(chosen=DemoArgs)
 def demo(chosen: DemoArgs) -> None:
-    """Show it all on the bundled encoder, in about three minutes."""
+    """Show it all on the bundled encoder, in about four minutes."""
     from regcache_jax.demo.bundled import bundled_model
 
     if chosen.print_model:

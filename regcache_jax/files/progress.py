@@ -4,7 +4,9 @@ Of several processes (`--distributed`) the first alone is seen."""
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import statistics
 import sys
 import threading
 import time
@@ -22,6 +24,8 @@ from regcache_jax.files.distributed import is_first
 
 EVERY = 30.0
 """Seconds between two lines of progress in a pipe."""
+ENOUGH = 3
+"""Steps that say how long the others will take."""
 
 
 @runtime_checkable
@@ -103,19 +107,21 @@ def bar(label: str, total: int | None = None) -> Iterator[Update]:
 
 
 class Lines:
-    """Progress in a pipe: now and then a line with how much is done and about how long the rest takes. The first step, in which programs
-    are compiled, says nothing of the others."""
+    """Progress in a pipe: now and then a line with how much is done and about how long the rest takes, by the median of the last steps: in
+    the first ones programs are compiled."""
 
     def __init__(self, label: str, total: int | None, began: float) -> None:
         self.label, self.total, self.began = label, total, began
         self.done, self.told, self.note = 0, began, ""
-        self.first: tuple[int, float] | None = None
+        self.last, self.steps = began, collections.deque[float](maxlen=200)
 
     def __call__(self, advance: int = 1, total: int | None = None, note: str = "") -> None:
         """Steps on; a line if the last is long ago."""
         self.done, self.total, self.note = self.done + advance, self.total if total is None else total, note
-        if self.first is None and self.done:
-            self.first = self.done, time.monotonic()
+        if advance > 0:
+            now = time.monotonic()
+            self.steps.append((now - self.last) / advance)
+            self.last = now
         self.show()
 
     def show(self) -> None:
@@ -126,9 +132,8 @@ class Lines:
         self.told, how_far = now, f"{now - self.began:.0f} s so far"
         if self.done:
             how_far = f"{self.done}" if self.total is None else f"{self.done} of {self.total}"
-        if self.total is not None and self.first is not None and self.done > self.first[0]:
-            steps, began = self.first
-            how_far += f", about {(now - began) * (self.total - self.done) / (self.done - steps):.0f} s left"
+        if self.total is not None and len(self.steps) >= ENOUGH:
+            how_far += f", about {statistics.median(self.steps) * max(self.total - self.done, 0):.0f} s left"
         click.echo(f"{self.label}: {how_far}{f' ({escaped(self.note)})' if self.note else ''}", err=True)
 
     def until(self, ended: threading.Event) -> None:

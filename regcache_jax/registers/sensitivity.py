@@ -102,6 +102,9 @@ def sensitivity(
     num_blocks = spec.image.blocks.num_blocks
     errors, baseline = np.zeros((num_blocks, len(SITES))), 0.0
     num_batches = -(-len(images) // batch_size)
+    total = num_batches * num_blocks * len(SITES)
+    if progress is not None:
+        progress(0, total)
     for number, (batch, mask) in enumerate(cut(images, batch_size)):
         read = reads_patches(objective)
         reference, hidden, present = _reference(tower, jnp.asarray(batch, encoder.dtype), plan, spec=spec, patches=read)
@@ -121,9 +124,7 @@ def sensitivity(
                 )  # fmt: skip
                 errors[block, column] += image_errors(objective, outputs.on_host().of(real), known, own).sum()
                 if progress is not None:
-                    progress(
-                        (number * num_blocks + block) * len(SITES) + column + 1, num_batches * num_blocks * len(SITES)
-                    )
+                    progress((number * num_blocks + block) * len(SITES) + column + 1, total)
     return (errors - baseline) / len(images)
 
 

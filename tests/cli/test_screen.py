@@ -132,7 +132,7 @@ def test_a_name_cannot_steer_the_terminal_nor_begin_a_line():
 
 
 def test_in_a_pipe_progress_says_now_and_then_how_much_is_done_and_about_how_long_the_rest_takes(monkeypatch, capsys):
-    """The first step compiles; the four behind it took 52 seconds."""
+    """Steps took 10, 19.9, 1.1, 14 and 17 seconds."""
     now = [0.0]
     monkeypatch.setattr(shown.time, "monotonic", lambda: now[0])
     lines = shown.Lines("stirring", None, 0.0)
@@ -141,7 +141,7 @@ def test_in_a_pipe_progress_says_now_and_then_how_much_is_done_and_about_how_lon
         lines(1, total=10 if second > 40 else None, note="slowly")
     assert capsys.readouterr().err.splitlines() == [
         "stirring: 3 (slowly)",
-        "stirring: 5 of 10, about 65 s left (slowly)",
+        "stirring: 5 of 10, about 70 s left (slowly)",
     ]
 
 
