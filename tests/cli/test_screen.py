@@ -57,7 +57,7 @@ def test_on_a_terminal_bars_count_steps_or_seconds_and_tables_are_drawn():
 def test_columns_give_way_in_the_order_of_their_widths_and_words_of_heads_last():
     rows = [("a" * 30, "b" * 20, "0.5")]
     assert widths(("model", "name", "relative error"), rows, 100) == [30, 20, 14]
-    assert widths(("model", "name", "relative error"), rows, 40) == [16, 16, 8]
+    assert widths(("model", "name", "relative error"), rows, 40) == [13, 13, 14]
     assert widths(("model", "name", "relative error"), rows, 15) == [5, 4, 6]
 
 
