@@ -42,7 +42,9 @@ document.querySelectorAll("table.sortable th button").forEach(button => button.a
   head.parentElement.querySelectorAll("th").forEach(other => other.removeAttribute("aria-sort"));
   head.setAttribute("aria-sort", falls ? "descending" : "ascending");
   const text = row => row.cells[column].textContent;
-  const rows = [...body.rows].sort((a, b) => text(a).localeCompare(text(b), "en", {numeric: true}));
+  const number = row => parseFloat(text(row)), order = (a, b) => text(a).localeCompare(text(b), "en", {numeric: true});
+  const counted = [...body.rows].every(row => !isNaN(text(row).replace(/\\s*%$/, "")));
+  const rows = [...body.rows].sort(counted ? (a, b) => number(a) - number(b) : order);
   body.append(...(falls ? rows.reverse() : rows));
 }));
 """

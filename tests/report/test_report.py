@@ -80,7 +80,7 @@ def story():
     rivals = {"token": {"acc1": 0.002, "interval": [-0.005, 0.01]}}
     changed = {
         "rows": ["float", "plain", "registers"], "rivals": rivals, "gain": {"acc1": 0.176, "interval": [0.15, 0.2]},
-        "loss": {"acc1": 0.0001, "interval": [-0.01, 0.01]}, "classes": [["cat", 4, 4, 1, 3], ["dog", 10, 9, 9, 8], ["ant", 2, 2, 0, 1]],
+        "loss": {"acc1": 0.0001, "interval": [-0.01, 0.01]}, "classes": [["cat", 4, 4, 1, 3], ["dog", 10, 9, 9, 7], ["ant", 2, 1, 0, 2]],
         "flips": {"counts": [200, 3], "shown": [answers]},
     }  # fmt: skip
     changes = {
