@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from regcache_jax.data.dataset import Dataset
     from regcache_jax.data.parts import Part
 
+MANY = 200
+"""Pictures; of fewer nothing is foretold, as timing a block takes a while too."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EmbedArgs(ParallelArgs, Processes):
@@ -154,9 +157,8 @@ def _one_file(model: str, chosen: EmbedArgs, kept: SetOptions) -> None:
     text_features = None
     if chosen.texts is not None:
         text_features = embed_texts(loaded, list(lines(read_text(chosen.texts))))
-    foretell(
-        Pace(loaded.encoder).passes(len(data)), "with --out FOLDER what is done is kept, and more processes may join"
-    )
+    if len(data) >= MANY:
+        foretell(Pace(loaded.encoder).passes(len(data)), "with --out FOLDER what is done is kept, and more may join")
     with progress(f"embedding {len(data)} pictures", len(data)) as update:
         found = embed_pictures(
             loaded, data, chosen.batch_size, strict=chosen.strict, parallel=chosen.parallel, progress=update
@@ -183,9 +185,11 @@ def _partitions(model: str, chosen: EmbedArgs, kept: SetOptions) -> None:
     parts = chosen.parts(kept.partition)
     kept = dataclasses.replace(kept, allow_unreadable=0.0) if chosen.strict else kept
     known = sum(part.pictures or 0 for part in parts)
-    foretell(
-        Pace(loaded.encoder).passes(known), "for all, by this process alone; more may join, and what is done is kept"
-    )
+    if known >= MANY:
+        foretell(
+            Pace(loaded.encoder).passes(known),
+            "for all, by this process alone; what is done is kept, and more may join",
+        )
     with progress(f"embedding into {chosen.out}, {len(parts)} partitions") as update:
         running = Running(chosen.batch_size, chosen.parallel, chosen.workers, tell, moving(update))
         done = embed_set(loaded, parts, chosen.out, kept, running)
