@@ -13,7 +13,6 @@ from regcache_jax.cli.screen import foretell, progress, say, tell
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.options import like, option
 from regcache_jax.embedding.options import SetOptions
-from regcache_jax.files.places import as_path
 from regcache_jax.files.progress import moving
 
 if TYPE_CHECKING:
@@ -175,6 +174,7 @@ def _partitions(model: str, chosen: EmbedArgs, kept: SetOptions) -> None:
     chosen.join()
 
     from regcache_jax.embedding.embed import Running, embed_set
+    from regcache_jax.files.places import as_path
     from regcache_jax.models import folder as checkpoints
     from regcache_jax.studies.pace import Pace
 

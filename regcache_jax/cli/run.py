@@ -15,7 +15,6 @@ from regcache_jax.cli.options import takes
 from regcache_jax.cli.screen import Bars, print_table, say
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.options import option
-from regcache_jax.files.places import as_path
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -137,6 +136,7 @@ def say_what_would_be_done(config: ConfigDict, workdir: str) -> None:
 
     from regcache_jax import pipeline
     from regcache_jax.data import open_dataset
+    from regcache_jax.files.places import as_path
     from regcache_jax.pipeline.table import kind_of, table_cells
 
     fields = pipeline.read_config(config)
