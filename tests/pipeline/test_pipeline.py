@@ -91,6 +91,8 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(regcache, tmp_path
     assert not (tmp_path / "run").exists()
     status, _, err = regcache("run", "--config", "demo", "--workdir", tmp_path, "--dry-run", "--config.rows=best")
     assert status == 1 and "rows best are unknown" in err
+    status, _, err = regcache("run", "--config", "demo", "--workdir", tmp_path, "--dry-run", "--config.cost=v9z")
+    assert status == 1 and "topology must be of v4" in err
 
 
 @pytest.mark.slow

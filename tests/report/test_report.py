@@ -183,6 +183,19 @@ def test_the_first_screen_has_the_verdict_its_intervals_the_claim_beside_what_wa
     assert "regcache embed models/w8a8 --images PICTURES" in text
 
 
+def test_cycles_stand_where_work_does_if_a_compiler_was_asked(rows, story):
+    story["config"]["cost"] = "v5e:2x2"
+    story["costs"] = {
+        "unit": "v5e:2x2 cycles an image, by the TPU compiler",
+        "of": {"float": [24202.8], "w8a8": [36000.0, 35778.3]},
+    }
+    text = plain(first.first_screen(rows, story))
+    assert (
+        "35.8 thousand of 24.2 thousand (148%)" in text
+        and "Work: v5e:2x2 cycles an image, by the TPU compiler." in text
+    )
+
+
 def test_a_gain_whose_interval_holds_zero_is_called_what_it_is(rows, story):
     story["changes"]["schemes"]["w8a8"]["gain"]["interval"] = [-0.01, 0.3]
     assert "cannot be told from these pictures" in first.first_screen(rows, story)
