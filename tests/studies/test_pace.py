@@ -39,6 +39,7 @@ def test_long_work_is_announced_in_minutes_or_hours_and_short_work_not():
     assert forecast(4 * 3600, "it goes on where it stopped").startswith("about 4 hours on ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["siglip", "dinov2"])
 def test_a_picture_takes_a_while_in_float_and_in_integers(kind):
     encoder = small.encoder(kind)
