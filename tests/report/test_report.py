@@ -1,110 +1,30 @@
-"""The report: tables and plots say what the numbers say, and the page opens in a browser without errors at any width."""
+"""The report: tables and plots say what the numbers say."""
 
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
-from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
+import stories
+from stories import plain, trial
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.files import results
 from regcache_jax.files.paths import write_json
 from regcache_jax.files.sealed import seal
 from regcache_jax.report import first, flips, numbers, plots, rivals, tables
-from regcache_jax.report.page import page, write_page
+from regcache_jax.report.page import page
 from regcache_jax.report.story import read_story
-
-BROWSER_FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr",
-)  # fmt: skip
-PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
-
-
-def plain(text: str) -> str:
-    """With spaces that break."""
-    return text.replace("\N{NO-BREAK SPACE}", " ")
-
-
-def result(scheme: str, row: str, acc1: float, note: str | None = None, **metrics: float) -> dict:
-    quantization = {
-        "scheme": scheme,
-        "row": row,
-        "registers": row == "registers",
-        "note": note,
-        "examples": 816,
-        "cost": 1e6,
-    }
-    return {
-        "dataset": "emoji", "model": "small <b>", "task": "zeroshot_classification",
-        "metrics": {"acc1": acc1, "acc5": 0.9, **metrics}, "quantization": {**quantization, "versions": {"jax": "1"}},
-    }  # fmt: skip
-
-
-def trial(error: float, start: int = 4, stop: int = 4, delete_count: int = 0, images: int = 1) -> dict:
-    numbers = {"start": start, "stop": stop, "copies": 2.5, "delete_block": 5, "delete_count": delete_count}
-    return {"numbers": {**numbers, "num_registers": 1}, "images": images, "error": error}
-
-
-def profile(largest: float) -> dict:
-    patch = [[[0.0, 0.0, 1.0], [0.0, 0.0, largest]]]
-    return {
-        "groups": ["class", "register", "patch"], "maximum": patch, "median": [[[0.0, 0.0, 1.0]] * 2], "num_images": 8,
-        "sink_share": [[0.0] * 5, [0.0, 0.5, 0.0, 0.0, 0.25]], "sinks_per_image": [0.0, 1.5],
-    }  # fmt: skip
 
 
 @pytest.fixture
 def rows():
-    near = {"cosine": 0.98, "relative_error": 0.2, "agreement": 0.95}
-    return [
-        result("float", "plain", 0.87), result("float", "registers", 0.868, **near), result("w8a8", "plain", 0.694, **near),
-        result("w8a8", "registers", 0.8701, **near), result("w8a8", "prefix-only", 0.8701, "the same plan", **near),
-        result("w8a8", "token", 0.872, **near),
-        result("w4a4", "plain", 0.281, **near), result("w4a4", "prefix-only", 0.816, "the same plan", **near),
-    ]  # fmt: skip
+    return stories.rows()
 
 
 @pytest.fixture
 def story():
-    searched = {
-        "sentence": "registers take away 99.7% of the error", "numbers": trial(0, 3, 8)["numbers"], "baseline_error": 0.565,
-        "error": 0.00158, "claim": {"spread": 0.0002}, "seconds": 12.0,
-        "trials": [trial(0.565, images=4), trial(0.4, delete_count=3), trial(0.2, 3, 8), trial(0.00158, 3, 8, images=4)],
-    }  # fmt: skip
-    answers = {"name": "twemoji cat", "picture": PIXEL, "class": "cat", "answers": ["cat", "dog <i>", "cat"]}
-    rivals = {"token": {"acc1": 0.002, "interval": [-0.005, 0.01]}}
-    changed = {
-        "rows": ["float", "plain", "registers"], "rivals": rivals, "gain": {"acc1": 0.176, "interval": [0.15, 0.2]},
-        "loss": {"acc1": 0.0001, "interval": [-0.01, 0.01]}, "classes": [["cat", 4, 4, 1, 3], ["dog", 10, 9, 9, 7], ["ant", 2, 1, 0, 2]],
-        "flips": {"counts": [200, 3], "shown": [answers]},
-    }  # fmt: skip
-    changes = {
-        "intervals": [{"acc1": [0.84, 0.89], "cosine": [0.97, 0.99]}] * 8, "schemes": {"w8a8": changed},
-        "bytes": {"float": 8_200_000, "w8a8": 2_300_000},
-    }  # fmt: skip
-    maps = [{"name": "cat", "block": 1, "thumbnail": PIXEL, "plain": [[1, 90], [2, 3]], "registers": [[1, 2], [2, 3]]}]
-    return {
-        "inspect": {
-            "profile": profile(90.0),
-            "sensitivity": {"sites": ["qkv", "fc2"], "errors": [[1e-4, 2e-3], [1e-5, 0.11]]},
-            "verdict": {
-                "findings": [{"sentence": "patch sinks from block 1 on: registers (`regcache search`)"}],
-                "sensitive_block": 1,
-                "most_sensitive": [1, "fc2"],
-            },
-        },
-        "search": {"w8a8": searched},
-        "figures": {"scheme": "w8a8", "profile": profile(2.0), "errors": [[1e-4, 2e-4], [1e-5, 3e-4]], "maps": maps},
-        "costs": {"unit": "int8 multiply-adds an image", "of": {"float": [2e6], "w8a8": [1e6, 1.1e6]}},
-        "changes": changes,
-        "config": {"model": "bundled", "weights": "channel", "expected_acc1": 0.87, "search": {"chunk": 64}},
-        "made_with": {"Python": "3.11", "jax": "0.10"},
-    }
+    return stories.story()
 
 
 def test_the_results_table_has_a_line_a_row_and_says_each_note_once(rows):
@@ -306,59 +226,3 @@ def test_rows_and_stories_without_what_a_page_needs_get_one_line(rows, story, tm
     with pytest.raises(UserError, match=said) as fault:
         read_story(tmp_path)
     assert str(tmp_path) in str(fault.value)
-
-
-class Tables(HTMLParser):
-    """The texts of a page's tables, row by row, under what each is called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: dict[str, list[list[str]]] = {}
-        self.name, self.inside = "", False
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.name = dict(attrs).get("aria-label") or self.name
-        self.inside = tag == "td" or (self.inside and tag != "sup")
-        if tag == "tr":
-            self.found.setdefault(self.name, []).append([])
-        if tag == "td":
-            self.found[self.name][-1].append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        self.inside = self.inside and tag not in ("td", "sup")
-
-    def handle_data(self, data: str) -> None:
-        if self.inside:
-            self.found[self.name][-1][-1] += data
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("width", "look"), [(1400, ()), (420, ()), (420, ("--force-dark-mode",))], ids=["wide", "narrow", "dark"]
-)
-def test_the_page_opens_in_a_browser_without_errors_never_scrolls_sideways_and_can_be_read_by_everyone(
-    rows, story, tmp_path, width, look
-):
-    """What the script of `accessible.js` finds is written into the page's title: serious faults of the kinds that axe-core knows. The
-    figures that the browser shows are those of results.json."""
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    assert browser is not None, "no Chromium on this machine; `make test` installs Debian's where it can"
-    results.write(tmp_path / "results.json", rows)
-    write_json(tmp_path / "story.json", seal(story))
-    file = tmp_path / "page.html"
-    write_page(file, *read_story(tmp_path))
-    check = (Path(__file__).parent / "accessible.js").read_text()
-    file.write_text(file.read_text().replace("</body>", f"<script>{check}</script></body>"))
-    flags = [*BROWSER_FLAGS, *look, f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},2400"]
-    command = [browser, *flags, "--dump-dom", file.as_uri()]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert "CONSOLE" not in finished.stderr, finished.stderr[-2000:]
-    assert "<title>0 faults</title>" in finished.stdout, re.findall("<title>(.*?)</title>", finished.stdout)[0]
-    assert finished.stdout.count("<svg") >= 8
-    shown = Tables()
-    shown.feed(finished.stdout)
-    for cells, row in zip(shown.found["results"][1:], results.read(tmp_path / "results.json"), strict=True):
-        metrics, entry = row["metrics"], row["quantization"]
-        assert (cells[0], cells[1].strip()) == (entry["scheme"], tables.ROW_LABELS[entry["row"]])
-        assert cells[2:4] == [numbers.percent(metrics["acc1"]), numbers.percent(metrics["acc5"])]
-        assert cells[4] == (f"{metrics['cosine']:.4f}" if "cosine" in metrics else "\N{EN DASH}") and cells[-1] == "816"
