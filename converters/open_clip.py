@@ -113,5 +113,6 @@ FORMATS = (
         SIGLIP_RULES,
         siglip_spec,
         ignored=("text.attn_mask",),
+        unless=("visual.trunk.embeds.*",),
     ),
 )

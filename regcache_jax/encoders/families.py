@@ -49,6 +49,8 @@ SIZES = {
     "clip text bigG": (1280, 32, 20, 5120),
 }
 
+NAFLEX_PATCHES = 256
+"""At most, where nothing says how many."""
 DINOV3_EPS, DINOV3_ROTARY = 1e-5, Rotary(100.0)
 SAT_MEAN, SAT_STD = (0.430, 0.411, 0.296), (0.213, 0.156, 0.143)
 """Of the DINOv3 that saw satellite pictures."""
@@ -153,6 +155,24 @@ def siglip_spec(name: str, shape: Shape, vocab: int, text: str | None = None, co
         ),
         tokenization=siglip_tokenization(context, vocab),
     )
+
+
+def naflex(spec: EncoderSpec, filter: Filter, max_patches: int = NAFLEX_PATCHES) -> EncoderSpec:
+    """A SigLIP 2 whose positions are those of a square picture, made one that takes pictures of any shape."""
+    image = dataclasses.replace(
+        spec.image,
+        blocks=dataclasses.replace(spec.image.blocks, padded=True, activation=TANH_GELU),
+        position_interpolation="bilinear_antialias",
+        max_patches=max_patches,
+    )
+    pictures = dataclasses.replace(
+        spec.preprocessing,
+        resize="patches",
+        filter=filter,
+        patch_size=image.patch_size,
+        max_patches=max_patches,
+    )
+    return dataclasses.replace(spec, image=image, preprocessing=pictures)
 
 
 def vit_spec(

@@ -11,7 +11,7 @@ import functools
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 
 def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
@@ -30,10 +30,11 @@ def resize_matrix(stored: int, wanted: int, interpolation: str) -> np.ndarray:
     if interpolation == "bilinear":  # scipy.ndimage.zoom, order 1: the corners stay where they are
         centre = out * (stored - 1) / max(wanted - 1, 1)
         return np.maximum(0.0, 1.0 - np.abs(centre[:, None] - source)).astype(np.float32)
-    if interpolation == "bicubic_antialias":
+    if interpolation in ("bicubic_antialias", "bilinear_antialias"):
         ratio = stored / wanted
-        support = max(ratio, 1.0)
-        weights = _cubic((source + 0.5 - (out[:, None] + 0.5) * ratio) / support, a=-0.5)
+        distance = (source + 0.5 - (out[:, None] + 0.5) * ratio) / max(ratio, 1.0)
+        linear = interpolation == "bilinear_antialias"
+        weights = np.maximum(1.0 - np.abs(distance), 0.0) if linear else _cubic(distance, a=-0.5)
         return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
     ratio = stored / (wanted + 0.1) if interpolation == "bicubic_offset" else stored / wanted
     centre = (out + 0.5) * ratio - 0.5
@@ -55,3 +56,25 @@ def resize_positions(
     grid = table[prefix:].astype(jnp.float32).reshape(stored, stored, -1)
     resized = jnp.einsum("ys,xt,std->yxd", matrix, matrix, grid, precision="highest")
     return jnp.concatenate([table[:prefix], resized.reshape(wanted * wanted, -1).astype(table.dtype)])
+
+
+def positions_on_grids(
+    table: Float[Array, "S D"],
+    stored: int,
+    places: tuple[Int[Array, "B N"], Int[Array, "B N"]],
+    sides: tuple[Int[Array, "B 1"], Int[Array, "B 1"]],
+) -> Float[Array, "B N D"]:
+    """The positions of patches in grids of any sides, `places` and `sides` first of rows, then of columns: bilinear, with antialiasing
+    (PyTorch's `interpolate`, align_corners=False), in float32. Places outside their grid get what must not be read."""
+    source = jnp.arange(stored, dtype=jnp.float32)
+
+    def weights(place: Int[Array, "B N"], side: Int[Array, "B 1"]) -> Float[Array, "B N stored"]:
+        ratio = (stored / side.astype(jnp.float32))[..., None]
+        centre = (place.astype(jnp.float32)[..., None] + 0.5) * ratio
+        distance = jnp.abs(source + 0.5 - centre) / jnp.maximum(ratio, 1.0)
+        near = jnp.maximum(1.0 - distance, 0.0)
+        return near / jnp.maximum(jnp.sum(near, axis=-1, keepdims=True), 1e-6)
+
+    down, across = (weights(*pair) for pair in zip(places, sides, strict=True))
+    both = (down[..., :, None] * across[..., None, :]).reshape(*down.shape[:2], stored * stored)
+    return jnp.einsum("bns,sd->bnd", both, table.astype(jnp.float32), precision="highest")

@@ -151,7 +151,7 @@ def rivals(
         nothing.replace(delete_block=jnp.int32(block), delete_count=jnp.int32(count))
         for block in trials.entries
         for count in DELETE_COUNTS
-        if block >= l_q and count < encoder.spec.image.grid**2
+        if block >= l_q and count < encoder.spec.image.num_patches
     ]
     plans = {"delete only": best_plan(deletions)}
     for name, (key, value) in rows.items():
