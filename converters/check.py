@@ -103,8 +103,8 @@ def refuse_differences(rows: list[Difference], dtype: str) -> None:
 
 
 def random_inputs(encoder: Encoder, num_images: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray | None]:
-    """Normal pixels `[n, S, S, 3]` (or sheets) and token ids `[4, T]` that end as the family's texts do: one of a word, one of half the context,
-    one that just fits with room for one, one full."""
+    """Normal pixels `[n, S, S, 3]` (or sheets) and token ids `[4, T]` that end as the family's texts do: one of a word, one of half
+    the context, one that just fits with room for one, one full."""
     rng = np.random.default_rng(seed)
     spec = encoder.spec
     images = random_pictures(spec.image, num_images, rng)

@@ -64,7 +64,8 @@ class Format:
     Hugging Face `config.json` calls it; `classes`: how its classes in transformers begin, as a regular expression. `prefixes`: beginnings
     of names and what to read in their place. `ignored`: patterns of names that carry nothing we use. `heads`: patterns of
     what was trained on top of the encoder, which is left out and said.
-    `torchscript`: found in TorchScript archives only. `axes`: tensors and how many axes theirs have. `repair`: puts right what early versions of the library wrote otherwise."""
+    `torchscript`: found in TorchScript archives only. `axes`: tensors and how many axes theirs have. `repair`: puts right what early
+    versions of the library wrote otherwise."""
 
     name: str
     marks: tuple[str, ...]

@@ -93,6 +93,7 @@ def siglip_image(given: Given) -> ImageSpec:
 
 
 def siglip_tower_spec(given: Given) -> EncoderSpec:
+    """A SigLIP image tower alone."""
     image = siglip_image(given)
     return EncoderSpec(given.name, "siglip", image, families.siglip_preprocessing(image.image_size, "bicubic"))
 

@@ -247,8 +247,8 @@ class TextSpec:
 class Preprocessing:
     """From a picture to the array a tower takes: resize, centre crop, scale to 0..1, normalise.
 
-    `resize_size` is the side (squash) or the shortest side (shortest) before the crop to `image_size`. `patches`: the aspect is kept, nothing
-    is cropped, and as many patches of `patch_size` as `max_patches` allows make a sheet."""
+    `resize_size` is the side (squash) or the shortest side (shortest) before the crop to `image_size`. `patches`: the aspect is kept,
+    nothing is cropped, and as many patches of `patch_size` as `max_patches` allows make a sheet."""
 
     image_size: int
     resize: Resize

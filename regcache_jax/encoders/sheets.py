@@ -57,6 +57,13 @@ def sheet_of(pixels: Float[np.ndarray, "Y X 3"], patch_size: int, max_patches: i
     return sheet
 
 
+def cells_of(sheets: Float[Array, "B N C 3"], side: int) -> Int[Array, "B N"]:
+    """The cell of a grid of `side` x `side`, laid over the picture, in which each line's patch begins; -1: no patch."""
+    grids = grids_of(sheets)
+    cell = (grids.row * side // grids.rows) * side + grids.column * side // grids.columns
+    return jnp.where(grids.there, cell, -1)
+
+
 def grids_of(sheets: Float[Array, "B N C 3"]) -> Grids:
     """The grid of every picture. What has no patch at all (it fills up a batch) gets one, as softmax needs something to see."""
     place = sheets[:, :, -1]

@@ -7,6 +7,7 @@ import itertools
 from typing import Any
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.core.objective import reads_patches
 from regcache_jax.core.search_config import SearchConfig
 from regcache_jax.core.spec import ImageSpec
 
@@ -40,6 +41,10 @@ class Space:
         if not 0 <= self.sensitive_block < self.num_blocks:
             raise UserError(
                 f"sensitive_block must be 0..{self.num_blocks - 1}, got {self.sensitive_block}; `regcache inspect` suggests one"
+            )
+        if largest and self.spec.max_patches is not None and reads_patches(self.config.objective):
+            raise UserError(
+                "patches of pictures of any shape (NaFlex) are read without deletion; search with delete_counts 0, or for the pooled feature"
             )
         if largest >= patches:
             raise UserError(
