@@ -212,7 +212,7 @@ def reference_pixels(folder: Path, picture: Image.Image) -> np.ndarray | None:
     made = kind.from_pretrained(folder, local_files_only=True)(picture, return_tensors="np")
     pixels = made["pixel_values"][0]
     if "spatial_shapes" in made:
-        return _sheet(pixels, *made["spatial_shapes"][0])
+        return _sheet(pixels, *map(int, made["spatial_shapes"][0]))
     return np.asarray(pixels, np.float32).transpose(1, 2, 0)
 
 

@@ -44,7 +44,7 @@ class Space:
             )
         if largest and self.spec.max_patches is not None and reads_patches(self.config.objective):
             raise UserError(
-                "patches of pictures of any shape (NaFlex) are read without deletion; search with delete_counts 0, or for the pooled feature"
+                "patches of pictures of any shape (NaFlex) are read without deletion; search with delete_counts 0, or for pooled"
             )
         if largest >= patches:
             raise UserError(
