@@ -123,7 +123,7 @@ def random_pictures(spec: ImageSpec, count: int, rng: np.random.Generator) -> np
     """Normal pixels: squares, or sheets of several shapes, the first of them full."""
     if spec.max_patches is None:
         return rng.standard_normal((count, *spec.picture_shape)).astype(np.float32)
-    sides = [fitted(*map(int, rng.integers(16, 512, 2)), spec.patch_size, spec.max_patches) for _ in range(count - 1)]
+    sides = [fitted(*map(int, rng.integers(100, 300, 2)), spec.patch_size, spec.max_patches) for _ in range(count - 1)]
     sides = [(spec.patch_size, spec.patch_size * spec.max_patches), *sides][:count]
     pictures = (rng.standard_normal((*each, 3)).astype(np.float32) for each in sides)
     return np.stack([sheet_of(each, spec.patch_size, spec.max_patches) for each in pictures])

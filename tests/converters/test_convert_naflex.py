@@ -25,7 +25,7 @@ from regcache_jax.encoders.sheets import fitted, sheet_of
 
 VISION = {**SMALL, "patch_size": 8, "num_patches": 25}
 TEXT = {**SMALL, "num_hidden_layers": 2, "vocab_size": 120, "max_position_embeddings": 9}
-SHAPES = ((5, 5), (8, 5), (3, 13), (40, 1), (2, 20))
+SHAPES = ((5, 5), (8, 5), (3, 13), (1, 40), (20, 2))
 BUDGETS = (40, 64, 130)
 
 
@@ -87,7 +87,9 @@ def test_a_folder_is_converted_checked_and_given_another_budget(source, tmp_path
     assert {"pixels of a 77 x 53 picture", "logits"} <= {row.what for row in rows}
     assert max(row.worst for row in rows) < 1e-4
     wider = rc.load(convert(str(source), tmp_path / "wider", max_patches=64))
-    assert wider.preprocess(np.zeros((30, 50, 3), np.uint8)).shape == (64, 65, 3) == wider.encoder.spec.image.picture_shape
+    assert (
+        wider.preprocess(np.zeros((30, 50, 3), np.uint8)).shape == (64, 65, 3) == wider.encoder.spec.image.picture_shape
+    )
     with pytest.raises(UserError, match="--max-patches says how many patches"):
         convert(str(source), tmp_path / "other", image_size=64)
     with pytest.raises(UserError, match="cannot express image's .*max_patches"):
@@ -104,7 +106,9 @@ def test_a_vision_tower_alone_is_read(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["open_clip SigLIP 2 NaFlex", "timm SigLIP 2 NaFlex", "big_vision NaFlex", "big_vision NaFlex scanned"])
+@pytest.mark.parametrize(
+    "layout", ["open_clip SigLIP 2 NaFlex", "timm SigLIP 2 NaFlex", "big_vision NaFlex", "big_vision NaFlex scanned"]
+)
 def test_every_layout_holds_the_same_encoder(source, tmp_path, layout):
     encoder = read_checkpoint(str(source)).encoder
     file = tmp_path / ("copy.npz" if layout.startswith("big_vision") else "copy.safetensors")
@@ -117,7 +121,10 @@ def test_every_layout_holds_the_same_encoder(source, tmp_path, layout):
     sheets[:, :, -1] = 0
     sheets[:, :33, -1, 0], sheets[:, :33:11, -1, 1] = 1, 1
     spec = encoder.spec.image
-    assert read.encoder.spec.image.blocks.activation == "gelu_tanh" and read.encoder.spec.image.patch_size == spec.patch_size
+    assert (
+        read.encoder.spec.image.blocks.activation == "gelu_tanh"
+        and read.encoder.spec.image.patch_size == spec.patch_size
+    )
     for name, array in export(encoder, layout).items():
         np.testing.assert_array_equal(read.tensors[name].read(), array)
     if not layout.startswith("timm"):

@@ -182,7 +182,8 @@ def test_padding_never_enters_what_inspect_candidates_and_stakes_find():
     assert int((few.norm[0] >= 0).sum()) == 3 * sum(rows * columns for rows, columns in small.SHAPES)
     assert find_sensitive_block(encoders[0], pictures[0]) == find_sensitive_block(encoders[1], pictures[1])
     small_stake, large_stake = (
-        measure_stakes(*pair, Scheme(), profile) for *pair, profile in zip(encoders, pictures, (short, long), strict=True)
+        measure_stakes(*pair, Scheme(), profile)
+        for *pair, profile in zip(encoders, pictures, (short, long), strict=True)
     )
     np.testing.assert_allclose(large_stake.plain, small_stake.plain, rtol=0.05)
     assert small_stake.plain > 0
