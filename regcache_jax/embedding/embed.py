@@ -63,7 +63,7 @@ class Done(NamedTuple):
     partitions: int
 
 
-def class_token(encoder: Encoder, images: Float[Array, "B S S 3"]) -> Float[Array, "B D"]:
+def class_token(encoder: Encoder, images: Float[Array, "B Y X 3"]) -> Float[Array, "B D"]:
     """The class token after the final norm, in float32."""
     return encode(encoder, images).tokens[:, 0].astype(jnp.float32)
 

@@ -1,4 +1,4 @@
-"""SigLIP 2 NaFlex beside transformers' own Siglip2Model and processor, at several shapes and budgets, and as the other libraries name it."""
+"""SigLIP 2 NaFlex beside transformers' own model and processor, at several shapes and budgets, and in the names of other libraries."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_folder_is_converted_checked_and_given_another_budget(source, tmp_path
     )
     with pytest.raises(UserError, match="--max-patches says how many patches"):
         convert(str(source), tmp_path / "other", image_size=64)
-    with pytest.raises(UserError, match="cannot express image's .*max_patches"):
+    with pytest.raises(UserError, match=r"cannot express image's .*max_patches"):
         write(model, "huggingface", tmp_path / "back")
 
 
