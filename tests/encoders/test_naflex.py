@@ -27,6 +27,7 @@ from regcache_jax.quantization.quantize import quantize
 from regcache_jax.registers.candidates import find_candidates
 from regcache_jax.registers.inspect import find_sensitive_block
 from regcache_jax.registers.stakes import measure_stakes
+from regcache_jax.studies.rivals import token_prefixes
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # float32, sums of other lengths
 
@@ -198,3 +199,12 @@ def test_patches_are_read_line_by_line_and_not_after_a_deletion():
     np.testing.assert_allclose(encode_patches(encoder, alone(1))[0], patches[1, :18], **CLOSE)
     with pytest.raises(UserError, match="without deletion"):
         encode_patches(encoder.with_plan(small.plan(2)), sheets)
+
+
+@pytest.mark.slow
+def test_padding_never_enters_a_rivals_prefix():
+    short, long = (
+        token_prefixes(small.encoder("naflex"), np.asarray(small.sheets(5, max_patches=count)), 0) for count in (20, 37)
+    )
+    for name, rows in short.items():
+        np.testing.assert_allclose(long[name], rows, **CLOSE)
