@@ -61,4 +61,4 @@ def test_a_naflex_goes_all_the_way_from_its_folder_to_int8_features(tmp_path, re
     np.testing.assert_allclose(jax.jit(load(tmp_path / "int8.stablehlo"))(sheets), features[1], rtol=1e-2, atol=1e-2)
     assert json.loads((tmp_path / "int8.stablehlo.json").read_text())["input"]["shape"] == ["batch", 24, 65, 3]
     status, _, error = regcache("evaluate", model, *data, "--task", "tower")
-    assert status == 1 and "needs the same places in all of them" in error
+    assert status == 1 and "needs the same places in all pictures" in error
