@@ -65,11 +65,12 @@ class Protocol:
         if seen.max_patches is not None:
             pictures = f"at most {seen.max_patches} patches of {seen.patch_size} px, {seen.filter}"
         else:
-            pictures = f"{seen.resize} to {seen.resize_size}, {seen.filter}"
-        crop = "" if seen.resize_size == seen.image_size and seen.resize == "squash" else f", middle {seen.image_size}"
+            whole = seen.resize_size == seen.image_size and seen.resize == "squash"
+            crop = "" if whole else f", middle {seen.image_size}"
+            pictures = f"{seen.resize} to {seen.resize_size}, {seen.filter}{crop}"
         return (
             f"protocol {self.name}: {len(prompts.classnames)} class names ({prompts.sources[0]}), {len(prompts.templates)} "
-            f"templates ({prompts.sources[1]}); pictures: {pictures}{crop}"
+            f"templates ({prompts.sources[1]}); pictures: {pictures}"
         )
 
 
