@@ -35,6 +35,7 @@ def blocks(theirs: str, ours: str) -> tuple[Rule, ...]:
     )
 
 
+PATCHES = "img/embedding/kernel"
 _LEAVES = ("kernel", "bias")
 _HEAD, _MAP = "image/head", "img/MAPHead_0"
 
@@ -42,7 +43,7 @@ _HEAD, _MAP = "image/head", "img/MAPHead_0"
 def rules(block: str) -> tuple[Rule, ...]:
     """The table; `block` is `encoderblock_*`, or `encoderblock` where the file has all blocks stacked, as we have."""
     return (
-        Rule("img/embedding/kernel", "image/patch_embedding/kernel"),
+        Rule(PATCHES, "image/patch_embedding/kernel"),
         Rule("img/embedding/bias", "image/patch_embedding/bias"),
         Rule("img/pos_embedding", "image/position_embedding", one_in_front),
         *blocks(f"img/Transformer/{block}", "image/blocks"),
@@ -147,16 +148,17 @@ def spec(given: Given) -> EncoderSpec:
     return EncoderSpec(given.name, "siglip", image, pictures, towers, tokenization)
 
 
-_PREFIXES = (("params/", ""),)
-_IGNORED = ("opt/*", "opt_state/*", "extra")
+PREFIXES = (("params/", ""),)
+IGNORED = ("opt/*", "opt_state/*", "extra")
 FORMATS = (
     Format(
         "big_vision",
         ("img/embedding/kernel", "img/Transformer/encoderblock_0/*"),
         rules("encoderblock_*"),
         spec,
-        prefixes=_PREFIXES,
-        ignored=_IGNORED,
+        prefixes=PREFIXES,
+        ignored=IGNORED,
+        axes=((PATCHES, 4),),
         repair=repair,
     ),
     Format(
@@ -164,8 +166,9 @@ FORMATS = (
         ("img/embedding/kernel", "img/Transformer/encoderblock/*"),
         rules("encoderblock"),
         spec,
-        prefixes=_PREFIXES,
-        ignored=_IGNORED,
+        prefixes=PREFIXES,
+        ignored=IGNORED,
+        axes=((PATCHES, 4),),
         repair=repair,
     ),
 )

@@ -18,8 +18,10 @@ from regcache_jax.converters.reference import (
 )
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.core.spec import ImageSpec
 from regcache_jax.encoders.classifier import class_scores
 from regcache_jax.encoders.encoder import Encoder, normalize
+from regcache_jax.encoders.sheets import fitted, sheet_of
 from regcache_jax.encoders.text import text_features
 from regcache_jax.encoders.vision import image_features
 from regcache_jax.models.folder import Model
@@ -101,11 +103,11 @@ def refuse_differences(rows: list[Difference], dtype: str) -> None:
 
 
 def random_inputs(encoder: Encoder, num_images: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray | None]:
-    """Normal pixels `[n, S, S, 3]` and token ids `[4, T]` that end as the family's texts do: one of a word, one of half the context,
-    one that just fits with room for one, one full."""
+    """Normal pixels `[n, S, S, 3]` (or sheets) and token ids `[4, T]` that end as the family's texts do: one of a word, one of half
+    the context, one that just fits with room for one, one full."""
     rng = np.random.default_rng(seed)
     spec = encoder.spec
-    images = rng.standard_normal((num_images, spec.image.image_size, spec.image.image_size, 3)).astype(np.float32)
+    images = random_pictures(spec.image, num_images, rng)
     if spec.text is None or spec.tokenization is None:
         return images, None
     length, vocabulary = spec.text.context_length, spec.text.vocab_size
@@ -115,6 +117,19 @@ def random_inputs(encoder: Encoder, num_images: int, seed: int = 0) -> tuple[np.
         row[end:] = spec.tokenization.pad_id
         row[end] = spec.text.eot_id if spec.text.eot_id is not None else vocabulary - 1
     return images, ids
+
+
+def random_pictures(spec: ImageSpec, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Normal pixels: squares, or sheets of several shapes, the first of them full."""
+    if spec.max_patches is None:
+        return rng.standard_normal((count, *spec.picture_shape)).astype(np.float32)
+    sides = [
+        fitted(int(height), int(width), spec.patch_size, spec.max_patches)
+        for height, width in rng.integers(100, 300, (count - 1, 2))
+    ]
+    sides = [(spec.patch_size, spec.patch_size * spec.max_patches), *sides][:count]
+    pictures = (rng.standard_normal((*each, 3)).astype(np.float32) for each in sides)
+    return np.stack([sheet_of(each, spec.patch_size, spec.max_patches) for each in pictures])
 
 
 def run_ours(encoder: Encoder, images: np.ndarray, ids: np.ndarray | None) -> dict[str, np.ndarray]:

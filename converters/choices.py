@@ -27,6 +27,7 @@ CHOICES = {
 def choose(spec: EncoderSpec, choices: Choices) -> EncoderSpec:
     """The spec with a user's choices in place. Raises UserError for a value that there is not."""
     spec = spec if choices.image_size is None else at_image_size(spec, choices.image_size)
+    spec = spec if choices.max_patches is None else at_budget(spec, choices.max_patches)
     for choice in CHOICES:
         value = getattr(choices, choice)
         if value is None:
@@ -44,6 +45,10 @@ def choose(spec: EncoderSpec, choices: Choices) -> EncoderSpec:
 def at_image_size(spec: EncoderSpec, pixels: int) -> EncoderSpec:
     """The encoder for pictures of another side: the stored positions stay, and are resampled when it runs."""
     image, pictures = spec.image, spec.preprocessing
+    if image.max_patches is not None:
+        raise UserError(
+            f"{spec.name} takes pictures of any shape; --max-patches says how many patches, in place of --image-size"
+        )
     if pixels < image.patch_size:
         raise UserError(f"image_size must be at least one patch of {image.patch_size} pixels, got {pixels}")
     resized = dataclasses.replace(
@@ -55,6 +60,17 @@ def at_image_size(spec: EncoderSpec, pixels: int) -> EncoderSpec:
             image, image_size=pixels, position_grid=image.stored_grid if image.position_table else None
         ),
         preprocessing=resized,
+    )
+
+
+def at_budget(spec: EncoderSpec, patches: int) -> EncoderSpec:
+    """The encoder for sheets of another number of patches. Raises UserError for one that takes squares."""
+    if spec.image.max_patches is None:
+        raise UserError(f"{spec.name} takes squares of {spec.image.image_size} px; leave out --max-patches")
+    return dataclasses.replace(
+        spec,
+        image=dataclasses.replace(spec.image, max_patches=patches),
+        preprocessing=dataclasses.replace(spec.preprocessing, max_patches=patches),
     )
 
 

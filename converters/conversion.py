@@ -26,6 +26,7 @@ from regcache_jax.converters import (
     labels,
     meta_dinov2,
     meta_dinov3,
+    naflex,
     open_clip,
     openai,
     perception_encoder,
@@ -78,14 +79,9 @@ FORMATS: list[Format] = [
     *timm.FORMATS,
     *big_vision.FORMATS,
     tips.FORMAT,
+    *naflex.FORMATS,
     timm_vit.FORMAT,
 ]
-# Where a SigLIP's patch embedding stands; NaFlex has a matrix there, for patches that are cut beforehand.
-_PATCH_KERNELS = (
-    "vision_model.embeddings.patch_embedding.weight",
-    "img/embedding/kernel",
-    "params/img/embedding/kernel",
-)
 
 
 class Read(NamedTuple):
@@ -170,7 +166,6 @@ def read_checkpoint(
         tensors, config = tower.tensors, tower.config
     processor = found.json("preprocessor_config.json", "processor_config.json")
     tensors, notes = wrappers.unwrap(tensors, lambda held: bool(fitting(held, found)), found.weights, choices.weights)
-    refuse_unsupported(tensors, config, found)
     format = recognise(tensors, config, found)
     if tower is None:  # a tower's own configuration may name classes of its model's
         check_classes(config, format, found)
@@ -218,14 +213,6 @@ def read_checkpoint(
     return Read(encoder, format, tensors, notes)
 
 
-def refuse_unsupported(tensors: Tensors, config: Mapping[str, Any], source: sources.Source) -> None:
-    """Raises UserError for what the catalog lists as not yet supported, under whatever name it comes."""
-    flat = [name for name in _PATCH_KERNELS if name in tensors and len(tensors[name].shape) == 2]
-    row = catalog.find("google/siglip2-base-patch16-naflex")
-    if row is not None and (flat or config.get("model_type") == "siglip2"):
-        raise UserError(f"{source.weights} is not supported yet: {row.reason}")
-
-
 def fitting(tensors: Tensors, source: sources.Source) -> list[Format]:
     """The layouts whose names these are."""
     return [format for format in FORMATS if format.fits(tensors) and (source.torchscript or not format.torchscript)]
@@ -248,7 +235,10 @@ def take_integers(
 
 def check_pictures(spec: EncoderSpec) -> None:
     """Raises UserError where the pictures that the processor makes are not those that the tower takes."""
-    made, taken = spec.preprocessing.image_size, spec.image.image_size
+    pictures, image = spec.preprocessing, spec.image
+    if (pictures.max_patches, pictures.patch_size or image.patch_size) != (image.max_patches, image.patch_size):
+        raise UserError(f"{spec.name}: the processor makes other sheets of patches than the tower takes")
+    made, taken = pictures.image_size, image.image_size
     if made != taken:
         raise UserError(
             f"{spec.name}: the processor makes pictures of {made} px, the tower takes {taken} px; one of the files is of another model "

@@ -64,7 +64,8 @@ class Format:
     Hugging Face `config.json` calls it; `classes`: how its classes in transformers begin, as a regular expression. `prefixes`: beginnings
     of names and what to read in their place. `ignored`: patterns of names that carry nothing we use. `heads`: patterns of
     what was trained on top of the encoder, which is left out and said.
-    `torchscript`: found in TorchScript archives only. `repair`: puts right what early versions of the library wrote otherwise."""
+    `torchscript`: found in TorchScript archives only. `axes`: tensors and how many axes theirs have. `repair`: puts right what early
+    versions of the library wrote otherwise."""
 
     name: str
     marks: tuple[str, ...]
@@ -77,6 +78,7 @@ class Format:
     heads: tuple[str, ...] = ("classifier.*",)
     unless: tuple[str, ...] = ()
     torchscript: bool = False
+    axes: tuple[tuple[str, int], ...] = ()
     repair: Callable[[dict[str, StoredTensor]], dict[str, StoredTensor]] = lambda tensors: tensors
 
     def read_names(self, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
@@ -96,7 +98,8 @@ class Format:
         def occurs(pattern: str) -> bool:
             return any(fnmatch.fnmatchcase(name, pattern) for name in names)
 
-        return all(map(occurs, self.marks)) and not any(map(occurs, self.unless))
+        right = all(name not in names or len(names[name].shape) == axes for name, axes in self.axes)
+        return right and all(map(occurs, self.marks)) and not any(map(occurs, self.unless))
 
 
 ACTIVATIONS: dict[str, Activation] = {

@@ -19,6 +19,8 @@ from regcache_jax.core.errors import UserError
 from regcache_jax.core.spec import EncoderSpec, ImageSpec, TextSpec
 from regcache_jax.encoders import families
 
+PATCHES = "vision_model.embeddings.patch_embedding.weight"
+
 
 def head(theirs: str, attention: str, fc1: str, fc2: str) -> tuple[Rule, ...]:
     """Attention pooling as torch's MultiheadAttention has it; `attention`, `fc1` and `fc2` are names of its parts."""
@@ -40,7 +42,7 @@ def head(theirs: str, attention: str, fc1: str, fc2: str) -> tuple[Rule, ...]:
 
 
 RULES = (
-    Rule("vision_model.embeddings.patch_embedding.weight", "image/patch_embedding/kernel", oihw_to_hwio),
+    Rule(PATCHES, "image/patch_embedding/kernel", oihw_to_hwio),
     Rule("vision_model.embeddings.patch_embedding.bias", "image/patch_embedding/bias"),
     *tower("vision_model", "image"),
     Rule("vision_model.post_layernorm.weight", "image/final_norm/scale"),
@@ -108,4 +110,5 @@ FORMAT = Format(
     classes=r"Siglip(?!2)",
     prefixes=VISION_ALONE,
     ignored=("*.embeddings.position_ids",),
+    axes=((PATCHES, 4),),
 )

@@ -70,8 +70,9 @@ def clip_spec(given: Given) -> EncoderSpec:
             row.text.blocks.num_heads if row.text else 1,
         )
         spec = dataclasses.replace(spec, preprocessing=row.preprocessing)
-        worldwide = row.text is not None and row.text.pooling == "eot"
-        return families.with_metaclip2_words(spec, row.text.eot_id) if worldwide else spec
+        if row.text is not None and row.text.pooling == "eot" and row.text.eot_id is not None:
+            return families.with_metaclip2_words(spec, row.text.eot_id)
+        return spec
     if not model:
         raise UserError(
             f"{given.name} is a CLIP in open_clip's names, which does not say which GELU it was trained with; name its row "
@@ -166,5 +167,6 @@ FORMATS = (
         SIGLIP_RULES,
         siglip_spec,
         ignored=("text.attn_mask",),
+        unless=("visual.trunk.embeds.*",),
     ),
 )

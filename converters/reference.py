@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from PIL import Image
 from regcache_jax.converters import sources, vlm
 
 from regcache_jax.core.errors import UserError, shown
+from regcache_jax.encoders.sheets import sheet_of
 from regcache_jax.files.bounded import read_json
 
 # The classes of transformers that run a kind of checkpoint: the one its config.json names if it is here, else the first. A
@@ -23,6 +26,8 @@ ARCHITECTURES = {
     "metaclip_2_vision_model": ("MetaClip2VisionModel", "MetaClip2VisionModelWithProjection"),
     "siglip": ("SiglipModel", "SiglipVisionModel"),
     "siglip_vision_model": ("SiglipVisionModel",),
+    "siglip2": ("Siglip2Model", "Siglip2VisionModel"),
+    "siglip2_vision_model": ("Siglip2VisionModel",),
     "tipsv2": ("Tipsv2Model",),
     "dinov2": ("Dinov2Model",),
     "dinov2_with_registers": ("Dinov2WithRegistersModel",),
@@ -39,6 +44,7 @@ PROCESSORS = {
     "metaclip_2_vision_model": "CLIPImageProcessor",
     "siglip": "SiglipImageProcessor",
     "siglip_vision_model": "SiglipImageProcessor",
+    **dict.fromkeys(("siglip2", "siglip2_vision_model"), "Siglip2ImageProcessor"),
     "dinov2": "BitImageProcessor",
     "dinov2_with_registers": "BitImageProcessor",
     "vit": "ViTImageProcessor",
@@ -98,8 +104,8 @@ def run_reference(folder: Path, images: np.ndarray, ids: np.ndarray | None) -> d
     network.eval()
     text = getattr(network, "text_model", None)
     with torch.no_grad():
-        pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-        named, logits = {"image": _image(network, pixels)}, None
+        pictures = _pictures(network, images)
+        named, logits = {"image": _image(network, pictures)}, None
         if ids is not None and text is not None:
             tokens = torch.from_numpy(ids.astype(np.int64))
             words = (tokens != 0).long()
@@ -111,9 +117,9 @@ def run_reference(folder: Path, images: np.ndarray, ids: np.ndarray | None) -> d
             if hasattr(network, "text_projection"):
                 pooled = network.text_projection(pooled)
             named["text"] = (pooled, output.hidden_states)
-            logits = network(input_ids=tokens, pixel_values=pixels, **masked).logits_per_image.numpy()
+            logits = network(input_ids=tokens, **pictures, **masked).logits_per_image.numpy()
         if hasattr(network, "classifier"):
-            logits = network(pixel_values=pixels).logits.numpy()
+            logits = network(**pictures).logits.numpy()
     return named_rows({tower: (pooled.numpy(), _blocks(hidden)) for tower, (pooled, hidden) in named.items()}, logits)
 
 
@@ -150,8 +156,23 @@ def _run_tower(kind: vlm.Vlm, folder: Path, images: np.ndarray) -> dict[str, np.
     return named_rows({"image": (taken.numpy(), _blocks(output.hidden_states[: count + 1]))}, None)
 
 
-def _image(network: Any, pixels: Any) -> tuple[Any, Any]:
-    """Pooled features as ours are, and the hidden states."""
+def _pictures(network: Any, images: np.ndarray) -> dict[str, Any]:
+    """Pictures as a network takes them: of sheets, what the processor makes of pictures of any shape."""
+    import torch
+
+    if "spatial_shapes" not in inspect.signature(network.forward).parameters:
+        return {"pixel_values": torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))}
+    there, begins = (images[:, :, -1, channel] for channel in (0, 1))
+    rows = begins.sum(axis=1)
+    return {
+        "pixel_values": torch.from_numpy(images[:, :, :-1].reshape(*images.shape[:2], -1)),
+        "pixel_attention_mask": torch.from_numpy(there.astype(np.int32)),
+        "spatial_shapes": torch.from_numpy(np.stack([rows, there.sum(axis=1) / rows], axis=1).astype(np.int64)),
+    }
+
+
+def _image(network: Any, pictures: dict[str, Any]) -> tuple[Any, Any]:
+    """Pooled features as ours are, and the hidden states (zeros where a picture has no patch)."""
     import torch
 
     vision = getattr(network, "vision_model", getattr(network, "vit", network))
@@ -159,9 +180,12 @@ def _image(network: Any, pixels: Any) -> tuple[Any, Any]:
     if hasattr(vision.config, "mask_ratio"):  # MAE's encoder: all patches, in their order
         vision.config.mask_ratio = 0.0
         options["noise"] = torch.arange((vision.config.image_size // vision.config.patch_size) ** 2).repeat(
-            len(pixels), 1
+            len(pictures["pixel_values"]), 1
         )
-    output = vision(pixel_values=pixels, output_hidden_states=True, **options)
+    output = vision(**pictures, output_hidden_states=True, **options)
+    if "pixel_attention_mask" in pictures:
+        there = pictures["pixel_attention_mask"][..., None]
+        return output.pooler_output, [hidden * there for hidden in output.hidden_states]
     if vision.config.model_type in PLAIN:  # their pooler, if they have one, is not the feature that is classified
         return output.last_hidden_state[:, 0], output.hidden_states
     if hasattr(network, "visual_projection"):
@@ -194,8 +218,18 @@ def reference_pixels(folder: Path, picture: Image.Image) -> np.ndarray | None:
     if name is None or not (folder / "preprocessor_config.json").is_file():
         return None
     kind = getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)  # before version 5 that is Pillow's
-    pixels = kind.from_pretrained(folder, local_files_only=True)(picture, return_tensors="np")["pixel_values"][0]
+    made = kind.from_pretrained(folder, local_files_only=True)(picture, return_tensors="np")
+    pixels = made["pixel_values"][0]
+    if "spatial_shapes" in made:
+        return _sheet(pixels, *map(int, made["spatial_shapes"][0]))
     return np.asarray(pixels, np.float32).transpose(1, 2, 0)
+
+
+def _sheet(patches: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """The processor's padded patches of a picture as the sheet that ours makes."""
+    side = math.isqrt(patches.shape[1] // 3)
+    parts = patches[: rows * columns].reshape(rows, columns, side, side, 3).swapaxes(1, 2)
+    return sheet_of(parts.reshape(rows * side, columns * side, 3).astype(np.float32), side, len(patches))
 
 
 def reference_ids(folder: Path, texts: Sequence[str], length: int) -> np.ndarray | None:

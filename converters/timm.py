@@ -90,7 +90,8 @@ def siglip_image(given: Given) -> ImageSpec:
     return ImageSpec(pixels, patch, blocks, class_token=False, pooling="map")
 
 
-def _siglip_spec(given: Given) -> EncoderSpec:
+def siglip_tower_spec(given: Given) -> EncoderSpec:
+    """A SigLIP image tower alone."""
     image = siglip_image(given)
     return EncoderSpec(given.name, "siglip", image, families.siglip_preprocessing(image.image_size, "bicubic"))
 
@@ -149,7 +150,13 @@ def _clip_spec(given: Given) -> EncoderSpec:
 
 _IGNORED = ("mask_token",)
 FORMATS = (
-    Format("timm SigLIP", ("attn_pool.latent", "blocks.*.attn.qkv.weight"), SIGLIP_RULES, _siglip_spec),
+    Format(
+        "timm SigLIP",
+        ("attn_pool.latent", "blocks.*.attn.qkv.weight"),
+        SIGLIP_RULES,
+        siglip_tower_spec,
+        unless=("embeds.*",),  # NaFlex
+    ),
     Format("timm CLIP", ("cls_token", "norm_pre.weight", "blocks.*.attn.qkv.weight"), CLIP_RULES, _clip_spec),
     *(
         Format(

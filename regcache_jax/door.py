@@ -246,17 +246,17 @@ def _stream(value: Iterable[Any], spec: EncoderSpec) -> Iterator[tuple[Any, np.n
 
 
 def checked_images(value: Any, spec: EncoderSpec, any_shape: bool = False) -> Any:
-    """One array of preprocessed pictures: squares of the encoder's side, or of any shape of whole patches. Values are looked at where
-    they lie on the host: a device would have to be waited for."""
+    """One array of preprocessed pictures: squares of the encoder's side (sheets, where it takes those), or of any shape of whole patches.
+    Values are looked at where they lie on the host: a device would have to be waited for."""
     images = value if isinstance(value, jax.Array) else np.asarray(value)
-    side, shape = spec.image.image_size, tuple(images.shape)
-    wanted = f"{spec.name} takes preprocessed pictures [n, {side}, {side}, 3]"
-    if shape == (side, side, 3):
+    picture, shape = spec.image.picture_shape, tuple(images.shape)
+    wanted = f"{spec.name} takes preprocessed pictures [n, {', '.join(map(str, picture))}]"
+    if shape == picture:
         raise UserError(f"{wanted}; this is one picture: give images[None]")
     if len(shape) == 4 and shape[1] == 3 and shape[3] != 3:
         raise UserError(f"{wanted}, got {list(shape)}: channels come last; give np.transpose(images, (0, 2, 3, 1))")
     whole = len(shape) == 4 and all(pixels and pixels % spec.image.patch_size == 0 for pixels in shape[1:3])
-    if len(shape) != 4 or shape[3] != 3 or not (whole if any_shape else shape[1:3] == (side, side)):
+    if len(shape) != 4 or shape[3] != 3 or not (whole if any_shape else shape[1:] == picture):
         raise UserError(f"{wanted}, got {list(shape)}; `model.preprocess(picture)` makes one of a picture of any size")
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import operator
 
 import jax
@@ -14,6 +15,8 @@ from regcache_jax.core.names import from_names, from_tree, to_names, to_tree
 from regcache_jax.core.plan import RegisterPlan, make_plan
 from regcache_jax.core.spec import HALF, BlockSpec, EncoderSpec, ImageSpec, Preprocessing, Rotary, TextSpec
 from regcache_jax.encoders.encoder import Encoder, init_params
+from regcache_jax.encoders.families import naflex
+from regcache_jax.encoders.sheets import sheet_of
 from regcache_jax.encoders.vision import ImageOutput, image_features
 
 BLOCKS = BlockSpec(width=24, num_blocks=3, num_heads=3, mlp_width=40, activation="gelu", norm_eps=1e-6)
@@ -50,10 +53,13 @@ TOWER = _image(dataclasses.replace(BLOCKS, activation="quick_gelu"), True, "none
 """As LLaVA's: its patches are read, before the final norm."""
 INTERN = _image(dataclasses.replace(BLOCKS, layer_scale=True), True, "none", final_norm=False)
 VIT = _image(BLOCKS, True, "class")
+NAFLEX = naflex(EncoderSpec("naflex", "siglip", IMAGES["siglip"], PICTURE, TEXTS["siglip"]), "bilinear", max_patches=20)
+SHAPES = ((4, 5), (2, 9), (17, 1), (3, 3), (1, 12))
+"""Rows and columns of patches of pictures of several shapes."""
 SPECS = (
     {kind: EncoderSpec(kind, "clip", image, PICTURE) for kind, image in {**IMAGES, "tower": TOWER}.items()}
     | {"intern": EncoderSpec("intern", "vit", INTERN, PICTURE, normalize=False)}
-    | {"vit": EncoderSpec("vit", "vit", VIT, PICTURE, normalize=False, num_classes=5)}
+    | {"naflex": NAFLEX, "vit": EncoderSpec("vit", "vit", VIT, PICTURE, normalize=False, num_classes=5)}
     | {
         f"{kind} with text": EncoderSpec(f"{kind} with text", kind, IMAGES[kind], PICTURE, text)
         for kind, text in TEXTS.items()
@@ -88,6 +94,14 @@ def images(count: int = 24, seed: int = 0) -> jax.Array:
     """Preprocessed images."""
     drawn = np.random.default_rng(seed).uniform(-1, 1, (count, 16, 16, 3))
     return jnp.asarray(drawn.astype(np.float32))
+
+
+def sheets(count: int = 24, seed: int = 0, max_patches: int = 20) -> jax.Array:
+    """Preprocessed pictures of several shapes, as sheets of so many lines."""
+    rng, size = np.random.default_rng(seed), NAFLEX.image.patch_size
+    shapes = itertools.islice(itertools.cycle(SHAPES), count)
+    drawn = (rng.uniform(-1, 1, (rows * size, columns * size, 3)) for rows, columns in shapes)
+    return jnp.asarray(np.stack([sheet_of(each, size, max_patches) for each in drawn]))
 
 
 def hidden(kind: str, batch: int = 2, seed: int = 0) -> jax.Array:

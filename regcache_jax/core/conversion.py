@@ -19,6 +19,9 @@ class Choices:
     image_size: int | None = option(
         "Take pictures of another size; the positions are resampled.", None, unit="pixels", least=1
     )
+    max_patches: int | None = option(
+        "Of an encoder for pictures of any shape (NaFlex): at most how many patches a picture has.", None, least=1
+    )
     weights: str | None = option(
         "Which of several sets of weights: the beginning of its names, state_dict_ema say.", None
     )

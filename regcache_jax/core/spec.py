@@ -32,7 +32,7 @@ from typing import Any, Literal, NamedTuple
 from regcache_jax.core.errors import UserError, shown
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"]
-Resize = Literal["squash", "shortest"]
+Resize = Literal["squash", "shortest", "patches"]
 Filter = Literal["bicubic", "bilinear", "bilinear_tf", "lanczos"]
 Interpolation = Literal[
     "bicubic", "bicubic_antialias", "bicubic_offset", "bilinear", "bilinear_antialias", "bilinear_centres"
@@ -86,7 +86,8 @@ class Rotary:
 class BlockSpec:
     """A stack of pre-norm transformer blocks: `num_blocks` of width D with H heads of size K and an MLP of width F.
 
-    `qkv_bias` says which of the projections to queries, keys and values have one."""
+    `qkv_bias` says which of the projections to queries, keys and values have one. `padded`: rows of zeros are no tokens; nothing sees
+    them, and they leave every block as zeros."""
 
     width: int
     num_blocks: int
@@ -99,6 +100,7 @@ class BlockSpec:
     causal: bool = False
     qkv_bias: Literal["qkv", "qv", "none"] = added("qkv")
     rotary: Rotary | None = added(None)
+    padded: bool = added(False)
 
     def __post_init__(self) -> None:
         _check_ranges(self, width=(1, WIDTH), num_blocks=(0, BLOCKS), num_heads=(1, BLOCKS), mlp_width=(1, 8 * WIDTH))
@@ -142,7 +144,10 @@ class ImageSpec:
 
     `pooling="none"`: what is read are its patches; where one feature a picture is asked for, their mean stands in. Without
     `final_norm` its tokens are what leaves the last block. Attention pooling (`map`) has as many heads and as wide an MLP as a block,
-    where it states no others."""
+    where it states no others.
+
+    `max_patches`: pictures of any shape come as sheets of at most so many patches (`encoders.sheets`), and the table of positions, that of
+    a picture of `image_size`, is resampled to the grid of each; its blocks are padded."""
 
     image_size: int
     patch_size: int
@@ -160,6 +165,7 @@ class ImageSpec:
     final_norm: bool = added(True)
     head_heads: int | None = added(None)
     head_mlp_width: int | None = added(None)
+    max_patches: int | None = added(None)
 
     def __post_init__(self) -> None:
         _check_ranges(
@@ -169,14 +175,33 @@ class ImageSpec:
             trained_registers=(0, BLOCKS),
             projection=(1, WIDTH),
             position_grid=(1, BLOCKS),
+            max_patches=(1, TOKENS),
         )
         _check_ranges(self.blocks, num_blocks=(1, BLOCKS))
         _ = self.head  # which refuses heads that do not fill the width
+        if self.blocks.padded != (self.max_patches is not None):
+            raise ImpossibleSpec("blocks are padded where pictures are sheets of patches (max_patches), and only there")
+        table = self.position_table and self.position_interpolation == "bilinear_antialias"
+        if self.blocks.padded and (self.num_protected or not table or self.blocks.rotary is not None):
+            raise ImpossibleSpec(
+                "sheets of patches have a table of positions, interpolated as bilinear_antialias, and nothing in front of the patches"
+            )
 
     @property
     def grid(self) -> int:
         """Patches along one side; pixels that do not fill a patch are dropped (So400m/14 at 384)."""
         return self.image_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of a picture, or the most that its sheet holds."""
+        return self.max_patches or self.grid**2
+
+    @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        """Shape of one preprocessed picture: a square, or a sheet of patches, a line each."""
+        side = self.image_size
+        return (side, side, 3) if self.max_patches is None else (self.max_patches, self.patch_size**2 + 1, 3)
 
     @property
     def protected(self) -> Protected:
@@ -191,7 +216,7 @@ class ImageSpec:
     @property
     def num_tokens(self) -> int:
         """N, the tokens inside the blocks: class token, trained registers, patches."""
-        return self.num_protected + self.grid**2
+        return self.num_protected + self.num_patches
 
     @property
     def stored_grid(self) -> int:
@@ -239,7 +264,8 @@ class TextSpec:
 class Preprocessing:
     """From a picture to the array a tower takes: resize, centre crop, scale to 0..1, normalise.
 
-    `resize_size` is the side (squash) or the shortest side (shortest) before the crop to `image_size`."""
+    `resize_size` is the side (squash) or the shortest side (shortest) before the crop to `image_size`. `patches`: the aspect is kept,
+    nothing is cropped, and as many patches of `patch_size` as `max_patches` allows make a sheet."""
 
     image_size: int
     resize: Resize
@@ -247,9 +273,13 @@ class Preprocessing:
     resize_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    patch_size: int | None = added(None)
+    max_patches: int | None = added(None)
 
     def __post_init__(self) -> None:
-        _check_ranges(self, image_size=(1, SIDE), resize_size=(1, SIDE))
+        _check_ranges(self, image_size=(1, SIDE), resize_size=(1, SIDE), patch_size=(1, SIDE), max_patches=(1, TOKENS))
+        if {self.patch_size is not None, self.max_patches is not None} != {self.resize == "patches"}:
+            raise ImpossibleSpec("patch_size and max_patches are those of resize 'patches', and of no other")
         if not all(abs(each) <= LARGEST_MEAN for each in self.mean):  # NaN is not either
             raise ImpossibleSpec(f"mean must be within {-LARGEST_MEAN}..{LARGEST_MEAN}, got {self.mean}")
         if not all(SMALLEST_STD <= each <= LARGEST_MEAN for each in self.std):

@@ -31,7 +31,7 @@ Preprocess = Callable[[Any], np.ndarray]
 class Batch(NamedTuple):
     """Pictures, classes (-1: none), which rows are real (padding has mask False), and their places in the dataset."""
 
-    image: Float[np.ndarray, "B S S 3"]
+    image: Float[np.ndarray, "B Y X 3"]
     label: Int[np.ndarray, "B"]
     mask: Bool[np.ndarray, "B"]
     place: Int[np.ndarray, "B"]
@@ -171,7 +171,7 @@ def _assemble(row: list[Decoded], batch_size: int, preprocess: Preprocess, missi
 
 
 def pad_batch(
-    images: Float[np.ndarray, "n S S 3"],
+    images: Float[np.ndarray, "n Y X 3"],
     labels: Int[np.ndarray, "n"],
     batch_size: int,
     places: Int[np.ndarray, "n"],
@@ -183,7 +183,7 @@ def pad_batch(
 
 def load_images(
     dataset: Dataset, preprocess: Preprocess, memory_limit: int = MEMORY_LIMIT
-) -> Float[np.ndarray, "n S S 3"]:
+) -> Float[np.ndarray, "n Y X 3"]:
     """All pictures of a (limited) dataset as one array: reference and calibration sets. Beyond `memory_limit` bytes it lies in
     a temporary mapped file, which goes with the array."""
     with concurrent.futures.ThreadPoolExecutor(threads()) as pool:
@@ -200,7 +200,7 @@ def load_images(
     return images
 
 
-def dullness(images: Float[np.ndarray, "n S S 3"]) -> str | None:
+def dullness(images: Float[np.ndarray, "n Y X 3"]) -> str | None:
     """What to say of pictures that give no scale and no register worth having: all the same, or each of one colour. Else None."""
     if len(images) > 1 and all(np.array_equal(image, images[0]) for image in images[1:]):
         return f"all {len(images)} pictures are the same; scales and registers found on them fit no others"

@@ -63,7 +63,7 @@ class Done(NamedTuple):
     partitions: int
 
 
-def class_token(encoder: Encoder, images: Float[Array, "B S S 3"]) -> Float[Array, "B D"]:
+def class_token(encoder: Encoder, images: Float[Array, "B Y X 3"]) -> Float[Array, "B D"]:
     """The class token after the final norm, in float32."""
     return encode(encoder, images).tokens[:, 0].astype(jnp.float32)
 
@@ -158,8 +158,8 @@ def _described(
 ) -> Described:
     """What `set.json` says: layout, the shape of a row, and what the rows depend on."""
     encoder, spec = model.encoder, model.encoder.spec
-    side = spec.image.image_size
-    shape = jax.eval_shape(step, encoder, jax.ShapeDtypeStruct((1, side, side, 3), np.float32)).shape[1:]
+    picture = jax.ShapeDtypeStruct((1, *spec.image.picture_shape), np.float32)
+    shape = jax.eval_shape(step, encoder, picture).shape[1:]
     made_from = {
         "model": fingerprint(image_identity(encoder)),
         "preprocessing": fingerprint(spec.to_json()["preprocessing"]),

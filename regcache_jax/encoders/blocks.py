@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from regcache_jax.core.plan import BlockRegister, RegisterPlan
 from regcache_jax.core.scheme import SITES, Scheme
 from regcache_jax.core.sites import Block, Dense, Norm, QuantizedTensor
-from regcache_jax.core.spec import Activation
+from regcache_jax.core.spec import Activation, BlockSpec
 from regcache_jax.encoders.rounding import Run, attention_rounding, dense
 from regcache_jax.ops.attention import attend, attend_slot
 from regcache_jax.ops.delete import mark_largest
@@ -78,6 +78,11 @@ def layer_norm(hidden: Float[Array, "*B D"], norm: Norm, eps: float) -> Float[Ar
     return (normed * norm.scale.astype(jnp.float32) + norm.bias.astype(jnp.float32)).astype(hidden.dtype)
 
 
+def rows_there(hidden: Float[Array, "B N D"], spec: BlockSpec) -> Bool[Array, "B N"] | None:
+    """Which rows are tokens, of a padded stack, whose other rows are zeros; None: all are."""
+    return jnp.any(hidden != 0, axis=-1) if spec.padded else None
+
+
 def encoder_block(
     block: Block,
     hidden: Float[Array, "B N D"],
@@ -93,6 +98,7 @@ def encoder_block(
 
     `turn` is that of the tokens where positions are rotary (`Run.turn`); the trace has queries and keys as attention sees them."""
     spec, attention = run.spec, block.attention
+    present = rows_there(hidden, spec) if present is None else present
     normed = layer_norm(hidden, block.norm1, spec.norm_eps)
     layers = attention.query, attention.key, attention.value
     query, key, value = dense(normed, layers, "qkv", run, block.grids.of("qkv"), present)
@@ -202,7 +208,8 @@ def run_blocks(
     num_blocks, turn = run.spec.num_blocks, run.turn(hidden.shape[1])
     collectors = dict(collect or {})
     if plan is not None and present is None:
-        present = jnp.ones(hidden.shape[:2], bool)
+        present = rows_there(hidden, run.spec)
+        present = jnp.ones(hidden.shape[:2], bool) if present is None else present
 
     Layer = tuple[Block, BlockRegister | None, Int[Array, ""]]
     State = tuple[Float[Array, "B N D"], Bool[Array, "B N"] | None]
@@ -214,7 +221,7 @@ def run_blocks(
             there = present
             present = jax.lax.cond(
                 index == plan.delete_block,
-                lambda: there & ~mark_largest(hidden, plan.delete_count, sum(run.protected)),
+                lambda: there & ~mark_largest(hidden, plan.delete_count, sum(run.protected), run.spec.padded),
                 lambda: there,
             )
             hidden = jnp.where(present[..., None], hidden, 0)

@@ -37,6 +37,7 @@ from regcache_jax.encoders.families import (
     dinov2_spec,
     dinov3_spec,
     internvit_spec,
+    naflex,
     pe_image,
     pe_spec,
     siglip_spec,
@@ -291,8 +292,19 @@ def _tower(
     return Row(huggingface, family, spec, image_parameters=parameters, since=_NEXT)
 
 
-def _unsupported(number: int | None, huggingface: str, family: str, reason: str, others: tuple[str, ...] = ()) -> Row:
-    return Row(huggingface, family, None, number, others=others, reason=reason)
+def _unsupported(huggingface: str, family: str, reason: str, others: tuple[str, ...]) -> Row:
+    return Row(huggingface, family, None, others=others, reason=reason)
+
+
+def _naflex(number: int | None, word: str, shape: Shape, file: str, figures: Figures) -> Row:
+    title, huggingface = "B" if word == "base" else word.upper(), f"google/siglip2-{word}-patch16-naflex"
+    model = f"ViT-{title}-16-SigLIP2-naflex"
+    spec = naflex(siglip_spec(huggingface.split("/")[-1], shape, 256_000), "bilinear")
+    timm = f"naflexvit_{word}_patch16_siglip.v2_webli"
+    others = (timm, f"timm/{timm}", f"timm/{model}")
+    return Row(
+        huggingface, "SigLIP 2", spec, number, (model, "webli"), f"siglip2/{file}", others, *figures, since=_NEXT
+    )
 
 
 _FILTERS = ("", "clip", "laion", "image", "text", "basic")
@@ -310,7 +322,6 @@ def _pools(size: str, filters: tuple[str, ...], datacomp: bool) -> list[tuple[st
 
 _NEXT = "0.2.0"
 """The version that is being made."""
-_NAFLEX = "NaFlex takes pictures of any shape and a variable number of tokens; use a SigLIP 2 of fixed resolution"
 _GOOGLE, _LAION = "google/siglip", "laion/CLIP-ViT"
 _QUICK, _EXACT = QUICK_GELU, EXACT_GELU
 
@@ -338,7 +349,7 @@ ROWS: tuple[Row, ...] = (
     _siglip(20, f"{_GOOGLE}2-so400m-patch14-384", "ViT-SO400M-14-SigLIP2-378", "siglip2/siglip2_so400m14_384.npz", ("So400m", 14, 384), 256_000, figures=(428.2, 707.8, 84.1)),
     _siglip(21, f"{_GOOGLE}2-so400m-patch16-384", "ViT-SO400M-16-SigLIP2-384", "siglip2/siglip2_so400m16_384.npz", ("So400m", 16, 384), 256_000, figures=(428.2, 707.8, 84.1)),
     _siglip(22, f"{_GOOGLE}2-giant-opt-patch16-256", "ViT-gopt-16-SigLIP2-256", "siglip2/siglip2_g-opt16_256.npz", ("g-opt", 16, 256), 256_000, figures=(1163.2, 708.2, 84.5)),
-    _unsupported(23, f"{_GOOGLE}2-base-patch16-naflex", "SigLIP 2", _NAFLEX, ("siglip2_b16_naflex.npz", "open_clip:ViT-B-16-SigLIP2-naflex,webli")),
+    _naflex(23, "base", ("B", 16, 256), "siglip2_b16_naflex.npz", (92.9, 282.3, 78.5)),
     _dinov2(24, "S", 0, 22.1, 79.0),
     _dinov2(25, "B", 0, 86.6, 82.1),
     _dinov2(26, "L", 0, 304.4, 83.5),
@@ -453,8 +464,8 @@ ROWS: tuple[Row, ...] = (
     *(_tower("SmolVLM tower", f"HuggingFaceTB/SmolVLM-{size}-Instruct", 86.4, ("B", 16, 512), "lanczos") for size in ("256M", "500M")),
     _tower("SmolVLM tower", "HuggingFaceTB/SmolVLM-Instruct", 413.0, ("So400m", 14, 384), "lanczos"),
     _tower("Idefics 3 tower", "HuggingFaceM4/Idefics3-8B-Llama3", 412.9, ("So400m", 14, 364), "lanczos"),
-    _unsupported(None, f"{_GOOGLE}2-so400m-patch16-naflex", "SigLIP 2", _NAFLEX, ("siglip2_so400m16_naflex.npz", "open_clip:ViT-SO400M-16-SigLIP2-naflex,webli")),
-    *(_unsupported(None, huggingface, family, reason, others) for family, (reason, huggingface, others) in UNSUPPORTED.items()),
+    _naflex(None, "so400m", ("So400m", 16, 256), "siglip2_so400m16_naflex.npz", (427.9, 707.8, 83.5)),
+    *(_unsupported(huggingface, family, reason, others) for family, (reason, huggingface, others) in UNSUPPORTED.items()),
     _dinov3(None, "vitsplus", "4057cbaa", 28.7),
     _dinov3(None, "vitlplus", "46503df0"),
     _dinov3(None, "vithplus", "7c1da9a5", 840.5),

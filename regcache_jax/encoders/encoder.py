@@ -57,9 +57,9 @@ class Encoder(Struct):
                 f"{self.spec.name} has {wanted[0]} blocks of {wanted[1]} heads of {wanted[2]}"
             )
         schedule = plan.schedule()
-        if schedule.delete_count >= self.spec.image.grid**2:
+        if schedule.delete_count >= self.spec.image.num_patches:
             raise UserError(
-                f"register plan deletes {schedule.delete_count} tokens; {self.spec.name} has {self.spec.image.grid**2} patches"
+                f"register plan deletes {schedule.delete_count} tokens; {self.spec.name} has {self.spec.image.num_patches} patches"
             )
         return self.replace(plan=plan, schedule=schedule)
 

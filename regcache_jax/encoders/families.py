@@ -52,6 +52,8 @@ SIZES = {
     "PE text G": (1280, 24, 20, 5120),
 }
 
+NAFLEX_PATCHES = 256
+"""At most, where nothing says how many."""
 DINOV3_EPS, DINOV3_ROTARY = 1e-5, Rotary(100.0)
 TIPS_PATCH = 14
 SAT_MEAN, SAT_STD = (0.430, 0.411, 0.296), (0.213, 0.156, 0.143)
@@ -250,6 +252,24 @@ def tips_spec(name: str, image: ImageSpec, text: TextSpec | None) -> EncoderSpec
         words = Tokenization("sentencepiece", text.context_length, text.vocab_size, "lower_ascii", pad_id=0)
     pictures = Preprocessing(pixels, "squash", "bilinear", pixels, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     return EncoderSpec(name, "tips", image, pictures, text, words)
+
+
+def naflex(spec: EncoderSpec, filter: Filter, max_patches: int = NAFLEX_PATCHES) -> EncoderSpec:
+    """A SigLIP 2 whose positions are those of a square picture, made one that takes pictures of any shape."""
+    image = dataclasses.replace(
+        spec.image,
+        blocks=dataclasses.replace(spec.image.blocks, padded=True, activation=TANH_GELU),
+        position_interpolation="bilinear_antialias",
+        max_patches=max_patches,
+    )
+    pictures = dataclasses.replace(
+        spec.preprocessing,
+        resize="patches",
+        filter=filter,
+        patch_size=image.patch_size,
+        max_patches=max_patches,
+    )
+    return dataclasses.replace(spec, image=image, preprocessing=pictures)
 
 
 def vit_spec(

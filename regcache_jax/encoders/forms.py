@@ -78,7 +78,9 @@ def form_for(chip: str | None, spec: ImageSpec, scheme: Scheme | None) -> Form:
     Only blocks in float (on a GPU), or with one calibrated scale a site and quantised alike, have another form than the plain one: the
     others were not measured."""
     blocks, folded, alone = spec.blocks, spec.pooling == "map", spec.pooling == "class"
-    if blocks.rotary is not None:  # queries and keys are turned head by head
+    if (
+        blocks.rotary is not None or blocks.padded
+    ):  # no form turns queries and keys head by head, or masks tokens picture by picture
         return PLAIN
     if scheme is None:
         return Form("flash", folded, alone) if chip == "gpu" else PLAIN

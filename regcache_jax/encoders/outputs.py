@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from regcache_jax.core.errors import UserError
 from regcache_jax.core.outputs import Outputs
 from regcache_jax.core.sites import ImageTower
 from regcache_jax.core.spec import EncoderSpec, ImageSpec
@@ -16,8 +17,15 @@ from regcache_jax.ops.delete import fill_absent, fill_deleted
 
 def patch_tokens(output: ImageOutput, spec: ImageSpec) -> Float[Array, "B P D"]:
     """The patch tokens after the final norm, in float32, one for every place of the grid: deleted ones are filled in, whether they are
-    marked (search form) or gone (serving form)."""
+    marked (search form) or gone (serving form). Of a sheet: one for every line, zeros where there is no patch. Raises UserError for
+    sheets of which patches were deleted, as their neighbours are not known here."""
     patches = output.tokens[:, spec.num_protected :].astype(jnp.float32)
+    if spec.max_patches is not None:
+        if output.kept is not None or output.present is None:
+            raise UserError(
+                "patches of pictures of any shape (NaFlex) are read without deletion; use a plan that deletes nothing"
+            )
+        return jnp.where(output.present[..., None], patches, 0)
     if output.kept is not None:
         return fill_deleted(patches, output.kept[:, spec.num_protected :] - spec.num_protected, spec.grid)
     if output.present is not None:

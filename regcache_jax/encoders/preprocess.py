@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from regcache_jax.core.errors import UserError, shown
 from regcache_jax.core.spec import Preprocessing
 from regcache_jax.encoders.resampling import Axis, resize_part
+from regcache_jax.encoders.sheets import fitted, sheet_of
 from regcache_jax.files.bounded import read_bytes
 from regcache_jax.files.pictures import LARGEST_FILE, decoded
 
@@ -66,9 +67,13 @@ def axes(picture: Image.Image, spec: Preprocessing) -> tuple[Axis, Axis]:
     """Rows and columns: how many there are, how many after the resize, and which the crop keeps.
 
     `squash` ignores the aspect; `shortest` scales the shorter side to `resize_size` and rounds the longer one down, as torchvision
-    does. The middle is kept: as transformers cut it; torchvision rounds up."""
+    does. The middle is kept: as transformers cut it; torchvision rounds up. `patches` keeps all of it."""
     width, height = picture.size
     side = spec.resize_size
+    if spec.patch_size is not None and spec.max_patches is not None:
+        sides = fitted(height, width, spec.patch_size, spec.max_patches)
+        rows, columns = (Axis(*pair, 0, pair[1]) for pair in zip((height, width), sides, strict=True))
+        return rows, columns
     if spec.resize == "squash":
         wanted = side, side
     else:
@@ -80,7 +85,7 @@ def axes(picture: Image.Image, spec: Preprocessing) -> tuple[Axis, Axis]:
     return rows, columns
 
 
-def resize_and_crop(picture: Image.Image, spec: Preprocessing) -> Float[np.ndarray, "S S 3"]:
+def resize_and_crop(picture: Image.Image, spec: Preprocessing) -> Float[np.ndarray, "Y X 3"]:
     """Grey levels 0..255 of what the crop keeps of the resized picture."""
     rows, columns = axes(picture, spec)
     if spec.filter == "bilinear_tf":
@@ -121,11 +126,15 @@ def _bilinear_without_antialias(
     return column(left) * (1 - across) + column(right) * across
 
 
-def preprocess(source: Any, spec: Preprocessing) -> Float[np.ndarray, "S S 3"]:
-    """A picture (PIL image, uint8 array, path or bytes) as float32 `[S, S, 3]`, normalised as the tower was trained."""
+def preprocess(source: Any, spec: Preprocessing) -> Float[np.ndarray, "Y X 3"]:
+    """A picture (PIL image, uint8 array, path or bytes) as float32 `[S, S, 3]`, normalised as the tower was trained, or the sheet of
+    its patches."""
     cropped = resize_and_crop(open_picture(source), spec)
     mean, std = np.asarray(spec.mean, np.float32), np.asarray(spec.std, np.float32)
-    return ((cropped / np.float32(255.0)) - mean) / std
+    pixels = ((cropped / np.float32(255.0)) - mean) / std
+    if spec.patch_size is None or spec.max_patches is None:
+        return pixels
+    return sheet_of(pixels, spec.patch_size, spec.max_patches)
 
 
 def preprocess_map(classes: UInt8[np.ndarray, "Y X"], spec: Preprocessing) -> UInt8[np.ndarray, "S S"]:

@@ -71,10 +71,11 @@ def num_rows(num_tokens: int, spare: int, tile: int | None) -> int:
     return num_tokens if tile is None else -(-(num_tokens + spare) // tile) * tile
 
 
-def repeat_last(hidden: Float[Array, "B N D"], rows: int) -> Float[Array, "B P D"]:
+def repeat_last(hidden: Float[Array, "B N D"], rows: int, padded: bool = False) -> Float[Array, "B P D"]:
     """Pads to `rows` rows by repeating the last one: a repetition goes through the blocks as its token does, so no scale that
-    is measured and no largest logit knows that it is there."""
-    return jnp.pad(hidden, ((0, 0), (0, rows - hidden.shape[1]), (0, 0)), mode="edge")
+    is measured and no largest logit knows that it is there. A padded stack has rows of zeros."""
+    more = ((0, 0), (0, rows - hidden.shape[1]), (0, 0))
+    return jnp.pad(hidden, more) if padded else jnp.pad(hidden, more, mode="edge")
 
 
 def serve_blocks(
@@ -91,19 +92,22 @@ def serve_blocks(
     """Runs all blocks, those between `start` and `stop` of `schedule` with `registers` (a plan's `rows()`).
 
     `tile=None`: as many rows as tokens, registers beside keys and values. `tile=8`: padded rows, registers in the padding.
-    `num_tokens`, where given, says that later rows of `hidden` are padding already (repetitions of the last token)."""
-    tokens, kept = num_tokens or hidden.shape[1], None
+    `num_tokens`, where given, says that later rows of `hidden` are padding already (repetitions of the last token). A padded stack has
+    rows of zeros among its tokens, masks them, and has registers beside keys and values in every case."""
+    tokens, kept, padded = num_tokens or hidden.shape[1], None, run.spec.padded
     whole = tokens
     for first, last in segments(schedule, run.spec.num_blocks):
         seen = registers if schedule.start <= first < schedule.stop else None
         deletes = schedule.delete_count if first == schedule.delete_block else 0
-        rows = num_rows(tokens - deletes, 0 if seen is None else seen.key.shape[1], tile)
+        rows = num_rows(tokens - deletes, 0 if seen is None or padded else seen.key.shape[1], tile)
         if deletes:
-            hidden, kept = delete_largest(hidden, deletes, sum(run.protected), num_tokens=tokens, rows=rows)
+            hidden, kept = delete_largest(
+                hidden, deletes, sum(run.protected), num_tokens=tokens, rows=rows, padded=padded
+            )
             tokens -= deletes
         elif rows != hidden.shape[1]:
-            hidden = hidden[:, :rows] if rows < hidden.shape[1] else repeat_last(hidden, rows)
-        turn, slot = run.turn(whole, kept, more=rows - tokens), None if rows == tokens else tokens
+            hidden = hidden[:, :rows] if rows < hidden.shape[1] else repeat_last(hidden, rows, padded)
+        turn, slot = run.turn(whole, kept, more=rows - tokens), None if rows == tokens or padded else tokens
         alone = run.form.class_alone and last == run.spec.num_blocks
         for begin, end, part, own in alike(blocks, run, first, last - 1 if alone else last):
             rows_seen = jax.tree.map(lambda leaf, begin=begin, end=end: leaf[begin:end], seen)
@@ -191,7 +195,7 @@ def serve_tokens(
     whole = hidden.shape[1]
     for first, last in segments(schedule, run.spec.num_blocks):
         if schedule.delete_count and first == schedule.delete_block:
-            hidden, kept = delete_largest(hidden, schedule.delete_count, sum(run.protected))
+            hidden, kept = delete_largest(hidden, schedule.delete_count, sum(run.protected), padded=run.spec.padded)
         num_tokens, bias, turn = hidden.shape[1], None, run.turn(whole, kept)
         if schedule.start <= first < schedule.stop:
             joined = jnp.broadcast_to(resting.astype(hidden.dtype), (hidden.shape[0], num_registers, run.spec.width))

@@ -13,11 +13,12 @@ from regcache_jax.core.plan import BlockRegister, RegisterPlan, Schedule
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.sites import Dense, Head, ImageTower, QuantizedTensor
 from regcache_jax.core.spec import ImageSpec
-from regcache_jax.encoders.blocks import ACTIVATIONS, BlockTrace, Collectors, layer_norm, run_blocks
+from regcache_jax.encoders.blocks import ACTIVATIONS, BlockTrace, Collectors, layer_norm, rows_there, run_blocks
 from regcache_jax.encoders.rounding import Run, dense, linear, with_bias
 from regcache_jax.encoders.serving import num_rows, serve_blocks
+from regcache_jax.encoders.sheets import Grids, grids_of
 from regcache_jax.ops.attention import attend
-from regcache_jax.ops.positions import resize_positions
+from regcache_jax.ops.positions import positions_on_grids, resize_positions
 
 
 class ImageOutput(NamedTuple):
@@ -31,7 +32,10 @@ class ImageOutput(NamedTuple):
 
 
 def grid_of(images: Float[Array, "B Y X 3"], spec: ImageSpec) -> tuple[int, int]:
-    """Rows and columns of patches: those of the spec, or, where no table of positions holds them to it, those of the pictures."""
+    """Rows and columns of patches: those of the spec, or, where no table of positions holds them to it, those of the pictures. The patches
+    of a sheet count as one row."""
+    if spec.max_patches is not None:
+        return 1, images.shape[1]
     if spec.position_table:
         return spec.grid, spec.grid
     return images.shape[1] // spec.patch_size, images.shape[2] // spec.patch_size
@@ -40,6 +44,8 @@ def grid_of(images: Float[Array, "B Y X 3"], spec: ImageSpec) -> tuple[int, int]
 def cut_patches(images: Float[Array, "B Y X 3"], spec: ImageSpec) -> Float[Array, "B M S C"]:
     """Cuts images into patches, row by row: S lines of a patch, C = 3 S numbers a line. Pixels that fill no patch are dropped."""
     (rows, columns), size = grid_of(images, spec), spec.patch_size
+    if spec.max_patches is not None:
+        return images[:, :, :-1].reshape(-1, columns, size, 3 * size)
     lines = images[:, : rows * size, : columns * size].reshape(-1, rows, size, columns, 3 * size)
     return jnp.swapaxes(lines, 2, 3).reshape(-1, rows * columns, size, 3 * size)
 
@@ -61,12 +67,23 @@ def token_offsets(tower: ImageTower, spec: ImageSpec, num_patches: int) -> Float
     return jnp.concatenate([*pieces, patches])
 
 
+def sheet_offsets(tower: ImageTower, spec: ImageSpec, grids: Grids) -> Float[Array, "B N D"]:
+    """The same of the patches on sheets, whose positions are those of each picture's grid."""
+    table = tower.position_embedding
+    assert table is not None
+    places, sides = (grids.row, grids.column), (grids.rows, grids.columns)
+    positions = positions_on_grids(table, spec.stored_grid, places, sides)
+    bias = tower.patch_embedding.bias
+    return positions if bias is None else positions + bias
+
+
 def embed_patches(
     tower: ImageTower, images: Float[Array, "B Y X 3"], spec: ImageSpec, rows: int | None = None
 ) -> Float[Array, "B P D"]:
-    """Patch embedding, class token, trained registers, positions, (CLIP) the norm before block 0 and (a method's) rotation.
+    """Patch embedding, class token, trained registers, positions, (CLIP) the norm before block 0 and (a method's) rotation. Where a sheet
+    has no patch there are zeros.
 
-    `rows`, where given, pads the tokens to so many by repeating the last one."""
+    `rows`, where given, pads the tokens to so many by repeating the last one (a sheet, by zeros)."""
     patches = cut_patches(images, spec)
     num_patches = patches.shape[1]
     padding = 0 if rows is None else rows - spec.num_protected - num_patches
@@ -76,10 +93,14 @@ def embed_patches(
     assert not isinstance(kernel, QuantizedTensor)
     kernel = kernel.astype(images.dtype)
     kernel = kernel.reshape(spec.patch_size, -1, kernel.shape[-1])
-    offsets = jnp.pad(token_offsets(tower, spec, num_patches), ((0, padding), (0, 0)), mode="edge")
+    grids = None if spec.max_patches is None else grids_of(images)
+    offsets = token_offsets(tower, spec, num_patches) if grids is None else sheet_offsets(tower, spec, grids)
+    offsets = jnp.pad(offsets, (*((0, 0),) * (offsets.ndim - 2), (0, padding), (0, 0)), mode="edge")
     hidden = jnp.einsum("bnsc,scd->bnd", patches, kernel, preferred_element_type=jnp.float32)
     hidden = (hidden + offsets.astype(jnp.float32)).astype(images.dtype)
     hidden = layer_norm(hidden, tower.pre_norm, spec.blocks.norm_eps) if tower.pre_norm is not None else hidden
+    if grids is not None:
+        hidden = jnp.where(jnp.pad(grids.there, ((0, 0), (0, padding)))[..., None], hidden, 0)
     return hidden if tower.rotation is None else hidden @ tower.rotation.astype(hidden.dtype)
 
 
@@ -151,6 +172,7 @@ def pool(
     scheme: Scheme | None = None,
 ) -> tuple[Float[Array, "B E"], Float[Array, "B N D"]]:
     """Final norm (where there is one), pooling and projection. Returns the features and the tokens they were pooled from."""
+    present = rows_there(hidden, spec.blocks) if present is None else present
     if tower.rotation is not None:
         hidden = hidden @ tower.rotation.T.astype(hidden.dtype)
     tokens = hidden if tower.final_norm is None else layer_norm(hidden, tower.final_norm, spec.blocks.norm_eps)
@@ -186,8 +208,9 @@ def image_features(
     hidden = embed_patches(tower, images, spec)
     run = Run(spec.blocks, scheme, spec.protected, grid_of(images, spec))
     output = run_blocks(tower.blocks, hidden, run, plan=plan, collect=collect)
-    features, tokens = pool(tower, output.hidden, spec, output.present, scheme)
-    return ImageOutput(features, tokens, output.present, None, output.collected)
+    present = rows_there(output.hidden, spec.blocks) if output.present is None else output.present
+    features, tokens = pool(tower, output.hidden, spec, present, scheme)
+    return ImageOutput(features, tokens, present, None, output.collected)
 
 
 def serve_image(
@@ -217,16 +240,19 @@ def serve_formed(
     unroll: bool,
 ) -> ImageOutput:
     """`serve_image` of a program whose blocks run as `run` says, form included."""
-    spare = registers.key.shape[1] if registers is not None and schedule.start == 0 < schedule.stop else 0
+    spare = 0
+    if registers is not None and schedule.start == 0 < schedule.stop and not spec.blocks.padded:
+        spare = registers.key.shape[1]
     num_tokens = spec.num_protected + math.prod(grid_of(images, spec))
     rows = num_rows(num_tokens, spare, tile)
     served = serve_blocks(
         tower.blocks, embed_patches(tower, images, spec, rows), run, schedule, registers,
         tile=tile, num_tokens=num_tokens, unroll=unroll,
     )  # fmt: skip
-    present = None
-    if served.rows.shape[1] > served.num_tokens:
+    present = rows_there(served.rows, spec.blocks)
+    left = None if present is None else present[:, : served.num_tokens]
+    if present is None and served.rows.shape[1] > served.num_tokens:
         row = jnp.arange(served.rows.shape[1], dtype=jnp.int32)
         present = jnp.broadcast_to(row < served.num_tokens, served.rows.shape[:2])
     features, tokens = pool(tower, served.rows, spec, present, run.scheme)
-    return ImageOutput(features, tokens[:, : served.num_tokens], None, served.kept, {})
+    return ImageOutput(features, tokens[:, : served.num_tokens], left, served.kept, {})

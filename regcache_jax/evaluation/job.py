@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from regcache_jax.core.errors import UserError
 from regcache_jax.data.dataset import Dataset
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.evaluation.measure import Measured
@@ -40,6 +41,14 @@ class Job(NamedTuple):
     options: Options = Options()
     cache: Cache | None = None
     reference: Measured | None = None
+
+
+def refuse_sheets(job: Job, task: str) -> None:
+    """Raises UserError for an encoder of pictures of any shape, whose patches have no grid in common."""
+    if job.encoder.spec.image.max_patches is not None:
+        raise UserError(
+            f"{job.encoder.spec.name} takes pictures of any shape (NaFlex); --task {task} needs the same places in all pictures"
+        )
 
 
 class Found(NamedTuple):

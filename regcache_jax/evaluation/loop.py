@@ -223,7 +223,7 @@ def from_all_processes(rows: PyTree) -> PyTree:
 
 
 def extract_features(
-    encode: Callable[[PyTree, Float[Array, "B S S 3"]], Float[Array, "B E"]],
+    encode: Callable[[PyTree, Float[Array, "B Y X 3"]], Float[Array, "B E"]],
     state: PyTree,
     batches: Iterable[Batch],
     *,
@@ -239,7 +239,7 @@ def extract_features(
 
 
 def extract_labelled(
-    encode: Callable[[PyTree, Float[Array, "B S S 3"]], PyTree],
+    encode: Callable[[PyTree, Float[Array, "B Y X 3"]], PyTree],
     state: PyTree,
     batches: Iterable[Batch],
     *,

@@ -46,7 +46,7 @@ class Protocol:
 
     def preprocessing(self, own: Preprocessing) -> Preprocessing:
         """How pictures become arrays, for a checkpoint whose `own` way it is. Mean and deviation are always the checkpoint's."""
-        if self.image == "checkpoint":
+        if self.image == "checkpoint" or own.max_patches is not None:  # a sheet is made in one way
             return own
         return dataclasses.replace(own, resize="squash", filter="bilinear_tf", resize_size=int(own.image_size / 0.875))
 
@@ -62,10 +62,15 @@ class Protocol:
     def sentence(self, prompts: Prompts, own: Preprocessing) -> str:
         """The protocol in force, in one line."""
         seen = self.preprocessing(own)
-        crop = "" if seen.resize_size == seen.image_size and seen.resize == "squash" else f", middle {seen.image_size}"
+        if seen.max_patches is not None:
+            pictures = f"at most {seen.max_patches} patches of {seen.patch_size} px, {seen.filter}"
+        else:
+            whole = seen.resize_size == seen.image_size and seen.resize == "squash"
+            crop = "" if whole else f", middle {seen.image_size}"
+            pictures = f"{seen.resize} to {seen.resize_size}, {seen.filter}{crop}"
         return (
             f"protocol {self.name}: {len(prompts.classnames)} class names ({prompts.sources[0]}), {len(prompts.templates)} "
-            f"templates ({prompts.sources[1]}); pictures: {seen.resize} to {seen.resize_size}, {seen.filter}{crop}"
+            f"templates ({prompts.sources[1]}); pictures: {pictures}"
         )
 
 

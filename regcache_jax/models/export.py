@@ -64,13 +64,13 @@ def metadata(
 ) -> dict[str, Any]:
     """What stands beside an artefact: preprocessing, shapes, scheme and schedule, the form of its program, and the batch to cut
     larger ones into."""
-    size, image = encoder.spec.preprocessing.image_size, encoder.spec.image
+    image = encoder.spec.image
     patches = reads_patches(encoder)
     return {
         "model": encoder.spec.name,
-        "input": {"shape": ["batch", size, size, 3], "dtype": "float32"},
+        "input": {"shape": ["batch", *image.picture_shape], "dtype": "float32"},
         "output": {
-            "shape": ["batch", image.grid**2, image.blocks.width] if patches else ["batch", image.feature_dim],
+            "shape": ["batch", image.num_patches, image.blocks.width] if patches else ["batch", image.feature_dim],
             "dtype": "float32",
             "unit_length": encoder.spec.normalize and not patches,
         },
@@ -129,9 +129,8 @@ def export_again(encoder: Encoder, path: epath.PathLike) -> epath.Path:
 def _write(
     encoder: Encoder, path: epath.Path, platforms: tuple[str, ...], micro_batch: int | None, chip: str | None
 ) -> None:
-    size = encoder.spec.preprocessing.image_size
     (batch,) = stablehlo.symbolic_shape("batch")
-    images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((batch, *encoder.spec.image.picture_shape), jnp.float32)
     with _no_source_locations():
         exported = stablehlo.export(jax.jit(serving_function(encoder, chip)), platforms=platforms)(images)
     program = bytes(exported.serialize())

@@ -30,9 +30,20 @@ def _rank(norms: Float[Array, "B N"]) -> Int[Array, "B N"]:
     return jnp.sum(outranks, axis=-1, dtype=jnp.int32)
 
 
-def mark_largest(hidden: Float[Array, "B N D"], count: Int[Array, ""] | int, num_protected: int) -> Bool[Array, "B N"]:
-    """True for the `count` tokens of largest norm; `count` may be traced. Protected tokens are never marked."""
+def all_but_one(count: Int[Array, ""] | int, there: Bool[Array, "B N"]) -> Int[Array, "B 1"]:
+    """How many of a padded picture's tokens are deleted: so many, but one is left at least."""
+    return jnp.minimum(jnp.int32(count), jnp.sum(there, axis=1, keepdims=True, dtype=jnp.int32) - 1)
+
+
+def mark_largest(
+    hidden: Float[Array, "B N D"], count: Int[Array, ""] | int, num_protected: int, padded: bool = False
+) -> Bool[Array, "B N"]:
+    """True for the `count` tokens of largest norm; `count` may be traced. Protected tokens are never marked, and of `padded` pictures,
+    whose rows of zeros are no tokens, one token is left."""
     position = jnp.arange(hidden.shape[1], dtype=jnp.int32)
+    if padded:
+        there = jnp.any(hidden != 0, axis=-1)
+        return there & (norm_rank(hidden, num_protected) < all_but_one(count, there))
     return (norm_rank(hidden, num_protected) < count) & (position >= num_protected)
 
 
@@ -43,23 +54,33 @@ def delete_largest(
     *,
     num_tokens: int | None = None,
     rows: int | None = None,
+    padded: bool = False,
 ) -> tuple[Float[Array, "B R D"], Int[Array, "B M"]]:
     """Drops the `count` tokens of largest norm. Returns the M = N - count others in their order, and their positions.
 
     Only the first `num_tokens` rows of `hidden` are tokens (default: all). `rows` (default M) asks for more rows than remain;
-    the last token is repeated in them. What stays is chosen by a product with a matrix of zeros and ones, for which a TPU needs neither a
+    the last token is repeated in them. Of `padded` pictures, whose rows of zeros are no tokens (position -1), one token is left, and
+    more rows are zeros. What stays is chosen by a product with a matrix of zeros and ones, for which a TPU needs neither a
     sort nor a gather."""
     num_tokens = num_tokens or hidden.shape[1]
     remaining = num_tokens - count
     row = jnp.arange(hidden.shape[1], dtype=jnp.int32)
-    is_token = row < num_tokens
-    norms = jnp.where(is_token & (row >= num_protected), linf_norm(hidden), -1.0)
-    kept = is_token & ((_rank(norms) >= count) | (row < num_protected))
+    wanted = jnp.arange(rows or remaining, dtype=jnp.int32)
+    if padded:
+        there = jnp.any(hidden != 0, axis=-1)
+        kept = there & (norm_rank(hidden, num_protected) >= all_but_one(count, there))
+    else:
+        is_token = row < num_tokens
+        norms = jnp.where(is_token & (row >= num_protected), linf_norm(hidden), -1.0)
+        kept = is_token & ((_rank(norms) >= count) | (row < num_protected))
+        wanted = jnp.minimum(wanted, remaining - 1)
     place = jnp.cumsum(kept, axis=-1, dtype=jnp.int32) - 1
-    wanted = jnp.minimum(jnp.arange(rows or remaining, dtype=jnp.int32), remaining - 1)
     chosen = kept[:, None, :] & (place[:, None, :] == wanted[:, None])  # [B, R, P], one True a row
     tokens = jnp.einsum("brp,bpd->brd", chosen.astype(hidden.dtype), hidden, precision="highest")
-    return tokens, jnp.argmax(chosen[:, :remaining], axis=-1).astype(jnp.int32)
+    positions = jnp.argmax(chosen[:, :remaining], axis=-1).astype(jnp.int32)
+    if padded:
+        positions = jnp.where(jnp.any(chosen[:, :remaining], axis=-1), positions, -1)
+    return tokens, positions
 
 
 def fill_deleted(patches: Float[Array, "B M D"], positions: Int[Array, "B M"], grid: int) -> Float[Array, "B P D"]:

@@ -11,7 +11,7 @@ import functools
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 
 def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
@@ -59,3 +59,25 @@ def resize_positions(
     grid = table[prefix:].astype(jnp.float32).reshape(stored, stored, -1)
     resized = jnp.einsum("ys,xt,std->yxd", matrix, matrix, grid, precision="highest")
     return jnp.concatenate([table[:prefix], resized.reshape(wanted * wanted, -1).astype(table.dtype)])
+
+
+def positions_on_grids(
+    table: Float[Array, "S D"],
+    stored: int,
+    places: tuple[Int[Array, "B N"], Int[Array, "B N"]],
+    sides: tuple[Int[Array, "B 1"], Int[Array, "B 1"]],
+) -> Float[Array, "B N D"]:
+    """The positions of patches in grids of any sides, `places` and `sides` first of rows, then of columns: bilinear, with antialiasing
+    (PyTorch's `interpolate`, align_corners=False), in float32. Places outside their grid get what must not be read."""
+    source = jnp.arange(stored, dtype=jnp.float32)
+
+    def weights(place: Int[Array, "B N"], side: Int[Array, "B 1"]) -> Float[Array, "B N stored"]:
+        ratio = (stored / side.astype(jnp.float32))[..., None]
+        centre = (place.astype(jnp.float32)[..., None] + 0.5) * ratio
+        distance = jnp.abs(source + 0.5 - centre) / jnp.maximum(ratio, 1.0)
+        near = jnp.maximum(1.0 - distance, 0.0)
+        return near / jnp.maximum(jnp.sum(near, axis=-1, keepdims=True), 1e-6)
+
+    down, across = (weights(*pair) for pair in zip(places, sides, strict=True))
+    both = (down[..., :, None] * across[..., None, :]).reshape(*down.shape[:2], stored * stored)
+    return jnp.einsum("bns,sd->bnd", both, table.astype(jnp.float32), precision="highest")

@@ -107,6 +107,8 @@ def merge(seen: Seen, mask: Bool[Array, "B"], running: Running, spec: ImageSpec)
         is_candidate |= position == 0
     eligible = mask[:, None] & is_candidate
     norms = jnp.where(eligible, linf_norm(hidden), -1.0).reshape(len(targets), batch * num_tokens)
+    if spec.blocks.padded:
+        norms = jnp.where(norms > 0, norms, -1.0)  # rows of zeros are no tokens
     top, index = jax.lax.top_k(norms, min(count, batch * num_tokens))
 
     def rows(values: Float[Array, "L B N H K"]) -> Float[Array, "T M L H K"]:

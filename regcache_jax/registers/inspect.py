@@ -22,8 +22,10 @@ from regcache_jax.core.sites import ImageTower
 from regcache_jax.core.spec import ImageSpec
 from regcache_jax.encoders.blocks import BlockTrace, Collectors
 from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.encoders.sheets import cells_of
 from regcache_jax.encoders.vision import image_features
 from regcache_jax.ops.delete import linf_norm
+from regcache_jax.registers.places import middle_patch, placed, tokens_of
 from regcache_jax.registers.reference import Images, as_batches
 from regcache_jax.registers.sinks import SINK_RATIO, sinks_of
 
@@ -38,6 +40,9 @@ PERCENTILES = (90.0, 99.0, 99.9)
 BIN_EDGES = 2.0 ** np.arange(-14.0, 22.0, 1.0 / 12.0)
 """Edges of the histogram's bins: twelve an octave."""
 
+ABSENT = -1.0
+"""In place of the norm of what is no token."""
+
 KEPT_IMAGES = 256
 """Images whose largest and median tokens are kept for cosines and channels."""
 
@@ -47,8 +52,9 @@ class Profile:
     """What `inspect` saw. Arrays: P places (`PLACES`), L blocks, G groups (`GROUPS`), Q percentiles (`PERCENTILES`), N tokens;
     norms are l-inf.
 
-    `sink_share`: the part of the images in which a position is a sink; `sink_attention`: the mean attention that an image's sinks
-    draw; `sink_value` and `sink_moved`, per head, over the images that have sinks (0 where none has): how long sinks' values are beside
+    Of pictures of any shape a position is a cell of a grid that is laid over each.
+    `sink_share`: the part of the images in which a position is a sink; `sink_attention`: the mean attention that an image's sinks draw;
+    `sink_value` and `sink_moved`, per head, over the images that have sinks (0 where none has): how long sinks' values are beside
     ordinary patches', and how long what the other tokens get from sinks (attention times values) is beside all that they get.
     `sink_direction`: unit mean of each image's largest patch; cosines are between different images, of their largest
     and of their median patches. `channel`: the largest channel of ordinary tokens, `channel_ratio`: how far it stands out."""
@@ -126,6 +132,7 @@ def find_sensitive_block(encoder: Encoder, images: Float[np.ndarray, "n Y X 3"],
         for batch, mask in as_batches(images, encoder.spec, batch_size)
     ]
     norms = np.concatenate(found, axis=2).reshape(*found[0].shape[:2], -1)  # [L, 2, n N]
+    norms = norms[:, :, norms[0, 0] != ABSENT]
     if not np.isfinite(norms).all():
         raise UserError(_not_finite(int(np.argwhere(~np.isfinite(norms))[:, 0].min())))
     ratio = norms.max(axis=2) / np.maximum(np.median(norms, axis=2), 1e-12)
@@ -136,7 +143,9 @@ def find_sensitive_block(encoder: Encoder, images: Float[np.ndarray, "n Y X 3"],
 def _patch_norms(tower: ImageTower, images: Float[Array, "B Y X 3"], *, spec: ImageSpec) -> Float[Array, "L 2 B M"]:
     def norms(trace: BlockTrace) -> Float[Array, "2 B M"]:
         patches = (_place(trace, place)[:, spec.num_protected :] for place in ("hidden", "fc2"))
-        return jnp.stack([linf_norm(each) for each in patches])
+        found = jnp.stack([linf_norm(each) for each in patches])
+        there = tokens_of(trace, spec)
+        return found if there is None else jnp.where(there, found, ABSENT)
 
     return image_features(tower, images, spec, collect={"norms": norms}).collected["norms"]
 
@@ -154,25 +163,25 @@ def _block_norms(trace: BlockTrace) -> Float[Array, "P B N"]:
     return jnp.stack([linf_norm(_place(trace, place)) for place in PLACES])
 
 
-def _extremes(trace: BlockTrace, num_protected: int) -> dict[str, Float[Array, "B C"]]:
+def _extremes(trace: BlockTrace, spec: ImageSpec) -> dict[str, Float[Array, "B C"]]:
     """The hidden state of each image's largest patch, and the median patch's input at every place."""
-    norms = linf_norm(trace.hidden)[:, num_protected:]
-    largest = jnp.argmax(norms, axis=1) + num_protected
+    first = spec.num_protected
+    largest = jnp.argmax(linf_norm(trace.hidden)[:, first:], axis=1) + first
     found = {"largest": jnp.take_along_axis(trace.hidden, largest[:, None, None], axis=1)[:, 0]}
     for place in PLACES:
-        inputs = _place(trace, place)[:, num_protected:]
-        order = jnp.argsort(linf_norm(inputs), axis=1)[:, inputs.shape[1] // 2]
+        inputs = _place(trace, place)[:, first:]
+        order = middle_patch(linf_norm(inputs), tokens_of(trace, spec))
         found[place] = jnp.take_along_axis(inputs, order[:, None, None], axis=1)[:, 0]
     return found
 
 
 @functools.partial(jax.jit, static_argnames=("spec",))
 def _observe(params: Any, images: Any, plan: Any, *, spec: Any) -> dict[str, Any]:
-    protected = spec.num_protected
     collect: Collectors = {
         "norms": _block_norms,
-        "extremes": functools.partial(_extremes, num_protected=protected),
-        "sinks": functools.partial(sinks_of, num_protected=protected),
+        "extremes": functools.partial(_extremes, spec=spec),
+        "sinks": functools.partial(sinks_of, spec=spec),
+        "there": functools.partial(tokens_of, spec=spec),
     }
     return image_features(params, images, spec, plan=plan, collect=collect).collected
 
@@ -192,12 +201,13 @@ def inspect(encoder: Encoder, images: Images, *, batch_size: int = 32, progress:
     if encoder.scheme is not None:
         raise UserError(f"{encoder.spec.name} is quantised already ({encoder.scheme.name}); inspect the float encoder")
     spec = encoder.spec.image
-    num_blocks, num_tokens, protected = spec.blocks.num_blocks, spec.num_tokens, spec.num_protected
-    bounds = (0, int(spec.class_token), protected, num_tokens)
+    num_blocks, protected = spec.blocks.num_blocks, spec.num_protected
+    num_places, bounds = protected + spec.grid**2, (0, int(spec.class_token), protected, spec.num_tokens)
     shape = (len(PLACES), num_blocks, len(GROUPS))
     histogram = np.zeros((*shape, len(BIN_EDGES) + 1), np.int64)
-    maximum, position_maximum = np.zeros(shape), np.zeros((len(PLACES), num_blocks, num_tokens))
-    sink_count, attention = np.zeros((num_blocks, num_tokens)), np.zeros(num_blocks)
+    maximum, position_maximum = np.zeros(shape), np.zeros((len(PLACES), num_blocks, num_places))
+    sink_count, attention = np.zeros((num_blocks, num_places)), np.zeros(num_blocks)
+    num_sinks = np.zeros(num_blocks)
     images_with_sinks, carried = np.zeros(num_blocks), np.zeros((2, num_blocks, spec.blocks.num_heads))
     kept: dict[str, list[np.ndarray]] = {name: [] for name in ("largest", *PLACES)}
     num_images, total = 0, len(images) if isinstance(images, np.ndarray | jax.Array) else None
@@ -212,7 +222,11 @@ def inspect(encoder: Encoder, images: Images, *, batch_size: int = 32, progress:
             block = int(np.argwhere(~np.isfinite(norms))[:, 1].min())
             raise UserError(_not_finite(block))
         num_images += int(mask.sum())
-        position_maximum = np.maximum(position_maximum, norms.max(axis=2, initial=0.0))
+        there, cells = np.ones(norms.shape[1:], bool), None
+        if spec.blocks.padded:
+            there, cells = seen["there"][:, mask], np.asarray(cells_of(jnp.asarray(batch), spec.grid))[mask]
+            norms = np.where(there, norms, 0.0)
+        position_maximum = np.maximum(position_maximum, placed(norms, cells, num_places).max(axis=2, initial=0.0))
         bins = np.searchsorted(BIN_EDGES, norms, side="right")
         for group in range(len(GROUPS)):
             part = slice(bounds[group], bounds[group + 1])
@@ -220,11 +234,12 @@ def inspect(encoder: Encoder, images: Images, *, batch_size: int = 32, progress:
             for place in range(len(PLACES)):
                 for block in range(num_blocks):
                     histogram[place, block, group] += np.bincount(
-                        bins[place, block, :, part].ravel(), minlength=len(BIN_EDGES) + 1
+                        bins[place, block, :, part][there[block, :, part]], minlength=len(BIN_EDGES) + 1
                     )
         sink, drawn, value, moved = (each[:, mask] for each in seen["sinks"])
         has_sinks = sink.any(axis=2)  # [L, B]
-        sink_count += sink.sum(axis=1)
+        sink_count += placed(sink, cells, num_places).sum(axis=1)
+        num_sinks += sink.sum(axis=(1, 2))
         attention += drawn.sum(axis=1)
         images_with_sinks += has_sinks.sum(axis=1)
         carried += np.stack([(each * has_sinks[..., None]).sum(axis=1) for each in (value, moved)])
@@ -242,7 +257,7 @@ def inspect(encoder: Encoder, images: Images, *, batch_size: int = 32, progress:
         median=_percentile(histogram, 0.5),
         percentile=np.stack([_percentile(histogram, share / 100) for share in PERCENTILES], axis=-1),
         position_maximum=position_maximum,
-        sinks_per_image=sink_count.sum(axis=1) / num_images,
+        sinks_per_image=num_sinks / num_images,
         sink_share=sink_count / num_images,
         sink_attention=attention / num_images,
         sink_value=carried[0] / np.maximum(images_with_sinks, 1)[:, None],

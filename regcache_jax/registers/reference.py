@@ -21,11 +21,9 @@ Images: TypeAlias = Float[np.ndarray, "n Y X 3"] | Batches
 
 def check_images(images: Float[np.ndarray, "n Y X 3"], spec: EncoderSpec) -> None:
     """Raises UserError for an empty set, another shape than the encoder takes, and values that are not finite."""
-    side = spec.image.image_size
-    if images.ndim != 4 or images.shape[1:] != (side, side, 3):
-        raise UserError(
-            f"{spec.name} takes preprocessed images of shape [n, {side}, {side}, 3], got {list(images.shape)}"
-        )
+    if images.ndim != 4 or images.shape[1:] != spec.image.picture_shape:
+        wanted = ", ".join(map(str, spec.image.picture_shape))
+        raise UserError(f"{spec.name} takes preprocessed images of shape [n, {wanted}], got {list(images.shape)}")
     if len(images) == 0:
         raise UserError("the reference set is empty; give at least one image")
     for number, image in enumerate(images):

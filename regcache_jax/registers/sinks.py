@@ -10,21 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from regcache_jax.core.spec import ImageSpec
 from regcache_jax.encoders.blocks import BlockTrace
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.vision import image_features
 from regcache_jax.ops.delete import linf_norm
+from regcache_jax.registers.places import median_patch, tokens_of
 from regcache_jax.registers.reference import Images, as_batches
 
 SINK_RATIO = 10.0
 """A token is an outlier where its norm is this many times the median patch's (paper: sinks have 10 to 100 times)."""
 
 
-def is_sink(trace: BlockTrace, num_protected: int) -> Bool[Array, "B N"]:
+def is_sink(trace: BlockTrace, spec: ImageSpec) -> Bool[Array, "B N"]:
     """Patches whose norm at the block's input is SINK_RATIO times the image's median patch's."""
     norms = linf_norm(trace.hidden)
-    patch = jnp.arange(norms.shape[1]) >= num_protected
-    return patch & (norms >= SINK_RATIO * jnp.median(norms[:, num_protected:], axis=1, keepdims=True))
+    patch = jnp.arange(norms.shape[1]) >= spec.num_protected
+    return patch & (norms >= SINK_RATIO * median_patch(norms, trace, spec))
 
 
 class Sinks(NamedTuple):
@@ -37,15 +39,17 @@ class Sinks(NamedTuple):
     moved: Float[Array, "B H"]
 
 
-def sinks_of(trace: BlockTrace, num_protected: int) -> Sinks:
+def sinks_of(trace: BlockTrace, spec: ImageSpec) -> Sinks:
     """Those of one block."""
-    sink = is_sink(trace, num_protected)
+    sink = is_sink(trace, spec)
     weights, value = (each.astype(jnp.float32) for each in (trace.weights, trace.value))
     seen = weights * sink[:, None, None, :].astype(jnp.float32)
-    drawn = jnp.mean(jnp.sum(seen, axis=-1), axis=(1, 2))
+    by_token = jnp.sum(seen, axis=-1)
     given = jnp.einsum("bhts,bshk->bthk", seen[..., : value.shape[1]], value)
     length, got, whole = (jnp.linalg.norm(each, axis=-1) for each in (value, given, trace.out.astype(jnp.float32)))
-    ordinary = ~sink & (jnp.arange(sink.shape[1]) >= num_protected)
+    there = tokens_of(trace, spec)
+    others = ~sink if there is None else ~sink & there
+    ordinary = others & (jnp.arange(sink.shape[1]) >= spec.num_protected)
 
     def mean(values: Float[Array, "B N H"], tokens: Bool[Array, "B N"]) -> Float[Array, "B H"]:
         mask = tokens[..., None].astype(jnp.float32)
@@ -54,14 +58,21 @@ def sinks_of(trace: BlockTrace, num_protected: int) -> Sinks:
     def over(part: Float[Array, "B H"], all_of_it: Float[Array, "B H"]) -> Float[Array, "B H"]:
         return part / jnp.maximum(all_of_it, 1e-12)
 
+    if there is None:
+        drawn = jnp.mean(by_token, axis=(1, 2))
+    else:
+        drawn = jnp.mean(mean(jnp.swapaxes(by_token, 1, 2), there), axis=1)
     return Sinks(
-        sink, drawn, over(mean(length, sink), mean(length, ordinary)), over(mean(got, ~sink), mean(whole, ~sink))
+        sink,
+        drawn,
+        over(mean(length, sink), mean(length, ordinary)),
+        over(mean(got, others), mean(whole, others)),
     )
 
 
 @functools.partial(jax.jit, static_argnames=("spec",))
 def _sink_masks(params: Any, images: Any, plan: Any, *, spec: Any) -> Any:
-    collect = {"sink": functools.partial(is_sink, num_protected=spec.num_protected)}
+    collect = {"sink": functools.partial(is_sink, spec=spec)}
     return image_features(params, images, spec, plan=plan, collect=collect).collected["sink"]
 
 

@@ -33,6 +33,7 @@ from regcache_jax.ops.aqt import largest_integer
 from regcache_jax.quantization.kernels import simulated_kernels
 from regcache_jax.registers.inspect import PLACES, SINK_RATIO, Profile
 from regcache_jax.registers.kinds import NOTICED, OUTLIERS, standings
+from regcache_jax.registers.places import median_patch
 from regcache_jax.registers.reference import check_images
 
 PICTURES = 16
@@ -228,11 +229,13 @@ def _observe(
     found = []
     for number, site in enumerate(SITES):
         magnitude = jnp.abs(getattr(trace, site)).reshape(*hidden.shape[:2], -1).astype(jnp.float32)
+        if trace.present is not None:
+            magnitude = jnp.where(trace.present[..., None], magnitude, 0.0)
         own = jnp.arange(magnitude.shape[2], dtype=jnp.int32) == channels[number]
         others, channel = (jnp.max(jnp.where(mask, magnitude, 0.0), axis=2) for mask in (~own, own))
         norms = jnp.maximum(others, channel)
-        median = jnp.median(norms[:, spec.num_protected :], axis=1, keepdims=True)
-        found.append(Seen(others, channel, is_patch & (norms >= NOTICED * SINK_RATIO * median)))
+        far = norms >= NOTICED * SINK_RATIO * median_patch(norms, trace, spec)
+        found.append(Seen(others, channel, is_patch & far))
     return output, jax.tree.map(lambda *sites: jnp.stack(sites), *found)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import io
+import math
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 from regcache_jax.data import Dataset
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.preprocess import open_picture
+from regcache_jax.encoders.sheets import grids_of
 from regcache_jax.encoders.vision import image_features
 from regcache_jax.models.folder import Model
 from regcache_jax.ops.delete import linf_norm
@@ -41,8 +43,14 @@ def sink_maps(plain: Encoder, registered: Encoder, dataset: Dataset, model: Mode
         for encoder in (plain, registered)
     )
     block = int(np.argmax(before.max(axis=(1, 2))))
-    shape = (len(examples), spec.grid, spec.grid)
-    grids = [norms[block].reshape(shape).round(2).tolist() for norms in (before, after)]
+    sides = [(spec.grid, spec.grid)] * len(examples)
+    if spec.max_patches is not None:
+        found = grids_of(images)
+        sides = [(int(rows), int(columns)) for rows, columns in zip(found.rows[:, 0], found.columns[:, 0], strict=True)]
+    grids = [
+        [own[: math.prod(side)].reshape(side).round(2).tolist() for own, side in zip(norms[block], sides, strict=True)]
+        for norms in (before, after)
+    ]
     return [
         {"name": example.name, "block": block, "thumbnail": thumbnail(example.image), "plain": a, "registers": b}
         for example, a, b in zip(examples, *grids, strict=True)

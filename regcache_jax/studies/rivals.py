@@ -21,10 +21,12 @@ from regcache_jax.core.search_config import SearchConfig
 from regcache_jax.data.cut import in_batches
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.serving import TokenRegister, token_rows
+from regcache_jax.encoders.sheets import grids_of
 from regcache_jax.encoders.vision import image_features
 from regcache_jax.quantization.calibration import observe
 from regcache_jax.quantization.methods.folding import with_blocks
 from regcache_jax.quantization.quantize import quantize
+from regcache_jax.registers.places import tokens_of
 from regcache_jax.registers.reference import check_images
 from regcache_jax.registers.search.parts import make_draws
 from regcache_jax.registers.search.result import SearchResult
@@ -63,12 +65,17 @@ def token_prefixes(
 ) -> dict[str, tuple[Float[Array, "L 1 H K"], Float[Array, "L 1 H K"]]]:
     """Keys and values of a random patch, of the mean patch, and of nothing (null attention), from one batch of images."""
     rows = _patch_rows(encoder.params.image, jnp.asarray(images, encoder.dtype), spec=encoder.spec.image)
-    rng = np.random.default_rng(seed)
-    image, patch = int(rng.integers(len(images))), int(rng.integers(encoder.spec.image.grid**2))
+    rng, there = np.random.default_rng(seed), None
+    if encoder.spec.image.max_patches is not None:
+        there = grids_of(jnp.asarray(images)).there
+    image = int(rng.integers(len(images)))
+    patch = int(rng.integers(encoder.spec.image.num_patches if there is None else int(there[image].sum())))
     key, value = (row.astype(jnp.float32) for row in rows)
+    counted = None if there is None else there[None, :, :, None, None]
+    mean_key, mean_value = (each.mean(axis=(1, 2), where=counted)[:, None] for each in (key, value))
     return {
         "random token as prefix": (key[:, image, patch][:, None], value[:, image, patch][:, None]),
-        "mean token as prefix": (key.mean(axis=(1, 2))[:, None], value.mean(axis=(1, 2))[:, None]),
+        "mean token as prefix": (mean_key, mean_value),
         "zero row (null attention)": (jnp.zeros_like(key[:, :1, 0]), jnp.zeros_like(value[:, :1, 0])),
     }
 
@@ -76,7 +83,8 @@ def token_prefixes(
 @functools.partial(jax.jit, static_argnames=("spec",))
 def _largest_activations(params: Any, images: Any, *, spec: Any) -> Float[Array, "L F"]:
     def largest(trace: Any) -> Float[Array, "F"]:
-        patches = trace.fc2[:, spec.num_protected :].astype(jnp.float32)
+        patches, there = trace.fc2[:, spec.num_protected :].astype(jnp.float32), tokens_of(trace, spec)
+        patches = patches if there is None else jnp.where(there[..., None], patches, 0)
         extreme = jnp.argmax(jnp.abs(patches), axis=1)[:, None]
         return jnp.mean(jnp.take_along_axis(patches, extreme, axis=1)[:, 0], axis=0)
 
@@ -151,7 +159,7 @@ def rivals(
         nothing.replace(delete_block=jnp.int32(block), delete_count=jnp.int32(count))
         for block in trials.entries
         for count in DELETE_COUNTS
-        if block >= l_q and count < encoder.spec.image.grid**2
+        if block >= l_q and count < encoder.spec.image.num_patches
     ]
     plans = {"delete only": best_plan(deletions)}
     for name, (key, value) in rows.items():

@@ -45,8 +45,7 @@ def measure(
     """One program at one batch, as a row of the report."""
     form = form_for(_chip(topology), spec.image, scheme) if name.startswith("int8") else PLAIN
     function, weights = program(spec, name, scheme, schedule, form)
-    pixels = spec.image.image_size
-    images = jax.ShapeDtypeStruct((batch, pixels, pixels, 3), jnp.bfloat16)
+    images = jax.ShapeDtypeStruct((batch, *spec.image.picture_shape), jnp.bfloat16)
     compiled = compile_for(topology, function, weights, images)
     cycles, unestimated = estimates(compiled.as_text() or "")
     memory = compiled.memory_analysis()
@@ -182,7 +181,7 @@ def _answer_encoder(request: dict[str, Any]) -> list[dict[str, Any]]:
         plan = empty_plan(blocks.num_blocks, blocks.num_heads, blocks.head_dim, request["registers"])
     form = form_for(_chip(request["topology"]), image, scheme)
     weights = jax.eval_shape(lambda tower, plan: prepare(tower, scheme, plan, form), tower, plan)
-    images = jax.ShapeDtypeStruct((request["batch"], image.image_size, image.image_size, 3), jnp.bfloat16)
+    images = jax.ShapeDtypeStruct((request["batch"], *image.picture_shape), jnp.bfloat16)
     compiled = compile_for(request["topology"], serving_features(image, schedule, scheme, form), weights, images)
     return [{"cycles_per_image": estimates(compiled.as_text() or "")[0] / request["batch"]}]
 

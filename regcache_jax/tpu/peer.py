@@ -11,6 +11,8 @@ from jaxtyping import Array, Float
 from regcache_jax.core.spec import BlockSpec, ImageSpec
 from regcache_jax.encoders.blocks import ACTIVATIONS
 from regcache_jax.encoders.rounding import Run
+from regcache_jax.encoders.sheets import grids_of
+from regcache_jax.ops.positions import positions_on_grids
 from regcache_jax.ops.rotary import rotate
 
 
@@ -26,13 +28,21 @@ class Peer(nn.Module):
         options: dict[str, Any] = {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16}
         norm = {**options, "epsilon": blocks.norm_eps}
         patch = (spec.patch_size, spec.patch_size)
-        hidden = nn.Conv(blocks.width, patch, patch, padding="VALID", use_bias=spec.patch_bias, **options)(images)
-        hidden = hidden.reshape(hidden.shape[0], -1, blocks.width)
-        normal = nn.initializers.normal()
+        normal, mask = nn.initializers.normal(), None
+        if spec.max_patches is None:
+            hidden = nn.Conv(blocks.width, patch, patch, padding="VALID", use_bias=spec.patch_bias, **options)(images)
+            hidden = hidden.reshape(hidden.shape[0], -1, blocks.width)
+        else:
+            grids = grids_of(images)
+            hidden = nn.Dense(blocks.width, **options)(images[:, :, :-1].reshape(*images.shape[:2], -1))
+            table = self.param("positions", normal, (spec.stored_grid**2, blocks.width), jnp.bfloat16)
+            places, sides = (grids.row, grids.column), (grids.rows, grids.columns)
+            hidden = hidden + positions_on_grids(table, spec.stored_grid, places, sides).astype(jnp.bfloat16)
+            mask = grids.there[:, None, None, :]
         if spec.num_protected:
             front = self.param("front", normal, (1, spec.num_protected, blocks.width), jnp.bfloat16)
             hidden = jnp.concatenate([jnp.tile(front, (len(images), 1, 1)), hidden], axis=1)
-        if spec.position_table:
+        if spec.position_table and spec.max_patches is None:
             hidden = hidden + self.param("positions", normal, (1, spec.num_tokens, blocks.width), jnp.bfloat16)
         if spec.pre_norm:
             hidden = nn.LayerNorm(**norm)(hidden)
@@ -40,13 +50,13 @@ class Peer(nn.Module):
         for _ in range(blocks.num_blocks):
             normed = nn.LayerNorm(**norm)(hidden)
             attention = nn.MultiHeadDotProductAttention(blocks.num_heads, attention_fn=attend, **options)
-            hidden = hidden + attention(normed, normed)
+            hidden = hidden + attention(normed, normed, mask=mask)
             hidden = hidden + self.mlp(nn.LayerNorm(**norm)(hidden), blocks, options)
         tokens = nn.LayerNorm(**norm)(hidden) if spec.final_norm else hidden
         if spec.pooling == "map":
             probe = self.param("probe", normal, (1, 1, blocks.width), jnp.bfloat16)
             probe = jnp.tile(probe, (len(images), 1, 1))
-            pooled = nn.MultiHeadDotProductAttention(spec.head.num_heads, **options)(probe, tokens)
+            pooled = nn.MultiHeadDotProductAttention(spec.head.num_heads, **options)(probe, tokens, mask=mask)
             pooled = (pooled + self.mlp(nn.LayerNorm(**norm)(pooled), spec.head, options))[:, 0]
         else:
             pooled = tokens[:, 0] if spec.pooling == "class" else jnp.mean(tokens, axis=1)

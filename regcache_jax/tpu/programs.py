@@ -74,7 +74,7 @@ def program(
     image = spec.image
     if name == "flax-bf16":
         peer = Peer(image)
-        example = jax.ShapeDtypeStruct((1, image.image_size, image.image_size, 3), jnp.bfloat16)
+        example = jax.ShapeDtypeStruct((1, *image.picture_shape), jnp.bfloat16)
         return peer.apply, jax.eval_shape(peer.init, jax.random.key(0), example)
     scheme = None if name == "bf16" else scheme
     schedule = schedule if schedule is not None and name in PROGRAMS[3:] else default_schedule(image, name)

@@ -11,7 +11,8 @@ import pytest
 from regcache_jax.converters.conversion import read_checkpoint
 
 from regcache_jax import converters
-from regcache_jax.encoders.encoder import encode_image, normalize
+from regcache_jax.encoders.encoder import encode, encode_image, normalize
+from regcache_jax.encoders.sheets import sheet_of
 from regcache_jax.encoders.text import text_features
 
 WIDTH, DEPTH, HEADS, MLP, VOCABULARY, CONTEXT, GRID, PATCH = 32, 2, 2, 64, 50, 8, 3, 8
@@ -89,4 +90,37 @@ def test_features_and_logits_are_those_of_big_visions_own_code(tmp_path, layout)
     logits = images @ texts.T * jnp.exp(encoder.params.logit_scale) + encoder.params.logit_bias
     for ours, theirs in zip((images[:, :6], texts[:, :6], logits), GOLDEN[layout], strict=True):
         np.testing.assert_allclose(ours, theirs, atol=3e-6)  # unit vectors, float32, another order of addition
+    assert set(converters.export(encoder, layout)) == set(arrays)
+
+
+# The first six of 32 numbers of the raw features of its NaFlex (models/proj/image_text/naflex_vit.py at commit 0127fb6), pictures of 3 x 3,
+# 2 x 5 and 1 x 11 patches.
+NAFLEX = {
+    "big_vision NaFlex": [
+        [5.845964, 2.0278125, -0.16283333, -4.1744857, -2.4296865, 1.3616403],
+        [5.960856, 0.7252991, 2.6151192, -2.7887282, -1.0697708, 0.93446743],
+        [2.781972, 0.19606996, 1.4853616, -2.1732583, -0.6465714, 2.266024],
+    ],
+    "big_vision NaFlex scanned": [
+        [2.5315347, -6.241634, 1.9632217, -3.095043, -2.0581746, -0.6040737],
+        [-1.4545459, -3.0506594, 1.9977419, 4.108749, 1.5088325, 2.8048539],
+        [-4.406628, -4.332052, 2.9582548, 1.4587891, 4.9169445, 0.6675822],
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", NAFLEX)
+def test_features_of_pictures_of_any_shape_are_those_of_big_visions_own_naflex(tmp_path, layout):
+    changed = {"img/embedding/kernel": (PATCH**2 * 3, WIDTH), "img/pos_embedding": (GRID, GRID, WIDTH)}
+    arrays = {name: draw(name, shape) for name, shape in {**shapes("scanned" in layout), **changed}.items()}
+    np.savez(tmp_path / "golden.npz", **arrays)
+    read = read_checkpoint(str(tmp_path / "golden.npz"))
+    assert read.format.name == layout
+    encoder = read.encoder.replace(params=jax.tree.map(jnp.asarray, read.encoder.params))
+    random = np.random.RandomState(0)
+    pictures = [random.randn(rows * PATCH, columns * PATCH, 3) for rows, columns in ((3, 3), (2, 5), (1, 11))]
+    sheets = np.stack([sheet_of(each.astype(np.float32), PATCH, 12) for each in pictures])
+    found = encode(encoder, sheets).features
+    np.testing.assert_allclose(found[:, :6], NAFLEX[layout], rtol=1e-5, atol=2e-5)
     assert set(converters.export(encoder, layout)) == set(arrays)

@@ -593,18 +593,28 @@ def test_another_kind_of_model_is_refused_with_the_kinds_that_are_known(folder, 
     refused(folder, tmp_path, "holds a 'bert'; encoders that can be converted: clip, ")
 
 
-@pytest.mark.parametrize("form", ["folder", "npz"])
-def test_what_is_not_supported_yet_is_told_by_its_contents_and_refused_in_one_line(tmp_path, form):
-    source = tmp_path / {"folder": "folder", "npz": "mine.npz"}[form]
-    if form == "folder":
-        names = ["vision_model.embeddings.patch_embedding.bias", "vision_model.head.probe", "embeddings.cls_token"]
-        source.mkdir()
-        save_file({name: np.zeros((2, 2), np.float32) for name in names}, source / "model.safetensors")
-        (source / "config.json").write_text('{"model_type": "siglip2"}')
-    else:
-        names = ("params/img/embedding/kernel", "params/img/Transformer/encoderblock/LayerNorm_0/scale")
-        np.savez(source, **{name: np.zeros((2, 2), np.float32) for name in names})
-    refused(source, tmp_path, "is not supported yet: NaFlex ")
+@pytest.mark.parametrize("model_type", ["siglip", "siglip2"])
+def test_patches_are_a_convolution_in_siglip_and_a_matrix_in_naflex_whatever_the_configuration_says(
+    tmp_path, model_type
+):
+    shape = (2, 12) if model_type == "siglip" else (2, 3, 2, 2)
+    embedding = "vision_model.embeddings.patch_embedding"
+    save_file(
+        {f"{embedding}.weight": np.zeros(shape, np.float32), f"{embedding}.bias": np.zeros(2, np.float32)},
+        tmp_path / "model.safetensors",
+    )
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    refused(
+        tmp_path,
+        tmp_path,
+        f"config.json says model_type '{model_type}', the tensors are those of .* one of the files is of another model",
+    )
+
+
+def test_a_naflex_file_that_lacks_its_positions_is_refused(tmp_path):
+    names = ("params/img/embedding/kernel", "params/img/Transformer/encoderblock/LayerNorm_0/scale")
+    np.savez(tmp_path / "mine.npz", **{name: np.zeros((12, 2), np.float32) for name in names})
+    refused(tmp_path / "mine.npz", tmp_path, "lacks img/pos_embedding")
 
 
 @pytest.mark.parametrize(
@@ -614,7 +624,6 @@ def test_what_is_not_supported_yet_is_told_by_its_contents_and_refused_in_one_li
         ("notes.txt", "is not a checkpoint file: its name should end in"),
         ("empty", "has no checkpoint .* it holds nothing"),
         ("siglip.npz:txt", "a text tower alone"),
-        ("google/siglip2-base-patch16-naflex", "is not supported yet"),
         ("open_clip:ViT-B-16,nonsense", "did you mean"),
         ("no such thing", "no encoder is called 'no such thing'"),
     ],

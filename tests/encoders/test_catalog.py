@@ -135,7 +135,6 @@ def test_a_misspelt_name_gets_the_nearest_ones():
 @pytest.mark.parametrize(
     ("name", "missing"),
     [
-        ("google/siglip2-base-patch16-naflex", "NaFlex"),
         ("dinov3_vitl16_dinotxt_tet1280d20h24l", "two further blocks"),
         ("open_clip:EVA02-L-14-336,merged2b_s6b_b61k", "norms inside attention"),
         ("apple/aimv2-1B-patch14-448", "RMSNorm, no biases"),

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small
 from streaming import check_memory_does_not_grow
 
 import regcache_jax as rc
@@ -98,7 +99,7 @@ def trace_with_a_sink(value):
 
 @pytest.mark.parametrize(("value", "moved"), [(0.01, 0.005 / 0.505), (2.0, 1 / 1.5)])
 def test_what_a_sink_carries_is_its_value_times_the_attention_that_it_draws(value, moved):
-    found = sinks_of(trace_with_a_sink(value), 0)
+    found = sinks_of(trace_with_a_sink(value), small.IMAGES["siglip"])
     np.testing.assert_array_equal(found.sink, [[False, False, True]])
     np.testing.assert_allclose([found.drawn[0], found.value[0, 0], found.moved[0, 0]], [0.5, value, moved], rtol=1e-5)
 

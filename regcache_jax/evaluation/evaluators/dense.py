@@ -24,7 +24,7 @@ from regcache_jax.encoders.encoder import Encoder, encode
 from regcache_jax.encoders.outputs import patch_tokens
 from regcache_jax.encoders.preprocess import preprocess_map
 from regcache_jax.evaluation.evaluators.linear_probe import HELD_OUT, Probe, fit_probe
-from regcache_jax.evaluation.job import Found, Job
+from regcache_jax.evaluation.job import Found, Job, refuse_sheets
 from regcache_jax.evaluation.measure import Measured, compared
 from regcache_jax.evaluation.metrics import predictions
 
@@ -33,6 +33,7 @@ def run(job: Job) -> Found:
     """Segmentation by a linear probe on the patches of the training pictures. Features are those of single patches, predictions
     their classes. Raises UserError for pictures without a map of classes."""
     assert job.bank is not None
+    refuse_sheets(job, "dense")
     spec, preparation = job.encoder.spec.image, job.encoder.spec.preprocessing
     training, rows = job.encode(patch_features, job.bank), job.encode(patch_features, job.data)
     known, truth = load_maps(job.bank, training.places, preparation), load_maps(job.data, rows.places, preparation)

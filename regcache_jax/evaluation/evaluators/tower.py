@@ -13,7 +13,7 @@ from jaxtyping import Float
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.spec import ImageSpec
 from regcache_jax.encoders.taps import encode_patches
-from regcache_jax.evaluation.job import Found, Job
+from regcache_jax.evaluation.job import Found, Job, refuse_sheets
 from regcache_jax.evaluation.measure import Measured
 from regcache_jax.evaluation.metrics import compare_features
 
@@ -30,6 +30,7 @@ def run(job: Job) -> Found:
     `patch_error`: mean over all patches of |found - float| / |float|; `patch_error_p99`: what one patch in a hundred exceeds;
     `patch_cosine`: the mean cosine. Deleted patches count as they are filled in. Raises UserError for an encoder of another shape."""
     spec = job.encoder.spec.image
+    refuse_sheets(job, "tower")
     most = max(1, BYTES // (spec.grid**2 * spec.blocks.width * 4))
     data = job.data.spread(most)
     rows = job.encode(encode_patches, data)

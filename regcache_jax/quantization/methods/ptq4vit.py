@@ -157,14 +157,17 @@ def _ends(extremes: Float[Array, "2 C"], bits: int) -> tuple[Array, Array]:
     return below, above
 
 
-def _attention_of(trace: BlockTrace) -> tuple[Array, Array]:
-    """Softmax and values."""
-    return trace.weights, trace.value
+def _attention_of(trace: BlockTrace, padded: bool) -> tuple[Array, Array]:
+    """Softmax and values; rows of a padded picture that are no tokens attend to nothing."""
+    there = trace.present if padded else None
+    weights = trace.weights if there is None else jnp.where(there[:, None, :, None], trace.weights, 0)
+    return weights, trace.value
 
 
 @functools.partial(jax.jit, static_argnames="spec")
 def _attention(params: Any, images: Any, plan: Any, *, spec: Any) -> tuple[Array, Array]:
-    return image_features(params, images, spec, plan=plan, collect={"attention": _attention_of}).collected["attention"]
+    collect = {"attention": functools.partial(_attention_of, padded=spec.blocks.padded)}
+    return image_features(params, images, spec, plan=plan, collect=collect).collected["attention"]
 
 
 def softmax_scales(

@@ -83,7 +83,7 @@ class Search:
             key, value,
             copies=copies, start=numbers.start, stop=numbers.stop,
             delete_block=numbers.delete_block, delete_count=numbers.delete_count,
-            num_patches=self.encoder.spec.image.grid**2,
+            num_patches=self.encoder.spec.image.num_patches,
         )  # fmt: skip
 
     def padded(self, numbers: Numbers) -> RegisterPlan:

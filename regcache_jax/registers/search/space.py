@@ -7,6 +7,7 @@ import itertools
 from typing import Any
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.core.objective import reads_patches
 from regcache_jax.core.search_config import SearchConfig
 from regcache_jax.core.spec import ImageSpec
 
@@ -36,10 +37,14 @@ class Space:
 
     def __post_init__(self) -> None:
         """Raises UserError for a sensitive block or a delete count that the encoder does not have."""
-        patches, largest = self.spec.grid**2, max(self.config.counts, default=0)
+        patches, largest = self.spec.num_patches, max(self.config.counts, default=0)
         if not 0 <= self.sensitive_block < self.num_blocks:
             raise UserError(
                 f"sensitive_block must be 0..{self.num_blocks - 1}, got {self.sensitive_block}; `regcache inspect` suggests one"
+            )
+        if largest and self.spec.max_patches is not None and reads_patches(self.config.objective):
+            raise UserError(
+                "patches of pictures of any shape (NaFlex) are read without deletion; search with delete_counts 0, or for pooled"
             )
         if largest >= patches:
             raise UserError(
@@ -68,7 +73,7 @@ class Space:
         if not any(self.config.counts):
             return (0,)
         tile, tokens = self.config.align or 1, self.spec.num_tokens
-        counts = range(1, self.spec.grid**2)
+        counts = range(1, self.spec.num_patches)
         return (0, *(count for count in counts if (tokens - count + 1) % tile == 0))
 
     @property
