@@ -35,7 +35,7 @@ COMMANDS = {
     "run": "run",
     "report": "run",
     "tpu": "tpu",
-    "export": "tpu",
+    "export": "export",
 }
 """Command -> the file of this folder that holds it, in the order in which `--help` lists them."""
 

@@ -46,6 +46,7 @@ def preprocess_inside(spec: Preprocessing, height: int, width: int) -> Preproces
 def _inside(spec: Preprocessing, height: int, width: int, columns_first: bool) -> Preprocess:
     rows, columns = axes(height, width, spec)
     mean, std = np.asarray(spec.mean, np.float32), np.asarray(spec.std, np.float32)
+    resize: Callable[[Array], Array | np.ndarray]
     if spec.filter == "bilinear_tf":
         resize = jax.vmap(functools.partial(bilinear_without_antialias, rows=rows, columns=columns))
     else:
@@ -53,7 +54,7 @@ def _inside(spec: Preprocessing, height: int, width: int, columns_first: bool) -
         resize = functools.partial(_by_products, steps=steps if columns_first else steps[::-1])
 
     def normalized(pictures: UInt8[Array, "B Y X 3"]) -> Float[Array, "B S S 3"]:
-        return ((resize(pictures) / np.float32(255.0)) - mean) / std
+        return ((jnp.asarray(resize(pictures)) / np.float32(255.0)) - mean) / std
 
     return normalized
 
