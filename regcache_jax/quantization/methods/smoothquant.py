@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.ops.aqt import fake_quantize, largest_integer
+from regcache_jax.ops.integers import fake_quantize, largest_integer
 from regcache_jax.quantization.kernels import quantized_cells, site_matrix
 from regcache_jax.quantization.methods.folding import at_least_a_step, divide_inputs, divisible_sites
 from regcache_jax.quantization.methods.method import Method
