@@ -58,7 +58,10 @@ def from_qwix(tree: Mapping[str, Any], spec: EncoderSpec, scheme: Scheme) -> Enc
         if leaf.get("zero_point") is not None and np.asarray(leaf["zero_point"]).any():
             faults.append(f"{name} has zero points")
         half = 2 ** (scheme.weight_bits - 1)
-        if not jnp.issubdtype(values.dtype, jnp.integer) or not -half <= int(jnp.min(values)) <= int(jnp.max(values)) < half:
+        if (
+            not jnp.issubdtype(values.dtype, jnp.integer)
+            or not -half <= int(jnp.min(values)) <= int(jnp.max(values)) < half
+        ):
             faults.append(f"{name} is {values.dtype}, more than the {scheme.weight_bits} bits of the scheme")
         flat[name + VALUES] = values.astype(jnp.int8)
         flat[name + SCALE] = jnp.asarray(leaf["scale"], jnp.float32)
