@@ -43,14 +43,14 @@ class ExportArgs:
         others = dataclasses.replace(self, again=False) if self.again else self
         if self.again and others != ExportArgs(out=self.out):
             raise UserError("--again takes everything but --out from what stands beside the file")
+        if self.pictures is not None and not re.fullmatch(r"[1-9]\d{0,3}x[1-9]\d{0,3}", self.pictures):
+            raise UserError(f"--pictures takes rows and columns below 10,000, such as 480x640, got {self.pictures!r}")
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Rows and columns of the pictures. Raises UserError for anything else."""
+        """Rows and columns of the pictures."""
         if self.pictures is None:
             return None
-        if not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", self.pictures):
-            raise UserError(f"--pictures takes rows and columns, such as 480x640, got {self.pictures!r}")
         rows, columns = map(int, self.pictures.split("x"))
         return rows, columns
 
@@ -68,14 +68,13 @@ def export(model: str, chosen: ExportArgs) -> None:
     from regcache_jax.models.triton import export_triton
     from regcache_jax.tpu import ask as compiler
 
-    size = chosen.size
     encoder = checkpoints.load(model).encoder
     if chosen.again:
         with progress(f"exporting {model} again"):
             say(f"{model} -> {artefacts.export_again(encoder, chosen.out)}")
         return
     batches = tuple(sorted(set(chosen.batches or ())))
-    program = artefacts.Program(chosen.platforms, None, size, chosen.outputs, bytecode=chosen.bytecode)
+    program = artefacts.Program(chosen.platforms, None, chosen.size, chosen.outputs, bytecode=chosen.bytecode)
     if chosen.topology is not None:
         with progress(f"compiling {model} for {chosen.topology}"):
             best = compiler.best_micro_batch(encoder.spec, chosen.topology, encoder.scheme, encoder.plan)
