@@ -21,6 +21,7 @@ from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.spec import EncoderSpec
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.files.paths import whole_folder
+from regcache_jax.files.places import as_path
 from regcache_jax.models import layout
 from regcache_jax.models.folder import save_parameters
 
@@ -80,7 +81,7 @@ def write_qwix(encoder: Encoder, out: epath.PathLike) -> epath.Path:
     tree = to_qwix(encoder)
     with whole_folder(out) as beside:
         save_parameters(beside, tree)
-    return epath.Path(out)
+    return as_path(out)
 
 
 def _leaves(tree: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:

@@ -27,6 +27,7 @@ from regcache_jax.encoders.taps import encode_patches
 from regcache_jax.files.bounded import read_bytes, read_json
 from regcache_jax.files.identity import sha256
 from regcache_jax.files.paths import refuse_existing, write_json, write_whole
+from regcache_jax.files.places import as_path
 from regcache_jax.files.sealed import is_sealed, seal
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -137,7 +138,7 @@ def export(
     for each of them (`siglip.b8.stablehlo`). Returns what was written.
 
     Raises UserError where one exists, and for bytecode of any batch or of several platforms."""
-    path = epath.Path(path)
+    path = as_path(path)
     programs = {path: program}
     if batches:
         programs = {
@@ -156,7 +157,7 @@ def export(
 def export_again(encoder: Encoder, path: epath.PathLike) -> epath.Path:
     """Writes a file anew from the encoder it was made from, when JAX has come to read it no more: the program that stands beside it.
     Raises UserError where what stands there is damaged, or speaks of another encoder."""
-    path = epath.Path(path)
+    path = as_path(path)
     facts = read_json(facts_file(path), dict[str, Any])
     if not is_sealed(facts):
         raise UserError(
@@ -212,7 +213,7 @@ def load(path: epath.PathLike) -> Callable[[Shaped[Array, "B Y X 3"]], Float[Arr
 
     A program runs with this process's rights, so it is taken only with the facts beside it, both as they were written. Raises
     UserError for others."""
-    path = epath.Path(path)
+    path = as_path(path)
     program = read_bytes(path, LARGEST_PROGRAM)
     facts = read_json(facts_file(path), dict[str, Any])
     if not is_sealed(facts) or facts.get(PROGRAM) != sha256(program):

@@ -19,6 +19,7 @@ from regcache_jax.core.errors import UserError
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.files.bounded import read_text
 from regcache_jax.files.paths import whole_folder
+from regcache_jax.files.places import as_path
 from regcache_jax.models.export import ANY, Program, export, metadata
 
 BATCHES = (1, 8, 32)
@@ -45,7 +46,7 @@ def export_triton(
     compiles the program for `batches`, and fills smaller ones up.
 
     Raises UserError for bfloat16 outputs, and where the model that is there takes or gives something else."""
-    folder = epath.Path(folder)
+    folder = as_path(folder)
     if program.outputs != "float32":
         raise UserError("Triton's Python back end gives NumPy arrays, which have no bfloat16; leave --outputs out")
     if program.bytecode:
