@@ -9,19 +9,15 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterable, Mapping
-from typing import (
-    Any,
-    Literal,
-    NamedTuple,
-    Required,  # pydantic needs it before Python 3.12
-)
+from typing import Annotated, Any, Literal, NamedTuple, Required
 
 import numpy as np
 from flax.traverse_util import flatten_dict
+from pydantic import Field
 from regcache_jax.converters.compressed import FORMAT, METHOD, TOWERS
 from regcache_jax.converters.engine import Rule, StoredTensor, assemble
 from regcache_jax.converters.readers import Tensors
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from regcache_jax.core.errors import UserError, shown
 from regcache_jax.core.names import SCALES, from_names, to_names
@@ -170,7 +166,7 @@ def with_integers(encoder: Encoder, found: Compressed, rules: Iterable[Rule], wh
         scale, kernel = scales[f"{path}/kernel"], names[f"{path}/kernel"]
         inputs = 2 if path.endswith("attention/out") else 1
         first = (slice(None), *(slice(0, 1),) * inputs)
-        integers = (scale.reshape(len(scale), -1) > 0).all(axis=1)
+        integers = np.all(scale.reshape(len(scale), -1) > 0, axis=1)
         if not np.array_equal(cells.setdefault(place, integers), integers):
             raise UserError(
                 f"{where}: of the layers that read one input ({place[1]} of the {place[0]} tower) only some are quantised"
