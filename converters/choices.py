@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, get_args
 
 from regcache_jax.core.conversion import Choices
 from regcache_jax.core.errors import UserError
-from regcache_jax.core.spec import Activation, EncoderSpec, Filter
+from regcache_jax.core.spec import Activation, EncoderSpec, Filter, Interpolation
 
 
 class Choice(NamedTuple):
@@ -19,9 +19,7 @@ class Choice(NamedTuple):
 
 CHOICES = {
     "activation": Choice(("image.blocks.activation", "text.blocks.activation"), get_args(Activation)),
-    "interpolation": Choice(
-        ("image.position_interpolation",), ("bicubic", "bicubic_antialias", "bicubic_offset", "bilinear")
-    ),
+    "interpolation": Choice(("image.position_interpolation",), get_args(Interpolation)),
     "filter": Choice(("preprocessing.filter",), get_args(Filter)),
 }
 

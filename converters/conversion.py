@@ -20,15 +20,19 @@ from regcache_jax.converters import (
     huggingface_dinov3,
     huggingface_flax,
     huggingface_siglip,
+    huggingface_tips,
     huggingface_vit,
+    intern_vit,
     labels,
     meta_dinov2,
     meta_dinov3,
     open_clip,
     openai,
+    perception_encoder,
     sources,
     timm,
     timm_vit,
+    tips,
     vlm,
     wrappers,
 )
@@ -59,11 +63,14 @@ CONVERTER_VERSION = 1
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 FORMATS: list[Format] = [
     huggingface_clip.FORMAT,
+    intern_vit.FORMAT,  # before SigLIP's image tower, whose patch embedding has its name
     huggingface_siglip.FORMAT,
     huggingface_dinov2.FORMAT,
     huggingface_dinov3.FORMAT,
+    huggingface_tips.FORMAT,
     huggingface_vit.FORMAT,
     huggingface_flax.FORMAT,
+    *perception_encoder.FORMATS,  # before CLIPs and SigLIPs, most of whose names they have
     openai.FORMAT,
     *open_clip.FORMATS,
     meta_dinov3.META,  # before DINOv2, most of whose names it has
@@ -71,6 +78,7 @@ FORMATS: list[Format] = [
     meta_dinov2.FORMAT,
     *timm.FORMATS,
     *big_vision.FORMATS,
+    tips.FORMAT,
     timm_vit.FORMAT,
 ]
 # Where a SigLIP's patch embedding stands; NaFlex has a matrix there, for patches that are cut beforehand.

@@ -2,8 +2,8 @@
 
 A table is a tuple of `Rule`s: their name, our path (see `regcache_jax.core.spec`), and how the axes are arranged. Their
 name may hold one `*`, the number of the block; our block parameters are stacked on a leading axis. Where `ours` is a tuple,
-their tensor holds several of ours, one after the other along its first axis (a packed query-key-value); None stands for a part that
-must be zero (DINOv3's key bias).
+their tensor holds several of ours, one after the other along its first axis (a packed query-key-value) or that of the rule; None stands
+for a part that must be zero (DINOv3's key bias).
 
 Nothing is read before every name and every shape is right, and one message lists all that is wrong: names that are missing,
 names nobody asked for, parameters of ours that no rule fills, wrong shapes, values that are not finite.
@@ -94,6 +94,7 @@ class Rule:
     ours: str | tuple[str | None, ...]
     arrangement: Arrangement = keep
     beside: str = ""
+    axis: int = 0
 
     @property
     def parts(self) -> tuple[str | None, ...]:
@@ -119,8 +120,9 @@ class _Step:
         return shape if self.block is None else shape[1:]
 
     def their_shape(self, shapes: Mapping[str, Shape]) -> Shape:
-        first, *rest = self.rule.arrangement.their_shape(self.our_shape(shapes)) or (1,)
-        return (first * len(self.rule.parts), *rest)
+        shape = list(self.rule.arrangement.their_shape(self.our_shape(shapes)) or (1,))
+        shape[self.rule.axis] *= len(self.rule.parts)
+        return tuple(shape)
 
 
 def assemble(
@@ -150,7 +152,7 @@ def assemble(
             not_finite.append(f"{step.theirs} ({tensors[step.theirs].file})")
             continue
         array = array.reshape(step.their_shape(shapes))
-        parts = np.split(array, len(step.rule.parts)) if len(step.rule.parts) > 1 else [array]
+        parts = np.split(array, len(step.rule.parts), axis=step.rule.axis) if len(step.rule.parts) > 1 else [array]
         for path, part in zip(step.rule.parts, parts, strict=True):
             if path is None:
                 not_zero += [step.theirs] if np.any(part) else []
@@ -179,7 +181,9 @@ def disassemble(tree: Tree, rules: Iterable[Rule]) -> dict[str, np.ndarray]:
         nothing = np.zeros_like(ours[step.rule.paths[0]])
         parts = [nothing if path is None else ours[path] for path in step.rule.parts]
         theirs = [step.rule.arrangement.to_theirs(array) for array in parts]
-        written[step.theirs] = np.ascontiguousarray(theirs[0] if len(theirs) == 1 else np.concatenate(theirs))
+        written[step.theirs] = np.ascontiguousarray(
+            theirs[0] if len(theirs) == 1 else np.concatenate(theirs, axis=step.rule.axis)
+        )
     return written
 
 

@@ -106,6 +106,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_fast": "gelu_tanh",
     "quick_gelu": "quick_gelu",
     "silu": "silu",
+    "relu": "relu",
 }
 PROCESSOR = "preprocessor_config.json"
 _FILTERS: dict[Any, Filter] = {

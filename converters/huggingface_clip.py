@@ -1,4 +1,5 @@
-"""Hugging Face CLIP (`CLIPModel`, `CLIPVisionModelWithProjection`), also for SigLIP's towers, which have the same names."""
+"""Hugging Face CLIP (`CLIPModel`, `CLIPVisionModelWithProjection`) and MetaCLIP 2 (`MetaClip2Model`), also for SigLIP's towers, which have
+the same names."""
 
 from __future__ import annotations
 
@@ -118,7 +119,8 @@ def spec(given: Given) -> EncoderSpec:
     if not given.has("text_model.*"):
         return result
     vocabulary, context = setting(text, "vocab_size", 49408), setting(text, "max_position_embeddings", 77)
-    end, is_old = end_of_text(given, text, vocabulary)
+    worldwide = config.get("model_type") == "metaclip_2"
+    end, is_old = end_of_text(given, text, vocabulary, 0 if worldwide else _END_OF_OLD_CONFIGS)
     towers = TextSpec(
         vocab_size=vocabulary,
         context_length=context,
@@ -127,6 +129,8 @@ def spec(given: Given) -> EncoderSpec:
         eot_id=end,
         projection=out,
     )
+    if worldwide:
+        return families.with_metaclip2_words(dataclasses.replace(result, text=towers), end)
     pads_with_zero = given.tokenizer.get("pad_token") == "!"  # id 0, as LAION's folders have it
     tokenization = Tokenization(
         "clip",
@@ -140,12 +144,12 @@ def spec(given: Given) -> EncoderSpec:
     return dataclasses.replace(result, text=towers, tokenization=tokenization)
 
 
-def end_of_text(given: Given, text: Mapping[str, Any], vocabulary: int) -> tuple[int, bool]:
-    """The id that ends a text, and whether the configuration is an old one, under which the largest id is pooled.
+def end_of_text(given: Given, text: Mapping[str, Any], vocabulary: int, old: int) -> tuple[int, bool]:
+    """The id that ends a text, and whether the configuration is an old one (it says `old`), under which the largest id is pooled.
 
     Stated by the configuration and by the tokenizer; raises UserError where they differ."""
     stated = setting(text, "eos_token_id", _END if vocabulary > _END else vocabulary - 1)
-    is_old = stated == _END_OF_OLD_CONFIGS
+    is_old = stated == old
     known = given.marks.get("eos_token")
     if not is_old and known is not None and known != stated:
         raise UserError(
@@ -169,8 +173,9 @@ FORMAT = Format(
     marks=("vision_model.embeddings.class_embedding",),
     rules=RULES,
     spec=spec,
-    model_types=("clip", "clip_vision_model"),
-    classes=r"CLIP",
+    model_types=("clip", "clip_vision_model", "metaclip_2", "metaclip_2_vision_model"),
+    classes=r"CLIP|MetaClip2",
     prefixes=VISION_ALONE,
     ignored=("*.embeddings.position_ids",),
+    unless=("vision_model.encoder.layers.*.ls1",),  # InternViT's LayerScale, whose class token has the same name
 )

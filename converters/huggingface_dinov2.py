@@ -4,6 +4,9 @@ Files on the hub have the names listed first; transformers 5 has other names in 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from regcache_jax.converters.engine import (
     Rule,
     flat,
@@ -83,19 +86,12 @@ def evaluated_pixels(trained: int) -> int:
     return EVALUATED_PIXELS if trained == TRAINED_PIXELS else trained
 
 
-def spec(given: Given) -> EncoderSpec:
-    """The spec of a DINOv2 folder, from its `config.json` (the class's own defaults are not those of the checkpoints)."""
-    config = given.config
-    if not config and given.row is not None and given.row.spec is not None:
-        return given.row.spec
-    needs_config(given, "DINOv2")
+def dinov2_blocks(config: Mapping[str, Any]) -> BlockSpec:
+    """The blocks that a DINOv2's configuration describes."""
     width = setting(config, "hidden_size", 768)
     mlp_width = round(width * setting(config, "mlp_ratio", 4.0))
     gated = setting(config, "use_swiglu_ffn", False)
-    registers = setting(config, "num_register_tokens", 4) if given.has("embeddings.register_tokens") else 0
-    trained, patch = setting(config, "image_size", TRAINED_PIXELS), setting(config, "patch_size", 14)
-    pictures = preprocessing(given.preprocessor, families.dinov2_preprocessing(evaluated_pixels(trained)))
-    blocks = BlockSpec(
+    return BlockSpec(
         width=width,
         num_blocks=setting(config, "num_hidden_layers", 12),
         num_heads=setting(config, "num_attention_heads", 12),
@@ -105,10 +101,21 @@ def spec(given: Given) -> EncoderSpec:
         layer_scale=True,
         gated_mlp=gated,
     )
+
+
+def spec(given: Given) -> EncoderSpec:
+    """The spec of a DINOv2 folder, from its `config.json` (the class's own defaults are not those of the checkpoints)."""
+    config = given.config
+    if not config and given.row is not None and given.row.spec is not None:
+        return given.row.spec
+    needs_config(given, "DINOv2")
+    registers = setting(config, "num_register_tokens", 4) if given.has("embeddings.register_tokens") else 0
+    trained, patch = setting(config, "image_size", TRAINED_PIXELS), setting(config, "patch_size", 14)
+    pictures = preprocessing(given.preprocessor, families.dinov2_preprocessing(evaluated_pixels(trained)))
     image = ImageSpec(
         image_size=pictures.image_size,
         patch_size=patch,
-        blocks=blocks,
+        blocks=dinov2_blocks(config),
         class_token=True,
         pooling="class",
         trained_registers=registers,

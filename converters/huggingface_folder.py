@@ -26,7 +26,13 @@ from regcache_jax.files.paths import drain, whole_folder
 from regcache_jax.files.places import as_path
 from regcache_jax.models.folder import Model
 
-ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu", "silu": "silu"}
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_tanh": "gelu_pytorch_tanh",
+    "quick_gelu": "quick_gelu",
+    "silu": "silu",
+    "relu": "relu",
+}
 RESAMPLING = {"bilinear": 2, "bicubic": 3}
 EMBEDDINGS = tuple(
     f"{tower}.embeddings.{kind}.weight"

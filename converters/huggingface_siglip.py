@@ -19,7 +19,25 @@ from regcache_jax.core.errors import UserError
 from regcache_jax.core.spec import EncoderSpec, ImageSpec, TextSpec
 from regcache_jax.encoders import families
 
-_HEAD, _ATTENTION = "vision_model.head", "image/head/attention"
+
+def head(theirs: str, attention: str, fc1: str, fc2: str) -> tuple[Rule, ...]:
+    """Attention pooling as torch's MultiheadAttention has it; `attention`, `fc1` and `fc2` are names of its parts."""
+    ours = "image/head"
+    qkv = tuple(f"{ours}/attention/{name}" for name in ("query", "key", "value"))
+    return (
+        Rule(f"{theirs}.probe", f"{ours}/probe", two_in_front),
+        Rule(f"{theirs}.{attention}.in_proj_weight", tuple(f"{name}/kernel" for name in qkv), out_in_to_in_out),
+        Rule(f"{theirs}.{attention}.in_proj_bias", tuple(f"{name}/bias" for name in qkv), flat),
+        Rule(f"{theirs}.{attention}.out_proj.weight", f"{ours}/attention/out/kernel", out_heads_to_heads_out),
+        Rule(f"{theirs}.{attention}.out_proj.bias", f"{ours}/attention/out/bias"),
+        Rule(f"{theirs}.layernorm.weight", f"{ours}/norm/scale"),
+        Rule(f"{theirs}.layernorm.bias", f"{ours}/norm/bias"),
+        Rule(f"{theirs}.mlp.{fc1}.weight", f"{ours}/mlp/fc1/kernel", out_in_to_in_out),
+        Rule(f"{theirs}.mlp.{fc1}.bias", f"{ours}/mlp/fc1/bias"),
+        Rule(f"{theirs}.mlp.{fc2}.weight", f"{ours}/mlp/fc2/kernel", out_in_to_in_out),
+        Rule(f"{theirs}.mlp.{fc2}.bias", f"{ours}/mlp/fc2/bias"),
+    )
+
 
 RULES = (
     Rule("vision_model.embeddings.patch_embedding.weight", "image/patch_embedding/kernel", oihw_to_hwio),
@@ -27,25 +45,7 @@ RULES = (
     *tower("vision_model", "image"),
     Rule("vision_model.post_layernorm.weight", "image/final_norm/scale"),
     Rule("vision_model.post_layernorm.bias", "image/final_norm/bias"),
-    Rule(f"{_HEAD}.probe", "image/head/probe", two_in_front),
-    Rule(
-        f"{_HEAD}.attention.in_proj_weight",
-        (f"{_ATTENTION}/query/kernel", f"{_ATTENTION}/key/kernel", f"{_ATTENTION}/value/kernel"),
-        out_in_to_in_out,
-    ),
-    Rule(
-        f"{_HEAD}.attention.in_proj_bias",
-        (f"{_ATTENTION}/query/bias", f"{_ATTENTION}/key/bias", f"{_ATTENTION}/value/bias"),
-        flat,
-    ),
-    Rule(f"{_HEAD}.attention.out_proj.weight", f"{_ATTENTION}/out/kernel", out_heads_to_heads_out),
-    Rule(f"{_HEAD}.attention.out_proj.bias", f"{_ATTENTION}/out/bias"),
-    Rule(f"{_HEAD}.layernorm.weight", "image/head/norm/scale"),
-    Rule(f"{_HEAD}.layernorm.bias", "image/head/norm/bias"),
-    Rule(f"{_HEAD}.mlp.fc1.weight", "image/head/mlp/fc1/kernel", out_in_to_in_out),
-    Rule(f"{_HEAD}.mlp.fc1.bias", "image/head/mlp/fc1/bias"),
-    Rule(f"{_HEAD}.mlp.fc2.weight", "image/head/mlp/fc2/kernel", out_in_to_in_out),
-    Rule(f"{_HEAD}.mlp.fc2.bias", "image/head/mlp/fc2/bias"),
+    *head("vision_model.head", "attention", "fc1", "fc2"),
     Rule("text_model.embeddings.token_embedding.weight", "text/token_embedding"),
     *tower("text_model", "text"),
     Rule("text_model.final_layer_norm.weight", "text/final_norm/scale"),
@@ -66,8 +66,8 @@ def spec(given: Given) -> EncoderSpec:
     needs_config(given, "SigLIP")
     vision, text = sub_config(config, "vision_config"), sub_config(config, "text_config")
     vocabulary, context = setting(text, "vocab_size", 32_000), setting(text, "max_position_embeddings", 64)
-    head = given.has("vision_model.head.*")
-    if not head and setting(vision, "vision_use_head", True):
+    pooled = given.has("vision_model.head.*")
+    if not pooled and setting(vision, "vision_use_head", True):
         raise UserError(
             f"{given.name} is a SigLIP tower without its pooling head, of which config.json speaks (vision_use_head); where it is false, "
             "the patches are what is read"
@@ -79,7 +79,7 @@ def spec(given: Given) -> EncoderSpec:
         patch_size=setting(vision, "patch_size", 16),
         blocks=block_spec(vision, default, _TANH),
         class_token=False,
-        pooling="map" if head else "none",
+        pooling="map" if pooled else "none",
     )
     pictures = families.siglip_preprocessing(pixels, "bilinear" if vocabulary == 256_000 else "bicubic")
     result = EncoderSpec(given.name, "siglip", image, preprocessing(given.preprocessor, pictures))

@@ -44,14 +44,17 @@ META_RULES = (
     Rule("blocks.*.mlp.w3.bias", f"{_OURS}/mlp/fc2/bias", beside=_GATE),
     *MLP,
 )
+TIMM_LAYER_SCALE = (
+    Rule("blocks.*.gamma_1", f"{_OURS}/layer_scale1"),
+    Rule("blocks.*.gamma_2", f"{_OURS}/layer_scale2"),
+)
 TIMM_RULES = (
     Rule("cls_token", "image/class_token", two_in_front),
     Rule("reg_token", "image/registers", one_in_front),
     *_SHARED,
     Rule("blocks.*.attn.q_bias", f"{_OURS}/attention/query/bias", flat),
     Rule("blocks.*.attn.v_bias", f"{_OURS}/attention/value/bias", flat),
-    Rule("blocks.*.gamma_1", f"{_OURS}/layer_scale1"),
-    Rule("blocks.*.gamma_2", f"{_OURS}/layer_scale2"),
+    *TIMM_LAYER_SCALE,
     Rule("blocks.*.mlp.fc1_g.weight", f"{_OURS}/mlp/gate/kernel", out_in_to_in_out),
     Rule("blocks.*.mlp.fc1_g.bias", f"{_OURS}/mlp/gate/bias"),
     Rule("blocks.*.mlp.fc1_x.weight", f"{_OURS}/mlp/fc1/kernel", out_in_to_in_out, beside=_GATE),

@@ -15,14 +15,31 @@ from regcache_jax.core.spec import BlockSpec, EncoderSpec, Preprocessing, TextSp
 from regcache_jax.encoders import families
 
 CONFIG = "open_clip_config.json"
+_TRUNK = "visual.trunk."
+
+
+def around_trunk(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    """An encoder whose image tower is timm's, by these rules, and whose text tower has a word of its own."""
+    return (
+        *(dataclasses.replace(rule, theirs=f"{_TRUNK}{rule.theirs}") for rule in rules),
+        *openai.text("text."),
+        Rule("logit_scale", "logit_scale"),
+        Rule("logit_bias", "logit_bias"),
+    )
+
+
 SIGLIP_RULES = (
-    *(dataclasses.replace(rule, theirs=f"visual.trunk.{rule.theirs}") for rule in timm.SIGLIP_RULES),
-    *openai.text("text."),
+    *around_trunk(timm.SIGLIP_RULES),
     Rule("text.text_projection.weight", "text/projection/kernel", out_in_to_in_out),
     Rule("text.text_projection.bias", "text/projection/bias"),
-    Rule("logit_scale", "logit_scale"),
-    Rule("logit_bias", "logit_bias"),
 )
+CLIP_TRUNK_RULES = (*around_trunk(timm.CLIP_RULES), Rule("text.text_projection", "text/projection/kernel"))
+
+
+def trunk(given: Given) -> Given:
+    """The image tower of such an encoder by timm's names."""
+    tensors = {name.removeprefix(_TRUNK): tensor for name, tensor in given.tensors.items() if name.startswith(_TRUNK)}
+    return dataclasses.replace(given, tensors=tensors)
 
 
 def preprocessing(config: Mapping[str, Any], default: Preprocessing) -> Preprocessing:
@@ -52,7 +69,9 @@ def clip_spec(given: Given) -> EncoderSpec:
             row.image.blocks.num_heads,
             row.text.blocks.num_heads if row.text else 1,
         )
-        return dataclasses.replace(spec, preprocessing=row.preprocessing)
+        spec = dataclasses.replace(spec, preprocessing=row.preprocessing)
+        worldwide = row.text is not None and row.text.pooling == "eot"
+        return families.with_metaclip2_words(spec, row.text.eot_id) if worldwide else spec
     if not model:
         raise UserError(
             f"{given.name} is a CLIP in open_clip's names, which does not say which GELU it was trained with; name its row "
@@ -66,15 +85,42 @@ def clip_spec(given: Given) -> EncoderSpec:
         width // setting(vision, "head_width", 64, CONFIG),
         setting(text, "heads", max(1, text_width // 64), CONFIG),
     )
-    return dataclasses.replace(spec, preprocessing=preprocessing(given.config, spec.preprocessing))
+    spec = dataclasses.replace(spec, preprocessing=preprocessing(given.config, spec.preprocessing))
+    pooling, causal = setting(text, "pool_type", "argmax", CONFIG), not setting(text, "no_causal_mask", False, CONFIG)
+    if pooling not in ("argmax", "eos") or not causal:
+        raise UserError(
+            f"{CONFIG}: texts of a CLIP are causal and read at their end (pool_type argmax or eos), got {pooling!r}, causal {causal}"
+        )
+    return spec if pooling == "argmax" else families.with_metaclip2_words(spec, setting(text, "eos_id", 2, CONFIG))
+
+
+def clip_trunk_spec(given: Given) -> EncoderSpec:
+    """A CLIP whose image tower is timm's (MobileCLIP2-L/14). Whether its texts are causal belongs to the tag: it is in the catalog, or in
+    open_clip_config.json."""
+    model = section(given.config, "model_cfg", CONFIG)
+    text = section(model, "text_cfg", CONFIG)
+    row = None if given.row is None else given.row.spec
+    if row is None and not model:
+        raise UserError(
+            f"{given.name} is a CLIP in open_clip's and timm's names, which does not say whether its texts are causal; name its row of the "
+            "catalog with --name, e.g. --name open_clip:MobileCLIP2-L-14,dfndr2b, or put open_clip_config.json beside it"
+        )
+    image = timm.clip_image(trunk(given), families.EXACT_GELU)
+    if row is not None and row.text is not None:
+        causal, pictures = row.text.blocks.causal, row.preprocessing
+    else:
+        causal = not setting(text, "no_causal_mask", False, CONFIG)
+        pictures = preprocessing(given.config, families.clip_preprocessing(image.image_size))
+    towers = openai.text_spec(given, "text.", families.EXACT_GELU)
+    towers = dataclasses.replace(towers, blocks=dataclasses.replace(towers.blocks, causal=causal))
+    words = families.clip_tokenization(towers.context_length, towers.vocab_size)
+    return EncoderSpec(given.name, "clip", image, pictures, towers, words, logit_bias=given.has("logit_bias"))
 
 
 def siglip_spec(given: Given) -> EncoderSpec:
     """A SigLIP in open_clip's names, with the activations open_clip gives it: timm's for the image tower; exact for the
     text tower of SigLIP, tanh for that of SigLIP 2."""
-    trunk = "visual.trunk."
-    images = {name.removeprefix(trunk): tensor for name, tensor in given.tensors.items() if name.startswith(trunk)}
-    image = timm.siglip_image(dataclasses.replace(given, tensors=images))
+    image = timm.siglip_image(trunk(given))
     vocabulary, width = given.shape("text.token_embedding.weight", 2)
     context = given.shape("text.positional_embedding", 2)[0]
     text_config = section(section(given.config, "model_cfg", CONFIG), "text_cfg", CONFIG)
@@ -106,6 +152,13 @@ FORMATS = (
         openai.RULES,
         clip_spec,
         ignored=("attn_mask", "*.attn_mask"),
+    ),
+    Format(
+        "open_clip CLIP with timm's tower",
+        ("visual.trunk.norm_pre.weight", "visual.trunk.head.weight", "text.token_embedding.weight"),
+        CLIP_TRUNK_RULES,
+        clip_trunk_spec,
+        ignored=("text.attn_mask",),
     ),
     Format(
         "open_clip SigLIP",

@@ -57,6 +57,20 @@ RULES = (
 )
 
 
+def text_spec(given: Given, theirs: str, activation: Activation, heads: int | None = None) -> TextSpec:
+    """A text tower from its shapes; heads are 64 wide where nobody says how many there are. `theirs`: how its names begin."""
+    vocabulary, width = given.shape(f"{theirs}token_embedding.weight", 2)
+    block = f"{theirs}transformer.resblocks"
+    size = (
+        width,
+        given.count(f"{block}.*.ln_1.weight"),
+        heads or max(1, width // 64),
+        given.shape(f"{block}.0.mlp.c_fc.weight", 2)[0],
+    )
+    context, out = given.shape(f"{theirs}positional_embedding", 2)[0], given.shape(f"{theirs}text_projection", 2)[1]
+    return families.clip_text(size, out, context, vocabulary, activation)
+
+
 def clip_spec(given: Given, activation: Activation, image_heads: int, text_heads: int) -> EncoderSpec:
     """A CLIP from its shapes and what they do not show: the activation and the heads."""
     width, _, patch, _ = given.shape("visual.conv1.weight", 4)
@@ -79,31 +93,14 @@ def clip_spec(given: Given, activation: Activation, image_heads: int, text_heads
         pre_norm=True,
         projection=out,
     )
-    vocabulary, text_width = given.shape("token_embedding.weight", 2)
-    context = given.shape("positional_embedding", 2)[0]
-    towers = TextSpec(
-        vocab_size=vocabulary,
-        context_length=context,
-        blocks=BlockSpec(
-            width=text_width,
-            num_blocks=given.count("transformer.resblocks.*.ln_1.weight"),
-            num_heads=text_heads,
-            mlp_width=given.shape("transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
-            activation=activation,
-            norm_eps=1e-5,
-            causal=True,
-        ),
-        pooling="argmax",
-        eot_id=vocabulary - 1,
-        projection=out,
-    )
+    towers = text_spec(given, "", activation, text_heads)
     return EncoderSpec(
         name=given.name,
         family="clip",
         image=image,
         preprocessing=families.clip_preprocessing(pixels),
         text=towers,
-        tokenization=families.clip_tokenization(context, vocabulary),
+        tokenization=families.clip_tokenization(towers.context_length, towers.vocab_size),
         logit_bias=given.has("logit_bias"),
     )
 

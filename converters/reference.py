@@ -19,8 +19,11 @@ from regcache_jax.files.bounded import read_json
 ARCHITECTURES = {
     "clip": ("CLIPModel", "CLIPVisionModelWithProjection", "CLIPVisionModel"),
     "clip_vision_model": ("CLIPVisionModel", "CLIPVisionModelWithProjection"),
+    "metaclip_2": ("MetaClip2Model", "MetaClip2VisionModelWithProjection", "MetaClip2VisionModel"),
+    "metaclip_2_vision_model": ("MetaClip2VisionModel", "MetaClip2VisionModelWithProjection"),
     "siglip": ("SiglipModel", "SiglipVisionModel"),
     "siglip_vision_model": ("SiglipVisionModel",),
+    "tipsv2": ("Tipsv2Model",),
     "dinov2": ("Dinov2Model",),
     "dinov2_with_registers": ("Dinov2WithRegistersModel",),
     "dinov3_vit": ("DINOv3ViTModel",),
@@ -32,6 +35,8 @@ ARCHITECTURES = {
 PROCESSORS = {
     "clip": "CLIPImageProcessor",
     "clip_vision_model": "CLIPImageProcessor",
+    "metaclip_2": "CLIPImageProcessor",
+    "metaclip_2_vision_model": "CLIPImageProcessor",
     "siglip": "SiglipImageProcessor",
     "siglip_vision_model": "SiglipImageProcessor",
     "dinov2": "BitImageProcessor",
@@ -97,12 +102,16 @@ def run_reference(folder: Path, images: np.ndarray, ids: np.ndarray | None) -> d
         named, logits = {"image": _image(network, pixels)}, None
         if ids is not None and text is not None:
             tokens = torch.from_numpy(ids.astype(np.int64))
-            output = text(input_ids=tokens, output_hidden_states=True)
+            words = (tokens != 0).long()
+            masked = {"attention_mask": words} if network.config.model_type == "tipsv2" else {}
+            output = text(input_ids=tokens, output_hidden_states=True, **masked)
+            if masked:  # of padding nothing is read, and ours is zero
+                output.hidden_states = tuple(hidden * words[..., None] for hidden in output.hidden_states)
             pooled = output.pooler_output
             if hasattr(network, "text_projection"):
                 pooled = network.text_projection(pooled)
             named["text"] = (pooled, output.hidden_states)
-            logits = network(input_ids=tokens, pixel_values=pixels).logits_per_image.numpy()
+            logits = network(input_ids=tokens, pixel_values=pixels, **masked).logits_per_image.numpy()
         if hasattr(network, "classifier"):
             logits = network(pixel_values=pixels).logits.numpy()
     return named_rows({tower: (pooled.numpy(), _blocks(hidden)) for tower, (pooled, hidden) in named.items()}, logits)

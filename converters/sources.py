@@ -52,6 +52,9 @@ class Source:
         and shapes are read now."""
         kind = vlm.vlm_of(self.config)
         tensors = read_tensors(self.weights, None if kind is None else kind.is_tower)
+        texts = self.weights.with_name(self.weights.name.replace("_vision.npz", "_text.npz"))
+        if texts != self.weights and texts.is_file():  # TIPS's towers are files of their own
+            tensors = {**tensors, **read_tensors(texts)}
         if self.part is None:
             return tensors
         return {
@@ -162,9 +165,10 @@ def _split_part(asked: str) -> tuple[Path, str | None]:
     return Path(asked), None
 
 
-def _in_order(asked: str) -> list[str]:
-    """The files to look for; open_clip's own come first where open_clip's name was typed."""
-    return sorted(WEIGHT_FILES, key=lambda name: asked.startswith("open_clip:") and not name.startswith("open_clip"))
+def _in_order(asked: str, repository: str = "") -> list[str]:
+    """The files to look for: open_clip's own come first where open_clip's name was typed, that which is called as its repository last."""
+    names = sorted(WEIGHT_FILES, key=lambda name: asked.startswith("open_clip:") and not name.startswith("open_clip"))
+    return [*names, f"{repository.rpartition('/')[2]}.pt"] if repository else names
 
 
 def _weights(folder: Path, asked: str) -> Path:
@@ -186,14 +190,12 @@ def _weights(folder: Path, asked: str) -> Path:
 
 
 def _open_clip_repository(row: catalog.Row) -> str:
-    """Where open_clip's own file of a row is on the hub: OpenAI's and SigLIP's under timm, LAION's in their own place."""
+    """Where open_clip's own file of a row is on the hub: SigLIP's under timm, as are those that the row names there first; LAION's in
+    their own place."""
     assert row.open_clip is not None
     model, tag = row.open_clip
-    if tag == "openai":
-        size = {"B": "base", "L": "large"}[model[4]]
-        patch, _, pixels = model[6:].partition("-")
-        return f"timm/vit_{size}_patch{patch}_clip_{pixels or 224}.openai"
-    return f"timm/{model}" if tag == "webli" else row.huggingface
+    named = [name for name in row.others if name.startswith("timm/")]
+    return f"timm/{model}" if tag == "webli" else [*named, row.huggingface][0]
 
 
 def _from_hub(repositories: list[str], asked: str) -> Path:
@@ -211,7 +213,7 @@ def _from_hub(repositories: list[str], asked: str) -> Path:
     for repository in repositories:
         try:
             cached = Path(huggingface_hub.snapshot_download(repository, local_files_only=True))
-            if any((cached / name).is_file() for name in WEIGHT_FILES):
+            if any((cached / name).is_file() for name in _in_order(asked, repository)):
                 return cached
         except (LocalEntryNotFoundError, OSError, ValueError):
             pass
@@ -233,9 +235,10 @@ def _download(repository: str, asked: str) -> Path:
     import huggingface_hub
 
     held = set(huggingface_hub.list_repo_files(repository))
-    weights = next((name for name in _in_order(asked) if name in held), None)
+    looked_for = _in_order(asked, repository)
+    weights = next((name for name in looked_for if name in held), None)
     if weights is None:
-        raise ValueError(f"holds none of {', '.join(WEIGHT_FILES)}")
+        raise ValueError(f"holds none of {', '.join(looked_for)}")
     folder = Path(huggingface_hub.snapshot_download(repository, allow_patterns=[weights, *_SIDE_FILES]))
     if weights.endswith(".index.json"):
         huggingface_hub.snapshot_download(repository, allow_patterns=_needed_shards(folder, weights))

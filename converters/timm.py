@@ -33,10 +33,7 @@ _DINOV2 = (
 DINOV2_RULES = (*_DINOV2, Rule("pos_embed", "image/position_embedding", one_in_front))
 # With registers, the class token already carries its position.
 DINOV2_REGISTER_RULES = (*_DINOV2, Rule("pos_embed", "image/position_embedding", without_class_row))
-SIGLIP_RULES = (
-    Rule("pos_embed", "image/position_embedding", one_in_front),
-    *BLOCKS,
-    *MLP,
+HEAD = (
     Rule("attn_pool.latent", f"{_HEAD}/probe", two_in_front),
     Rule("attn_pool.q.weight", f"{_ATTENTION}/query/kernel", out_in_to_in_out),
     Rule("attn_pool.q.bias", f"{_ATTENTION}/query/bias", flat),
@@ -51,6 +48,7 @@ SIGLIP_RULES = (
     Rule("attn_pool.mlp.fc2.weight", f"{_HEAD}/mlp/fc2/kernel", out_in_to_in_out),
     Rule("attn_pool.mlp.fc2.bias", f"{_HEAD}/mlp/fc2/bias"),
 )
+SIGLIP_RULES = (Rule("pos_embed", "image/position_embedding", one_in_front), *BLOCKS, *MLP, *HEAD)
 CLIP_RULES = (
     Rule("cls_token", "image/class_token", two_in_front),
     Rule("pos_embed", "image/position_embedding", one_in_front),
@@ -110,39 +108,41 @@ def _dinov2_spec(given: Given) -> EncoderSpec:
     return dataclasses.replace(spec, image=dataclasses.replace(spec.image, position_interpolation="bicubic_antialias"))
 
 
+def clip_image(given: Given, activation: Activation) -> ImageSpec:
+    """A CLIP image tower in timm's names, from its shapes."""
+    width, _, patch, _ = given.shape("patch_embed.proj.weight", 4)
+    size = (
+        width,
+        given.count("blocks.*.norm1.weight"),
+        num_heads(width),
+        given.shape("blocks.0.mlp.fc1.weight", 2)[0],
+    )
+    return ImageSpec(
+        given.side(given.shape("pos_embed", 3)[1] - 1) * patch,
+        patch,
+        families.blocks(size, activation, 1e-5),
+        class_token=True,
+        pooling="class",
+        patch_bias=False,
+        pre_norm=True,
+        projection=given.shape("head.weight", 2)[0],
+        projection_bias=given.has("head.bias"),
+    )
+
+
 def _clip_spec(given: Given) -> EncoderSpec:
     if given.row is None or given.row.spec is None:
         raise UserError(
             f"{given.name} is a CLIP in timm's names, which does not say which GELU it was trained with; "
             "name its row of the catalog with --name, e.g. --name openai/clip-vit-base-patch16"
         )
-    width, _, patch, _ = given.shape("patch_embed.proj.weight", 4)
-    pixels = given.side(given.shape("pos_embed", 3)[1] - 1) * patch
-    known, outputs, wanted = (
-        given.row.spec.image.blocks,
-        given.shape("head.weight", 2)[0],
-        given.row.spec.image.projection,
-    )
+    image, wanted = clip_image(given, given.row.spec.image.blocks.activation), given.row.spec.image.projection
+    outputs, pixels = image.projection, image.image_size
     if outputs != wanted or given.has("head.bias"):
         raise UserError(
             f"{given.name}: head.weight has {outputs} outputs{' and a bias' if given.has('head.bias') else ''}, {given.row.huggingface} "
             f"projects to {wanted} without one; this is a classifier on the tower, whose features are not the encoder's"
         )
-    blocks = dataclasses.replace(
-        known,
-        width=width,
-        num_blocks=given.count("blocks.*.norm1.weight"),
-        num_heads=num_heads(width),
-        mlp_width=given.shape("blocks.0.mlp.fc1.weight", 2)[0],
-    )
-    image = dataclasses.replace(
-        given.row.spec.image,
-        image_size=pixels,
-        patch_size=patch,
-        blocks=blocks,
-        projection=outputs,
-        projection_bias=False,
-    )
     pictures = dataclasses.replace(given.row.spec.preprocessing, image_size=pixels, resize_size=pixels)
     return EncoderSpec(given.name, "clip", image, pictures)
 

@@ -27,7 +27,7 @@ from fuzz_targets import TARGETS, Make, Target
 from regcache_jax.core.errors import LONGEST_MESSAGE, UserError
 
 SECONDS = 10  # that a reader may take by the clock
-SECONDS_OF_A_TRIAL = 40  # a tokenizer's, which may take ten of a processor in a child; a busy machine lets it wait
+SECONDS_OF_A_TRIAL = 40  # a tokenizer's, which may take twenty of a processor in a child; a busy machine lets it wait
 MEMORY = 6 << 30  # bytes of address space, when this is run as a program
 OWN = ("taken", "refused")
 

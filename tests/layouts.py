@@ -313,3 +313,128 @@ def timm_from_meta_dinov3(meta: State) -> dict[str, torch.Tensor]:
                 name = name.replace(old, new)
             out[name] = tensor
     return out
+
+
+def timm_from_pe(state: State) -> dict[str, torch.Tensor]:
+    """timm's Perception Encoder, from Meta's names: the probe's query apart, the projection a Linear."""
+    renamed = {
+        "conv1": "patch_embed.proj",
+        "class_embedding": "cls_token",
+        "positional_embedding": "pos_embed",
+        "ln_pre": "norm_pre",
+    }
+    renamed |= {
+        "transformer.resblocks.": "blocks.",
+        "ln_post": "norm",
+        "ln_1": "norm1",
+        "ln_2": "norm2",
+        "ls_1.gamma": "gamma_1",
+    }
+    renamed |= {
+        "ls_2.gamma": "gamma_2",
+        "attn.in_proj_": "attn.qkv.",
+        "attn.out_proj": "attn.proj",
+        "c_fc": "fc1",
+        "c_proj": "fc2",
+    }
+    renamed |= {
+        "attn_pool.attn.": "attn_pool.",
+        "attn_pool.layernorm": "attn_pool.norm",
+        "attn_pool.probe": "attn_pool.latent",
+    }
+    out: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        if not name.startswith("visual."):
+            continue
+        name = name.removeprefix("visual.")
+        for old, new in renamed.items():
+            name = name.replace(old, new)
+        if name.startswith("attn_pool.qkv."):
+            leaf = name.rpartition(".")[2]
+            out[f"attn_pool.q.{leaf}"], out[f"attn_pool.kv.{leaf}"] = (
+                tensor[: len(tensor) // 3],
+                tensor[len(tensor) // 3 :],
+            )
+        elif name == "proj":
+            out["head.weight"] = tensor.T
+        elif name == "cls_token":
+            out[name] = tensor[None, None]
+        else:
+            out[name] = tensor[None] if name == "pos_embed" else tensor
+    return {name: tensor.detach().clone().contiguous() for name, tensor in out.items()}
+
+
+def open_clip_from_pe(state: State) -> dict[str, torch.Tensor]:
+    """open_clip's Perception Encoder: timm's trunk, and the text tower below a word of its own."""
+    out = {f"visual.trunk.{name}": tensor for name, tensor in timm_from_pe(state).items()}
+    texts = {name: tensor for name, tensor in state.items() if not name.startswith("visual.")}
+    return out | {name if name == "logit_scale" else f"text.{name}": tensor for name, tensor in texts.items()}
+
+
+def tips_from_transformers(
+    state: State, blocks: int, heads: int, gated: bool
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The two files of a TIPS in JAX, pictures and texts, from transformers' TIPSv2 whose LayerScale is one: kernels [in, heads, head],
+    both class tokens in one tensor, positions a square of patches alone."""
+    arrays = {name: tensor.detach().numpy() for name, tensor in state.items()}
+    pictures: dict[str, np.ndarray] = {}
+    texts: dict[str, np.ndarray] = {}
+
+    def norm(out: dict[str, np.ndarray], new: str, old: str) -> None:
+        out[f"{new}/scale"], out[f"{new}/bias"] = arrays[f"{old}.weight"], arrays[f"{old}.bias"]
+
+    def dense(
+        out: dict[str, np.ndarray], new: str, old: str, kernel: tuple[int, ...] = (), bias: tuple[int, ...] = (-1,)
+    ) -> None:
+        weight = arrays[f"{old}.weight"].T
+        out[f"{new}/kernel"] = weight.reshape(kernel or weight.shape)
+        out[f"{new}/bias"] = arrays[f"{old}.bias"].reshape(bias)
+
+    gate, plain = ("gate_proj", "up_proj", "down_proj"), ("fc1", "fc2")
+    towers = (
+        (
+            pictures,
+            "vision_model.encoder.layer",
+            "encoder/",
+            ("norm1", "norm2"),
+            "attention",
+            "o_proj",
+            gate if gated else plain,
+        ),
+        (texts, "text_model.encoder.layers", "", ("layer_norm1", "layer_norm2"), "self_attn", "out_proj", plain),
+    )
+    for out, old, new, norms, attention, last, layers in towers:
+        for block in range(blocks):
+            theirs, here = f"{old}.{block}", f"{new}transformer/encoderblock_{block}"
+            for number, name in enumerate(norms):
+                norm(out, f"{here}/LayerNorm_{number}", f"{theirs}.{name}")
+            mixed = f"{here}/MultiHeadDotProductAttention_0"
+            width = len(arrays[f"{theirs}.{attention}.q_proj.bias"])
+            for name in ("query", "key", "value"):
+                dense(
+                    out,
+                    f"{mixed}/{name}",
+                    f"{theirs}.{attention}.{name[0]}_proj",
+                    (width, heads, width // heads),
+                    (heads, -1),
+                )
+            dense(out, f"{mixed}/out", f"{theirs}.{attention}.{last}", (heads, width // heads, width))
+            mlp = "FFNSwiGluFused_0" if layers is gate else "MlpBlock_0"
+            for number, name in enumerate(layers):
+                dense(out, f"{here}/{mlp}/Dense_{number}", f"{theirs}.mlp.{name}")
+    embeddings, tokens = "vision_model.embeddings", "encoder/ToTokenSequence_0"
+    table = arrays[f"{embeddings}.position_embeddings"][:, 1:]
+    side = round(table.shape[1] ** 0.5)
+    pictures[f"{tokens}/posembed_input"] = table.reshape(1, side, side, -1)
+    pictures[f"{tokens}/cls"] = np.concatenate(
+        [arrays[f"{embeddings}.{name}"] for name in ("cls_token", "register_tokens")], axis=1
+    )
+    pictures[f"{tokens}/embedding/kernel"] = arrays[f"{embeddings}.patch_embeddings.projection.weight"].transpose(
+        2, 3, 1, 0
+    )
+    pictures[f"{tokens}/embedding/bias"] = arrays[f"{embeddings}.patch_embeddings.projection.bias"]
+    norm(pictures, "encoder/encoder_norm", "vision_model.layernorm")
+    norm(texts, "text_encoder_norm", "text_model.final_layer_norm")
+    texts["token_emb/emb_var"] = arrays["text_model.embeddings.token_embedding.weight"]
+    texts["temperature_contrastive"] = arrays["temperature"]
+    return pictures, texts

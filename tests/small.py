@@ -48,9 +48,11 @@ TEXTS = {
 }
 TOWER = _image(dataclasses.replace(BLOCKS, activation="quick_gelu"), True, "none", pre_norm=True, final_norm=False)
 """As LLaVA's: its patches are read, before the final norm."""
+INTERN = _image(dataclasses.replace(BLOCKS, layer_scale=True), True, "none", final_norm=False)
 VIT = _image(BLOCKS, True, "class")
 SPECS = (
     {kind: EncoderSpec(kind, "clip", image, PICTURE) for kind, image in {**IMAGES, "tower": TOWER}.items()}
+    | {"intern": EncoderSpec("intern", "vit", INTERN, PICTURE, normalize=False)}
     | {"vit": EncoderSpec("vit", "vit", VIT, PICTURE, normalize=False, num_classes=5)}
     | {
         f"{kind} with text": EncoderSpec(f"{kind} with text", kind, IMAGES[kind], PICTURE, text)

@@ -230,7 +230,7 @@ class TextTower(Struct):
     """A transformer over token ids."""
 
     token_embedding: Float[Array, "V D"]
-    position_embedding: Float[Array, "T D"]
+    position_embedding: Float[Array, "T D"] | None = struct.field(default=None, kw_only=True)
     blocks: Block = part(Block)
     final_norm: Norm = part(Norm)
     projection: Dense | None = part(Dense, default=None)

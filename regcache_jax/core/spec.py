@@ -4,7 +4,7 @@ The parameters of a spec are a nested dict of arrays (Flax's convention) with th
 leading axis L and attention projections are head-major. Leaves in brackets exist where the spec asks for them.
 
     image/ patch_embedding/kernel [P, P, 3, D]  (bias [D])      text/ token_embedding [V, D]
-           (class_token [D])  (registers [R, D])                      position_embedding [T, D]
+           (class_token [D])  (registers [R, D])                      (position_embedding [T, D])
            (position_embedding [class token + grid**2, D])            blocks/...
            (pre_norm/{scale, bias} [D])                               final_norm/{scale, bias} [D]
            blocks/...                                                 (projection/{kernel [D, E], bias [E]})
@@ -31,9 +31,12 @@ from typing import Any, Literal, NamedTuple
 
 from regcache_jax.core.errors import UserError, shown
 
-Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"]
 Resize = Literal["squash", "shortest"]
 Filter = Literal["bicubic", "bilinear", "bilinear_tf", "lanczos"]
+Interpolation = Literal[
+    "bicubic", "bicubic_antialias", "bicubic_offset", "bilinear", "bilinear_antialias", "bilinear_centres"
+]  # fmt: skip
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -138,7 +141,8 @@ class ImageSpec:
     positions are rotary alone, and pictures may have any shape.
 
     `pooling="none"`: what is read are its patches; where one feature a picture is asked for, their mean stands in. Without
-    `final_norm` its tokens are what leaves the last block."""
+    `final_norm` its tokens are what leaves the last block. Attention pooling (`map`) has as many heads and as wide an MLP as a block,
+    where it states no others."""
 
     image_size: int
     patch_size: int
@@ -151,9 +155,11 @@ class ImageSpec:
     projection: int | None = None
     projection_bias: bool = False
     position_grid: int | None = None
-    position_interpolation: Literal["bicubic", "bicubic_antialias", "bicubic_offset", "bilinear"] = "bicubic"
+    position_interpolation: Interpolation = "bicubic"
     position_table: bool = added(True)
     final_norm: bool = added(True)
+    head_heads: int | None = added(None)
+    head_mlp_width: int | None = added(None)
 
     def __post_init__(self) -> None:
         _check_ranges(
@@ -165,6 +171,7 @@ class ImageSpec:
             position_grid=(1, BLOCKS),
         )
         _check_ranges(self.blocks, num_blocks=(1, BLOCKS))
+        _ = self.head  # which refuses heads that do not fill the width
 
     @property
     def grid(self) -> int:
@@ -192,6 +199,14 @@ class ImageSpec:
         return self.position_grid or self.grid
 
     @property
+    def head(self) -> BlockSpec:
+        """Attention pooling as if it were a block: without rotary positions, with all biases."""
+        heads, mlp_width = self.head_heads or self.blocks.num_heads, self.head_mlp_width or self.blocks.mlp_width
+        return dataclasses.replace(
+            self.blocks, num_heads=heads, mlp_width=mlp_width, gated_mlp=False, qkv_bias="qkv", rotary=None
+        )
+
+    @property
     def feature_dim(self) -> int:
         """E, the size of a pooled feature."""
         return self.projection or self.blocks.width
@@ -199,16 +214,19 @@ class ImageSpec:
 
 @dataclasses.dataclass(frozen=True)
 class TextSpec:
-    """A text tower: a transformer, or (`kind="hashed"`) the bag of hashed words of the bundled encoder."""
+    """A text tower: a transformer, or (`kind="hashed"`) the bag of hashed words of the bundled encoder.
+
+    `pooling="mean"`: the mean of all tokens but padding (id 0), which nothing sees. Without `position_table` positions are sinusoids."""
 
     vocab_size: int
     context_length: int
     blocks: BlockSpec
-    pooling: Literal["eot", "argmax", "last"]
+    pooling: Literal["eot", "argmax", "last", "mean"]
     kind: Literal["transformer", "hashed"] = "transformer"
     eot_id: int | None = None
     projection: int | None = None
     projection_bias: bool = False
+    position_table: bool = added(True)
 
     def __post_init__(self) -> None:
         _check_ranges(self, vocab_size=(1, WORDS), context_length=(1, TOKENS), projection=(1, WIDTH))
@@ -243,7 +261,7 @@ class Tokenization:
     """How text becomes ids `[T]`: which tokenizer, which cleaning (before the tokenizer's own; see `tokenizers.CLEANING`),
     how it is padded to `context_length`."""
 
-    kind: Literal["clip", "sentencepiece", "hashed"]
+    kind: Literal["clip", "sentencepiece", "xlm", "hashed"]
     context_length: int
     vocab_size: int
     cleaning: Literal["none", "lower", "lower_ascii", "canonicalize", "drop_punctuation", "clip"]
@@ -261,7 +279,7 @@ class EncoderSpec:
     """One encoder: towers, preprocessing, tokenization and where it comes from. `text` is None for a lone image tower."""
 
     name: str
-    family: Literal["clip", "siglip", "dinov2", "dinov3", "vit"]
+    family: Literal["clip", "siglip", "dinov2", "dinov3", "vit", "pe", "tips"]
     image: ImageSpec
     preprocessing: Preprocessing
     text: TextSpec | None = None

@@ -31,6 +31,7 @@ ACTIVATIONS: dict[Activation, Callable[[Float[Array, "..."]], Float[Array, "..."
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "silu": jax.nn.silu,
+    "relu": jax.nn.relu,
 }
 
 INTEGER_ACTIVATIONS: dict[Activation, Callable[[Float[Array, "..."]], Float[Array, "..."]]] = {

@@ -28,18 +28,28 @@ from regcache_jax.core.spec import (
 from regcache_jax.encoders.families import (
     EXACT_GELU,
     QUICK_GELU,
+    SIZES,
     Shape,
     clip_preprocessing,
     clip_spec,
+    clip_text,
     clip_tower_spec,
     dinov2_spec,
     dinov3_spec,
+    internvit_spec,
+    pe_image,
+    pe_spec,
     siglip_spec,
     siglip_tower_spec,
     timm_preprocessing,
+    tips_image,
+    tips_spec,
+    tips_text,
     vit_preprocessing,
     vit_spec,
+    with_metaclip2_words,
 )
+from regcache_jax.encoders.unsupported import UNSUPPORTED
 
 Figures = tuple[float | None, float | None, float | None]
 """Millions of parameters of the image tower and of the text tower, published zero-shot accuracy on ImageNet in percent."""
@@ -167,6 +177,87 @@ def _dinov3(number: int | None, size: str, file: str, parameters: float | None =
     return Row(huggingface, "DINOv3", spec, number, None, None, others, parameters, since="0.2.0")
 
 
+def _metaclip2(huggingface: str, open_clip: str, shape: Shape, activation: Activation, figures: Figures) -> Row:
+    """A MetaCLIP 2: a CLIP with XLM-V's words. Its larger pictures are squashed (open_clip's table)."""
+    (size, _, pixels), word = shape, {"H": "huge", "bigG": "gigantic"}[shape[0]]
+    text, out = CLIP_TEXTS[size]
+    spec = clip_spec(huggingface.split("/")[-1], shape, text, out, activation)
+    assert spec.text is not None
+    spec = with_metaclip2_words(dataclasses.replace(spec, text=dataclasses.replace(spec.text, vocab_size=901_629)), 2)
+    spec = spec if pixels == 224 else dataclasses.replace(spec, preprocessing=_squashed(pixels))
+    others = (f"timm/vit_{word}_patch14_clip_{pixels}.metaclip2_worldwide",)
+    return Row(
+        huggingface, "MetaCLIP 2", spec, None, (open_clip, "metaclip2_worldwide"), None, others, *figures, since=_NEXT
+    )
+
+
+def _mobileclip2(huggingface: str, open_clip: str, shape: Shape, figures: Figures) -> Row:
+    """A MobileCLIP2 that is a plain ViT: timm's tower, whose projection has a bias, and texts that are not causal."""
+    text, out = CLIP_TEXTS[shape[0]]
+    spec = clip_spec(open_clip, shape, text, out, EXACT_GELU)
+    spec = dataclasses.replace(
+        spec,
+        image=dataclasses.replace(spec.image, projection_bias=True),
+        text=clip_text(text, out, causal=False),
+    )
+    return Row(huggingface, "MobileCLIP 2", spec, None, (open_clip, "dfndr2b"), None, (), *figures, since=_NEXT)
+
+
+_PE_WORDS = {"T": "tiny", "S": "small", "B": "base", "L": "large", "G": "gigantic"}
+_PE_TEXTS = {
+    "T": ("clip text B", 512, 32),
+    "S": ("clip text B", 512, 32),
+    "B": ("clip text H", 1024, 32),
+    "L": ("clip text H", 1024, 32),
+    "G": ("PE text G", 1280, 72),
+}
+"""Core's text tower beside an image tower of some size: its own size, the width in which they meet, its context."""
+
+
+def _pe(
+    kind: str,
+    shape: Shape,
+    figures: Figures,
+    *,
+    open_clip: str | None = None,
+    depth: int | None = None,
+    layer_scale: bool = False,
+    timm: str = "fb",
+) -> Row:
+    """A Perception Encoder: `kind` is Core, Spatial, Lang or Lang-Tiling, `depth` says how many blocks are left of the size's."""
+    size, patch, pixels = shape
+    width, blocks, heads, mlp_width = SIZES[{"T": "Ti", "G": "PE G"}.get(size, size)]
+    whole, _, ending = kind.partition("-")
+    text, out, context = _PE_TEXTS[size]
+    core = kind == "Core"
+    image = pe_image(
+        (width, depth or blocks, heads, mlp_width),
+        patch,
+        pixels,
+        class_token=size != "G",
+        layer_scale=layer_scale,
+        out=out if core else None,
+    )
+    name = f"PE-{whole}-{size}{patch}-{pixels}{'-' * bool(ending)}{ending}"
+    trunk = f"vit_pe_{whole.lower()}_{_PE_WORDS[size]}_patch{patch}_{pixels}.{timm}"
+    spec = pe_spec(name, image, clip_text(text, out, context) if core else None)
+    others = (f"{name}.pt", *([f"timm/{open_clip}"] if open_clip else []), trunk, f"timm/{trunk}")
+    tag = (open_clip, "meta") if open_clip else None
+    return Row(f"facebook/{name}", f"PE {whole}", spec, None, tag, None, others, *figures, since=_NEXT)
+
+
+def _tips(huggingface: str, file: str, size: str, pixels: int, grid: int, parameters: float, texts: float) -> Row:
+    """A TIPS by the name of its JAX files. Texts have 12 blocks, but So400m's as many as its pictures."""
+    width, blocks, heads, mlp_width = SIZES[size]
+    image = tips_image(size, pixels, grid, gated=size == "g/14")
+    text = tips_text((width, blocks if size == "So400m" else 12, heads, 6144 if size == "g/14" else mlp_width))
+    spec = tips_spec(huggingface.split("/")[-1], image, text)
+    others = (*([file] if file != huggingface else []), f"{file}_vision", f"{file}_vision.npz")
+    return Row(
+        huggingface, "TIPSv2" if grid == 32 else "TIPS", spec, None, None, None, others, parameters, texts, since=_NEXT
+    )
+
+
 def _squashed(pixels: int) -> Preprocessing:
     """DFN-5B: CLIP's numbers, aspect not kept."""
     return Preprocessing(pixels, "squash", "bicubic", pixels, CLIP_MEAN, CLIP_STD)
@@ -289,6 +380,7 @@ ROWS: tuple[Row, ...] = (
               ("L-14", ("L", 14, 224), "s13B-b90K", "XL", ("", "clip", "laion")))
           for title, tag in _pools(size, filters, datacomp=model != "L-14")),
     )),
+    dataclasses.replace(_siglip(None, "timm/ViT-SO400M-14-SigLIP-378", "ViT-SO400M-14-SigLIP-378", None, ("So400m", 14, 378)), since=_NEXT),
     _siglip(None, f"{_GOOGLE}-base-patch16-256", "ViT-B-16-SigLIP-256", "siglip/webli_en_b16_256_60500360.npz", ("B", 16, 256)),
     _siglip(None, f"{_GOOGLE}-base-patch16-512", "ViT-B-16-SigLIP-512", "siglip/webli_en_b16_512_68580893.npz", ("B", 16, 512)),
     _siglip(None, f"{_GOOGLE}-base-patch16-256-multilingual", "ViT-B-16-SigLIP-i18n-256", "siglip/webli_i18n_b16_256_66117334.npz", ("B", 16, 256), 250_000),
@@ -323,6 +415,33 @@ ROWS: tuple[Row, ...] = (
     *(_vit(f"facebook/dino-vit{letter}{patch}", (size, patch, 224), timm_preprocessing(224, IMAGENET_MEAN, IMAGENET_STD), count, None,
            f"timm/vit_{word}_patch{patch}_224.dino", f"dino_vit{letter}{patch}", f"dino_{'deit' if letter == 's' else 'vit'}{word}{patch}_pretrain")
       for word, letter, size, patch, count in (("small", "s", "S", 16, 21.67), ("small", "s", "S", 8, 21.67), ("base", "b", "B", 16, 85.80), ("base", "b", "B", 8, 85.81))),
+    # CLIPs with other texts; parameters as open_clip counts them.
+    _metaclip2("facebook/metaclip-2-worldwide-huge-quickgelu", "ViT-H-14-worldwide", ("H", 14, 224), _QUICK, (632.08, 1226.71, None)),
+    _metaclip2("facebook/metaclip-2-worldwide-huge-378", "ViT-H-14-worldwide-378", ("H", 14, 378), _EXACT, (632.69, 1226.71, None)),
+    _metaclip2("facebook/metaclip-2-worldwide-giant", "ViT-bigG-14-worldwide", ("bigG", 14, 224), _EXACT, (1844.91, 1785.5, None)),
+    _metaclip2("facebook/metaclip-2-worldwide-giant-378", "ViT-bigG-14-worldwide-378", ("bigG", 14, 378), _EXACT, (1845.69, 1785.5, None)),
+    _mobileclip2("timm/MobileCLIP2-L-14-OpenCLIP", "MobileCLIP2-L-14", ("L", 14, 224), (303.97, 123.65, None)),
+    # Meta's Perception Encoders; parameters as its code counts them, accuracy of its README.
+    _pe("Core", ("T", 16, 384), (6.14, 63.41, 62.1), open_clip="PE-Core-T-16-384"),
+    _pe("Core", ("S", 16, 384), (23.78, 63.41, 72.7), open_clip="PE-Core-S-16-384"),
+    _pe("Core", ("B", 16, 224), (93.67, 353.99, 78.4), open_clip="PE-Core-B-16"),
+    _pe("Core", ("L", 14, 336), (317.15, 353.99, 83.5), open_clip="PE-Core-L-14-336"),
+    _pe("Core", ("G", 14, 448), (1882.03, 537.23, 85.4), open_clip="PE-Core-bigG-14-448"),
+    *(_pe("Spatial", (size, patch, px), (count, None, None), layer_scale=size == "G")
+      for size, patch, px, count in (("T", 16, 512, 5.68), ("S", 16, 512, 21.98), ("B", 16, 512, 86.43), ("L", 14, 448, 303.96), ("G", 14, 448, 1851.89))),
+    *(_pe(f"Lang{tiling}", (size, 14, 448), (count, None, None), depth=depth, layer_scale=True, timm=f"fb{tiling.lower().replace('-', '_')}")
+      for size, depth, count in (("L", 23, 291.42), ("G", 47, 1740.92)) for tiling in ("", "-Tiling")),
+    *(Row(f"OpenGVLab/{name}", "InternViT", internvit_spec(name), image_parameters=304.01, since=_NEXT)
+      for name in ("InternViT-300M-448px", "InternViT-300M-448px-V2_5")),
+    # Google's TIPS; parameters as its code counts them (of version 2 its table repeats those of version 1).
+    *(_tips(f"google/tipsv2-{name}", f"tips_v2_{name}", size, 448, 32, count, texts)
+      for name, size, count, texts in (
+          ("b14", "B", 86.3, 109.63), ("l14", "L", 303.97, 183.92), ("so400m14", "So400m", 413.33, 448.3), ("g14", "g/14", 1135.83, 389.13))),
+    *(_tips(f"tips_oss_{name}", f"tips_oss_{name}", size, px, 16, count, texts)
+      for name, size, px, count, texts in (
+          ("s14_highres_distilled", "S", 448, 21.62, 33.58), ("b14_highres_distilled", "B", 448, 85.71, 109.63),
+          ("l14_highres_distilled", "L", 448, 303.18, 183.92), ("so400m14_highres_largetext_distilled", "So400m", 448, 412.44, 448.3),
+          ("g14_highres", "g/14", 448, 1134.65, 389.13), ("g14_lowres", "g/14", 224, 1134.65, 389.13))),
     # Towers of vision-language models.
     *(_tower("Gemma 3 tower", f"google/{name}", 416.9, ("So400m", 14, 896))
       for name in ("gemma-3-4b-it", "gemma-3-4b-pt", "gemma-3-12b-it", "gemma-3-12b-pt", "gemma-3-27b-it", "gemma-3-27b-pt",
@@ -335,6 +454,7 @@ ROWS: tuple[Row, ...] = (
     _tower("SmolVLM tower", "HuggingFaceTB/SmolVLM-Instruct", 413.0, ("So400m", 14, 384), "lanczos"),
     _tower("Idefics 3 tower", "HuggingFaceM4/Idefics3-8B-Llama3", 412.9, ("So400m", 14, 364), "lanczos"),
     _unsupported(None, f"{_GOOGLE}2-so400m-patch16-naflex", "SigLIP 2", _NAFLEX, ("siglip2_so400m16_naflex.npz", "open_clip:ViT-SO400M-16-SigLIP2-naflex,webli")),
+    *(_unsupported(None, huggingface, family, reason, others) for family, (reason, huggingface, others) in UNSUPPORTED.items()),
     _dinov3(None, "vitsplus", "4057cbaa", 28.7),
     _dinov3(None, "vitlplus", "46503df0"),
     _dinov3(None, "vithplus", "7c1da9a5", 840.5),

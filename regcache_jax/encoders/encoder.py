@@ -145,8 +145,9 @@ def encode_text(encoder: Encoder, ids: Int[Array | np.ndarray, "B T"]) -> Float[
 
     Raises UserError where there is no text tower, for ids of another length than the tokenizer makes, and, where the ids are
     known (outside `jit`), for ids without an end or with other padding: SigLIP's features would silently be others."""
-    if encoder.spec.text is None or encoder.params.text is None:
+    text = encoder.spec.text
+    if text is None or encoder.params.text is None:
         raise UserError(f"{encoder.spec.name} has no text tower")
     if encoder.spec.tokenization is not None:
-        check_ids(ids, encoder.spec.tokenization)
-    return normalize(text_features(encoder.params.text, jnp.asarray(ids), encoder.spec.text, scheme=encoder.scheme)[0])
+        check_ids(ids, encoder.spec.tokenization, padding_seen=not text.blocks.causal)
+    return normalize(text_features(encoder.params.text, jnp.asarray(ids), text, scheme=encoder.scheme)[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from regcache_jax.core.errors import UserError
 from regcache_jax.core.spec import (
     CLIP_MEAN,
     CLIP_STD,
@@ -42,14 +43,17 @@ SIZES = {
     "H+": (1280, 32, 20, 5120),
     "7B": (4096, 40, 32, 8192),
     "bigG": (1664, 48, 16, 8192),
+    "PE G": (1536, 50, 16, 8960),
     "clip text B": (512, 12, 8, 2048),
     "clip text B+": (640, 12, 10, 2560),
     "clip text L": (768, 12, 12, 3072),
     "clip text H": (1024, 24, 16, 4096),
     "clip text bigG": (1280, 32, 20, 5120),
+    "PE text G": (1280, 24, 20, 5120),
 }
 
 DINOV3_EPS, DINOV3_ROTARY = 1e-5, Rotary(100.0)
+TIPS_PATCH = 14
 SAT_MEAN, SAT_STD = (0.430, 0.411, 0.296), (0.213, 0.156, 0.143)
 """Of the DINOv3 that saw satellite pictures."""
 
@@ -109,6 +113,36 @@ def siglip_tokenization(context_length: int, vocab_size: int) -> Tokenization:
     return Tokenization("sentencepiece", context_length, vocab_size, "drop_punctuation", pad_id=1, eos_id=1)
 
 
+def metaclip2_tokenization(end: int, context_length: int, vocab_size: int) -> Tokenization:
+    """The tokenizers of MetaCLIP 2, by the id that ends a text: XLM-V's (2), or mT5's (1) in its small models. Raises UserError for
+    another."""
+    if end == 2:
+        return Tokenization("xlm", context_length, vocab_size, "none", pad_id=1, bos_id=0, eos_id=2)
+    if end == 1:
+        return Tokenization("sentencepiece", context_length, vocab_size, "none", pad_id=0, eos_id=1)
+    raise UserError(f"texts of a MetaCLIP 2 end with the id 2 (XLM-V's tokenizer) or 1 (mT5's), got {end}")
+
+
+def clip_text(
+    size: str | tuple[int, int, int, int],
+    out: int,
+    context: int = 77,
+    vocab: int = 49408,
+    activation: Activation = EXACT_GELU,
+    causal: bool = True,
+) -> TextSpec:
+    """CLIP's text tower, read at the largest id."""
+    stack = blocks(size, activation, 1e-5, causal=causal)
+    return TextSpec(vocab, context, stack, "argmax", eot_id=vocab - 1, projection=out)
+
+
+def with_metaclip2_words(spec: EncoderSpec, end: int) -> EncoderSpec:
+    """A CLIP whose texts are MetaCLIP 2's, read at their first `end`."""
+    assert spec.text is not None
+    words = metaclip2_tokenization(end, spec.text.context_length, spec.text.vocab_size)
+    return dataclasses.replace(spec, text=dataclasses.replace(spec.text, pooling="eot", eot_id=end), tokenization=words)
+
+
 def clip_spec(name: str, shape: Shape, text: str, out: int, activation: Activation) -> EncoderSpec:
     """A CLIP as OpenAI and LAION trained them."""
     size, patch, pixels = shape
@@ -126,9 +160,7 @@ def clip_spec(name: str, shape: Shape, text: str, out: int, activation: Activati
             projection=out,
         ),
         preprocessing=clip_preprocessing(pixels),
-        text=TextSpec(
-            49408, 77, blocks(text, activation, 1e-5, causal=True), "argmax", eot_id=CLIP_END, projection=out
-        ),
+        text=clip_text(text, out, activation=activation),
         tokenization=clip_tokenization(),
     )
 
@@ -155,6 +187,71 @@ def siglip_spec(name: str, shape: Shape, vocab: int, text: str | None = None, co
     )
 
 
+def pe_image(
+    size: str | tuple[int, int, int, int],
+    patch: int,
+    pixels: int,
+    *,
+    class_token: bool,
+    layer_scale: bool = False,
+    out: int | None = None,
+) -> ImageSpec:
+    """A Perception Encoder's image tower: rotary positions beside a table of them. Core projects to `out` behind attention pooling, whose
+    8 heads and MLP of four widths are those of every size; of the others (None) patches are read as they leave the last block."""
+    rotary = Rotary(10_000.0, "interleaved", "columns", "integer", offset=int(class_token))
+    stack = blocks(size, EXACT_GELU, 1e-5, layer_scale=layer_scale, rotary=rotary)
+    core = out is not None
+    return ImageSpec(
+        pixels,
+        patch,
+        stack,
+        class_token,
+        pooling="map" if core else "none",
+        patch_bias=False,
+        pre_norm=True,
+        projection=out,
+        position_interpolation="bilinear_centres",
+        final_norm=core,
+        head_heads=8 if core else None,
+        head_mlp_width=4 * stack.width if core else None,
+    )
+
+
+def pe_spec(name: str, image: ImageSpec, text: TextSpec | None = None) -> EncoderSpec:
+    """A Perception Encoder of any kind, with its text tower where it has one."""
+    words = None if text is None else clip_tokenization(text.context_length, text.vocab_size)
+    return EncoderSpec(name, "pe", image, siglip_preprocessing(image.image_size, "bilinear"), text, words)
+
+
+def tips_image(size: str | tuple[int, int, int, int], pixels: int, grid: int, gated: bool) -> ImageSpec:
+    """The image tower of a TIPS: two class tokens, of which the second stands as a trained register; only patches have positions."""
+    activation: Activation = "silu" if gated else TANH_GELU
+    return ImageSpec(
+        pixels,
+        TIPS_PATCH,
+        blocks(size, activation, 1e-6, gated_mlp=gated),
+        class_token=True,
+        pooling="class",
+        trained_registers=1,
+        position_grid=grid,
+        position_interpolation="bilinear_antialias",
+    )
+
+
+def tips_text(size: str | tuple[int, int, int, int], vocab: int = 32_000) -> TextSpec:
+    """The text tower of a TIPS: ReLU, sinusoids for positions, the mean of all words."""
+    return TextSpec(vocab, 64, blocks(size, "relu", 1e-6), "mean", position_table=False)
+
+
+def tips_spec(name: str, image: ImageSpec, text: TextSpec | None) -> EncoderSpec:
+    """A TIPS: squashed pictures of 0..1, SentencePiece without marks, padded with 0."""
+    pixels, words = image.image_size, None
+    if text is not None:
+        words = Tokenization("sentencepiece", text.context_length, text.vocab_size, "lower_ascii", pad_id=0)
+    pictures = Preprocessing(pixels, "squash", "bilinear", pixels, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    return EncoderSpec(name, "tips", image, pictures, text, words)
+
+
 def vit_spec(
     name: str,
     shape: Shape,
@@ -169,6 +266,14 @@ def vit_spec(
     own = blocks(size, EXACT_GELU, eps, layer_scale=layer_scale)
     image = ImageSpec(pixels, patch, own, class_token=True, pooling="class")
     return EncoderSpec(name, "vit", image, pictures, normalize=False, num_classes=num_classes)
+
+
+def internvit_spec(name: str) -> EncoderSpec:
+    """InternViT-300M: a plain ViT with LayerScale and no final norm, whose patches are read."""
+    stack = blocks("L", EXACT_GELU, 1e-6, layer_scale=True)
+    image = ImageSpec(448, 14, stack, class_token=True, pooling="none", final_norm=False)
+    pictures = clip_preprocessing(448, IMAGENET_MEAN, IMAGENET_STD)
+    return EncoderSpec(name, "vit", image, pictures, normalize=False)
 
 
 def siglip_tower_spec(name: str, shape: Shape, filter: Filter) -> EncoderSpec:

@@ -87,9 +87,8 @@ def image_table(spec: ImageSpec) -> Table:
     if spec.pre_norm:
         table["pre_norm"] = _norm(width)
     if spec.pooling == "map":
-        mlp = {"fc1": _dense((width,), (blocks.mlp_width,)), "fc2": _dense((blocks.mlp_width,), (width,))}
         table["head"] = {
-            "probe": Leaf((width,), _NORMAL), "attention": _attention(blocks), "norm": _norm(width), "mlp": mlp,
+            "probe": Leaf((width,), _NORMAL), "attention": _attention(spec.head), "norm": _norm(width), "mlp": _mlp(spec.head),
         }  # fmt: skip
     if spec.projection is not None:
         table["projection"] = _dense((width,), (spec.projection,), bias=spec.projection_bias)
@@ -108,10 +107,11 @@ def text_table(spec: TextSpec) -> Table:
         }
     table = {
         "token_embedding": Leaf((spec.vocab_size, width), _NORMAL),
-        "position_embedding": Leaf((spec.context_length, width), _NORMAL),
         "blocks": block_table(spec.blocks),
         "final_norm": _norm(width),
     }
+    if spec.position_table:
+        table["position_embedding"] = Leaf((spec.context_length, width), _NORMAL)
     if spec.projection is not None:
         table["projection"] = _dense((width,), (spec.projection,), bias=spec.projection_bias)
     return table

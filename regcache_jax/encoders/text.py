@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from regcache_jax.core.scheme import Scheme
@@ -19,8 +20,17 @@ def causal_bias(num_tokens: int) -> Float[Array, "1 1 T T"]:
     return jnp.where(position[None, :] <= position[:, None], 0.0, -jnp.inf)[None, None]
 
 
+def sinusoids(num_tokens: int, width: int) -> Float[Array, "T D"]:
+    """Positions that no file holds: the sines, then the cosines, of D/2 periods from 1 to 10,000 times 2 pi."""
+    half = width // 2
+    frequency = jnp.asarray(10_000.0 ** (-np.arange(half) / max(half - 1, 1)), jnp.float32)
+    angle = jnp.arange(num_tokens, dtype=jnp.float32)[:, None] * frequency
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1)
+
+
 def pooled_position(ids: Int[Array, "B T"], spec: TextSpec) -> Int[Array, "B"]:
-    """Where the sentence's feature is read: the first end-of-text id, the largest id (open_clip), or the last position."""
+    """Where the sentence's feature is read, unless it is a mean: the first end-of-text id, the largest id (open_clip), or the last
+    position."""
     if spec.pooling == "eot":
         return jnp.argmax(ids == spec.eot_id, axis=-1)
     if spec.pooling == "argmax":
@@ -39,12 +49,24 @@ def text_features(
     """Features of padded token ids, and what was collected by block. `scheme`: that of a quantised encoder."""
     if isinstance(tower, HashedText):
         return hashed_features(tower, ids), {}
-    hidden = tower.token_embedding[ids] + tower.position_embedding[: ids.shape[1]]
+    table = tower.position_embedding
+    positions = sinusoids(ids.shape[1], spec.blocks.width) if table is None else table[: ids.shape[1]]
+    hidden = tower.token_embedding[ids]
+    hidden = hidden + positions.astype(hidden.dtype)
     bias = causal_bias(ids.shape[1]) if spec.blocks.causal else None
     own = None if scheme is None else scheme.of_part("text")
-    output = run_blocks(tower.blocks, hidden, Run(spec.blocks, own), bias=bias, collect=collect)
+    averaged = spec.pooling == "mean"
+    present = None
+    if averaged:
+        present = (ids != 0).at[:, 0].set(True)  # without a word attention still sees one row
+        hidden = jnp.where(present[..., None], hidden, 0)
+    output = run_blocks(tower.blocks, hidden, Run(spec.blocks, own), present=present, bias=bias, collect=collect)
     tokens = layer_norm(output.hidden, tower.final_norm, spec.blocks.norm_eps)
-    pooled = jnp.take_along_axis(tokens, pooled_position(ids, spec)[:, None, None], axis=1)
+    if averaged:
+        words = (ids != 0)[..., None].astype(tokens.dtype)
+        pooled = jnp.sum(tokens * words, axis=1, keepdims=True) / (jnp.sum(words, axis=1, keepdims=True) + 1e-8)
+    else:
+        pooled = jnp.take_along_axis(tokens, pooled_position(ids, spec)[:, None, None], axis=1)
     if tower.projection is not None:
         pooled = linear(pooled, tower.projection)
     return pooled[:, 0], output.collected

@@ -31,6 +31,7 @@ from regcache_jax.files.places import as_path
 FILES: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "clip": ((TOKENIZER_FILE,), (VOCABULARY_FILE, MERGES_FILE), (ORIGINAL_FILE,)),
     "sentencepiece": ((TOKENIZER_FILE,), ("*.model",)),
+    "xlm": ((TOKENIZER_FILE,),),  # its `*.model` numbers words otherwise
     "hashed": (),
 }
 """For each kind of tokenizer the sets of files that hold it, the preferred one first; `*.model` counts where there is one."""
@@ -93,9 +94,9 @@ def expected_files(kind: str) -> str:
     return " or ".join(" with ".join(names) for names in FILES[kind])
 
 
-def check_ids(ids: Int[Array | np.ndarray, "n T"], spec: Tokenization) -> None:
-    """Raises UserError for ids that are not cut, ended and padded as the encoder was trained; inside `jit`, where their
-    values are not known, for their length alone."""
+def check_ids(ids: Int[Array | np.ndarray, "n T"], spec: Tokenization, *, padding_seen: bool) -> None:
+    """Raises UserError for ids that are not cut, ended and (where the tower looks at its padding: SigLIP's, and others that are not
+    causal) padded as the encoder was trained; inside `jit`, where their values are not known, for their length alone."""
     what = f"token ids should be as the model's own tokenizer makes them: [n, {spec.context_length}]"
     if ids.shape[1] != spec.context_length:
         raise UserError(f"{what}; these are [n, {ids.shape[1]}]")
@@ -108,10 +109,9 @@ def check_ids(ids: Int[Array | np.ndarray, "n T"], spec: Tokenization) -> None:
         return
     ends = ids == spec.eos_id
     behind = np.cumsum(ends, axis=1) - ends > 0  # behind the first end
-    # What stands behind the end is never seen by CLIP; SigLIP looks at it.
-    wrong = ~ends.any(axis=1) | (spec.kind != "clip") & (behind & (ids != spec.pad_id)).any(axis=1)
+    wrong = ~ends.any(axis=1) | padding_seen & (behind & (ids != spec.pad_id)).any(axis=1)
     if wrong.any():
-        padding = "" if spec.kind == "clip" else f", then {spec.pad_id} to the end"
+        padding = f", then {spec.pad_id} to the end" if padding_seen else ""
         raise UserError(f"{what}, one {spec.eos_id} behind the text{padding}; row {int(np.argmax(wrong))} is not")
 
 

@@ -91,7 +91,7 @@ def head_trace(
     scheme: Scheme | None = None,
 ) -> tuple[Float[Array, "B D"], BlockTrace]:
     """Attention pooling with one learned probe, then an MLP with a residual (SigLIP), and what passes its sites."""
-    attention, run = head.attention, Run(spec.blocks, scheme)
+    attention, run = head.attention, Run(spec.head, scheme)
     probe = jnp.broadcast_to(head.probe.astype(tokens.dtype), (tokens.shape[0], 1, tokens.shape[-1]))
     query = linear(probe, attention.query)
     key, value = dense(tokens, (attention.key, attention.value), "qkv", run, head.grids.of("qkv"), present)
@@ -140,7 +140,7 @@ def folded_pool(
     weights = jax.nn.softmax(logits, axis=-1).astype(tokens.dtype)
     layer, context = head.attention.value, jnp.einsum("bhn,bnd->bhd", weights, tokens)
     mixed = jnp.einsum("bhd,dhk->bhk", context, layer.floats).astype(jnp.float32)
-    return _after_probe(head, with_bias(mixed, layer).astype(tokens.dtype)[:, None], Run(spec.blocks))[0]
+    return _after_probe(head, with_bias(mixed, layer).astype(tokens.dtype)[:, None], Run(spec.head))[0]
 
 
 def pool(

@@ -2,7 +2,7 @@
 
 The published ways differ (shared facts in docs/encoders.md): Meta's DINOv2 asks for the scale factor (n + 0.1) / 37
 (`bicubic_offset`), its models with registers use the output size with antialiasing, transformers the output size,
-big_vision a linear zoom from corner to corner.
+big_vision a linear zoom from corner to corner, Meta's Perception Encoder a linear one between centres (`bilinear_centres`).
 """
 
 from __future__ import annotations
@@ -30,13 +30,17 @@ def resize_matrix(stored: int, wanted: int, interpolation: str) -> np.ndarray:
     if interpolation == "bilinear":  # scipy.ndimage.zoom, order 1: the corners stay where they are
         centre = out * (stored - 1) / max(wanted - 1, 1)
         return np.maximum(0.0, 1.0 - np.abs(centre[:, None] - source)).astype(np.float32)
-    if interpolation == "bicubic_antialias":
+    if interpolation in ("bicubic_antialias", "bilinear_antialias"):
         ratio = stored / wanted
-        support = max(ratio, 1.0)
-        weights = _cubic((source + 0.5 - (out[:, None] + 0.5) * ratio) / support, a=-0.5)
+        distance = (source + 0.5 - (out[:, None] + 0.5) * ratio) / max(ratio, 1.0)
+        linear = interpolation == "bilinear_antialias"
+        weights = np.maximum(1.0 - np.abs(distance), 0.0) if linear else _cubic(distance, a=-0.5)
         return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
     ratio = stored / (wanted + 0.1) if interpolation == "bicubic_offset" else stored / wanted
     centre = (out + 0.5) * ratio - 0.5
+    if interpolation == "bilinear_centres":  # beyond the outermost centres their rows stay
+        centre = np.clip(centre, 0, stored - 1)
+        return np.maximum(0.0, 1.0 - np.abs(centre[:, None] - source)).astype(np.float32)
     low = np.floor(centre)
     weights = np.zeros((wanted, stored))
     for tap in range(-1, 3):  # beyond the border the last row is repeated

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from regcache_jax.core.spec import ImageSpec
+from regcache_jax.core.spec import BlockSpec, ImageSpec
 from regcache_jax.encoders.blocks import ACTIVATIONS
 from regcache_jax.encoders.rounding import Run
 from regcache_jax.ops.rotary import rotate
@@ -41,13 +41,13 @@ class Peer(nn.Module):
             normed = nn.LayerNorm(**norm)(hidden)
             attention = nn.MultiHeadDotProductAttention(blocks.num_heads, attention_fn=attend, **options)
             hidden = hidden + attention(normed, normed)
-            hidden = hidden + self.mlp(nn.LayerNorm(**norm)(hidden), options)
+            hidden = hidden + self.mlp(nn.LayerNorm(**norm)(hidden), blocks, options)
         tokens = nn.LayerNorm(**norm)(hidden) if spec.final_norm else hidden
         if spec.pooling == "map":
             probe = self.param("probe", normal, (1, 1, blocks.width), jnp.bfloat16)
             probe = jnp.tile(probe, (len(images), 1, 1))
-            pooled = nn.MultiHeadDotProductAttention(blocks.num_heads, **options)(probe, tokens)
-            pooled = (pooled + self.mlp(nn.LayerNorm(**norm)(pooled), options))[:, 0]
+            pooled = nn.MultiHeadDotProductAttention(spec.head.num_heads, **options)(probe, tokens)
+            pooled = (pooled + self.mlp(nn.LayerNorm(**norm)(pooled), spec.head, options))[:, 0]
         else:
             pooled = tokens[:, 0] if spec.pooling == "class" else jnp.mean(tokens, axis=1)
         return pooled if spec.projection is None else nn.Dense(spec.projection, **options)(pooled)
@@ -65,9 +65,8 @@ class Peer(nn.Module):
         assert rotary is not None and turn is not None
         return nn.dot_product_attention(rotate(query, turn, rotary), rotate(key, turn, rotary), value, **options)
 
-    def mlp(self, hidden: Float[Array, "B N D"], options: dict[str, Any]) -> Float[Array, "B N D"]:
+    def mlp(self, hidden: Float[Array, "B N D"], blocks: BlockSpec, options: dict[str, Any]) -> Float[Array, "B N D"]:
         """Two layers, or SwiGLU."""
-        blocks = self.spec.blocks
         activate = ACTIVATIONS[blocks.activation]
         features = nn.Dense(blocks.mlp_width, **options)(hidden)
         features = activate(features)

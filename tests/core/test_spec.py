@@ -46,7 +46,7 @@ def test_pixels_that_fill_no_patch_are_dropped():
     ("path", "value", "message"),
     [
         (("name",), 7, "spec.name must be str, got 7"),
-        (("family",), "vgg", "spec.family must be one of clip, siglip, dinov2, dinov3, vit, got 'vgg'"),
+        (("family",), "vgg", "spec.family must be one of clip, siglip, dinov2, dinov3, vit, pe, tips, got 'vgg'"),
         (("image", "image_size"), "224", "spec.image.image_size must be int, got '224'"),
         (("image", "image_size"), True, "spec.image.image_size must be int, got True"),
         (("image", "class_token"), 1, "spec.image.class_token must be bool, got 1"),

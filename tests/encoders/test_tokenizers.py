@@ -69,7 +69,7 @@ def assert_ids_of_transformers(spec, folder, theirs):
     wanted = theirs(HARD, padding="max_length", max_length=spec.context_length, truncation=True)["input_ids"]
     for text, ids, expected in zip(HARD, load_tokenizer(spec, folder)(HARD), wanted, strict=True):
         assert ids.tolist() == expected, text
-        check_ids(ids[None], spec)
+        check_ids(ids[None], spec, padding_seen=spec.kind != "clip")
 
 
 @pytest.mark.slow
@@ -172,7 +172,7 @@ SPECS = {"clip": CLIP, "siglip": SIGLIP, "siglip2": SIGLIP2}
 @pytest.mark.parametrize("family", SPECS)
 def test_ids_that_are_not_padded_as_trained_are_refused(family):
     spec, row = SPECS[family], SOUND[family]
-    check_ids(np.array([row, row]), spec)
+    check_ids(np.array([row, row]), spec, padding_seen=family != "clip")
     wrong = {
         "unpadded": row[:4],
         "padded too far": [*row, row[-1]],
@@ -184,8 +184,33 @@ def test_ids_that_are_not_padded_as_trained_are_refused(family):
         wrong["padded as the other one"] = SOUND["siglip2" if family == "siglip" else "siglip"]
     for what, ids in wrong.items():
         with pytest.raises(UserError, match=r"token ids should be as the model's own tokenizer makes them: \[n, "):
-            check_ids(np.array([ids]), spec)
+            check_ids(np.array([ids]), spec, padding_seen=family != "clip")
             pytest.fail(what)
+
+
+def test_a_clip_that_looks_at_its_padding_wants_its_own(tmp_path):
+    """MobileCLIP2's texts are not causal."""
+    check_ids(np.array([SOUND["clip"]]), CLIP, padding_seen=True)
+    with pytest.raises(UserError, match="one 599 behind the text, then 0 to the end; row 0 is not"):
+        check_ids(np.array([[*SOUND["clip"][:4], *[599] * 8]]), CLIP, padding_seen=True)
+
+
+@pytest.mark.slow
+def test_xlm_v_s_words_are_those_of_transformers_and_its_sentencepiece_file_is_not_read(tmp_path):
+    import transformers
+
+    pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    pieces += [
+        (piece, -float(number))
+        for number, piece in enumerate(["▁a", "▁photo", "▁of", "▁", "a", "c", "t", "É", "猫", "."])
+    ]
+    transformers.XLMRobertaTokenizer(vocab=pieces).save_pretrained(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    spec = Tokenization("xlm", 77, 14, "none", pad_id=1, bos_id=0, eos_id=2)
+    assert_ids_of_transformers(spec, tmp_path, theirs)
+    (tmp_path / "tokenizer.json").rename(tmp_path / "sentencepiece.bpe.model")
+    with pytest.raises(UserError, match=r"has no tokenizer \(tokenizer.json\)"):  # its numbers are others
+        load_tokenizer(spec, tmp_path)
 
 
 def test_siglip_pads_with_its_end_mark_and_drops_case_and_punctuation(tmp_path):

@@ -12,21 +12,22 @@ from hypothesis import strategies as st
 
 from regcache_jax.ops.positions import resize_matrix, resize_positions
 
-WAYS = ["bicubic", "bicubic_offset", "bicubic_antialias", "bilinear"]
+WAYS = ["bicubic", "bicubic_offset", "bicubic_antialias", "bilinear", "bilinear_antialias", "bilinear_centres"]
 sides = st.integers(2, 40)
 # Values of order one; PyTorch computes its weights in float32 from coordinates up to 40, which leaves about 40 * 2^-23 of them.
 COORDINATES = {"rtol": 1e-5, "atol": 2e-5}
 
 
 def by_the_library(table: np.ndarray, stored: int, wanted: int, way: str) -> np.ndarray:
-    """What Meta's DINOv2 (offset; antialias in its models with registers), transformers and big_vision (bilinear) call."""
+    """What Meta's DINOv2 (offset; antialias in its models with registers), transformers, big_vision (bilinear) and Meta's PE
+    (bilinear_centres) call."""
     grid = table.reshape(stored, stored, -1)
     if way == "bilinear":
         return scipy.ndimage.zoom(grid, (wanted / stored, wanted / stored, 1), order=1).reshape(wanted**2, -1)
     planes = torch.from_numpy(grid).permute(2, 0, 1)[None]
     size = {"scale_factor": (wanted + 0.1) / stored} if way == "bicubic_offset" else {"size": (wanted, wanted)}
     resized = torch.nn.functional.interpolate(
-        planes, mode="bicubic", align_corners=False, antialias=way == "bicubic_antialias", **size
+        planes, mode=way.split("_")[0], align_corners=False, antialias="antialias" in way, **size
     )
     assert resized.shape[2:] == (wanted, wanted)
     return resized[0].permute(1, 2, 0).reshape(wanted**2, -1).numpy()

@@ -1,0 +1,73 @@
+"""The whole way of a small random encoder of each newer family, by the commands that a user types."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import layouts
+import numpy as np
+import perception
+import pytest
+import torch
+import transformers
+from commands import DATA, KNN
+from randomized import CLIP_TEXT, SMALL_IMAGE, draw_parameters, save_random
+
+import regcache_jax as rc
+from regcache_jax.encoders.encoder import encode_image
+
+
+def perception_encoder(folder, **options):
+    torch.save(perception.drawn(**options), folder / "PE.pt")
+    return (folder / "PE.pt",)
+
+
+def metaclip2(folder):
+    config = transformers.MetaClip2Config(
+        vision_config=SMALL_IMAGE, text_config={**CLIP_TEXT, "eos_token_id": 2}, projection_dim=24
+    )
+    return save_random(transformers.MetaClip2Model(config), folder / "source"), "--check"
+
+
+def tips(folder):
+    small = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    vision, text = {**small, "image_size": 42}, {**small, "intermediate_size": 96, "vocab_size": 120}
+    network = draw_parameters(
+        transformers.Tipsv2Model(transformers.Tipsv2Config(vision_config=vision, text_config=text))
+    )
+    for name, arrays in zip(
+        ("vision", "text"), layouts.tips_from_transformers(network.state_dict(), 2, 4, gated=False), strict=True
+    ):
+        np.savez(folder / f"small_{name}.npz", **arrays)
+    return (folder / "small_vision.npz",)
+
+
+FAMILIES = {
+    "PE Core": lambda folder: perception_encoder(folder, class_token=True, core=True, layer_scale=False),
+    "PE Lang": lambda folder: perception_encoder(folder, class_token=False, core=False, layer_scale=True),
+    "MetaCLIP 2": metaclip2,
+    "TIPS": tips,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_goes_all_the_way_from_its_file_to_a_figure_of_an_int8_encoder(tmp_path, regcache, family):
+    model, plan, int8 = tmp_path / "model", tmp_path / "plan.safetensors", tmp_path / "int8"
+    objective = ("--objective", "patches") if family == "PE Lang" else ()
+    steps = (
+        ("convert", *FAMILIES[family](tmp_path), "--out", model),
+        ("inspect", model, *DATA, *objective),
+        ("search", model, *DATA, *objective, "--max-trials", "2", "--out", plan),
+        ("quantize", model, *DATA, "--registers", plan, "--out", int8),
+        ("evaluate", int8, "--dataset", "emoji", *KNN),
+    )
+    for step in steps:
+        status, out, error = regcache(*step)
+        assert status == 0, (step[0], error)
+    assert "acc1" in out
+    exact, rounded = (rc.load(folder).encoder for folder in (model, int8))
+    side = exact.spec.image.image_size
+    pixels = np.random.default_rng(0).standard_normal((2, side, side, 3)).astype(np.float32)
+    exact, rounded = (encode_image(encoder, pixels) for encoder in (exact, rounded))
+    cosine = jnp.sum(exact * rounded, -1) / jnp.linalg.norm(exact, axis=-1) / jnp.linalg.norm(rounded, axis=-1)
+    assert float(cosine.min()) > 0.99
