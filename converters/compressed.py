@@ -54,7 +54,8 @@ def refuse_inexpressible(encoder: Encoder) -> None:
         faults += ["a scale of its own for negative values"] if f"{prefix}/{SCALES}/fc2_negative" in names else []
         faults += (
             [
-                "a change of units in front of fc2 (SmoothQuant's and AWQ's, behind an activation function that is no gate)"
+                "a change of units in front of fc2 (SmoothQuant's and AWQ's, behind an activation function that is no gate; the method "
+                "smoothquant_norms leaves none)"
             ]
             if f"{prefix}/fc2_multiplier" in names
             else []

@@ -42,6 +42,7 @@ from regcache_jax.converters.compressed_reading import Compressed
 from regcache_jax.converters.engine import assemble, disassemble
 from regcache_jax.converters.formats import PROCESSOR, Format, Given, section
 from regcache_jax.converters.huggingface_folder import write_folder
+from regcache_jax.converters.qwix_tree import write_qwix
 from regcache_jax.converters.readers import Tensors
 from regcache_jax.converters.scales import write_scales
 
@@ -300,15 +301,19 @@ def export(model: checkpoints.Model | Encoder, layout: str = "big_vision") -> di
 
 def write(model: checkpoints.Model | Encoder, layout: str, out: epath.PathLike) -> epath.Path:
     """Writes the parameters as one file in the layout of another library: `.npz` or `.safetensors`, whole or not at all. `huggingface`: a
-    folder that transformers loads, of an int8 encoder too; `scales`: the calibrated scales alone, a line of JSON a site.
+    folder that transformers loads, of an int8 encoder too; `scales`: the calibrated scales alone, a line of JSON a site; `qwix`: an
+    Orbax checkpoint of Qwix's arrays.
 
     Raises UserError for a file that exists, another ending, or an encoder that the layout cannot hold."""
     out = as_path(out)
     refuse_existing(out)
     if layout == "huggingface":
         return write_folder(model, out)
+    encoder = model.encoder if isinstance(model, checkpoints.Model) else model
+    if layout == "qwix":
+        return write_qwix(encoder, out)
     if layout == "scales":
-        write_scales(model.encoder if isinstance(model, checkpoints.Model) else model, out)
+        write_scales(encoder, out)
         return out
     if out.suffix not in (".npz", ".safetensors"):
         raise UserError(f"{out} should end in .npz (big_vision) or .safetensors")

@@ -90,7 +90,7 @@ def convert(source: str, chosen: ConvertArgs, choices: Choices, output: JsonArgs
 
     With --to LAYOUT the way back: SOURCE is a model folder, and a .npz ("big_vision", "big_vision scanned") or .safetensors
     file is written; with --to huggingface a folder that transformers loads, int8 in compressed-tensors' layout; with --to scales
-    the calibrated scales, a line of JSON a site.
+    the calibrated scales, a line of JSON a site; with --to qwix an Orbax checkpoint of Qwix's arrays.
     """
     from regcache_jax import converters
     from regcache_jax.core.errors import UserError

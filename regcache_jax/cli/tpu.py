@@ -1,4 +1,4 @@
-"""`regcache tpu` and `regcache export`."""
+"""`regcache tpu`."""
 
 from __future__ import annotations
 
@@ -52,44 +52,3 @@ def tpu(name: str, chosen: TpuArgs, output: JsonArgs) -> None:
     if found["advice"] is not None:
         say(found["advice"])
     write_json(output.json, found)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ExportArgs:
-    """Where it is written, and what it runs on."""
-
-    out: str = option("File to write; must not exist.", path="file")
-    again: bool = option(
-        "The file exists and JAX reads it no more: write it anew, as what stands beside it says.", False
-    )
-    platforms: tuple[str, ...] = option("What the artefact runs on.", ("cpu", "cuda", "tpu"))
-    topology: str | None = option(
-        "The TPU it is for (v5e:2x2, say): its form, and its best batch noted in the metadata; takes minutes.", None
-    )
-
-
-@click.command()
-@click.argument("model", type=click.Path())
-@takes(chosen=ExportArgs)
-def export(model: str, chosen: ExportArgs) -> None:
-    """Write the image tower of MODEL as one StableHLO file.
-
-    It has int8 inside and runs with jax alone.
-    """
-    from regcache_jax.models import export as artefacts
-    from regcache_jax.models import folder as checkpoints
-    from regcache_jax.tpu import ask as compiler
-
-    loaded = checkpoints.load(model)
-    encoder, micro_batch, chip = loaded.encoder, None, None
-    if chosen.again:
-        with progress(f"exporting {model} again"):
-            say(f"{model} -> {artefacts.export_again(encoder, chosen.out)}")
-        return
-    if chosen.topology is not None:
-        chip = chosen.topology.split(":")[0]
-        with progress(f"compiling {model} for {chosen.topology}"):
-            micro_batch = compiler.best_micro_batch(encoder.spec, chosen.topology, encoder.scheme, encoder.plan)
-    with progress(f"exporting {model}"):
-        path = artefacts.export(encoder, chosen.out, chosen.platforms, micro_batch, chip)
-    say(f"{model} -> {path}")

@@ -9,7 +9,7 @@ import os
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Array, Float, UInt8
 from PIL import Image, ImageOps
 
 from regcache_jax.core.errors import UserError, shown
@@ -63,12 +63,11 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def axes(picture: Image.Image, spec: Preprocessing) -> tuple[Axis, Axis]:
-    """Rows and columns: how many there are, how many after the resize, and which the crop keeps.
+def axes(height: int, width: int, spec: Preprocessing) -> tuple[Axis, Axis]:
+    """Rows and columns of a picture: how many there are, how many after the resize, and which the crop keeps.
 
     `squash` ignores the aspect; `shortest` scales the shorter side to `resize_size` and rounds the longer one down, as torchvision
     does. The middle is kept: as transformers cut it; torchvision rounds up. `patches` keeps all of it."""
-    width, height = picture.size
     side = spec.resize_size
     if spec.patch_size is not None and spec.max_patches is not None:
         sides = fitted(height, width, spec.patch_size, spec.max_patches)
@@ -87,9 +86,9 @@ def axes(picture: Image.Image, spec: Preprocessing) -> tuple[Axis, Axis]:
 
 def resize_and_crop(picture: Image.Image, spec: Preprocessing) -> Float[np.ndarray, "Y X 3"]:
     """Grey levels 0..255 of what the crop keeps of the resized picture."""
-    rows, columns = axes(picture, spec)
+    rows, columns = axes(picture.height, picture.width, spec)
     if spec.filter == "bilinear_tf":
-        return _bilinear_without_antialias(np.asarray(picture), rows, columns)
+        return np.asarray(bilinear_without_antialias(np.asarray(picture), rows, columns))
     if _pixels(rows, columns) > MOST_RESIZED:
         return resize_part(np.asarray(picture), rows, columns, spec.filter).astype(np.float32)
     return np.asarray(_by_pillow(picture, rows, columns, FILTERS[spec.filter]), np.float32)
@@ -105,9 +104,9 @@ def _by_pillow(picture: Image.Image, rows: Axis, columns: Axis, filter: Image.Re
     return resized.crop((columns.first, rows.first, columns.first + columns.kept, rows.first + rows.kept))
 
 
-def _bilinear_without_antialias(
-    pixels: UInt8[np.ndarray, "Y X 3"], rows: Axis, columns: Axis
-) -> Float[np.ndarray, "V U 3"]:
+def bilinear_without_antialias(
+    pixels: UInt8[Array | np.ndarray, "Y X 3"], rows: Axis, columns: Axis
+) -> Float[Array | np.ndarray, "V U 3"]:
     """TensorFlow's `tf.image.resize(method="bilinear", antialias=False)`: half-pixel centres, four taps."""
 
     def taps(axis: Axis) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -119,7 +118,7 @@ def _bilinear_without_antialias(
     (above, below, down), (left, right, across) = taps(rows), taps(columns)
     down, across = down[:, None, None], across[None, :, None]
 
-    def column(chosen: np.ndarray) -> Float[np.ndarray, "V U 3"]:
+    def column(chosen: np.ndarray) -> Float[Array | np.ndarray, "V U 3"]:
         upper, lower = (pixels[np.ix_(lines, chosen)].astype(np.float32) for lines in (above, below))
         return upper * (1 - down) + lower * down
 
@@ -140,7 +139,7 @@ def preprocess(source: Any, spec: Preprocessing) -> Float[np.ndarray, "Y X 3"]:
 def preprocess_map(classes: UInt8[np.ndarray, "Y X"], spec: Preprocessing) -> UInt8[np.ndarray, "S S"]:
     """A map of classes where `preprocess` puts its picture: the nearest pixel's class, cropped alike."""
     picture = Image.fromarray(classes)
-    rows, columns = axes(picture, spec)
+    rows, columns = axes(picture.height, picture.width, spec)
     if _pixels(rows, columns) > MOST_RESIZED:
         return classes[np.ix_(rows.nearest(), columns.nearest())]
     return np.asarray(_by_pillow(picture, rows, columns, Image.Resampling.NEAREST))

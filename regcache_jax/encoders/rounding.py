@@ -16,8 +16,8 @@ from regcache_jax.core.scheme import PRODUCT_INPUTS, Scheme
 from regcache_jax.core.sites import Dense, Grid, Grids, QuantizedTensor
 from regcache_jax.core.spec import PATCHES_ONLY, BlockSpec, Protected
 from regcache_jax.encoders.forms import PLAIN, Form
-from regcache_jax.ops.aqt import fake_quantize, quantized_dense, shared_scale
 from regcache_jax.ops.attention import Rounding
+from regcache_jax.ops.integers import fake_quantize, quantized_dense, shared_scale
 from regcache_jax.ops.rotary import Turn, turn_of
 
 

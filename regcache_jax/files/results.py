@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 def versions() -> dict[str, str]:
     """Versions of what made a result."""
-    return {name: metadata.version(name) for name in ("regcache-jax", "jax", "flax", "aqtp")}
+    return {name: metadata.version(name) for name in ("regcache-jax", "jax", "flax")}
 
 
 def surroundings() -> dict[str, str]:

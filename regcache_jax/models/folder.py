@@ -120,7 +120,7 @@ def save(
     }
     with whole_folder(folder) as beside:
         _check_space(folder, sum(leaf.nbytes for leaf in flat.values()))
-        _save_parameters(beside, unflatten_dict(flat, sep="/"))
+        save_parameters(beside, unflatten_dict(flat, sep="/"))
         if encoder.plan is not None:
             save_plan(beside / PLAN_FILE, encoder.plan)
         for file in map(epath.Path, tokenizer_files):
@@ -169,8 +169,8 @@ def _orbax_says_nothing() -> Iterator[None]:
         log.disabled = logged
 
 
-def _save_parameters(folder: epath.Path, params: Any) -> None:
-    """Raises OSError where Orbax, which has no error of its own for that, cannot write."""
+def save_parameters(folder: epath.Path, params: Any) -> None:
+    """Writes a tree of arrays as an Orbax checkpoint. Raises OSError where Orbax, which has no error of its own for that, cannot write."""
     # as NumPy arrays: with several processes Orbax refuses device arrays that only one of them holds
     arrays = jax.tree.map(np.asarray, params)
     chunks = jax.tree.map(lambda leaf: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), arrays)

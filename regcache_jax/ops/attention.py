@@ -14,13 +14,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from regcache_jax.core.plan import BlockRegister
-from regcache_jax.ops.aqt import (
+from regcache_jax.ops.half_octaves import logarithmic_matmul
+from regcache_jax.ops.integers import (
     fake_quantize,
     largest_integer,
     quantized_matmul,
     shared_scale,
 )
-from regcache_jax.ops.half_octaves import logarithmic_matmul
 
 
 class Rounding(NamedTuple):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8
 
-from regcache_jax.ops.aqt import quantize
+from regcache_jax.ops.integers import quantize
 
 LOG_LEVELS = 16
 """Half octaves that int8 holds: 2**0 to 2**-7.5."""
@@ -66,9 +66,7 @@ def _logarithmic_matmul_backward(
     rounded = (even.astype(jnp.float32) + odd.astype(jnp.float32) * 2**-0.5) * -(2.0**-7)
     to_terms = jnp.einsum("bhtk,bhsk->bhts", cotangent, columns.dequantize())
     to_right = jnp.einsum("bhtk,bhts->bhsk", cotangent, rounded)
-    with jax.numpy_dtype_promotion("standard"):  # AQT multiplies the gradient by a bool mask
-        to_right = gradient(to_right)[0]
-    return to_terms.astype(like_terms.dtype), to_right.astype(like_right.dtype), None
+    return to_terms.astype(like_terms.dtype), gradient(to_right).astype(like_right.dtype), None
 
 
 logarithmic_matmul.defvjp(_logarithmic_matmul_forward, _logarithmic_matmul_backward)

@@ -16,7 +16,7 @@ from regcache_jax.core.scheme import INPUTS, SITES, Scheme
 from regcache_jax.core.spec import Protected
 from regcache_jax.encoders.blocks import BlockTrace
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.ops.aqt import largest_integer
+from regcache_jax.ops.integers import largest_integer
 from regcache_jax.quantization.gather import gather
 
 Ranges = dict[str, Float[Array, "..."]]

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from regcache_jax.core.spec import Protected
 from regcache_jax.encoders.blocks import BlockTrace
-from regcache_jax.ops.aqt import largest_integer
+from regcache_jax.ops.integers import largest_integer
 
 BINS = 2048
 """Bins on each side of zero: 16 a step of 8 bits where the range fills them."""

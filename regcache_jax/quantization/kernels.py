@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from regcache_jax.core.scheme import SITES, Scheme
 from regcache_jax.core.sites import Block, Dense, Grid, QuantizedTensor
-from regcache_jax.ops.aqt import quantize_weight
+from regcache_jax.ops.integers import quantize_weight
 
 Rounder = Callable[[str, str, Dense, int], QuantizedTensor]
 """From a site, the name of a layer there and that stacked float layer to integers of some bits."""

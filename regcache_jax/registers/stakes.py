@@ -29,7 +29,7 @@ from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.outputs import pooled_outputs
 from regcache_jax.encoders.rounding import Run
 from regcache_jax.encoders.vision import embed_patches
-from regcache_jax.ops.aqt import largest_integer
+from regcache_jax.ops.integers import largest_integer
 from regcache_jax.quantization.kernels import simulated_kernels
 from regcache_jax.registers.inspect import PLACES, SINK_RATIO, Profile
 from regcache_jax.registers.kinds import NOTICED, OUTLIERS, standings

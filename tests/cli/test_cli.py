@@ -61,6 +61,8 @@ def test_help_is_there_before_anything_heavy_is_loaded():
         (["run", "--config", "demo", "--workdir", "w", "--config.batch_size"], "--config.batch_size needs a value"),
         (["inspect", MODEL, "--dataset", "emoji", "--limit", "0"], "0 is not in the range x>=1"),
         (["run", "--config", "demo", "--workdir", "w", "--confg.batch_size=1"], "no such option"),
+        (["export", MODEL, "--out", "x", "--pictures", "480"], "such as 480x640, got '480'"),
+        (["export", MODEL, "--out", "x", "--again", "--batches", "8"], "--again takes everything but --out from"),
     ],
 )
 def test_wrong_use_exits_2_and_says_what_would_be_right(regcache, arguments, message, tmp_path, monkeypatch):
@@ -231,6 +233,11 @@ def test_the_whole_flow_from_inspect_to_embed(regcache, tmp_path):
     status, out, err = regcache("export", model8, "--out", artefact, "--platforms", "cpu,tpu")
     assert status == 0 and artefact.exists(), err
     assert regcache("export", model8, "--out", tmp_path / "other", "--platforms", "cpu,abacus")[0] == 1
+    repository = tmp_path / "repository" / "emoji"
+    asked = ["--triton", "--pictures", "90x60", "--batches", "8,1", "--platforms", "cpu"]
+    status, out, err = regcache("export", model8, "--out", repository, *asked)
+    assert status == 0 and (repository / "1" / "model.py").exists(), err
+    assert "dims: [90, 60, 3]" in (repository / "config.pbtxt").read_text()
 
     pictures = tmp_path / "pictures"
     (pictures / "sub").mkdir(parents=True)

@@ -107,7 +107,7 @@ def test_a_planted_encoder_is_inspected_and_searched_by_command(regcache, plante
         plan, metadata = rc.load_plan(plans[-1])
         assert plan.has_registers and metadata["search"]["form"] == form and metadata["objective"] == "pooled"
         assert metadata["scheme"]["weight_bits"] == 8 and metadata["reference"]["images"] == 6
-        assert {"regcache-jax", "jax", "aqtp"} <= set(metadata["versions"]) and len(metadata["encoder_hash"]) == 64
+        assert {"regcache-jax", "jax", "numpy"} <= set(metadata["versions"]) and len(metadata["encoder_hash"]) == 64
         assert not {"seconds", "trials"} & set(metadata) and {"seconds", "trials"} <= set(
             json.loads(report.read_text())
         )

@@ -72,7 +72,7 @@ def test_a_part_that_is_resized_alone_has_the_bits_of_pillows_two_steps(monkeypa
     monkeypatch.setattr(preprocessing, "MOST_RESIZED", 0)
     spec = Preprocessing(13, how, filter, 17, HALF, HALF)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8))
-    rows, columns = preprocessing.axes(picture, spec)
+    rows, columns = preprocessing.axes(picture.height, picture.width, spec)
     first = (picture.width, rows.wanted) if picture.height > picture.width else (columns.wanted, picture.height)
     resized = picture.resize(first, preprocessing.FILTERS[filter])
     resized = resized.resize((columns.wanted, rows.wanted), preprocessing.FILTERS[filter])

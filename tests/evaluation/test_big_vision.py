@@ -20,7 +20,7 @@ from regcache_jax.encoders.preprocess import preprocess
 from regcache_jax.evaluation import big_vision
 from regcache_jax.evaluation.protocol import PROTOCOLS
 from regcache_jax.models import folder as checkpoints
-from regcache_jax.ops.aqt import QuantizedTensor
+from regcache_jax.ops.integers import QuantizedTensor
 from regcache_jax.quantization.quantize import quantize
 
 PICTURES = 27  # neither batches of 16 nor the devices divide it

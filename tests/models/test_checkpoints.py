@@ -17,7 +17,7 @@ from regcache_jax.core.sites import Grid, QuantizedTensor
 from regcache_jax.encoders.encoder import Encoder, init_params
 from regcache_jax.encoders.families import siglip_spec
 from regcache_jax.models import folder as checkpoints
-from regcache_jax.ops.aqt import quantize_weight
+from regcache_jax.ops.integers import quantize_weight
 from regcache_jax.quantization.methods.folding import with_blocks
 
 

@@ -16,17 +16,23 @@ import pytest
 import small
 from etils import epath
 from jax import export as stablehlo
+from jax.extend.backend import get_backend, get_compile_options
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import stablehlo as dialect
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.plan import make_plan
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.spec import HALF, BlockSpec, EncoderSpec, ImageSpec, Preprocessing
 from regcache_jax.encoders.encoder import Encoder, encode_image, init_params
+from regcache_jax.encoders.preprocess import preprocess
 from regcache_jax.encoders.taps import encode_patches
-from regcache_jax.models.export import export, export_again, facts_file, load
+from regcache_jax.files.identity import sha256
+from regcache_jax.models.export import Program, export, export_again, facts_file, load
 from regcache_jax.quantization.quantize import quantize
 
 IMAGE = ImageSpec(24, 8, BlockSpec(64, 2, 4, 256, "gelu", 1e-6), class_token=True, pooling="map")
+CPU = Program(("cpu",))
 SPEC = EncoderSpec("small", "siglip", IMAGE, Preprocessing(24, "squash", "bicubic", 24, HALF, HALF))
 
 
@@ -44,7 +50,8 @@ def encoder(images) -> Encoder:
 
 @pytest.fixture(scope="module")
 def artefact(encoder, tmp_path_factory) -> Path:
-    return Path(export(encoder, tmp_path_factory.mktemp("export") / "small.stablehlo", micro_batch=24))
+    (path,) = export(encoder, tmp_path_factory.mktemp("export") / "small.stablehlo", Program(micro_batch=24))
+    return Path(path)
 
 
 @pytest.mark.slow
@@ -70,7 +77,7 @@ def test_the_artefact_agrees_with_the_encoder_it_was_made_from(artefact, encoder
 
 @pytest.mark.slow
 def test_an_artefact_for_a_chip_has_its_form_says_so_and_gives_the_same_features(encoder, images, tmp_path):
-    path = export(encoder, tmp_path / "v5e.stablehlo", ("cpu", "tpu"), chip="v5e")
+    (path,) = export(encoder, tmp_path / "v5e.stablehlo", Program(("cpu", "tpu"), chip="v5e"))
     facts = json.loads(Path(facts_file(path)).read_text())
     assert facts["form"] == {"chip": "v5e", "is": "kept, folded probe"}
     # one step of 1/127 where a sum in another order crosses a rounding boundary
@@ -82,7 +89,7 @@ def test_an_artefact_for_a_chip_has_its_form_says_so_and_gives_the_same_features
 @pytest.mark.slow
 def test_a_tower_that_pools_nothing_gives_its_patches(tmp_path):
     tower = quantize(small.encoder("tower").with_plan(small.plan(delete_count=2)), small.images(3), Scheme())
-    artefact = export(tower, tmp_path / "tower.stablehlo", platforms=("cpu",))
+    (artefact,) = export(tower, tmp_path / "tower.stablehlo", CPU)
     facts = json.loads((tmp_path / "tower.stablehlo.json").read_text())
     assert facts["output"] == {"shape": ["batch", 16, 24], "dtype": "float32", "unit_length": False}
     patches = np.asarray(encode_patches(tower, small.images(2)))
@@ -109,6 +116,36 @@ def test_the_program_multiplies_int8_by_int8_on_every_platform(artefact):
     assert all("xi32>" in line for line in products)
 
 
+@pytest.mark.slow
+def test_uint8_pictures_of_several_batch_sizes_give_bfloat16_features_and_portable_bytecode(encoder, tmp_path):
+    program = Program(("cpu",), pictures=(40, 31), outputs="bfloat16", bytecode=True)
+    paths = export(encoder, tmp_path / "small.stablehlo", program, (1, 3))
+    assert [path.name for path in paths] == ["small.b1.stablehlo", "small.b3.stablehlo"]
+    facts = json.loads(facts_file(paths[1]).read_text())
+    assert facts["input"] == {"shape": [3, 40, 31, 3], "dtype": "uint8"} and facts["output"]["dtype"] == "bfloat16"
+    assert facts["preprocessed_inside_within"] == 1e-5
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 40, 31, 3), np.uint8)
+    features = load(paths[1])(pictures)
+    assert features.dtype == jnp.bfloat16
+    prepared = np.stack([preprocess(picture, SPEC.preprocessing) for picture in pictures])
+    # one step of 1/127 where a float in another order crosses a rounding boundary, and bfloat16's eight bits
+    np.testing.assert_allclose(features.astype(np.float32), encode_image(encoder, prepared), atol=1e-2)
+
+    bytecode = tmp_path / "small.b3.stablehlo.mlirbc"
+    assert sha256(bytecode.read_bytes()) == facts["bytecode_sha256"]
+    with ir.Context() as context:
+        dialect.register_dialect(context)
+        module = str(dialect.deserialize_portable_artifact(context, bytecode.read_bytes()))
+    backend = get_backend()
+    compiled = backend.compile_and_load(module, backend.local_devices()[:1], get_compile_options(1, 1))
+    (found,) = compiled.execute([jax.device_put(pictures)])
+    np.testing.assert_array_equal(found, features)
+
+    written = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    export_again(encoder, paths[1])
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == written
+
+
 def test_metadata_beside_the_artefact_says_how_to_feed_it(artefact):
     facts = json.loads(artefact.with_name(artefact.name + ".json").read_text())
     assert facts["input"] == {"shape": ["batch", 24, 24, 3], "dtype": "float32"}
@@ -120,18 +157,21 @@ def test_metadata_beside_the_artefact_says_how_to_feed_it(artefact):
 @pytest.mark.slow
 def test_float_and_bfloat16_encoders_export_too(tmp_path, images):
     encoder = Encoder(init_params(SPEC, jax.random.key(0)), spec=SPEC)
-    path = export(encoder, tmp_path / "float.stablehlo", ("cpu",))
+    (path,) = export(encoder, tmp_path / "float.stablehlo", CPU)
     np.testing.assert_allclose(load(path)(images), encode_image(encoder, images), atol=1e-5)  # padded rows, other order
-    half = export(encoder.astype(jnp.bfloat16), tmp_path / "bf16.stablehlo", ("cpu",))
+    (half,) = export(encoder.astype(jnp.bfloat16), tmp_path / "bf16.stablehlo", CPU)
     np.testing.assert_allclose(load(half)(images), encode_image(encoder, images), atol=0.05)  # 8 bits of mantissa
     assert half.stat().length < 0.6 * path.stat().length
 
 
 def test_bad_platforms_existing_files_and_other_files_are_refused_with_one_message(encoder, artefact, tmp_path):
     with pytest.raises(UserError, match="platforms are cpu, cuda, rocm, tpu; got abacus"):
-        export(encoder, tmp_path / "x", ("abacus",))
+        Program(("abacus",))
     with pytest.raises(UserError, match="exists"):
         export(encoder, artefact)
+    for program, batches in ((Program(bytecode=True), (8,)), (Program(("cpu",), bytecode=True), ())):
+        with pytest.raises(UserError, match="bytecode is of one batch size and one platform"):
+            export(encoder, tmp_path / "x", program, batches)
     (tmp_path / "x").write_text("not an artefact")
     with pytest.raises(UserError, match=r"x\.json cannot be read: No such file"):
         load(tmp_path / "x")
@@ -148,12 +188,12 @@ def test_bad_platforms_existing_files_and_other_files_are_refused_with_one_messa
 
 @pytest.mark.slow
 def test_files_name_no_source_and_are_the_same_bytes_wherever_they_are_written(encoder, tmp_path, monkeypatch):
-    first = export(encoder, tmp_path / "here.stablehlo", ("cpu",)).read_bytes()
+    first = export(encoder, tmp_path / "here.stablehlo", CPU)[0].read_bytes()
     there = tmp_path / "there"
     there.mkdir()
     monkeypatch.chdir(there)
     jax.clear_caches()  # lowered anew, and called from elsewhere
-    assert export(encoder, "a.stablehlo", ("cpu",)).read_bytes() == first
+    assert export(encoder, "a.stablehlo", CPU)[0].read_bytes() == first
     assert not re.search(rb"[\w/-]+\.py\b", first)
     assert str(tmp_path).encode() not in first
 

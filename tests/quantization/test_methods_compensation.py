@@ -15,7 +15,7 @@ from regcache_jax.core.scheme import SITES, Scheme
 from regcache_jax.data.cut import in_batches
 from regcache_jax.encoders.encoder import encode_image
 from regcache_jax.encoders.rounding import Run, dense
-from regcache_jax.ops.aqt import fake_quantize
+from regcache_jax.ops.integers import fake_quantize
 from regcache_jax.quantization.methods import adaround, erq
 from regcache_jax.quantization.methods.fisher import felt_tokens, output_gradients
 from regcache_jax.quantization.methods.folding import with_blocks

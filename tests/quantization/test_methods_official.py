@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from regcache_jax.ops.aqt import fake_quantize
+from regcache_jax.ops.integers import fake_quantize
 from regcache_jax.quantization.methods import adaround, fima_q
 from regcache_jax.quantization.methods.erq import reduce_activation_error
 from regcache_jax.quantization.methods.gptq import compensate

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from regcache_jax.core.scheme import SITES, Scheme
 from regcache_jax.core.sites import Block, QuantizedTensor
-from regcache_jax.ops.aqt import largest_integer
+from regcache_jax.ops.integers import largest_integer
 
 STRETCH = (-0.1, 1.1)
 SCALE_RATE = 0.2

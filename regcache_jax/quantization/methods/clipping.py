@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.sites import Dense, QuantizedTensor
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.ops.aqt import fake_quantize, largest_integer, quantize_weight
+from regcache_jax.ops.integers import fake_quantize, largest_integer, quantize_weight
 from regcache_jax.quantization.kernels import Rounder
 from regcache_jax.quantization.methods.method import Method
 from regcache_jax.quantization.methods.observed import Observed

@@ -26,7 +26,7 @@ from regcache_jax.core.sites import Block, Dense, Grid, QuantizedTensor
 from regcache_jax.encoders.blocks import BlockTrace, run_blocks, segment
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.rounding import Run, round_input
-from regcache_jax.ops.aqt import quantize_weight
+from regcache_jax.ops.integers import quantize_weight
 from regcache_jax.quantization.kernels import Rounder
 from regcache_jax.quantization.methods.bias_correction import bias_correction
 from regcache_jax.quantization.methods.by_block import State, entering, plan_of_block

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from regcache_jax.core.scheme import SITES, Scheme
 from regcache_jax.core.sites import Block, Dense, Norm
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.ops.aqt import largest_integer
+from regcache_jax.ops.integers import largest_integer
 
 NORMS = {"qkv": "norm1", "fc1": "norm2"}
 """The norm whose output is a site's input."""

@@ -19,7 +19,7 @@ from regcache_jax.core.scheme import SITES
 from regcache_jax.core.sites import Block
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.rounding import calibrated_scale
-from regcache_jax.ops.aqt import fake_quantize
+from regcache_jax.ops.integers import fake_quantize
 from regcache_jax.quantization.kernels import add_offset, quantized_cells, site_matrix
 from regcache_jax.quantization.methods.folding import with_blocks
 from regcache_jax.quantization.methods.method import Method

@@ -27,8 +27,8 @@ from regcache_jax.encoders.blocks import BlockTrace
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.rounding import calibrated_scale
 from regcache_jax.encoders.vision import image_features
-from regcache_jax.ops.aqt import fake_quantize, largest_integer, quantize_weight
 from regcache_jax.ops.attention import Rounding, integer_mix
+from regcache_jax.ops.integers import fake_quantize, largest_integer, quantize_weight
 from regcache_jax.quantization.kernels import Rounder, quantized_cells
 from regcache_jax.quantization.methods.folding import with_blocks
 from regcache_jax.quantization.methods.method import Method

@@ -2,12 +2,13 @@
 
 Each channel of a site's input is divided by max|x|**alpha / max|w|**(1 - alpha) (equation 4). What differs: alpha is not one
 number for the network but searched for every block and site, by the squared error of the site's products under the scheme,
-with "no change" among the candidates; all four sites are treated, not only those after a norm (see `folding`); and channels
-next to zero are not enlarged without bound (`folding.at_least_a_step`).
+with "no change" among the candidates; all four sites are treated, not only those after a norm (see `folding`), but by `smoothquant_norms`;
+and channels next to zero are not enlarged without bound (`folding.at_least_a_step`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -17,9 +18,9 @@ from jaxtyping import Array, Float
 
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.ops.aqt import fake_quantize, largest_integer
+from regcache_jax.ops.integers import fake_quantize, largest_integer
 from regcache_jax.quantization.kernels import quantized_cells, site_matrix
-from regcache_jax.quantization.methods.folding import at_least_a_step, divide_inputs, divisible_sites
+from regcache_jax.quantization.methods.folding import NORMS, at_least_a_step, divide_inputs, divisible_sites
 from regcache_jax.quantization.methods.method import Method
 from regcache_jax.quantization.methods.observed import Observed
 
@@ -88,10 +89,10 @@ def best_factors(
     return jnp.take_along_axis(stacked, jnp.argmin(errors, axis=1)[None, :, None], axis=0)[0]
 
 
-def smoothquant(encoder: Encoder, seen: Observed, scheme: Scheme) -> Encoder:
-    """Divides the inputs of all quantised sites by smoothing factors, alpha chosen for every block and site."""
+def smoothquant(encoder: Encoder, seen: Observed, scheme: Scheme, sites: tuple[str, ...] | None = None) -> Encoder:
+    """Divides the inputs of all quantised sites (or of some) by smoothing factors, alpha chosen for every block and site."""
     blocks = encoder.params.image.blocks
-    for site in divisible_sites(scheme):
+    for site in sites or divisible_sites(scheme):
         chosen = quantized_cells(scheme, site, encoder.spec.image.blocks.num_blocks)
         kernel, bits = site_matrix(blocks, site), scheme.at(site)[:2]
         absmax = at_least_a_step(jnp.max(jnp.abs(seen.extremes[site]), axis=1), bits[1])
@@ -106,4 +107,10 @@ METHOD = Method(
     "outlying channels moved into the weights, alpha searched",
     ("extremes", "tokens"),
     prepare=smoothquant,
+)
+AT_NORMS = dataclasses.replace(
+    METHOD,
+    name="smoothquant_norms",
+    summary="the same behind norms alone, as published",
+    prepare=functools.partial(smoothquant, sites=tuple(NORMS)),
 )

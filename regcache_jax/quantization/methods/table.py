@@ -20,19 +20,20 @@ from regcache_jax.quantization.methods import (
 from regcache_jax.quantization.methods.method import Method
 
 METHODS: dict[str, Method] = {
-    module.METHOD.name: module.METHOD
-    for module in (
-        smoothquant,
-        awq,
-        repq_vit,
-        rotation,
-        clipping,
-        gptq,
-        erq,
-        ptq4vit,
-        fima_q,
-        noisyquant,
-        bias_correction,
+    method.name: method
+    for method in (
+        smoothquant.METHOD,
+        smoothquant.AT_NORMS,
+        awq.METHOD,
+        repq_vit.METHOD,
+        rotation.METHOD,
+        clipping.METHOD,
+        gptq.METHOD,
+        erq.METHOD,
+        ptq4vit.METHOD,
+        fima_q.METHOD,
+        noisyquant.METHOD,
+        bias_correction.METHOD,
     )
 }
 

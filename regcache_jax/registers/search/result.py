@@ -165,6 +165,6 @@ def describe_plan(
         "reference": dict(reference),
         "scheme": scheme.to_json(),
         "search": config.settings(),
-        "versions": {name: version(name) for name in ("regcache-jax", "jax", "aqtp", "numpy")},
+        "versions": {name: version(name) for name in ("regcache-jax", "jax", "numpy")},
         **figures,
     }

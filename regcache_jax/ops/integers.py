@@ -1,23 +1,21 @@
-"""Integer arithmetic: everything that touches AQT, so that another library can take its place.
+"""Integer arithmetic: rounding to integers of a few bits, and products of them.
 
-AQT's quantiser and numerics give the integers and the straight-through gradient; the product is one
-`lax.dot_general` of int8 with int8 into int32. Symmetric, the largest magnitude maps to 2**(bits - 1) - 1, and 6 and 4
-bits live in int8 containers.
+A `rounder` gives the integers and the straight-through gradient; the product is one `lax.dot_general` of int8 with int8 into int32.
+Symmetric, the largest magnitude maps to 2**(bits - 1) - 1, and 6 and 4 bits live in int8 containers.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from aqt.jax.v2 import aqt_quantizer, aqt_tensor, calibration
-from aqt.jax.v2 import utils as aqt_context
-from aqt.jax.v2.numerics import int_numerics
 from jaxtyping import Array, Float, Int8, Num
 
 from regcache_jax.core.sites import QuantizedTensor
+from regcache_jax.ops.rounders import rounder
 
 
 def largest_integer(bits: int) -> int:
@@ -25,45 +23,15 @@ def largest_integer(bits: int) -> int:
     return 2 ** (bits - 1) - 1
 
 
-def _quantizer(bits: int, clip_gradient: bool = False) -> aqt_quantizer.Quantizer:
-    """AQT's quantiser in our convention. `clip_gradient` only with known scales: with a measured one the largest
-    element sits within rounding of the bound, and its gradient would be masked by chance."""
-    quantizer = aqt_quantizer.Quantizer(
-        numerics=int_numerics.IntSymmetric(
-            bits=bits,
-            preserve_zero=True,
-            preserve_max_val=True,
-            clip=True,
-            clip_gradient=clip_gradient,
-            round=True,
-            noise_fn=None,
-            dtype=jnp.int8,
-        ),
-        calib_shared_axes=None,
-        scale_stop_grad=True,
-        scale_dtype=jnp.float32,
-        calibration=calibration.AbsMaxCalibration,
-        context=aqt_context.Context(key=None, train_step=None),
-    )
-    quantizer.init_calibration()
-    return quantizer
-
-
 def quantize(
     inputs: Float[Array, "..."], bits: int, axes: tuple[int, ...], scale: Float[Array, "..."] | None = None
-) -> tuple[QuantizedTensor, Any]:
+) -> tuple[QuantizedTensor, Callable[[Array], Array]]:
     """Rounds to integers of `bits`; the scale is shared along `axes` (measured) or given (broadcast to the inputs).
 
-    Returns the integers with their scale, and AQT's straight-through gradient (a function from the cotangent of the
-    dequantised values to a one-tuple with that of the inputs). An all-zero array gets scale 1."""
-    inputs = inputs.astype(jnp.float32)
-    quantizer = _quantizer(bits, clip_gradient=scale is not None)
-    if scale is None:
-        incomplete = quantizer.calibrate(inputs, calibration_axes=axes)
-    else:
-        incomplete = aqt_tensor.QTensor(qvalue=None, scale=[scale], scale_t=None, bias=[], dequant_dtype=jnp.float32)
-    complete, gradient = quantizer.calculate_qvalue(inputs, incomplete)
-    return QuantizedTensor(complete.qvalue, complete.scale[0]), gradient
+    Returns the integers with their scale, and the straight-through gradient: from the cotangent of the dequantised values to that of the
+    inputs. An all-zero array is rounded as if its largest value were 1."""
+    integers, scale, gradient = rounder()(inputs.astype(jnp.float32), largest_integer(bits), axes, scale)
+    return QuantizedTensor(integers, scale), gradient
 
 
 def shared_scale(inputs: Float[Array, "..."], bits: int, axis: str) -> Float[Array, "..."]:
@@ -148,9 +116,7 @@ def _quantized_matmul_backward(
     left_gradient, right_gradient, rows, columns, like_left, like_right = residuals
     to_left = jnp.einsum("bhts,bhcs->bhtc", cotangent, columns.dequantize())
     to_right = jnp.einsum("bhts,bhtc->bhcs", cotangent, rows.dequantize())
-    with jax.numpy_dtype_promotion("standard"):  # AQT multiplies the gradient by a bool mask
-        gradients = left_gradient(to_left)[0], right_gradient(to_right)[0]
-    return gradients[0].astype(like_left.dtype), gradients[1].astype(like_right.dtype), None, None
+    return left_gradient(to_left).astype(like_left.dtype), right_gradient(to_right).astype(like_right.dtype), None, None
 
 
 quantized_matmul.defvjp(_quantized_matmul_forward, _quantized_matmul_backward)
@@ -234,8 +200,7 @@ def _quantized_dense_backward(
             tuple(range(num_contracted, weight.values.ndim)),
         )
         total = total + jax.lax.dot_general(cotangent, weight.dequantize(), (axes, ((), ())))
-    with jax.numpy_dtype_promotion("standard"):  # AQT multiplies the gradient by a bool mask
-        return gradient(total)[0].astype(like.dtype), None, None, None
+    return gradient(total).astype(like.dtype), None, None, None
 
 
 quantized_dense.defvjp(_quantized_dense_forward, _quantized_dense_backward)

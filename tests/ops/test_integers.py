@@ -20,7 +20,7 @@ from regcache_jax.core.spec import Protected
 from regcache_jax.data.cut import in_batches
 from regcache_jax.encoders.encoder import encode_image
 from regcache_jax.encoders.rounding import token_scale
-from regcache_jax.ops.aqt import (
+from regcache_jax.ops.integers import (
     fake_quantize,
     largest_integer,
     made_once,
@@ -28,7 +28,7 @@ from regcache_jax.ops.aqt import (
     quantize_weight,
     quantized_dense,
 )
-from regcache_jax.ops.aqt import quantize as to_integers
+from regcache_jax.ops.integers import quantize as to_integers
 from regcache_jax.quantization.calibrate import calibrate
 from regcache_jax.quantization.methods.folding import with_blocks
 from regcache_jax.quantization.quantize import quantize
