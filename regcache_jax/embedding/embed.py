@@ -37,6 +37,7 @@ from regcache_jax.evaluation.loop import Parallel, each_batch, encoding, round_u
 from regcache_jax.evaluation.rows import check_rows
 from regcache_jax.evaluation.watch import Watch
 from regcache_jax.evaluation.zero_shot import encode_ids, text_identity
+from regcache_jax.files.events import Events, nobody
 from regcache_jax.files.identity import fingerprint
 from regcache_jax.models.folder import Model
 
@@ -46,13 +47,14 @@ POLL = 1.0
 
 class Running(NamedTuple):
     """How one process works. `batch_size`: pictures a step; `workers`: processes that decode (0: threads). `tell` hears of what was left
-    out, `moved` of pictures done, of how many, with a note."""
+    out, `moved` of pictures done, of how many, with a note, `events` of the start, of each partition and of the end."""
 
     batch_size: int = 32
     parallel: Parallel = "jit"
     workers: int = 0
     tell: Callable[[str], None] = lambda line: None
     moved: Callable[[int, int, str], None] = lambda done, total, note: None
+    events: Events = nobody
 
 
 class Done(NamedTuple):
@@ -95,6 +97,14 @@ def embed_set(
     step, size = ENCODE[options.features], round_up(running.batch_size)
     described = _described(model, parts, options, size, step)
     belongs_to = describe(layout.folder, dict(described))
+    running.events(
+        "start",
+        folder=str(layout.folder),
+        set=belongs_to,
+        partitions=len(parts),
+        done=len(layout.done()),
+        batch_size=size,
+    )
     watch = Watch()
     tally = Tally(layout, parts, running.moved, watch)
     pending: collections.deque[Partition] = collections.deque()
@@ -120,8 +130,11 @@ def embed_set(
     def write() -> None:
         """Writes the partitions whose last batch has come."""
         while pending and not pending[0].left:
-            done = pending.popleft()
-            tally.finished(done.claim.number, done.write(layout, belongs_to, encode_texts))
+            partition = pending.popleft()
+            written = partition.write(layout, belongs_to, encode_texts)
+            tally.finished(partition.claim.number, written["unreadable"])
+            seconds = round(time.monotonic() - partition.began, 3)
+            running.events("partition", number=partition.claim.number, seconds=seconds, **written)
 
     try:
         while len(layout.done()) < len(parts):
@@ -144,6 +157,10 @@ def embed_set(
     finally:
         for partition in pending:
             partition.give_up()
+    seconds = round(time.perf_counter() - watch.began, 3)
+    running.events(
+        "end", pictures=tally.pictures, unreadable=tally.unreadable, seconds=seconds, waited=round(watch.waited, 3)
+    )
     return Done(tally.pictures, tally.unreadable, len(parts))
 
 
