@@ -70,11 +70,25 @@ def class_token(encoder: Encoder, images: Float[Array, "B S S 3"]) -> Float[Arra
     return encode(encoder, images).tokens[:, 0].astype(jnp.float32)
 
 
-ENCODE: dict[Features, Callable[[Any, Any], Any]] = {
+Encode = Callable[[Encoder, Any], Float[Array, "B *R"]]
+ENCODE: dict[Features, Encode] = {
     "pooled": encode_image,
     "class": class_token,
     "patches": encode_patches,
 }
+
+
+def encode_for(features: Features, encoder: Encoder) -> Encode:
+    """What gives such features. Raises UserError where an encoder has none."""
+    if features == "class" and not encoder.spec.image.class_token:
+        raise UserError(f"{encoder.spec.name} has no class token; --features pooled or patches")
+    return ENCODE[features]
+
+
+def shape_of_row(encode: Encode, encoder: Encoder) -> tuple[int, ...]:
+    """The shape of what it gives of one picture."""
+    side = encoder.spec.image.image_size
+    return jax.eval_shape(encode, encoder, jax.ShapeDtypeStruct((1, side, side, 3), np.float32)).shape[1:]
 
 
 def embed_set(
@@ -87,14 +101,13 @@ def embed_set(
     if options.block is not None:
         model = dataclasses.replace(model, encoder=at_tap(model.encoder, Tap(options.block, normed=False)))
     spec, running = model.encoder.spec, running or Running()
-    if options.features == "class" and not spec.image.class_token:
-        raise UserError(f"{spec.name} has no class token; --features pooled or patches")
+    step = encode_for(options.features, model.encoder)
     if options.captions and (spec.text is None or options.features != "pooled"):
         raise UserError("--captions needs a text tower, and --features pooled")
     encode_texts = _text_encoder(model) if options.captions else None
     layout = Layout(folder, len(parts))
     layout.folder.mkdir(parents=True, exist_ok=True)
-    step, size = ENCODE[options.features], round_up(running.batch_size)
+    size = round_up(running.batch_size)
     described = _described(model, parts, options, size, step)
     belongs_to = describe(layout.folder, dict(described))
     running.events(
@@ -170,13 +183,9 @@ def _text_encoder(model: Model) -> EncodeTexts:
     return lambda texts: encode_ids(model.encoder, tokenize(texts))
 
 
-def _described(
-    model: Model, parts: Sequence[Part], options: SetOptions, size: int, step: Callable[[Any, Any], Any]
-) -> Described:
+def _described(model: Model, parts: Sequence[Part], options: SetOptions, size: int, step: Encode) -> Described:
     """What `set.json` says: layout, the shape of a row, and what the rows depend on."""
     encoder, spec = model.encoder, model.encoder.spec
-    side = spec.image.image_size
-    shape = jax.eval_shape(step, encoder, jax.ShapeDtypeStruct((1, side, side, 3), np.float32)).shape[1:]
     made_from = {
         "model": fingerprint(image_identity(encoder)),
         "preprocessing": fingerprint(spec.to_json()["preprocessing"]),
@@ -190,5 +199,5 @@ def _described(
         made_from["text tower"] = fingerprint(text_identity(encoder))
     return Described(
         format=options.format, dtype=options.dtype, features=options.features, captions=options.captions,
-        shape=list(shape), partitions=len(parts), made_from=made_from, sha256="",
+        shape=list(shape_of_row(step, encoder)), partitions=len(parts), made_from=made_from, sha256="",
     )  # fmt: skip
