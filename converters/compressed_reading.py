@@ -9,13 +9,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterable, Mapping
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    NamedTuple,
-    Required,  # pydantic needs it before Python 3.12
-)
+from typing import Annotated, Any, Literal, NamedTuple, Required
 
 import numpy as np
 from flax.traverse_util import flatten_dict
@@ -23,7 +17,7 @@ from pydantic import Field
 from regcache_jax.converters.compressed import FORMAT, METHOD, TOWERS
 from regcache_jax.converters.engine import Rule, StoredTensor, assemble
 from regcache_jax.converters.readers import Tensors
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from regcache_jax.core.errors import UserError, shown
 from regcache_jax.core.names import SCALES, from_names, to_names
