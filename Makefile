@@ -49,7 +49,8 @@ release: $(VENV)/dev  ## sdist and wheel in build/dist, checked and listed; uplo
 	$(BIN)/python -m build --no-isolation --outdir build/dist
 	$(BIN)/python -m twine check --strict build/dist/*
 	$(BIN)/python -m pytest --quiet tests/project/test_wheel.py
-	tar --list --file build/dist/*.tar.gz | grep -v /demo/data/; unzip -l build/dist/*.whl | grep -v /demo/data/
+	$(BIN)/python -m tarfile --list build/dist/*.tar.gz | grep -v /demo/data/
+	$(BIN)/python -m zipfile --list build/dist/*.whl | grep -v /demo/data/
 
 docs: docs-build  ## the documentation site, built strictly and served on port 8000
 	$(BIN)/python -m http.server --directory build/site 8000
