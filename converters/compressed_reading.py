@@ -166,7 +166,7 @@ def with_integers(encoder: Encoder, found: Compressed, rules: Iterable[Rule], wh
         scale, kernel = scales[f"{path}/kernel"], names[f"{path}/kernel"]
         inputs = 2 if path.endswith("attention/out") else 1
         first = (slice(None), *(slice(0, 1),) * inputs)
-        integers = (scale.reshape(len(scale), -1) > 0).all(axis=1)
+        integers = np.all(scale.reshape(len(scale), -1) > 0, axis=1)
         if not np.array_equal(cells.setdefault(place, integers), integers):
             raise UserError(
                 f"{where}: of the layers that read one input ({place[1]} of the {place[0]} tower) only some are quantised"

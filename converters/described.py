@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 
 import numpy as np
 
@@ -70,7 +69,7 @@ def named_tensors(root: object) -> dict[str, StorageView]:
             found[prefix] = node
             continue
         contents = node.attributes if isinstance(node, Box) else node
-        if not isinstance(contents, Mapping):
+        if not isinstance(contents, dict):
             continue
         entries += len(contents)
         if depth >= _DEEPEST or entries > _MOST_ENTRIES:
@@ -84,7 +83,7 @@ def named_tensors(root: object) -> dict[str, StorageView]:
                     f"the name {shown(f'{prefix}.{name}')} has {length:,} characters, at most {_LONGEST_NAME:,} are read"
                 )
             characters += length
-            if isinstance(child, StorageView | Box | Mapping):
+            if isinstance(child, StorageView | Box | dict):
                 pending.append((f"{prefix}.{name}" if prefix else str(name), child, depth + 1))
         if characters > _LONGEST_NAMES:
             raise UserError(f"its names have more than {_LONGEST_NAMES:,} characters")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import pickletools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -126,7 +126,7 @@ class _Interpreter:
         del self._stack[mark:]
         return taken
 
-    def _step(self, step: str, argument: object) -> None:
+    def _step(self, step: str, argument: Any) -> None:
         stack = self._stack
         match step:
             case "PROTO" | "FRAME":
@@ -178,8 +178,10 @@ class _Interpreter:
                 module, _, name = str(argument).partition(" ")
                 stack.append(_known(module, name))
             case "STACK_GLOBAL":
-                name, module = self._pop(), self._pop()
-                stack.append(_known(str(module)[:200], str(name)[:200]) if type(name) is type(module) is str else None)
+                named, within = self._pop(), self._pop()
+                stack.append(
+                    _known(str(within)[:200], str(named)[:200]) if type(named) is type(within) is str else None
+                )
             case "BINPERSID":
                 stack.append(storage := _storage(self._pop()))
                 if self.storages.setdefault(storage.key, storage).dtype != storage.dtype:
@@ -253,7 +255,7 @@ def _storage(identity: object) -> Storage:
 
 def _tensor(arguments: tuple[object, ...]) -> StorageView:
     match arguments:
-        case (Storage() as storage, offset, tuple(shape) | list(shape), tuple(stride) | list(stride), *_):
+        case (Storage() as storage, int(offset), tuple(shape) | list(shape), tuple(stride) | list(stride), *_):
             numbers = (offset, *shape[: _LARGEST_RANK + 1], *stride[: _LARGEST_RANK + 1])
             whole = all(type(number) is int and 0 <= number < 2**_BITS for number in numbers)
             if whole and len(shape) == len(stride) <= _LARGEST_RANK:

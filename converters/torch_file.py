@@ -65,10 +65,9 @@ def _legacy_file(path: Path) -> Tensors:
     with open_regular(path, LARGEST_FILE) as file, in_one_line(path, fault):
         size = length(file)
         head = io.BytesIO(file.read(_LARGEST_PICKLE))
-        magic, protocol, system, (root, storages), keys = (
-            describe(head) if number == 3 else describe(head).root for number in range(5)
-        )
-        if (magic, protocol) != (_MAGIC, _PROTOCOL) or not system["little_endian"] or not isinstance(keys, list):
+        magic, protocol, system, (root, storages), (keys, _) = (describe(head) for _ in range(5))
+        ours = isinstance(system.root, dict) and system.root.get("little_endian")
+        if (magic.root, protocol.root) != (_MAGIC, _PROTOCOL) or not ours or not isinstance(keys, list):
             raise UserError(f"{path} {fault}: it does not begin as one")
         if set(keys) != set(storages) or len(keys) != len(storages):
             raise UserError(f"{path} is damaged: it lists {len(keys)} storages, its tensors lie in {len(storages)}")

@@ -572,7 +572,7 @@ def sets_of_embeddings(folder: Path) -> Target:
 
 def compressed_folders(folder: Path) -> Target:
     """A folder in compressed-tensors' layout, as transformers loads it."""
-    encoder = read_checkpoint(str(save_random(clip(), folder / "source"))).encoder
+    encoder = jax.tree.map(jnp.asarray, read_checkpoint(str(save_random(clip(), folder / "source"))).encoder)
     pictures = np.random.default_rng(0).normal(size=(4, 40, 40, 3)).astype(np.float32)
     write_folder(quantize(encoder, pictures, Scheme()), folder / "compressed")
     files = files_of(folder / "compressed")
