@@ -1,16 +1,18 @@
 # One word per chore. Every target sets up what it needs in .venv, to the versions in constraints.txt.
 
 PYTHON ?= python3
-VENV := .venv
+# An environment keeps the Python that it was made with: one that is asked for has its own, `.venv-python3.13` say.
+VENV := .venv$(if $(filter command,$(origin PYTHON)),-$(notdir $(PYTHON)))
+CONSTRAINTS ?= --constraint constraints.txt
 BIN := $(VENV)/bin
 TOO_OLD := 'Python 3.11 or newer is needed; $(PYTHON) is ' + sys.version.split()[0] + '; make PYTHON=python3.12, say'
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
 
 # On a machine with an accelerator: make demo JAX_PLATFORMS=tpu (or cuda). libtpu is there for its compiler, so nothing may look for a TPU.
 export JAX_PLATFORMS ?= cpu
 export TPU_SKIP_MDS_QUERY ?= 1
 
-.PHONY: demo test coverage check docs docs-build fuzz campaign format bench clean browser
+.PHONY: demo test coverage check fast newest release docs docs-build fuzz campaign format bench clean browser
 
 demo: $(VENV)/core  ## the whole story on the bundled encoder: table, build/demo/results.json, build/demo/report.html
 	$(BIN)/regcache demo --out build/demo
@@ -31,7 +33,24 @@ check: $(VENV)/dev  ## format, lint, types, the floors of the house and the fast
 	rm -rf build/floors && mkdir -p build/floors && cp -r regcache_jax pyproject.toml build/floors
 	cp -r configs converters build/floors/regcache_jax && cd build/floors && PYTHONPATH=. $(CURDIR)/$(BIN)/lint-imports --no-logo
 	cd build/floors && $(CURDIR)/$(BIN)/mypy --cache-dir $(CURDIR)/build/mypy
+	$(MAKE) fast
+
+fast: $(VENV)/dev  ## the fast tests alone
 	$(TESTS) --quiet -m "not slow" tests
+
+newest:  ## the fast tests with the newest of all that pyproject.toml allows, in build/newest: for a schedule, with PYTHON=python3.13, say
+	rm -rf build/newest
+	$(MAKE) VENV=build/newest CONSTRAINTS= fast
+	build/newest/bin/python -m pip freeze --exclude-editable
+
+release: $(VENV)/dev  ## sdist and wheel in build/dist, checked and listed; uploading them is left to a person
+	rm -rf build/dist
+	$(INSTALL) --editable ".[release]"
+	$(BIN)/python -m build --no-isolation --outdir build/dist
+	$(BIN)/python -m twine check --strict build/dist/*
+	$(BIN)/python -m pytest --quiet tests/project/test_wheel.py
+	$(BIN)/python -m tarfile --list build/dist/*.tar.gz | grep -v /demo/data/
+	$(BIN)/python -m zipfile --list build/dist/*.whl | grep -v /demo/data/
 
 docs: docs-build  ## the documentation site, built strictly and served on port 8000
 	$(BIN)/python -m http.server --directory build/site 8000
@@ -56,8 +75,8 @@ bench: $(VENV)/dev  ## the benchmarks behind the figures in docs/: the demo, sea
 	$(BIN)/python benchmarks/tpu.py
 	$(BIN)/python benchmarks/convert.py
 
-clean:  ## removes the environment and everything built
-	rm -rf $(VENV) build dist *.egg-info .coverage*
+clean:  ## removes the environments and everything built
+	rm -rf .venv* build dist *.egg-info .coverage*
 
 $(VENV)/core: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { $(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and $(TOO_OLD))" && \

@@ -89,7 +89,9 @@ class Fleet:
         self.memory[process] = []
 
     def kill(self) -> None:
-        """One process less, without a warning."""
+        """One process less, without a warning. Raises RuntimeError where all have ended."""
+        if not self.running:
+            raise RuntimeError(f"at {self.done():.0%} nobody is left to be killed: give more --pictures")
         process = self.running.pop(0)
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)

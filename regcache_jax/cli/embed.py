@@ -13,6 +13,7 @@ from regcache_jax.cli.screen import foretell, progress, say, tell
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.options import like, option
 from regcache_jax.embedding.options import SetOptions
+from regcache_jax.files.events import Events, events
 from regcache_jax.files.progress import moving
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class EmbedArgs(ParallelArgs, Processes):
     workers: int = option(
         "Processes that decode; 0: threads. For a folder of partitions.", 0, unit="processes", least=0
     )
+    events: str | None = option("Also append what happens to FILE, a JSON object a line.", None, path="any")
     strict: bool = option("Stop at the first picture that cannot be read.", False)
     verify: str | None = option("Instead: check a folder of partitions, every file of it.", None, path="folder")
     merge: str | None = option(
@@ -64,6 +66,8 @@ class EmbedArgs(ParallelArgs, Processes):
             raise UserError(f"--merge writes an .npz, got --out {self.out}")
         if self.texts is not None and not self.one_file:
             raise UserError("--texts goes into an .npz; a folder of partitions takes --captions")
+        if self.events is not None and (asked or self.one_file):
+            raise UserError("--events tells of the partitions of a folder; give --out FOLDER")
 
     @property
     def one_file(self) -> bool:
@@ -111,7 +115,8 @@ def embed(model: str | None, chosen: EmbedArgs, kept: SetOptions) -> None:
     elif chosen.one_file:
         _one_file(model, chosen, kept)
     else:
-        _partitions(model, chosen, kept)
+        with events(chosen.events) as told:
+            _partitions(model, chosen, kept, told)
 
 
 def _verify(folder: str) -> None:
@@ -170,7 +175,7 @@ def _one_file(model: str, chosen: EmbedArgs, kept: SetOptions) -> None:
         raise UserError(f"{len(found.unreadable)} of {len(data)} pictures could not be read")
 
 
-def _partitions(model: str, chosen: EmbedArgs, kept: SetOptions) -> None:
+def _partitions(model: str, chosen: EmbedArgs, kept: SetOptions, told: Events) -> None:
     chosen.join()
 
     from regcache_jax.embedding.embed import Running, embed_set
@@ -191,7 +196,7 @@ def _partitions(model: str, chosen: EmbedArgs, kept: SetOptions) -> None:
             "for all, by this process alone; what is done is kept, and more may join",
         )
     with progress(f"embedding into {chosen.out}, {len(parts)} partitions") as update:
-        running = Running(chosen.batch_size, chosen.parallel, chosen.workers, tell, moving(update))
+        running = Running(chosen.batch_size, chosen.parallel, chosen.workers, tell, moving(update), told)
         done = embed_set(loaded, parts, chosen.out, kept, running)
     unreadable = f", {done.unreadable:,} unreadable" if done.unreadable else ""
     say(f"{done.pictures:,} pictures here{unreadable}; all {done.partitions:,} partitions are in {chosen.out}")

@@ -37,6 +37,7 @@ from regcache_jax.evaluation.loop import Parallel, each_batch, encoding, round_u
 from regcache_jax.evaluation.rows import check_rows
 from regcache_jax.evaluation.watch import Watch
 from regcache_jax.evaluation.zero_shot import encode_ids, text_identity
+from regcache_jax.files.events import Events, nobody
 from regcache_jax.files.identity import fingerprint
 from regcache_jax.models.folder import Model
 
@@ -46,13 +47,14 @@ POLL = 1.0
 
 class Running(NamedTuple):
     """How one process works. `batch_size`: pictures a step; `workers`: processes that decode (0: threads). `tell` hears of what was left
-    out, `moved` of pictures done, of how many, with a note."""
+    out, `moved` of pictures done, of how many, with a note, `events` of the start, of each partition and of the end."""
 
     batch_size: int = 32
     parallel: Parallel = "jit"
     workers: int = 0
     tell: Callable[[str], None] = lambda line: None
     moved: Callable[[int, int, str], None] = lambda done, total, note: None
+    events: Events = nobody
 
 
 class Done(NamedTuple):
@@ -68,11 +70,25 @@ def class_token(encoder: Encoder, images: Float[Array, "B Y X 3"]) -> Float[Arra
     return encode(encoder, images).tokens[:, 0].astype(jnp.float32)
 
 
-ENCODE: dict[Features, Callable[[Any, Any], Any]] = {
+Encode = Callable[[Encoder, Any], Float[Array, "B *R"]]
+ENCODE: dict[Features, Encode] = {
     "pooled": encode_image,
     "class": class_token,
     "patches": encode_patches,
 }
+
+
+def encode_for(features: Features, encoder: Encoder) -> Encode:
+    """What gives such features. Raises UserError where an encoder has none."""
+    if features == "class" and not encoder.spec.image.class_token:
+        raise UserError(f"{encoder.spec.name} has no class token; --features pooled or patches")
+    return ENCODE[features]
+
+
+def shape_of_row(encode: Encode, encoder: Encoder) -> tuple[int, ...]:
+    """The shape of what it gives of one picture."""
+    picture = jax.ShapeDtypeStruct((1, *encoder.spec.image.picture_shape), np.float32)
+    return jax.eval_shape(encode, encoder, picture).shape[1:]
 
 
 def embed_set(
@@ -85,16 +101,23 @@ def embed_set(
     if options.block is not None:
         model = dataclasses.replace(model, encoder=at_tap(model.encoder, Tap(options.block, normed=False)))
     spec, running = model.encoder.spec, running or Running()
-    if options.features == "class" and not spec.image.class_token:
-        raise UserError(f"{spec.name} has no class token; --features pooled or patches")
+    step = encode_for(options.features, model.encoder)
     if options.captions and (spec.text is None or options.features != "pooled"):
         raise UserError("--captions needs a text tower, and --features pooled")
     encode_texts = _text_encoder(model) if options.captions else None
     layout = Layout(folder, len(parts))
     layout.folder.mkdir(parents=True, exist_ok=True)
-    step, size = ENCODE[options.features], round_up(running.batch_size)
+    size = round_up(running.batch_size)
     described = _described(model, parts, options, size, step)
     belongs_to = describe(layout.folder, dict(described))
+    running.events(
+        "start",
+        folder=str(layout.folder),
+        set=belongs_to,
+        partitions=len(parts),
+        done=len(layout.done()),
+        batch_size=size,
+    )
     watch = Watch()
     tally = Tally(layout, parts, running.moved, watch)
     pending: collections.deque[Partition] = collections.deque()
@@ -120,8 +143,11 @@ def embed_set(
     def write() -> None:
         """Writes the partitions whose last batch has come."""
         while pending and not pending[0].left:
-            done = pending.popleft()
-            tally.finished(done.claim.number, done.write(layout, belongs_to, encode_texts))
+            partition = pending.popleft()
+            written = partition.write(layout, belongs_to, encode_texts)
+            tally.finished(partition.claim.number, written["unreadable"])
+            seconds = round(time.monotonic() - partition.began, 3)
+            running.events("partition", number=partition.claim.number, seconds=seconds, **written)
 
     try:
         while len(layout.done()) < len(parts):
@@ -144,6 +170,10 @@ def embed_set(
     finally:
         for partition in pending:
             partition.give_up()
+    seconds = round(time.perf_counter() - watch.began, 3)
+    running.events(
+        "end", pictures=tally.pictures, unreadable=tally.unreadable, seconds=seconds, waited=round(watch.waited, 3)
+    )
     return Done(tally.pictures, tally.unreadable, len(parts))
 
 
@@ -153,13 +183,9 @@ def _text_encoder(model: Model) -> EncodeTexts:
     return lambda texts: encode_ids(model.encoder, tokenize(texts))
 
 
-def _described(
-    model: Model, parts: Sequence[Part], options: SetOptions, size: int, step: Callable[[Any, Any], Any]
-) -> Described:
+def _described(model: Model, parts: Sequence[Part], options: SetOptions, size: int, step: Encode) -> Described:
     """What `set.json` says: layout, the shape of a row, and what the rows depend on."""
     encoder, spec = model.encoder, model.encoder.spec
-    picture = jax.ShapeDtypeStruct((1, *spec.image.picture_shape), np.float32)
-    shape = jax.eval_shape(step, encoder, picture).shape[1:]
     made_from = {
         "model": fingerprint(image_identity(encoder)),
         "preprocessing": fingerprint(spec.to_json()["preprocessing"]),
@@ -173,5 +199,5 @@ def _described(
         made_from["text tower"] = fingerprint(text_identity(encoder))
     return Described(
         format=options.format, dtype=options.dtype, features=options.features, captions=options.captions,
-        shape=list(shape), partitions=len(parts), made_from=made_from, sha256="",
+        shape=list(shape_of_row(step, encoder)), partitions=len(parts), made_from=made_from, sha256="",
     )  # fmt: skip

@@ -45,13 +45,18 @@ class Described(TypedDict):
     sha256: str
 
 
-class Receipt(TypedDict):
-    """What is said of a whole partition. `files`: relative path -> [bytes, sha256]."""
+class Written(TypedDict):
+    """What is there of a whole partition. `files`: relative path -> [bytes, sha256]."""
 
-    set: str
     rows: Count
     unreadable: Count
     files: dict[str, tuple[Count, str]]
+
+
+class Receipt(Written):
+    """The same on disk, sealed; `set`: what it belongs to."""
+
+    set: str
     sha256: str
 
 

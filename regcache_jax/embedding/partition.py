@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from regcache_jax.core.errors import UserError
 from regcache_jax.data.batches import Missing, threads
 from regcache_jax.data.dataset import Dataset
 from regcache_jax.embedding.claims import Claim
-from regcache_jax.embedding.layout import Described, Layout
+from regcache_jax.embedding.layout import Described, Layout, Written
 from regcache_jax.embedding.spool import Spool, parquet_bytes
 from regcache_jax.files.identity import sha256
 from regcache_jax.files.paths import write_json, write_whole
@@ -65,10 +66,11 @@ class Unreadable(Missing):
 
 
 class Partition:
-    """A claimed partition. `left`: batches of it that are still to come."""
+    """A claimed partition. `left`: batches of it that are still to come; `began`: when it was claimed."""
 
     def __init__(self, claim: Claim, dataset: Dataset, described: Described, allowed: float, batch_size: int) -> None:
         self.claim, self.dataset, self._described = claim, dataset, described
+        self.began = time.monotonic()
         self.captions = read_captions(dataset, described["captions"])
         self.missing = Unreadable(allowed, len(dataset))
         for place, fault in self.captions.faults.items():
@@ -89,18 +91,17 @@ class Partition:
         self._places += places.tolist()
         self.left -= 1
 
-    def write(self, layout: Layout, belongs_to: str, encode_texts: EncodeTexts | None) -> int:
-        """Writes its files and lets go of it; how many pictures are unreadable."""
+    def write(self, layout: Layout, belongs_to: str, encode_texts: EncodeTexts | None) -> Written:
+        """Writes its files and lets go of it."""
         files: dict[str, tuple[int, str]] = {}
         for name, content in self._files(layout, encode_texts).items():
             write_whole(layout.folder / name, content)
             files[name] = len(content), sha256(content)
-        unreadable = len(self.missing.faults)
-        receipt = {"set": belongs_to, "rows": self._spool.rows, "unreadable": unreadable, "files": files}
-        write_json(layout.receipt(self.claim.number), seal(receipt))
+        written = Written(rows=self._spool.rows, unreadable=len(self.missing.faults), files=files)
+        write_json(layout.receipt(self.claim.number), seal({"set": belongs_to, **written}))
         self._spool.close()
         self.claim.let_go.close()
-        return unreadable
+        return written
 
     def _files(self, layout: Layout, encode_texts: EncodeTexts | None) -> dict[str, mmap.mmap]:
         """The content of each file, by its name; files without rows are none."""

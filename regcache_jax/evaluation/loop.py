@@ -76,44 +76,63 @@ def each_batch(
 ) -> Iterator[PyTree]:
     """What `map_batches` joins: this process's rows of each batch, when they are there. The next batch is under way by then. `alone`: on
     this process's own devices only, in its own time."""
-    axes = 2 if parallel == "pmap" else 1
-    waiting: tuple[PyTree, np.ndarray] | None = None
-    for output, batch in _run(step, state, batches, parallel, micro_batch, watch, alone):
+    loop = Loop(step, state, parallel=parallel, micro_batch=micro_batch, alone=alone)
+    return loop.rows(batches, progress, watch)
+
+
+class Loop:
+    """A step with its state; the program is made, and the state put on the devices, when the first batch is there. Both stay for the
+    batches of later calls."""
+
+    def __init__(
+        self,
+        step: Step,
+        state: PyTree,
+        *,
+        parallel: Parallel = "jit",
+        micro_batch: MicroBatch = None,
+        alone: bool = False,
+    ) -> None:
+        self._step, self._state, self._parallel, self._micro_batch = step, state, parallel, micro_batch
+        self._alone = alone
+        self._run: Callable[[PyTree], PyTree] | None = None
+
+    def rows(
+        self, batches: Iterable[PyTree], progress: Callable[[int], None] | None = None, watch: Watch | None = None
+    ) -> Iterator[PyTree]:
+        """As `each_batch` gives them."""
+        axes = 2 if self._parallel == "pmap" else 1
+        waiting: tuple[PyTree, np.ndarray] | None = None
+        for output, batch in self._dispatched(batches, watch):
+            if waiting is not None:
+                yield _real_rows(*waiting, axes)
+            waiting = output, batch.mask
+            if progress is not None:
+                progress(int(batch.mask.sum()))
         if waiting is not None:
             yield _real_rows(*waiting, axes)
-        waiting = output, batch.mask
-        if progress is not None:
-            progress(int(batch.mask.sum()))
-    if waiting is not None:
-        yield _real_rows(*waiting, axes)
 
+    def _dispatched(self, batches: Iterable[PyTree], watch: Watch | None) -> Iterator[tuple[PyTree, PyTree]]:
+        """What the devices are making of batch after batch, and the batch."""
+        for batch in batches:
+            run = self._run = self._run or self._ready(batch)
+            if watch is not None:
+                watch.batch_is_there()
+            output = run(batch)
+            if watch is not None:
+                watch.dispatched(output)
+            yield output, batch
+        if watch is not None:
+            watch.finished()
 
-def _run(
-    step: Step,
-    state: PyTree,
-    batches: Iterable[PyTree],
-    parallel: Parallel,
-    micro_batch: MicroBatch,
-    watch: Watch | None,
-    alone: bool,
-) -> Iterator[tuple[PyTree, PyTree]]:
-    """Dispatches batch after batch; yields what the devices are making and the batch it is made from."""
-    run = None
-    for batch in batches:
-        if run is None:
-            _check_divides(batch, jax.local_device_count())
-            state = _each_encoder(_prepared_here, state) if jax.default_backend() in SERVED_ON else state
-            size = own_micro_batch(step, state, batch) if micro_batch == "auto" else micro_batch
-            run, place = _compile(step, parallel, size, alone)
-            state = place(state)
-        if watch is not None:
-            watch.batch_is_there()
-        output = run(state, batch)
-        if watch is not None:
-            watch.dispatched(output)
-        yield output, batch
-    if watch is not None:
-        watch.finished()
+    def _ready(self, batch: PyTree) -> Callable[[PyTree], PyTree]:
+        """The program for batches like this one, with its state."""
+        _check_divides(batch, jax.local_device_count())
+        step, state, size = self._step, self._state, self._micro_batch
+        state = _each_encoder(_prepared_here, state) if jax.default_backend() in SERVED_ON else state
+        size = own_micro_batch(step, state, batch) if size == "auto" else size
+        run, place = _compile(step, self._parallel, size, self._alone)
+        return functools.partial(run, place(state))
 
 
 def in_order(rows: PyTree, place: np.ndarray) -> PyTree:

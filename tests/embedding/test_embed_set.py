@@ -313,9 +313,32 @@ def test_the_command_embeds_checks_and_merges(regcache, model, pictures, tmp_pat
     assert status == 0 and "6 pictures -> " in out
 
 
+@pytest.mark.slow
+def test_events_tell_of_the_start_of_each_partition_as_its_receipt_does_and_of_the_end(
+    regcache, model, pictures, tmp_path
+):
+    log, folder = tmp_path / "log", tmp_path / "set"
+    asked = ("embed", model.folder, "--out", folder, "--partition", 3, "--events", log, "--images")
+    for _ in range(2):
+        assert regcache(*asked, pictures / "torn")[0] == 0
+    status, _, err = regcache(*asked, pictures / "whole")
+    assert status == 1
+    found = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["event"] for line in found] == ["start", *["partition"] * 3, "end", "start", "end", "failed"]
+    start, *partitions, end, again, nothing, failed = found
+    assert (start["partitions"], start["done"], again["done"]) == (3, 0, 3) and start["set"] == again["set"]
+    for number, line in enumerate(partitions):
+        receipt = json.loads((folder / "partitions" / f"partition_{number}.json").read_text())
+        told = {name: line[name] for name in ("rows", "unreadable", "files")}
+        assert line["number"] == number and told == {name: receipt[name] for name in told} and line["seconds"] > 0
+    assert (end["pictures"], end["unreadable"]) == (6, 1) and 0 < end["waited"] <= end["seconds"]
+    assert nothing["pictures"] == 0 and failed["error"] in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("m", "--images", "a", "--out", "x.npz", "--events", "e"), "--events tells of the partitions of a folder"),
         (("m", "--out", "x"), "one of --images and --dataset"),
         (("m", "--images", "a", "--dataset", "dummy", "--out", "x"), "one of --images and --dataset"),
         (("m", "--images", "a"), "--out is needed"),

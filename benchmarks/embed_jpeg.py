@@ -1,0 +1,138 @@
+"""JPEG files to features, end to end: `regcache embed` in float32 and int8 beside a plain PyTorch DataLoader with transformers.
+
+    python benchmarks/embed_jpeg.py [--count 20000] [--cores 2] [--batch-size 32]
+
+Drawn pictures (500 x 375, smooth, with noise) lie as JPEG bytes in webdataset shards. One random CLIP ViT-B/32 is the checkpoint of all
+three, each a process of its own on the same cores, one after the other. Prints how long each process took, all of it (imports, loading and
+compiling too), pictures a second, and how near the features are to PyTorch's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SHARD = 1000
+"""Pictures a shard."""
+
+
+def jpeg(index: int) -> bytes:
+    """A picture of its own: a few large spots of colour, and noise as a camera has it."""
+    rng = np.random.default_rng(index)
+    spots = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize((500, 375), Image.Resampling.BICUBIC)
+    noisy = np.asarray(spots, np.float32) + rng.normal(0, 6, (375, 500, 3)).astype(np.float32)
+    file = io.BytesIO()
+    Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def write_shards(folder: Path, count: int) -> None:
+    """`00000.tar` and so on."""
+    folder.mkdir(parents=True)
+    for first in range(0, count, SHARD):
+        with tarfile.open(folder / f"{first // SHARD:05d}.tar", "w") as shard:
+            for index in range(first, min(first + SHARD, count)):
+                content = jpeg(index)
+                member = tarfile.TarInfo(f"{index:08d}.jpg")
+                member.size = len(content)
+                shard.addfile(member, io.BytesIO(content))
+
+
+def make_models(root: Path) -> None:
+    """One checkpoint as the hub has it, and its two model folders: float32, and int8 (scales from 32 of the pictures)."""
+    from zero_shot_torch import write_checkpoint
+
+    import regcache_jax as rc
+
+    write_checkpoint(root / "checkpoint")
+    rc.convert(str(root / "checkpoint"), root / "float32")
+    model = rc.load(root / "float32")
+    pictures = np.stack([model.preprocess(jpeg(index)) for index in range(32)])
+    rc.save(root / "int8", rc.quantize(model.encoder, pictures, "w8a8"))
+
+
+def by_torch(root: Path, batch_size: int, cores: int) -> None:
+    """What the process beside does: shards through a DataLoader, with a worker a core, into one .npy."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(cores)
+    shards = sorted((root / "shards").glob("*.tar"))
+    processor = transformers.CLIPImageProcessorPil()
+    network = transformers.CLIPVisionModelWithProjection.from_pretrained(root / "checkpoint").eval()
+
+    class Pictures(torch.utils.data.IterableDataset):
+        def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+            worker = torch.utils.data.get_worker_info()
+            for shard in shards[worker.id :: worker.num_workers]:
+                with tarfile.open(shard) as archive:
+                    for member in archive:
+                        picture = Image.open(archive.extractfile(member))
+                        yield member.name, processor(picture, return_tensors="pt").pixel_values[0]
+
+    found: dict[str, np.ndarray] = {}
+    with torch.inference_mode():
+        for names, pixels in torch.utils.data.DataLoader(Pictures(), batch_size, num_workers=min(cores, len(shards))):
+            features = torch.nn.functional.normalize(network(pixels).image_embeds, dim=-1).numpy()
+            found.update(zip(names, features, strict=True))
+    np.save(root / "torch.npy", np.stack([found[name] for name in sorted(found)]))
+
+
+def seconds_of(arguments: list[str], cores: int) -> float:
+    """How long a process of Python takes on so many cores."""
+    allowed = sorted(os.sched_getaffinity(0))[:cores]
+    began = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], check=True, preexec_fn=lambda: os.sched_setaffinity(0, allowed))
+    return time.perf_counter() - began
+
+
+def rows(folder: Path) -> np.ndarray:
+    """The features of a set."""
+    return np.concatenate([np.load(file) for file in sorted((folder / "img_emb").iterdir())])
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=20_000)
+    parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--torch-in", type=Path, help=argparse.SUPPRESS)  # of the process beside
+    given = parser.parse_args()
+    if given.torch_in is not None:
+        by_torch(given.torch_in, given.batch_size, given.cores)
+        return
+    batch = ["--batch-size", str(given.batch_size)]
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        write_shards(root / "shards", given.count)
+        make_models(root)
+        taken = {
+            "PyTorch": seconds_of([__file__, "--torch-in", temporary, *batch, "--cores", str(given.cores)], given.cores)
+        }
+        theirs = np.load(root / "torch.npy")
+        found = {"PyTorch": theirs}
+        for kind in ("float32", "int8"):
+            command = ["-m", "regcache_jax.cli", "embed", str(root / kind), "--images", str(root / "shards" / "*.tar")]
+            taken[kind] = seconds_of([*command, *batch, "--out", str(root / f"set-{kind}")], given.cores)
+            found[kind] = rows(root / f"set-{kind}")
+    print(f"{given.count:,} pictures, {given.cores} cores\tseconds\tpictures/s\tas fast as PyTorch\tleast cosine to it")
+    for kind, seconds in taken.items():
+        cosine = (found[kind] * theirs).sum(axis=1).min()
+        speed, ratio = given.count / seconds, taken["PyTorch"] / seconds
+        print(f"{kind}\t{seconds:.1f}\t{speed:.1f}\t{ratio:.2f}\t{cosine:.6f}")
+
+
+if __name__ == "__main__":
+    main()
