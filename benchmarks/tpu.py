@@ -61,7 +61,8 @@ def table(topology: str, models: list[str], sweep: bool, delete: int | None) -> 
         rows = []
         for program, batch in zip(programs.PROGRAMS, BATCHES[model], strict=True):
             plan = plan_for(model, program, delete)
-            (row,) = tpu.report(model, topology, batch, plan=plan, sweep=sweep, programs=(program,))["programs"]
+            batches = None if sweep else (batch,)
+            (row,) = tpu.report(model, topology, batches, plan=plan, programs=(program,))["programs"]
             rows.append(row)
             print(
                 f"{model:34} {program:24} batch {row['batch']:3} {row['cycles_per_image']:12,.0f} cycles an image, "

@@ -35,6 +35,7 @@ COMMANDS = {
     "run": "run",
     "report": "run",
     "tpu": "tpu",
+    "gpu": "tpu",
     "export": "tpu",
 }
 """Command -> the file of this folder that holds it, in the order in which `--help` lists them."""

@@ -7,7 +7,7 @@ barrier on floats, so the barrier holds their bits.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -78,9 +78,10 @@ def attend_flash(
     slot: int,
     register: BlockRegister | None,
     dtype: Any,
+    implementation: Literal["cudnn", "xla"] | None = None,
 ) -> Float[Array, "B T H K"]:
-    """Flash attention by cuDNN; on other platforms, and in float32 (which cuDNN has not), JAX's own. Repeated tokens are cut off,
-    registers are rows behind the tokens, and their copies a bias of the logits."""
+    """Flash attention by cuDNN; on other platforms, and in float32 (which cuDNN has not), JAX's own, if no `implementation` is asked for.
+    Repeated tokens are cut off, registers are rows behind the tokens, and their copies a bias of the logits."""
     query, key, value = query.astype(dtype), key[:, :slot].astype(dtype), value[:, :slot].astype(dtype)
     bias = None
     if register is not None:
@@ -91,8 +92,9 @@ def attend_flash(
         heads = jnp.broadcast_to(register.logit_bias.T, (query.shape[2], len(register.key)))
         bias = jnp.pad(heads, ((0, 0), (slot, 0)))[None, :, None].astype(dtype)
         bias = jnp.broadcast_to(bias, (1, query.shape[2], query.shape[1], key.shape[1]))
-    narrow = jax.default_backend() == "gpu" and jnp.dtype(dtype).itemsize == 2
-    return jax.nn.dot_product_attention(query, key, value, bias, implementation="cudnn" if narrow else "xla")
+    if implementation is None:
+        implementation = "cudnn" if jax.default_backend() == "gpu" and jnp.dtype(dtype).itemsize == 2 else "xla"
+    return jax.nn.dot_product_attention(query, key, value, bias, implementation=implementation)
 
 
 def held(array: Float[Array, "..."]) -> Float[Array, "..."]:

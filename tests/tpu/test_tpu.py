@@ -28,7 +28,7 @@ def cycles(num_blocks: int, *programs: str, **options) -> np.ndarray:
     spec = tpu.shallow(catalog.get("google/siglip-base-patch16-224").spec, num_blocks)
     blocks = dataclasses.replace(spec.image.blocks, **options)
     spec = dataclasses.replace(spec, image=dataclasses.replace(spec.image, blocks=blocks, pooling="mean"))
-    rows = tpu.report(spec, batch=20, programs=programs)["programs"]
+    rows = tpu.report(spec, batches=(20,), programs=programs)["programs"]
     assert not any(row["unestimated"] for row in rows)  # nothing hides in calls without an estimate
     return np.array([row["cycles_per_image"] for row in rows])
 
