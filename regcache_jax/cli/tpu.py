@@ -72,14 +72,14 @@ class GpuArgs:
 
 
 TPU_COLUMNS: dict[str, Column] = {
-    "cycles an image": lambda row: round(row["cycles_per_image"]),
-    "images a second": lambda row: round(row["images_per_second"]),
-    "MB weights": lambda row: round(row["argument_bytes"] / 1e6),
+    "cycles/image": lambda row: round(row["cycles_per_image"]),
+    "images/s": lambda row: round(row["images_per_second"]),
+    "MB kept": lambda row: round(row["argument_bytes"] / 1e6),
     "MB beside": lambda row: round(row["temp_bytes"] / 1e6),
 }
 GPU_COLUMNS: dict[str, Column] = {
-    "us an image": lambda row: row["seconds_per_image"] * 1e6,
-    "MB an image": lambda row: round(row["bytes_per_image"] / 1e6),
+    "us": lambda row: row["seconds_per_image"] * 1e6,
+    "MB": lambda row: round(row["bytes_per_image"] / 1e6),
     "kernels": lambda row: row["kernels"],
     "products": lambda row: ", ".join(f"{count} {dtype}" for dtype, count in sorted(row["products"].items())),
 }
@@ -98,7 +98,7 @@ def show_programs(title: str, columns: dict[str, Column], rows: list[dict[str, A
         figures = [column(row) for column in columns.values()]
         label = row["program"].replace("int8+registers+", "+").replace("int8+", "+")
         cells.append((label, row["batch"], *figures, None if peer is None else first(row) / peer))
-    print_table(title, ("program", "batch", *columns, "to flax"), cells)
+    print_table(title, ("program", "batch", *columns, "/ flax"), cells)
     for row in rows:
         if "fault" in row:
             say(f"{row['program']} at batch {row['batch']}: {row['fault']}")

@@ -23,7 +23,7 @@ TEXT = """HloModule jit_f, is_scheduled=true
 ENTRY %main (x: s8[8,64], w: s8[64,100]) -> bf16[8,10] {
   %x = s8[8,64]{1,0} parameter(0)
   %w = s8[64,100]{1,0} parameter(1)
-  %product = (s32[8,100]{1,0}, s8[33554432]{0}) custom-call(%x, %w), custom_call_target="__cublas$lt$matmul", config={"lhs_contracting_dimensions":["1"]}
+  %product = (s32[8,100], s8[33554432]) custom-call(%x, %w), custom_call_target="__cublas$lt$matmul", {"lhs_contracting_dimensions":["1"]}
   %sums = s32[8,100]{1,0} get-tuple-element(%product), index=0
   %wide = f32[8,100]{1,0} convert(%sums)
   ROOT %fusion = bf16[8,10]{1,0} fusion(%wide), kind=kLoop, calls=%fused_slice
