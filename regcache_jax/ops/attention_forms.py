@@ -39,11 +39,11 @@ def attend_kept(
 ) -> Float[Array, "B T H K"]:
     """One head a product, whose inputs are narrowed to `dtype` as it reads them. The first three are float32."""
     key, value = select_registers(key, value, slot, register)
-    count = None if slot == key.shape[1] else row_counts(key.shape[1], slot, register)  # None: all are tokens
+    count = None if register is None else row_counts(key.shape[1], slot, register)
     if count is not None:
         value = value * count.T[:, :, None]
     query = (query * query.shape[-1] ** -0.5).astype(dtype)
-    return _mix(query, held(key).astype(dtype), held(value).astype(dtype), count)
+    return _mix(query, held(key).astype(dtype), held(value).astype(dtype), slot, count)
 
 
 def attend_pairs(
@@ -60,14 +60,14 @@ def attend_pairs(
     half = query.shape[-1] // 2
     is_even = jnp.arange(2 * half, dtype=jnp.int32) < half
     key, value = select_registers(key, value, slot, register)
-    count = None if slot == key.shape[1] else row_counts(key.shape[1], slot, register)  # None: all are tokens
+    count = None if register is None else row_counts(key.shape[1], slot, register)
     counts = [count if count is None or len(count) == 1 else count[parity::2] for parity in (0, 1)]
     if counts[0] is not None and counts[1] is not None:
         value = value * jnp.where(is_even, counts[0].T[:, :, None], counts[1].T[:, :, None])
     query = query * half**-0.5
     queries = jnp.where(is_even, query, 0.0), jnp.where(is_even, 0.0, query)
     key, value = held(key).astype(dtype), held(value).astype(dtype)
-    even, odd = (_mix(held(one).astype(dtype), key, value, own) for one, own in zip(queries, counts, strict=True))
+    even, odd = (_mix(held(one).astype(dtype), key, value, slot, own) for one, own in zip(queries, counts, strict=True))
     return jnp.where(is_even, held(even), odd)
 
 
@@ -107,10 +107,14 @@ def _mix(
     query: Float[Array, "B T H K"],
     key: Float[Array, "B N H K"],
     counted: Float[Array, "B N H K"],
+    slot: int,
     count: Float[Array, "#H N"] | None,
 ) -> Float[Array, "B T H K"]:
-    """Softmax of the logits over counted rows, times values that are multiplied by the counts already; in float32."""
+    """Softmax of the logits over counted rows (None: over those before `slot`), times values that are multiplied by the counts already; in
+    float32. What padding holds is of no matter: without counts it is hidden, and with them its keys are a register's."""
     logits = jnp.einsum("bthk,bshk->bhts", query, key, preferred_element_type=jnp.float32)
+    if count is None and slot < key.shape[1]:
+        logits = jnp.where(jnp.arange(key.shape[1], dtype=jnp.int32) < slot, logits, -jnp.inf)
     terms = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
     total = jnp.sum(terms if count is None else terms * count[:, None, :], axis=-1, keepdims=True)
     shares = (terms * (1.0 / total)).astype(counted.dtype)
