@@ -167,13 +167,12 @@ def attend_slot(
 def select_registers(
     key: Float[Array, "B N H K"], value: Float[Array, "B N H K"], slot: int, register: BlockRegister | None
 ) -> tuple[Float[Array, "B N H K"], Float[Array, "B N H K"]]:
-    """Keys and values with the registers in the rows from `slot` on; what is left of these repeats the last register, so that no other
-    padding can lift the largest logit."""
+    """Keys and values with the registers in the rows from `slot` on."""
     if register is None:
         return key, value
     row = jnp.arange(key.shape[1], dtype=jnp.int32)
     for index in range(register.key.shape[0]):
-        here = (row >= slot + index)[:, None, None]
+        here = (row == slot + index)[:, None, None]
         key = jnp.where(here, register.key[index].astype(key.dtype), key)
         value = jnp.where(here, register.value[index].astype(value.dtype), value)
     return key, value

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from regcache_jax.core.plan import BlockRegister
-from regcache_jax.ops.attention import attend_slot, row_counts, select_registers
+from regcache_jax.ops.attention import attend_slot, select_registers
 
 
 def attend_plain(
@@ -39,11 +39,8 @@ def attend_kept(
 ) -> Float[Array, "B T H K"]:
     """One head a product, whose inputs are narrowed to `dtype` as it reads them. The first three are float32."""
     key, value = select_registers(key, value, slot, register)
-    count = None if register is None else row_counts(key.shape[1], slot, register)
-    if count is not None:
-        value = value * count.T[:, :, None]
     query = (query * query.shape[-1] ** -0.5).astype(dtype)
-    return _mix(query, held(key).astype(dtype), held(value).astype(dtype), slot, count)
+    return _mix(query, held(key).astype(dtype), held(value).astype(dtype), row_bias(key.shape[1], slot, register))
 
 
 def attend_pairs(
@@ -60,14 +57,12 @@ def attend_pairs(
     half = query.shape[-1] // 2
     is_even = jnp.arange(2 * half, dtype=jnp.int32) < half
     key, value = select_registers(key, value, slot, register)
-    count = None if register is None else row_counts(key.shape[1], slot, register)
-    counts = [count if count is None or len(count) == 1 else count[parity::2] for parity in (0, 1)]
-    if counts[0] is not None and counts[1] is not None:
-        value = value * jnp.where(is_even, counts[0].T[:, :, None], counts[1].T[:, :, None])
+    bias = row_bias(key.shape[1], slot, register)
+    biases = [bias if bias is None or len(bias) == 1 else bias[parity::2] for parity in (0, 1)]
     query = query * half**-0.5
     queries = jnp.where(is_even, query, 0.0), jnp.where(is_even, 0.0, query)
     key, value = held(key).astype(dtype), held(value).astype(dtype)
-    even, odd = (_mix(held(one).astype(dtype), key, value, slot, own) for one, own in zip(queries, counts, strict=True))
+    even, odd = (_mix(held(one).astype(dtype), key, value, own) for one, own in zip(queries, biases, strict=True))
     return jnp.where(is_even, held(even), odd)
 
 
@@ -103,19 +98,28 @@ def held(array: Float[Array, "..."]) -> Float[Array, "..."]:
     return jax.lax.bitcast_convert_type(jax.lax.optimization_barrier(bits), jnp.float32)
 
 
+def row_bias(num_rows: int, slot: int, register: BlockRegister | None) -> Float[Array, "#H N"] | None:
+    """What is added to the logits of each row: nothing to a token's, log copies to a register's, and -inf to padding's, which may hold
+    anything. None: all are tokens."""
+    if slot == num_rows:
+        return None
+    row = jnp.arange(num_rows, dtype=jnp.int32)
+    bias = jnp.where(row < slot, 0.0, -jnp.inf)[None]
+    if register is not None:
+        for index in range(register.key.shape[0]):
+            bias = jnp.where(row == slot + index, register.logit_bias[index][:, None], bias)
+    return bias
+
+
 def _mix(
     query: Float[Array, "B T H K"],
     key: Float[Array, "B N H K"],
-    counted: Float[Array, "B N H K"],
-    slot: int,
-    count: Float[Array, "#H N"] | None,
+    value: Float[Array, "B N H K"],
+    bias: Float[Array, "#H N"] | None,
 ) -> Float[Array, "B T H K"]:
-    """Softmax of the logits over counted rows (None: over those before `slot`), times values that are multiplied by the counts already; in
-    float32. What padding holds is of no matter: without counts it is hidden, and with them its keys are a register's."""
+    """Softmax of the biased logits, times values; in float32."""
     logits = jnp.einsum("bthk,bshk->bhts", query, key, preferred_element_type=jnp.float32)
-    if count is None and slot < key.shape[1]:
-        logits = jnp.where(jnp.arange(key.shape[1], dtype=jnp.int32) < slot, logits, -jnp.inf)
+    logits = logits if bias is None else logits + bias[:, None, :]
     terms = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
-    total = jnp.sum(terms if count is None else terms * count[:, None, :], axis=-1, keepdims=True)
-    shares = (terms * (1.0 / total)).astype(counted.dtype)
-    return jnp.einsum("bhts,bshk->bthk", shares, counted, preferred_element_type=jnp.float32)
+    shares = (terms * (1.0 / jnp.sum(terms, axis=-1, keepdims=True))).astype(value.dtype)
+    return jnp.einsum("bhts,bshk->bthk", shares, value, preferred_element_type=jnp.float32)
