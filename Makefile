@@ -28,9 +28,9 @@ coverage: $(VENV)/dev browser  ## all tests, a third slower: they must reach 90 
 check: $(VENV)/dev  ## format, lint, types, the floors of the house and the fast tests: about a minute
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
 	rm -rf build/floors && mkdir -p build/floors && cp -r regcache_jax pyproject.toml build/floors
 	cp -r configs converters build/floors/regcache_jax && cd build/floors && PYTHONPATH=. $(CURDIR)/$(BIN)/lint-imports --no-logo
+	cd build/floors && $(CURDIR)/$(BIN)/mypy --cache-dir $(CURDIR)/build/mypy
 	$(TESTS) --quiet -m "not slow" tests
 
 docs: docs-build  ## the documentation site, built strictly and served on port 8000

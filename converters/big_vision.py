@@ -141,8 +141,9 @@ def spec(given: Given) -> EncoderSpec:
         projection_bias=has_head,
     )
     tokenization = families.siglip_tokenization(context, vocabulary)
-    cleaning = "lower_ascii" if tokenization.cleaning == "lower" else "canonicalize"
-    tokenization = dataclasses.replace(tokenization, cleaning=cleaning)
+    tokenization = dataclasses.replace(
+        tokenization, cleaning="lower_ascii" if tokenization.cleaning == "lower" else "canonicalize"
+    )
     return EncoderSpec(given.name, "siglip", image, pictures, towers, tokenization)
 
 

@@ -127,8 +127,8 @@ def run_ours(encoder: Encoder, images: np.ndarray, ids: np.ndarray | None) -> di
         taken = output.tokens[:, encoder.spec.image.num_protected :]
     named = {"image": (np.asarray(taken), np.asarray(output.collected["hidden"]))}
     logits = None
-    if ids is not None:
-        text = jax.jit(lambda params, x: text_features(params, x, encoder.spec.text, collect=collect))
+    if ids is not None and (spec := encoder.spec.text) is not None:
+        text = jax.jit(lambda params, x: text_features(params, x, spec, collect=collect))
         features, collected = text(encoder.params.text, jnp.asarray(ids))
         named["text"] = (np.asarray(features), np.asarray(collected["hidden"]))
         if encoder.params.logit_scale is not None:

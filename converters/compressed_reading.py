@@ -7,20 +7,24 @@ give the integers back.
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Required
 
 import numpy as np
 from flax.traverse_util import flatten_dict
+from pydantic import Field
 from regcache_jax.converters.compressed import FORMAT, METHOD, TOWERS
 from regcache_jax.converters.engine import Rule, StoredTensor, assemble
 from regcache_jax.converters.readers import Tensors
+from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from regcache_jax.core.errors import UserError, shown
 from regcache_jax.core.names import SCALES, from_names, to_names
 from regcache_jax.core.scheme import SITE_LAYERS, SITES, Scheme
 from regcache_jax.core.scheme import Rule as SchemeRule
 from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.files.bounded import parse_json
 
 _WEIGHT, _SCALE, _INPUT = ".weight", ".weight_scale", ".input_scale"
 
@@ -76,23 +80,44 @@ def _spread(scale: StoredTensor | None, shape: tuple[int, ...]) -> np.ndarray:
     return np.broadcast_to(scale.read().astype(np.float32).reshape(-1, 1), shape)
 
 
+class _Numbers(TypedDict, total=False):
+    """How weights or inputs are rounded, of what is looked at."""
+
+    num_bits: int | None
+    type: str | None
+    symmetric: bool | None
+    strategy: str | None
+    dynamic: bool | str | None
+
+
+class _Group(TypedDict, total=False):
+    weights: Required[_Numbers]
+    input_activations: _Numbers | None
+
+
+class Quantized(TypedDict, total=False):
+    """What stands under `quantization_config`, of what is looked at."""
+
+    quant_method: str
+    format: str
+    config_groups: Required[Annotated[dict[str, _Group], Field(min_length=1, max_length=1)]]
+
+
 def _activations(config: Mapping[str, Any], where: str) -> Literal["static", "token"]:
     """How inputs are rounded. Raises UserError for what is no int8 W8A8."""
-    groups = config.get("config_groups")
-    group = next(iter(groups.values())) if isinstance(groups, Mapping) and len(groups) == 1 else None
-    weights, inputs = (
-        (group.get("weights"), group.get("input_activations")) if isinstance(group, Mapping) else (None, None)
-    )
-    if config.get("quant_method") != METHOD or config.get("format") != FORMAT or not isinstance(weights, Mapping):
-        told = f"{config.get('quant_method')} {config.get('format')}"
+    method, format = config.get("quant_method"), config.get("format")
+    if method != METHOD or format != FORMAT:
         raise UserError(
-            f"{where}: config.json says that its weights are quantised ({shown(told, 80)}); {METHOD} {FORMAT} with one group is read, else "
-            "convert the float checkpoint they were made from"
+            f"{where}: config.json says that its weights are quantised ({shown(f'{method} {format}', 80)}); {METHOD} {FORMAT} is "
+            "read, else convert the float checkpoint they were made from"
         )
+    checked = parse_json(json.dumps(config), Quantized, f"{where}: quantization_config of config.json")
+    (group,) = checked["config_groups"].values()
+    weights, inputs = group["weights"], group.get("input_activations")
     faults = [f"weights {name} {weights.get(name)!r}" for name, right in _INT8 if weights.get(name) not in right]
     faults += [f"weights strategy {weights.get('strategy')!r}"] * (weights.get("strategy") not in ("channel", "tensor"))
     kind = None
-    if isinstance(inputs, Mapping):
+    if inputs is not None:
         faults += [
             f"input_activations {name} {inputs.get(name)!r}" for name, right in _INT8 if inputs.get(name) not in right
         ]
@@ -109,7 +134,10 @@ def _activations(config: Mapping[str, Any], where: str) -> Literal["static", "to
 
 
 _INT8: tuple[tuple[str, tuple[Any, ...]], ...] = (("num_bits", (8,)), ("type", ("int",)), ("symmetric", (True, None)))
-_KINDS: dict[Any, Literal["static", "token"]] = {("tensor", False): "static", ("token", True): "token"}
+_KINDS: dict[tuple[str | None, bool] | None, Literal["static", "token"]] = {
+    ("tensor", False): "static",
+    ("token", True): "token",
+}
 
 
 def with_integers(encoder: Encoder, found: Compressed, rules: Iterable[Rule], where: str) -> Encoder:
@@ -138,7 +166,7 @@ def with_integers(encoder: Encoder, found: Compressed, rules: Iterable[Rule], wh
         scale, kernel = scales[f"{path}/kernel"], names[f"{path}/kernel"]
         inputs = 2 if path.endswith("attention/out") else 1
         first = (slice(None), *(slice(0, 1),) * inputs)
-        integers = (scale.reshape(len(scale), -1) > 0).all(axis=1)
+        integers = np.all(scale.reshape(len(scale), -1) > 0, axis=1)
         if not np.array_equal(cells.setdefault(place, integers), integers):
             raise UserError(
                 f"{where}: of the layers that read one input ({place[1]} of the {place[0]} tower) only some are quantised"

@@ -50,6 +50,7 @@ from regcache_jax.encoders.parameters import parameter_shapes
 from regcache_jax.encoders.taps import spec_at_tap
 from regcache_jax.files.identity import file_hash
 from regcache_jax.files.paths import refuse_existing, write_whole
+from regcache_jax.files.places import as_path
 from regcache_jax.files.store import npz_bytes
 from regcache_jax.models import folder as checkpoints
 
@@ -117,7 +118,7 @@ def convert(
     several sets (`state_dict_ema`, say).
     What was taken off and left out stands as `notes` in encoder.json.
     Raises UserError with every fault found; then nothing is left behind."""
-    out = epath.Path(out)
+    out = as_path(out)
     refuse_existing(out)
     found = sources.resolve(str(source))
     asked = Choices(**choices)
@@ -304,7 +305,7 @@ def write(model: checkpoints.Model | Encoder, layout: str, out: epath.PathLike) 
     folder that transformers loads, of an int8 encoder too; `scales`: the calibrated scales alone, a line of JSON a site.
 
     Raises UserError for a file that exists, another ending, or an encoder that the layout cannot hold."""
-    out = epath.Path(out)
+    out = as_path(out)
     refuse_existing(out)
     if layout == "huggingface":
         return write_folder(model, out)
@@ -329,7 +330,7 @@ def find_tokenizer(spec: EncoderSpec, given: Path | None, folder: Path) -> list[
         return tokenizers.find_files(kind, folder)
     alone = [patterns[0] for patterns in tokenizers.FILES[kind] if len(patterns) == 1]
     is_one = given.is_file() and any(fnmatch.fnmatchcase(given.name, pattern) for pattern in alone)
-    files = [epath.Path(given)] if is_one else tokenizers.find_files(kind, given)
+    files = [as_path(given)] if is_one else tokenizers.find_files(kind, given)
     if not files:
         wanted = tokenizers.expected_files(kind)
         raise UserError(f"--tokenizer should be {wanted}, or a folder that holds it, got {given}")

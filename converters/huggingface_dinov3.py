@@ -4,6 +4,8 @@ Files on the hub have `layer.N`; transformers 5 has `model.layer.N` in memory, a
 
 from __future__ import annotations
 
+from typing import Literal
+
 from regcache_jax.converters.engine import (
     Rule,
     StoredTensor,
@@ -37,7 +39,11 @@ RULES = (
     Rule("norm.bias", "image/final_norm/bias"),
 )
 # Which of query, key and value have a bias, as the configuration says it.
-_QKV_BIAS = {(True, True, True): "qkv", (True, False, True): "qv", (False, False, False): "none"}
+_QKV_BIAS: dict[tuple[bool, ...], Literal["qkv", "qv", "none"]] = {
+    (True, True, True): "qkv",
+    (True, False, True): "qv",
+    (False, False, False): "none",
+}
 
 
 def spec(given: Given) -> EncoderSpec:

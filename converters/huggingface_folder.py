@@ -23,6 +23,7 @@ from regcache_jax.core.spec import BlockSpec, EncoderSpec, ImageSpec, Preprocess
 from regcache_jax.encoders import tokenizers
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.files.paths import drain, whole_folder
+from regcache_jax.files.places import as_path
 from regcache_jax.models.folder import Model
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu", "silu": "silu"}
@@ -85,7 +86,7 @@ def write_folder(model: Model | Encoder, out: epath.PathLike) -> epath.Path:
     _check_spec(encoder.spec, family.format, written, config, pictures)
     if encoder.scheme is not None:
         config["quantization_config"] = compressed.quantization_config(encoder.scheme, written, EMBEDDINGS)
-    out = epath.Path(out)
+    out = as_path(out)
     with whole_folder(out) as folder:
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         (folder / "preprocessor_config.json").write_text(json.dumps(pictures, indent=2) + "\n")

@@ -10,11 +10,11 @@ from __future__ import annotations
 import dataclasses
 import io
 import pickletools
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from regcache_jax.converters.described import Box, Storage, StorageView
 
 from regcache_jax.core.errors import UserError, shown
 
@@ -39,46 +39,8 @@ _KNOWN = {
 }
 """What a pickle may name, by module; TorchScript archives name a module of their own besides."""
 _MOST_STEPS = 1_000_000  # of one pickle; an encoder of 400 blocks with Adam's moments (22,400 tensors) takes 700,089
-_MOST_ENTRIES = 1_000_000  # of all containers, each counted wherever it is named
-_DEEPEST = 64  # containers inside containers; real encoders have fewer than ten
-_LONGEST_NAME = 1000
-_LONGEST_NAMES = 1 << 28  # characters of all names that are made, nested ones with those they lie in
 _LARGEST_RANK = 16
 _BITS = 63  # of a size, or of a number that is a name
-
-
-@dataclasses.dataclass(frozen=True)
-class Storage:
-    """A storage as the pickle names it: `numel` elements that are kept under `key`; of them those from `start` on, `part` in number
-    (None: to the end), are meant."""
-
-    key: str
-    dtype: np.dtype
-    numel: int
-    start: int = 0
-    part: int | None = None
-
-    @property
-    def length(self) -> int:
-        """How many elements are meant."""
-        return self.numel - self.start if self.part is None else self.part
-
-
-@dataclasses.dataclass(frozen=True)
-class StorageView:
-    """A tensor as the pickle describes it: which storage, and where in it; offset and stride count elements."""
-
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        """How many elements of the storage it reaches over, from the storage's first on; 0 for a tensor without elements."""
-        if 0 in self.shape:
-            return 0
-        return self.offset + 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.stride, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,17 +51,10 @@ class _Name:
     name: str
 
 
-class _Box:
-    """An object of a class that is not known (a TorchScript archive names one for every module): it keeps its attributes."""
-
-    def __init__(self) -> None:
-        self.attributes: dict[Any, Any] = {}
-
-
 class Described(NamedTuple):
     """What a pickle describes, and every storage it names, whatever it does with it."""
 
-    root: Any
+    root: object
     storages: dict[str, Storage]
 
 
@@ -108,43 +63,6 @@ def describe(stream: io.BytesIO) -> Described:
     containers, and whatever `pickletools` raises for what is no pickle."""
     interpreter = _Interpreter()
     return Described(interpreter.run(stream), interpreter.storages)
-
-
-def named_tensors(root: Any) -> dict[str, StorageView]:
-    """The tensors inside nested dicts and boxes, by dotted name. Raises UserError where there are none, where a name stands for two,
-    and where containers hold themselves."""
-    found: dict[str, StorageView] = {}
-    pending = [("", root, 0)]
-    entries = characters = 0
-    while pending:
-        prefix, node, depth = pending.pop()
-        if isinstance(node, StorageView):
-            if prefix in found:
-                raise UserError(f"two of its tensors are called {shown(prefix)}")
-            found[prefix] = node
-            continue
-        contents = node.attributes if isinstance(node, _Box) else node
-        if not isinstance(contents, Mapping):
-            continue
-        entries += len(contents)
-        if depth >= _DEEPEST or entries > _MOST_ENTRIES:
-            raise UserError(
-                f"its containers hold themselves, or one another more than {_MOST_ENTRIES:,} times or {_DEEPEST} deep"
-            )
-        for name, child in reversed(contents.items()):
-            length = len(prefix) + len(name) if isinstance(name, str) else len(prefix)
-            if length > _LONGEST_NAME:
-                raise UserError(
-                    f"the name {shown(f'{prefix}.{name}')} has {length:,} characters, at most {_LONGEST_NAME:,} are read"
-                )
-            characters += length
-            if isinstance(child, StorageView | _Box | Mapping):
-                pending.append((f"{prefix}.{name}" if prefix else str(name), child, depth + 1))
-        if characters > _LONGEST_NAMES:
-            raise UserError(f"its names have more than {_LONGEST_NAMES:,} characters")
-    if not found:
-        raise UserError("it holds no tensors")
-    return found
 
 
 _LITERALS = {
@@ -175,13 +93,13 @@ class _Interpreter:
     """One pickle's stack and notes. Every object on them was made here."""
 
     def __init__(self) -> None:
-        self._stack: list[Any] = []
+        self._stack: list[object] = []
         self._marks: list[int] = []
-        self._notes: dict[int, Any] = {}
+        self._notes: dict[int, object] = {}
         self._steps = 0
         self.storages: dict[str, Storage] = {}
 
-    def run(self, stream: io.BytesIO) -> Any:
+    def run(self, stream: io.BytesIO) -> object:
         """What the pickle at this place of the stream describes. Raises UserError for a step that torch's files do not have."""
         for opcode, argument, _ in pickletools.genops(stream):
             self._count(1)
@@ -195,12 +113,12 @@ class _Interpreter:
         if self._steps > _MOST_STEPS:
             raise UserError(f"its list of tensors takes more than {_MOST_STEPS:,} steps to read")
 
-    def _pop(self) -> Any:
+    def _pop(self) -> object:
         if len(self._stack) <= (self._marks[-1] if self._marks else 0):
             raise UserError("its list of tensors takes what was not put there")
         return self._stack.pop()
 
-    def _since_mark(self) -> list[Any]:
+    def _since_mark(self) -> list[object]:
         if not self._marks:
             raise UserError("its list of tensors takes what was not put there")
         mark = self._marks.pop()
@@ -260,8 +178,10 @@ class _Interpreter:
                 module, _, name = str(argument).partition(" ")
                 stack.append(_known(module, name))
             case "STACK_GLOBAL":
-                name, module = self._pop(), self._pop()
-                stack.append(_known(str(module)[:200], str(name)[:200]) if type(name) is type(module) is str else None)
+                named, within = self._pop(), self._pop()
+                stack.append(
+                    _known(str(within)[:200], str(named)[:200]) if type(named) is type(within) is str else None
+                )
             case "BINPERSID":
                 stack.append(storage := _storage(self._pop()))
                 if self.storages.setdefault(storage.key, storage).dtype != storage.dtype:
@@ -275,20 +195,20 @@ class _Interpreter:
             case _:
                 raise UserError(f"its list of tensors has the step {step}, which torch's files do not have")
 
-    def _set(self, pairs: list[Any]) -> None:
+    def _set(self, pairs: list[object]) -> None:
         target = self._pop()
         if not isinstance(target, dict):
             raise UserError(f"its list of tensors sets an entry of what is no dict ({_kind(target)})")
         self._stack.append(_filled(target, pairs))
 
-    def _append(self, values: list[Any]) -> None:
+    def _append(self, values: list[object]) -> None:
         target = self._pop()
         if not isinstance(target, list):
             raise UserError(f"its list of tensors adds to what is no list ({_kind(target)})")
         target.extend(values)
         self._stack.append(target)
 
-    def _call(self, called: Any, arguments: Any) -> Any:
+    def _call(self, called: object, arguments: object) -> object:
         """What a call stands for. None for hooks and devices, which have no meaning here."""
         if not isinstance(called, _Name) or not isinstance(arguments, tuple):
             raise UserError(f"its list of tensors calls what is no function ({_kind(called)})")
@@ -304,7 +224,7 @@ class _Interpreter:
             case "torch", "device":
                 return None
             case module, _ if module.partition(".")[0] == "__torch__":
-                return _Box()
+                return Box()
         raise UserError(f"it calls {shown(called.module)}.{shown(called.name)}, which is no function")
 
 
@@ -318,7 +238,7 @@ def _known(module: str, name: str) -> _Name:
     )
 
 
-def _storage(identity: Any) -> Storage:
+def _storage(identity: object) -> Storage:
     """`("storage", class, key, device, numel)`, in legacy files also a part: `(key, start, numel)`."""
     match identity:
         case ("storage", _Name("torch", kind), str(key), _, int(numel), *view) if (
@@ -333,9 +253,9 @@ def _storage(identity: Any) -> Storage:
     raise UserError("it refers to something that is not a tensor's storage")
 
 
-def _tensor(arguments: tuple[Any, ...]) -> StorageView:
+def _tensor(arguments: tuple[object, ...]) -> StorageView:
     match arguments:
-        case (Storage() as storage, offset, tuple(shape) | list(shape), tuple(stride) | list(stride), *_):
+        case (Storage() as storage, int(offset), tuple(shape) | list(shape), tuple(stride) | list(stride), *_):
             numbers = (offset, *shape[: _LARGEST_RANK + 1], *stride[: _LARGEST_RANK + 1])
             whole = all(type(number) is int and 0 <= number < 2**_BITS for number in numbers)
             if whole and len(shape) == len(stride) <= _LARGEST_RANK:
@@ -343,7 +263,7 @@ def _tensor(arguments: tuple[Any, ...]) -> StorageView:
     raise UserError("a tensor's storage, offset, shape or stride is not made of whole numbers, one an axis")
 
 
-def _filled(target: dict[Any, Any], pairs: list[Any]) -> dict[Any, Any]:
+def _filled(target: dict[object, object], pairs: list[object]) -> dict[object, object]:
     """A dict with these keys and values, one after the other. Raises UserError for keys that are no names."""
     if len(pairs) % 2:
         raise UserError("its list of tensors has a key without a value")
@@ -354,15 +274,15 @@ def _filled(target: dict[Any, Any], pairs: list[Any]) -> dict[Any, Any]:
     return target
 
 
-def _pair(pair: Any) -> tuple[Any, Any]:
+def _pair(pair: object) -> tuple[object, object]:
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         raise UserError("its list of tensors has an ordered dict that is not made of pairs")
     return pair[0], pair[1]
 
 
-def _with_state(target: Any, state: Any) -> Any:
+def _with_state(target: object, state: object) -> object:
     """A box takes its attributes; what an ordered dict carries beside its entries (torch's versions) is left aside."""
-    if isinstance(target, _Box):
+    if isinstance(target, Box):
         if isinstance(state, dict):
             target.attributes = state
     elif not isinstance(target, dict):
@@ -370,7 +290,7 @@ def _with_state(target: Any, state: Any) -> Any:
     return target
 
 
-def _kind(thing: Any) -> str:
+def _kind(thing: object) -> str:
     if isinstance(thing, _Name):
         return f"{shown(thing.module, 80)}.{shown(thing.name, 80)}"
     return f"a number of {thing.bit_length()} bits" if isinstance(thing, int) else type(thing).__name__.lstrip("_")

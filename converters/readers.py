@@ -103,16 +103,13 @@ def _safetensors_entry(path: Path, name: str, entry: dict[str, Any]) -> tuple[in
             f"{path}: {shown(name)} is of type {shown(kind)}, which has too few bits to convert from; convert the checkpoint in "
             "float32, float16 or bfloat16 that it was made from"
         )
-    well_formed = isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2 and isinstance(kind, str)
-    if (
-        not well_formed
-        or kind not in _SAFETENSORS_DTYPES
-        or not all(type(number) is int and 0 <= number <= LARGEST_FILE for number in (*shape, *offsets))
-    ):
-        raise UserError(
-            f"{path}: the header's entry for {shown(name)} is not well formed or of a type that is not known: {shown(entry)}"
-        )
-    return offsets[0], offsets[1], _SAFETENSORS_DTYPES[kind], tuple(shape)
+    match kind, shape, offsets:
+        case str(), list(), [begin, end] if kind in _SAFETENSORS_DTYPES:
+            if all(type(number) is int and 0 <= number <= LARGEST_FILE for number in (*shape, begin, end)):
+                return begin, end, _SAFETENSORS_DTYPES[kind], tuple(shape)
+    raise UserError(
+        f"{path}: the header's entry for {shown(name)} is not well formed or of a type that is not known: {shown(entry)}"
+    )
 
 
 @dataclasses.dataclass

@@ -14,9 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from regcache_jax.converters import pickles
 from regcache_jax.converters.archive import Archive
+from regcache_jax.converters.described import Storage, StorageView, named_tensors
 from regcache_jax.converters.engine import StoredTensor
+from regcache_jax.converters.pickles import describe
 from regcache_jax.converters.stored import LARGEST_FILE, Tensors, in_one_line, num_bytes
 
 from regcache_jax.core.errors import UserError, shown
@@ -25,7 +26,7 @@ from regcache_jax.files.bounded import length, open_regular
 _LARGEST_PICKLE = 1 << 26  # bytes; real ones have well under one MiB
 _LARGEST_SHARE = 4  # times the bytes of a file: tensors may share a storage (tied weights, averaged ones not yet apart)
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-Storages = Callable[[pickles.Storage], np.ndarray]
+Storages = Callable[[Storage], np.ndarray]
 
 
 def torch_file(path: Path) -> Tensors:
@@ -46,13 +47,13 @@ def _zip_file(path: Path) -> Tensors:
     root = index.removesuffix("data.pkl")
     content = archive.read(index)
     with in_one_line(path, "is truncated or damaged: its list of tensors cannot be read"):
-        views = pickles.named_tensors(pickles.describe(io.BytesIO(content)).root)
+        views = named_tensors(describe(io.BytesIO(content)).root)
 
     @functools.lru_cache(maxsize=1)  # many tensors may lie in one storage
     def whole(key: str) -> bytes:
         return archive.read(f"{root}data/{key}")
 
-    def read(storage: pickles.Storage) -> np.ndarray:
+    def read(storage: Storage) -> np.ndarray:
         return np.frombuffer(whole(storage.key), storage.dtype, storage.numel)
 
     sizes = {name: info.file_size for name, info in archive.members.items()}
@@ -64,10 +65,9 @@ def _legacy_file(path: Path) -> Tensors:
     with open_regular(path, LARGEST_FILE) as file, in_one_line(path, fault):
         size = length(file)
         head = io.BytesIO(file.read(_LARGEST_PICKLE))
-        magic, protocol, system, (root, storages), keys = (
-            pickles.describe(head) if number == 3 else pickles.describe(head).root for number in range(5)
-        )
-        if (magic, protocol) != (_MAGIC, _PROTOCOL) or not system["little_endian"] or not isinstance(keys, list):
+        magic, protocol, system, (root, storages), (keys, _) = (describe(head) for _ in range(5))
+        ours = isinstance(system.root, dict) and system.root.get("little_endian")
+        if (magic.root, protocol.root) != (_MAGIC, _PROTOCOL) or not ours or not isinstance(keys, list):
             raise UserError(f"{path} {fault}: it does not begin as one")
         if set(keys) != set(storages) or len(keys) != len(storages):
             raise UserError(f"{path} is damaged: it lists {len(keys)} storages, its tensors lie in {len(storages)}")
@@ -84,18 +84,16 @@ def _legacy_file(path: Path) -> Tensors:
             end += 8 + numel * storages[key].dtype.itemsize
         if end != size:
             raise UserError(f"{path} is truncated or damaged: its storages end at byte {end}, the file at {size}")
-        views = pickles.named_tensors(root)
+        views = named_tensors(root)
 
-    def read(storage: pickles.Storage) -> np.ndarray:
+    def read(storage: Storage) -> np.ndarray:
         return np.fromfile(path, storage.dtype, storage.numel, offset=places[storage.key])
 
     held = {key: storage.numel * storage.dtype.itemsize for key, storage in storages.items()}
     return _tensors(path, views, held.get, read)
 
 
-def _tensors(
-    path: Path, views: dict[str, pickles.StorageView], held: Callable[[str], int | None], read: Storages
-) -> Tensors:
+def _tensors(path: Path, views: dict[str, StorageView], held: Callable[[str], int | None], read: Storages) -> Tensors:
     """The tensors of views, each compared with the bytes that are held under its storage's key."""
     tensors = {}
     stored: dict[str, int] = {}
@@ -118,7 +116,7 @@ def _tensors(
     return tensors
 
 
-def _reading(path: Path, name: str, view: pickles.StorageView, read: Storages) -> Callable[[], np.ndarray]:
+def _reading(path: Path, name: str, view: StorageView, read: Storages) -> Callable[[], np.ndarray]:
     def tensor() -> np.ndarray:
         with in_one_line(f"{path}: {shown(name)}", "cannot be read"):
             numbers = read(view.storage)

@@ -121,7 +121,9 @@ def tower_of(vlm: Vlm, tensors: Tensors, config: Mapping[str, Any], where: objec
         raise UserError(
             f"{where} is a {vlm.title} with a vision tower of kind {shown(repr(kind))}; {', '.join(vlm.towers)} can be read"
         )
-    found = {f"vision_model.{own}": each for name, each in tensors.items() if (own := vlm.own_name(name)) is not None}
+    found = {
+        f"vision_model.{inner}": each for name, each in tensors.items() if (inner := vlm.own_name(name)) is not None
+    }
     if not found:
         raise UserError(f"{where} is a {vlm.title} without a vision tower: none of its tensors is below {vlm.below}")
     own = {**vlm.defaults, **vision, "model_type": _CLIP if kind == _CLIP else _SIGLIP}

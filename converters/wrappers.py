@@ -109,9 +109,9 @@ def unwrap(tensors: Tensors, fits: Callable[[Tensors], bool], file: object, want
     if len(fitting) > 1:
         names = [beginning.rstrip(".") for beginning in fitting]
         averaged = [name for name in names if any(WRAPPERS[word].startswith("averaged") for word in name.split("."))]
-        kinds = f" ({', '.join(averaged)}: an exponential moving average, EMA)" if averaged else ""
+        told = f" ({', '.join(averaged)}: an exponential moving average, EMA)" if averaged else ""
         choices = " or ".join(f"--weights {name}" for name in names)
-        raise UserError(f"{file} holds {len(names)} sets of weights{kinds}; choose one with {choices}")
+        raise UserError(f"{file} holds {len(names)} sets of weights{told}; choose one with {choices}")
     ((beginning, found),) = fitting.items()
     left = [name for name in tensors if not name.startswith(beginning)]
     notes = [f"took the names below {beginning.rstrip('.')!r}"]

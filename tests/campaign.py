@@ -46,8 +46,8 @@ for name in (
         f"regcache_jax.{name}"
     )  # a command imports what it needs when it runs; here that is done once for all
 
-COMMANDS = ("convert", "embed", "quantize", "compare", "run")
-TURNS = ("run", *("compare", "convert", "quantize", "embed", "convert", "quantize", "embed") * 3)
+COMMANDS = ("convert", "embed", "partitions", "quantize", "compare", "run")
+TURNS = ("run", *("compare", "convert", "quantize", "embed", "convert", "quantize", "partitions") * 3)
 """Which command has its turn: one in 22 is a `run`, which takes as long as ten others."""
 
 

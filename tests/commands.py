@@ -24,6 +24,9 @@ COMMANDS = {
     "search": ("search", "{model}", *DATA, "--max-trials", "3", "--out", "{folder}/plan.safetensors", "--table", "{folder}/trials.jsonl"),
     "evaluate": ("evaluate", "{model}", "--dataset", "emoji", *KNN, "--workdir", "{folder}/kept", "--json", "{folder}/rows.json"),
     "embed": ("embed", "{model}", "--images", "{pictures}", "--out", "{folder}/features.npz"),
+    "partitions": (
+        "embed", "{model}", "--images", "{pictures}", "--partition", "2", "--batch-size", "2", "--out", "{folder}/set",
+    ),
     "compare": (
         "compare", "{model}", *DATA, "--bits", "8", "--methods", "rtn,token", "--calibration", "8", "--no-registers",
         "--out", "{folder}/out",
@@ -54,7 +57,7 @@ def arguments_of(command: str, folder: Path, places: Places) -> list[str]:
 def has_ended(command: str, folder: Path) -> bool:
     """Whether its only file (or model folder) is there: then nobody starts it again, and it would refuse."""
     arguments = COMMANDS[command]
-    if command == "compare" or "--out" not in arguments:
+    if command in ("compare", "partitions") or "--out" not in arguments:
         return False
     return Path(arguments[arguments.index("--out") + 1].format(folder=folder)).exists()
 

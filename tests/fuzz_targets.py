@@ -5,6 +5,7 @@ A target is made in an empty folder, where it may write its sound files with the
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import fnmatch
 import io
@@ -20,28 +21,37 @@ import click
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import safetensors.numpy
 import small
 import torch
+from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 from flax import serialization
 from mutations import change_lines, change_member, change_shard, change_tree, mutate
 from PIL import Image
 from randomized import clip, save_random
 from regcache_jax.converters.conversion import read_checkpoint
+from regcache_jax.converters.huggingface_folder import write_folder
 from regcache_jax.converters.readers import read_tensors
+from tensorflow_datasets.proto import tf_example_pb2
 
 from regcache_jax.cli.run import load_config, override
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.observer import Observer
-from regcache_jax.core.scheme import SITES
+from regcache_jax.core.scheme import SITES, Scheme
 from regcache_jax.core.spec import HALF, Preprocessing
 from regcache_jax.data.annotations import read_captions, read_mask, with_captions
 from regcache_jax.data.dataset import Dataset, Example
 from regcache_jax.data.folders import folder_dataset, lines
+from regcache_jax.data.parts import parts_of_images
 from regcache_jax.data.prompts import class_names, templates
 from regcache_jax.data.shards import read, tfrecord_index
 from regcache_jax.data.webdataset import webdataset
+from regcache_jax.embedding.check import check_set, partitions
+from regcache_jax.embedding.embed import Running, embed_set
+from regcache_jax.embedding.options import SetOptions
 from regcache_jax.encoders import words
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.preprocess import preprocess
@@ -58,6 +68,7 @@ from regcache_jax.models.plan_file import load_plan, save_plan
 from regcache_jax.pipeline.config import read_config
 from regcache_jax.quantization.calibration import Calibration
 from regcache_jax.quantization.histogram import BINS, Histogram
+from regcache_jax.quantization.quantize import quantize
 from regcache_jax.registers.search.space import Numbers
 from regcache_jax.report.story import read_story
 
@@ -498,6 +509,80 @@ def tfrecords(folder: Path) -> Target:
     return Target({"rows": content}, ("*",), records, mutate)
 
 
+TABLES: dict[str, dict[str, list[Any]]] = {
+    "bytes": {"jpg": [b"no picture", b"", None], "caption": ["one", "zwei", ""], "key": ["a", "b", "c"]},
+    "paths": {"image_path": ["a.png", "b.png", "nowhere.png"], "caption": ["one", None, "three"]},
+    "hub": {
+        "image": [{"bytes": b"no picture", "path": None}, {"bytes": None, "path": "a.png"}],
+        "text": ["one", "two"],
+    },
+}
+
+
+def parts(folder: Path) -> None:
+    """Opens whatever a source of pictures names, and reads what can be read of it."""
+    (source,) = folder.glob("source*")
+    for part in parts_of_images(str(source), 2):
+        dataset = part.open()
+        for place in range(len(dataset)):
+            dataset.name_of(place)
+            assert all(isinstance(text, str) for text in dataset.captions(place))
+            with contextlib.suppress(UserError):  # a picture that cannot be read is listed, and the run goes on
+                preprocess(dataset[place].image, PICTURE)
+
+
+def parquet(kind: str, **how: Any) -> Make:
+    """A parquet file of pictures, of paths, or as Hugging Face's datasets are."""
+
+    def make(folder: Path) -> Target:
+        table = pa.table(TABLES[kind])
+        pq.write_table(table, folder / "source.parquet", row_group_size=2, **how)
+        return Target({**files_of(folder), "a.png": encoded("PNG")}, ("source.parquet",), parts, mutate)
+
+    return make
+
+
+def array_records(folder: Path) -> Target:
+    writer = ArrayRecordWriter(str(folder / "source.array_record"), "group_size:1")
+    feature = tf_example_pb2.Example()
+    feature.features.feature["image/encoded"].bytes_list.value.append(encoded("PNG"))
+    for record in (encoded("PNG"), feature.SerializeToString(), b""):
+        writer.write(record)
+    writer.close()
+    return Target(files_of(folder), ("*",), parts, mutate)
+
+
+def lists_of_paths(folder: Path) -> Target:
+    files = {"source.txt": b"a.png\r\n\nb/c.png\nhttps://x/y.png\n", "a.png": encoded("PNG")}
+    return Target(files, ("source.txt",), parts, mutate)
+
+
+def sets_of_embeddings(folder: Path) -> Target:
+    (folder / "pictures").mkdir()
+    for number in range(3):
+        pixels(number).save(folder / "pictures" / f"{number}.png")
+    model = models.load(models.save(folder / "model", small.encoder("clip")))
+    options = SetOptions(partition=2)
+    embed_set(model, parts_of_images(str(folder / "pictures"), 2), folder / "set", options, Running(batch_size=2))
+    files = files_of(folder / "set")
+    rows = lambda folder: [part[0].tolist() for part in partitions(check_set(folder))]  # noqa: E731
+    wanted = rows(folder / "set")
+    return Target(files, ("*",), rows, mutate, right=lambda found: found == wanted)
+
+
+def compressed_folders(folder: Path) -> Target:
+    """A folder in compressed-tensors' layout, as transformers loads it."""
+    encoder = jax.tree.map(jnp.asarray, read_checkpoint(str(save_random(clip(), folder / "source"))).encoder)
+    pictures = np.random.default_rng(0).normal(size=(4, 40, 40, 3)).astype(np.float32)
+    write_folder(quantize(encoder, pictures, Scheme()), folder / "compressed")
+    files = files_of(folder / "compressed")
+
+    def usable(folder: Path) -> None:
+        read_checkpoint(str(folder))
+
+    return Target(files, ("config.json",), usable, change_tree, share=0.5)
+
+
 PETS = Dataset("pets", "test", 3, lambda index: Example(None, index, str(index)), ("cat", "dog", "eel"))
 
 
@@ -585,6 +670,13 @@ TARGETS: dict[str, Make] = {
     "masks": masks,
     "webdataset": webdatasets,
     "TFRecord": tfrecords,
+    "parquet of pictures": parquet("bytes"),
+    "parquet of paths": parquet("paths", compression="none", use_dictionary=False),
+    "parquet of datasets": parquet("hub", compression="zstd"),
+    "ArrayRecord": array_records,
+    "lists of paths": lists_of_paths,
+    "sets of embeddings": sets_of_embeddings,
+    "compressed folders": compressed_folders,
     "lists of words": lists_of_words,
     "captions": captions,
     "overrides": overrides,

@@ -13,6 +13,7 @@ from regcache_jax.cli.screen import progress, say, tell
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.options import like, option
 from regcache_jax.embedding.options import SetOptions
+from regcache_jax.files.places import as_path
 from regcache_jax.files.progress import moving
 
 if TYPE_CHECKING:
@@ -166,13 +167,12 @@ def _one_file(model: str, chosen: EmbedArgs, kept: SetOptions) -> None:
 
 def _partitions(model: str, chosen: EmbedArgs, kept: SetOptions) -> None:
     chosen.join()
-    from etils import epath
 
     from regcache_jax.embedding.embed import Running, embed_set
     from regcache_jax.models import folder as checkpoints
 
     assert chosen.out is not None
-    if epath.Path(chosen.out).is_file():
+    if as_path(chosen.out).is_file():
         raise UserError(f"{chosen.out} exists already, as a file; features go into a new FILE.npz or into a folder")
     loaded = checkpoints.load(model)
     parts = chosen.parts(kept.partition)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -110,9 +111,10 @@ def main(arguments: list[str] | None = None) -> None:
         click.echo(wrapped(f"regcache: {error}", sys.stderr.isatty()), err=True)
         status = 1
     except ImportError as error:
-        if "gcsfs" not in str(error):
+        driver = re.search(r"nstall (\w+) to access", str(error))  # fsspec's words
+        if driver is None:
             raise
-        click.echo("regcache: gs:// paths need gcsfs, the extra `gcs` of this package: pip install gcsfs", err=True)
+        click.echo(f"regcache: paths in this store of objects need {driver[1]}: pip install {driver[1]}", err=True)
         status = 1
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""

@@ -15,6 +15,7 @@ from regcache_jax.cli.options import takes
 from regcache_jax.cli.screen import Bars, print_table, say
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.options import option
+from regcache_jax.files.places import as_path
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -133,7 +134,6 @@ def run_and_show(config: ConfigDict, workdir: str) -> None:
 
 def say_what_would_be_done(config: ConfigDict, workdir: str) -> None:
     """Pictures, searches and rows of a config, and whether a work folder holds some of it. Raises UserError as a run would."""
-    from etils import epath
 
     from regcache_jax import pipeline
     from regcache_jax.data import open_dataset
@@ -149,7 +149,7 @@ def say_what_would_be_done(config: ConfigDict, workdir: str) -> None:
     say(
         f"{fields.model}: {len(fields.schemes)} searches ({', '.join(fields.schemes)}), then {len(cells)} rows: {', '.join(cells)}"
     )
-    kept = len(list(epath.Path(workdir).glob("stages/*.json")))
+    kept = len(list(as_path(workdir).glob("stages/*.json")))
     say(
         f"{workdir}: {kept} stages are there; those that were made from the same things are kept. Nothing was run or written"
     )

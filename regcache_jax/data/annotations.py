@@ -13,6 +13,7 @@ from regcache_jax.core.errors import UserError
 from regcache_jax.data.dataset import Dataset
 from regcache_jax.files.bounded import parse_json, read_bytes, read_json
 from regcache_jax.files.pictures import LARGEST_FILE, decoded
+from regcache_jax.files.places import as_path
 
 IGNORED = 255
 """The class of pixels that do not count, in every map."""
@@ -78,18 +79,18 @@ def with_captions(dataset: Dataset, file: epath.PathLike) -> Dataset:
         raise UserError(
             f"{file} names none of the pictures; the first is {dataset[0].name}, its first {next(iter(captions))}"
         )
-    return dataclasses.replace(dataset, captions=of, files=(*dataset.files, epath.Path(file)))
+    return dataclasses.replace(dataset, captions=of, files=(*dataset.files, as_path(file)))
 
 
 def with_masks(dataset: Dataset, folder: epath.PathLike) -> Dataset:
     """The dataset with the maps of classes in a folder: for every picture a .png of the same path, one byte a pixel (grey or
     palette), 255 where no class counts. Raises UserError where the folder is not there."""
-    root = epath.Path(folder).expanduser()
+    root = as_path(folder).expanduser()
     if not root.is_dir():
         raise UserError(f"there is no folder {root}")
     return dataclasses.replace(
         dataset,
-        segmentation=lambda index: read_mask(root / epath.Path(dataset[index].name).with_suffix(".png")),
+        segmentation=lambda index: read_mask(root / as_path(dataset[index].name).with_suffix(".png")),
     )
 
 

@@ -16,6 +16,7 @@ from regcache_jax.core.errors import UserError, shown
 from regcache_jax.data.dataset import Dataset, Example
 from regcache_jax.files.bounded import read_text
 from regcache_jax.files.paths import files_below
+from regcache_jax.files.places import as_path
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 
@@ -69,7 +70,7 @@ def look(root: epath.Path) -> Seen:
                     waiting.append((entry.path, above | {place}))
                     folders += [entry.name] if not above else []
                 elif entry.is_file():
-                    found.append(epath.Path(entry.path))
+                    found.append(as_path(entry.path))
                 else:
                     odd["links that lead nowhere" if entry.is_symlink() else "devices and pipes"] += 1
         except OSError as error:

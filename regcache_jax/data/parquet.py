@@ -7,9 +7,11 @@ A row group is read when its first row is asked for, and the last few are kept: 
 from __future__ import annotations
 
 import bisect
+import contextlib
 import dataclasses
 import functools
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -34,10 +36,26 @@ KEPT = 2
 _reading = threading.Lock()
 
 
+@contextlib.contextmanager
+def _opened(file: epath.PathLike) -> Iterator[pq.ParquetFile]:
+    """A file whose faults, wherever they show, are one line."""
+    try:
+        with open_in_pieces(file) as raw:
+            yield pq.ParquetFile(raw)
+    except UserError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{shown(file)} is no readable parquet file: {shown(error)}") from None
+
+
 @functools.lru_cache(maxsize=KEPT)
 def _group(file: str, number: int, columns: tuple[str, ...]) -> pa.Table:
-    with open_in_pieces(file) as raw:
-        return pq.ParquetFile(raw).read_row_group(number, columns=list(columns))
+    with _opened(file) as rows:
+        table = rows.read_row_group(number, columns=list(columns))
+        table.validate(full=True)  # what a damaged index points at is not looked at before
+        if table.num_rows != (said := rows.metadata.row_group(number).num_rows):
+            raise ValueError(f"its row group {number} holds {table.num_rows} rows, not {said}")
+        return table
 
 
 def _column(file: str, number: int, columns: tuple[str, ...], name: str) -> pa.ChunkedArray:
@@ -47,30 +65,25 @@ def _column(file: str, number: int, columns: tuple[str, ...], name: str) -> pa.C
 
 def num_rows(file: epath.Path) -> int:
     """The rows of a parquet file, by its footer. Raises UserError for what is none."""
-    return _footer(file).metadata.num_rows
-
-
-def _footer(file: epath.Path) -> pq.ParquetFile:
-    try:
-        with open_in_pieces(file) as raw:
-            return pq.ParquetFile(raw)
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{file} is no readable parquet file: {shown(error)}") from None
+    with _opened(file) as rows:
+        groups = sum(rows.metadata.row_group(each).num_rows for each in range(rows.num_row_groups))
+        if groups != rows.metadata.num_rows:
+            raise ValueError(f"its footer says {rows.metadata.num_rows} rows, and of its row groups {groups}")
+        return groups
 
 
 def parquet_dataset(file: epath.Path, first: int, end: int, prefix: str) -> Dataset:
     """The rows `first` to `end` - 1 of a file. Rows are called by their key, or `prefix` and their number, or their path. Raises UserError
     where no column holds pictures or paths."""
-    footer = _footer(file)
-    names, groups = footer.schema_arrow.names, footer.metadata
-    starts = np.cumsum([0, *(groups.row_group(each).num_rows for each in range(footer.num_row_groups))])
+    with _opened(file) as rows:
+        schema, groups = rows.schema_arrow, rows.metadata
+        names = schema.names
+        starts = np.cumsum([0, *(groups.row_group(each).num_rows for each in range(groups.num_row_groups))])
     caption = next((name for name in CAPTIONS if name in names), None)
     key = next((name for name in KEYS if name in names), None)
-    rows = _Rows(file, first, tuple(starts.tolist()), _picture_column(file, footer.schema_arrow), caption, key, prefix)
+    own = _Rows(file, first, tuple(starts.tolist()), _picture_column(file, schema), caption, key, prefix)
     return Dataset(
-        prefix, "all", end - first, rows.get, captions=rows.captions, naming=rows.naming, files=(file,)
+        prefix, "all", end - first, own.get, captions=own.captions, naming=own.naming, files=(file,)
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from regcache_jax.data.patterns import Found, files_of
 from regcache_jax.data.webdataset import shards_dataset
 from regcache_jax.files.identity import fingerprint
 from regcache_jax.files.paths import size_and_time
+from regcache_jax.files.places import as_path
 
 
 class Part(NamedTuple):
@@ -38,7 +39,7 @@ def parts_of_images(images: str, size: int) -> tuple[Part, ...]:
     """The parts of a folder, or of the files that a name or a pattern means: .tar, .parquet, .array_record, or .txt with a path a line.
 
     Raises UserError for what is not there, and for files of other kinds."""
-    root = epath.Path(images).expanduser()
+    root = as_path(images).expanduser()
     if root.is_dir():
         return parts_of_dataset(folder_dataset("folder", root, None), size)
     parts: list[Part] = []

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from etils import epath
 
 from regcache_jax.core.errors import UserError, shown
+from regcache_jax.files.places import as_path
 
 MOST_FILES = 10_000_000
 """Files that one pattern may name: a slip in a number is no reason to fill the memory."""
@@ -66,13 +67,13 @@ def files_of(pattern: str) -> list[Found]:
     """The files that a name or a pattern means: braces in their order, stars sorted. Raises UserError for a file that is not there, and
     for a pattern that nothing fits."""
     paths: list[epath.Path] = []
-    for name in [pattern] if epath.Path(pattern).expanduser().exists() else expanded(pattern):
-        path = epath.Path(name).expanduser()
+    for name in [pattern] if as_path(pattern).expanduser().exists() else expanded(pattern):
+        path = as_path(name).expanduser()
         if not is_pattern(name) or path.exists():
             paths.append(path)
             continue
         fixed = next(number for number, part in enumerate(path.parts) if is_pattern(part))
-        found = sorted(epath.Path(*path.parts[:fixed]).glob("/".join(path.parts[fixed:])))
+        found = sorted(as_path(*path.parts[:fixed]).glob("/".join(path.parts[fixed:])))
         if not found:
             raise UserError(f"no file fits {shown(name)}")
         paths += found

@@ -5,9 +5,11 @@ Datasets that TFDS prepared as ArrayRecord are opened by their names (`open_data
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
@@ -19,31 +21,38 @@ from regcache_jax.files.bounded import decode
 PICTURES = ("image/encoded", "image", "jpg", "jpeg", "png", "webp", "image_bytes")
 CAPTIONS = ("caption", "text", "image/caption")
 
-_reading = threading.Lock()
+_one_thread = threading.Lock()
 
 
 @functools.lru_cache(maxsize=8)
 def _reader(file: str) -> Any:
     from array_record.python import array_record_module
 
+    return array_record_module.ArrayRecordReader(file)
+
+
+@contextlib.contextmanager
+def _reading(file: str) -> Iterator[Any]:
+    """The file's reader, one thread at a time. Its faults, wherever they show, are one line."""
     try:
-        return array_record_module.ArrayRecordReader(file)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"{file} is no readable ArrayRecord file: {shown(error)}") from None
+        with _one_thread:
+            yield _reader(file)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise UserError(f"{shown(file)} is no readable ArrayRecord file: {shown(error)}") from None
 
 
 def num_records(file: epath.Path) -> int:
     """The records of a file, by its footer. Raises UserError for what is none, and for one without records."""
-    with _reading:
-        count = _reader(str(file)).num_records()  # 0 also for a file of another kind
+    with _reading(str(file)) as reader:
+        count = reader.num_records()  # 0 also for a file of another kind
     if not count:
         raise UserError(f"{file} is no readable ArrayRecord file, or holds no records")
     return count
 
 
 def _record(file: str, number: int) -> bytes:
-    with _reading:
-        return _reader(file).read([number])[0]
+    with _reading(file) as reader:
+        return reader.read([number])[0]
 
 
 def records_dataset(file: epath.Path, first: int, end: int, prefix: str) -> Dataset:

@@ -14,6 +14,7 @@ from etils import epath
 from regcache_jax.core.errors import UserError
 from regcache_jax.files.bounded import open_in_pieces
 from regcache_jax.files.pictures import LARGEST_FILE
+from regcache_jax.files.places import as_path
 
 
 class Place(NamedTuple):
@@ -88,7 +89,7 @@ class TfrecordSource:
         self._places = [
             place
             for part in instructions
-            for place in tfrecord_index(epath.Path(part.filename), part.skip, None if part.take == -1 else part.take)
+            for place in tfrecord_index(as_path(part.filename), part.skip, None if part.take == -1 else part.take)
         ]
 
     def __len__(self) -> int:

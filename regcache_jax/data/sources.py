@@ -19,6 +19,7 @@ from regcache_jax.data.folders import folder_dataset
 from regcache_jax.data.shards import TfrecordSource
 from regcache_jax.data.webdataset import webdataset
 from regcache_jax.files.bounded import decode
+from regcache_jax.files.places import as_path
 
 CLIP_BENCHMARK_NAMES = {
     "imagenet1k": "imagenet2012", "imagenetv2": "imagenet_v2", "imagenet_sketch": "imagenet_sketch",
@@ -82,7 +83,7 @@ def _root(name: str, data_dir: str | None, split: str | None) -> epath.Path:
     """The folder of a dataset of files, its split's subfolder where one is asked for."""
     if data_dir is None:
         raise UserError(f"dataset {name} needs --data-dir FOLDER")
-    root = epath.Path(data_dir).expanduser()
+    root = as_path(data_dir).expanduser()
     root = root / split if split else root
     if not root.is_dir():
         raise UserError(f"there is no folder {root}")
@@ -167,7 +168,7 @@ def _tfds(name: str, data_dir: str | None, split: str | None) -> Dataset:
         )
 
     return Dataset(
-        name, split, len(source), get, classnames, files=[epath.Path(part.filename) for part in instructions],
+        name, split, len(source), get, classnames, files=[as_path(part.filename) for part in instructions],
         captions=captions, segmentation=lambda index: source[index].get("segmentation_mask"),
         naming=lambda index: f"{asked}/{split}/{index}",
     )  # fmt: skip

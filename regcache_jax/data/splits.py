@@ -5,9 +5,8 @@ from __future__ import annotations
 import collections
 import dataclasses
 
-from etils import epath
-
 from regcache_jax.data.dataset import Dataset
+from regcache_jax.files.places import as_path
 
 HELD_OUT = 5
 """Of the pictures of a class one in so many is tested, the second and every fifth after it; the others train."""
@@ -15,7 +14,7 @@ HELD_OUT = 5
 
 def has_splits(data_dir: str | None, *splits: str) -> bool:
     """Whether a folder holds a folder of one of these names."""
-    return data_dir is not None and any((epath.Path(data_dir).expanduser() / split).is_dir() for split in splits)
+    return data_dir is not None and any((as_path(data_dir).expanduser() / split).is_dir() for split in splits)
 
 
 def held_out(dataset: Dataset) -> tuple[Dataset, Dataset]:

@@ -17,6 +17,7 @@ from regcache_jax.core.errors import UserError, shown
 from regcache_jax.embedding.layout import Described, Layout, Receipt, description, read_receipt
 from regcache_jax.files.bounded import open_in_pieces
 from regcache_jax.files.identity import file_hash, fingerprint
+from regcache_jax.files.places import as_path
 
 THREADS = 4
 FAULTS_SHOWN = 6
@@ -43,7 +44,7 @@ class Checked(NamedTuple):
 def check_set(folder: epath.PathLike, progress: Callable[[int], None] | None = None) -> Checked:
     """Reads every file of a set and compares lengths, hashes and numbers of rows with what its partition's receipt says. `progress` hears
     of partitions. Raises UserError that says what is missing or differs, and how to make it again."""
-    described = description(epath.Path(folder))
+    described = description(as_path(folder))
     layout, belongs_to = Layout(folder, described["partitions"]), fingerprint(described)
     missing = sorted(set(range(layout.partitions)) - layout.done())
     if missing:

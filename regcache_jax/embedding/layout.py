@@ -22,6 +22,7 @@ from regcache_jax.embedding.options import Features, Format
 from regcache_jax.files.bounded import read_json
 from regcache_jax.files.identity import fingerprint
 from regcache_jax.files.paths import write_json
+from regcache_jax.files.places import as_path
 from regcache_jax.files.sealed import SEAL, is_sealed, seal
 
 SET = "set.json"
@@ -58,7 +59,7 @@ class Layout:
     """The names of the files of a set of so many partitions: numbers have equally many digits, so that names sort as numbers do."""
 
     def __init__(self, folder: epath.PathLike, partitions: int) -> None:
-        self.folder, self.partitions = epath.Path(folder), partitions
+        self.folder, self.partitions = as_path(folder), partitions
 
     def name(self, kind: str, number: int, suffix: str) -> str:
         """The file of a kind of one partition, below the folder."""

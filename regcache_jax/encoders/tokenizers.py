@@ -26,6 +26,7 @@ from regcache_jax.core.errors import UserError
 from regcache_jax.core.spec import Tokenization
 from regcache_jax.encoders.words import MERGES_FILE, ORIGINAL_FILE, TOKENIZER_FILE, VOCABULARY_FILE, read_tried
 from regcache_jax.files.bounded import TEXT_LIMIT, read_bytes
+from regcache_jax.files.places import as_path
 
 FILES: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "clip": ((TOKENIZER_FILE,), (VOCABULARY_FILE, MERGES_FILE), (ORIGINAL_FILE,)),
@@ -81,7 +82,7 @@ CLEANING: dict[str, Callable[[str], str]] = {
 def find_files(kind: str, folder: epath.PathLike) -> list[epath.Path]:
     """The files of a folder that hold its tokenizer, the preferred set of them; empty if none is complete."""
     for patterns in FILES[kind]:
-        found = [sorted(epath.Path(folder).glob(pattern)) for pattern in patterns]
+        found = [sorted(as_path(folder).glob(pattern)) for pattern in patterns]
         if all(len(files) == 1 for files in found):
             return [file for (file,) in found]
     return []

@@ -31,6 +31,7 @@ from regcache_jax.encoders.tokenizers import load_tokenizer
 from regcache_jax.evaluation.metrics import count_hits, metrics_from_counts
 from regcache_jax.evaluation.protocol import PROTOCOLS
 from regcache_jax.evaluation.zero_shot import average_prompts
+from regcache_jax.files.places import as_path
 from regcache_jax.models.folder import read_description
 
 API = "jit"
@@ -110,7 +111,7 @@ class Evaluator:
         self.prompts = PROTOCOLS[protocol].prompts(self.data, classnames, templates)
         self.batch_size, self.name = batch_size, dataset
         texts = [prompt.replace("{c}", name) for name in self.prompts.classnames for prompt in self.prompts.templates]
-        self._ids = load_tokenizer(spec.tokenization, epath.Path(model))(texts)
+        self._ids = load_tokenizer(spec.tokenization, as_path(model))(texts)
         mesh = Mesh(flat, ("data",))
         self._rows, everywhere = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
         self._embed = jax.jit(functools.partial(_embed, predict_fn), out_shardings=everywhere)

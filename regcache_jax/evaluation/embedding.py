@@ -19,6 +19,7 @@ from regcache_jax.evaluation.rows import check_rows
 from regcache_jax.evaluation.zero_shot import encode_ids, text_identity
 from regcache_jax.files.identity import content_hash
 from regcache_jax.files.paths import write_whole
+from regcache_jax.files.places import as_path
 from regcache_jax.files.store import Cache, npz_bytes
 from regcache_jax.models.folder import Model
 
@@ -85,7 +86,7 @@ def embed_texts(
 def write_embeddings(path: epath.PathLike, embedded: Embedded, texts: Float[np.ndarray, "n E"] | None = None) -> None:
     """Writes an .npz with `features`, `paths` and, where there are any, `captions` (JSON, a list of texts a picture: an array of texts
     would make all as long as the longest) and `text_features`, whole or not at all."""
-    path = epath.Path(path)
+    path = as_path(path)
     arrays: dict[str, Any] = {"features": embedded.features.astype(np.float32), "paths": np.array(embedded.paths)}
     if any(embedded.captions):
         arrays["captions"] = np.array(json.dumps(embedded.captions))

@@ -23,6 +23,7 @@ import pydantic_core
 from etils import epath
 
 from regcache_jax.core.errors import UserError, shown
+from regcache_jax.files.places import as_path
 
 T = TypeVar("T")
 
@@ -41,7 +42,7 @@ def open_regular(path: epath.PathLike, limit: int) -> io.BufferedIOBase:
     """Opens a file for reading, for those who read it in pieces or map it; it holds at most `limit` bytes.
 
     Raises UserError for what is not there, not a regular file (folder, device, pipe, socket, a link in a circle), larger or unreadable."""
-    path = epath.Path(path)
+    path = as_path(path)
     try:
         if "://" in str(path):
             if not path.exists():
@@ -70,7 +71,7 @@ def open_in_pieces(path: epath.PathLike) -> Any:
 
     Raises UserError as `open_regular` does."""
     if "://" in str(path):  # a store of objects holds nothing but regular ones
-        return epath.Path(path).open("rb")
+        return as_path(path).open("rb")
     return open_regular(path, LARGEST)
 
 

@@ -18,6 +18,7 @@ from regcache_jax.core.errors import UserError, shown
 from regcache_jax.files.bounded import TEXT_LIMIT, parse_json, read_bytes
 from regcache_jax.files.lock import held
 from regcache_jax.files.paths import write_whole
+from regcache_jax.files.places import as_path
 from regcache_jax.files.sealed import SEAL, seal
 
 T = TypeVar("T")
@@ -31,7 +32,7 @@ class Log(Generic[T]):
     log or is in use."""
 
     def __init__(self, path: epath.PathLike | None, belongs_to: dict[str, Any], schema: type[T], kind: str) -> None:
-        self.path = None if path is None else epath.Path(path)
+        self.path = None if path is None else as_path(path)
         self.rows: list[T] = []
         header = _line(belongs_to)
         self._lines = [header]

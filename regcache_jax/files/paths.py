@@ -16,11 +16,12 @@ from etils import epath
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.files.lock import held
+from regcache_jax.files.places import as_path
 
 
 def refuse_existing(path: epath.PathLike) -> None:
     """Raises UserError where something lies already: what was made is never written over."""
-    if epath.Path(path).exists():
+    if as_path(path).exists():
         raise UserError(f"{path} exists already; choose another name or remove it first")
 
 
@@ -51,7 +52,7 @@ def write_whole(path: epath.PathLike, content: bytes | mmap.mmap) -> None:
     """Writes a file beside its final name and renames it, so that nothing half-written is ever found; makes the folders it lies in.
 
     Returns when disk and folder hold it. Raises OSError that names the file."""
-    path = epath.Path(path)
+    path = as_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if "://" in str(path):  # a store of objects writes an object whole or not at all
         path.write_bytes(content[:])
@@ -105,7 +106,7 @@ def whole_folder(path: epath.PathLike) -> Iterator[epath.Path]:
     when the block fails. What a killed run left of such folders is removed.
 
     Raises UserError where the name is taken, and where another process is making it."""
-    path = epath.Path(path)
+    path = as_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with held(path):
         refuse_existing(path)

@@ -14,6 +14,7 @@ from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 from regcache_jax.core.errors import UserError
 from regcache_jax.files.bounded import read_json
 from regcache_jax.files.paths import write_json
+from regcache_jax.files.places import as_path
 from regcache_jax.files.sealed import SEAL, seal
 
 Row = dict[str, Any]
@@ -97,7 +98,7 @@ def write_each(folder: epath.PathLike, rows: list[Row]) -> list[epath.Path]:
         each = {**each, "pretrained": full_name(each)}
         parts = (each[key] for key in ("dataset", "pretrained", "model", "language", "task"))
         name = "_".join(re.sub(r"[^A-Za-z0-9._+-]+", "-", part).strip("-") for part in parts)
-        files.append(epath.Path(folder) / f"{name}.json")
+        files.append(as_path(folder) / f"{name}.json")
         write(files[-1], each)
     return files
 

@@ -17,6 +17,7 @@ from etils import epath
 from regcache_jax.files.distributed import is_first
 from regcache_jax.files.identity import fingerprint, sha256
 from regcache_jax.files.paths import sweep, write_whole
+from regcache_jax.files.places import as_path
 
 Arrays = dict[str, np.ndarray]
 
@@ -54,7 +55,7 @@ class Store:
     nothing."""
 
     def __init__(self, workdir: epath.PathLike | None, kind: str, made_from: Any) -> None:
-        self.folder = None if workdir is None else epath.Path(workdir) / kind / fingerprint(made_from)
+        self.folder = None if workdir is None else as_path(workdir) / kind / fingerprint(made_from)
         if self.folder is not None and is_first():
             sweep(self.folder)
 

@@ -20,6 +20,7 @@ from regcache_jax.files import distributed
 from regcache_jax.files.bounded import read_json
 from regcache_jax.files.identity import digest_of, fingerprint
 from regcache_jax.files.paths import files_below, remove, size_and_time, sweep, write_json, write_whole
+from regcache_jax.files.places import as_path
 from regcache_jax.files.sealed import is_sealed, seal
 
 Json = dict[str, Any]
@@ -38,7 +39,7 @@ class Workdir:
     Whoever works in it holds it (`lock`); what a killed run left half-written is removed."""
 
     def __init__(self, path: epath.PathLike, observer: Observer) -> None:
-        self.path, self.observer = epath.Path(path), observer
+        self.path, self.observer = as_path(path), observer
         distributed.from_first(lambda: sweep(self.path))
 
     def stage(
@@ -102,7 +103,7 @@ class Workdir:
 def listing(path: epath.PathLike) -> list[tuple[str, int, float]]:
     """What a user's file or folder is recognised by without reading it: name, size and time of every file, sorted by name;
     nothing for a path that is not there (a name on a hub)."""
-    root = epath.Path(path).expanduser()
+    root = as_path(path).expanduser()
     files = files_below(root) if root.is_dir() else [root] if root.exists() else []
     return [(file.relative_to(root).as_posix(), *size_and_time(file)) for file in files]
 

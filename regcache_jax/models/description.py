@@ -13,6 +13,7 @@ from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 from regcache_jax.core.errors import UserError, shown
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.files.bounded import parse_json, read_bytes
+from regcache_jax.files.places import as_path
 from regcache_jax.files.sealed import check_description, lengths, refuse, wrong_lengths
 
 ENCODER_FILE, PARAMS_FOLDER = "encoder.json", "params"
@@ -53,7 +54,7 @@ class _Version(TypedDict):
 
 def read_description(folder: epath.PathLike) -> dict[str, Any]:
     """`encoder.json` of a model folder, held to its schema and its own hash. Raises UserError that says what the folder is not."""
-    folder = epath.Path(folder)
+    folder = as_path(folder)
     file = folder / ENCODER_FILE
     if not folder.exists():
         raise UserError(f"there is no model folder {folder}; `regcache convert SOURCE --out {folder}` makes one")

@@ -27,6 +27,7 @@ from regcache_jax.encoders.taps import encode_patches
 from regcache_jax.files.bounded import read_bytes, read_json
 from regcache_jax.files.identity import sha256
 from regcache_jax.files.paths import refuse_existing, write_json, write_whole
+from regcache_jax.files.places import as_path
 from regcache_jax.files.sealed import is_sealed, seal
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -97,7 +98,7 @@ def export(
     the form that suits it, on every platform.
 
     Raises UserError for an unknown platform, or where `path` exists."""
-    path = epath.Path(path)
+    path = as_path(path)
     unknown = sorted(set(platforms) - set(PLATFORMS))
     if unknown or not platforms:
         raise UserError(f"platforms are {', '.join(PLATFORMS)}; got {', '.join(unknown) or 'none'}")
@@ -109,7 +110,7 @@ def export(
 def export_again(encoder: Encoder, path: epath.PathLike) -> epath.Path:
     """Writes a file anew from the encoder it was made from, when JAX has come to read it no more: for the platforms and chip, and with the
     batch, that stand beside it. Raises UserError where what stands there is damaged, or speaks of another encoder."""
-    path = epath.Path(path)
+    path = as_path(path)
     facts = read_json(facts_file(path), dict[str, Any])
     if not is_sealed(facts):
         raise UserError(
@@ -160,7 +161,7 @@ def load(path: epath.PathLike) -> Callable[[Float[Array, "B Y X 3"]], Float[Arra
 
     A program runs with this process's rights, so it is taken only with the facts beside it, both as they were written. Raises
     UserError for others."""
-    path = epath.Path(path)
+    path = as_path(path)
     program = read_bytes(path, LARGEST_PROGRAM)
     facts = read_json(facts_file(path), dict[str, Any])
     if not is_sealed(facts) or facts.get(PROGRAM) != sha256(program):

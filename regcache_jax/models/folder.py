@@ -40,6 +40,7 @@ from regcache_jax.encoders.preprocess import preprocess
 from regcache_jax.encoders.tokenizers import load_tokenizer
 from regcache_jax.files.bounded import read_json
 from regcache_jax.files.paths import whole_folder
+from regcache_jax.files.places import as_path
 from regcache_jax.files.sealed import FILES, belongs, check_folder, describe_folder
 from regcache_jax.models import layout
 from regcache_jax.models.description import (
@@ -106,7 +107,7 @@ def save(
 ) -> epath.Path:
     """Writes a model folder and returns its path. `metadata` is kept in encoder.json beside what stands there anyway; `labels` are the
     names of the classifier's classes; `dtype` casts float weights on the way. Raises UserError if the folder exists."""
-    folder = epath.Path(folder)
+    folder = as_path(folder)
     encoder = encoder if dtype is None else encoder.astype(dtype)
     flat = to_names(encoder.params)
     description = {
@@ -204,7 +205,7 @@ def load(folder: epath.PathLike, *, sharding: jax.sharding.Sharding | Placing | 
     function of a parameter's path (`image/blocks/mlp/fc1/kernel`) and shape, so that a mesh can hold a share of each.
 
     Raises UserError that names the folder and everything that is missing or does not fit its spec."""
-    folder = epath.Path(folder)
+    folder = as_path(folder)
     description = read_description(folder)
     check_files(folder, description)
     spec, scheme = _read_spec(folder, description)
@@ -249,7 +250,7 @@ def check_files(folder: epath.Path, description: Mapping[str, Any]) -> None:
 def tokenizer_files(folder: epath.PathLike) -> list[str]:
     """Names of the tokenizer's files in a model folder: all that is neither description, parameters nor plan, nor hidden or a *.md."""
     own = {ENCODER_FILE, PARAMS_FOLDER, PLAN_FILE}
-    return sorted(name for entry in epath.Path(folder).iterdir() if (name := entry.name) not in own and belongs(name))
+    return sorted(name for entry in as_path(folder).iterdir() if (name := entry.name) not in own and belongs(name))
 
 
 def _read_spec(folder: epath.Path, description: Mapping[str, Any]) -> tuple[EncoderSpec, Scheme | None]:

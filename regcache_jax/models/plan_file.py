@@ -24,6 +24,7 @@ from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.identity import encoder_hash
 from regcache_jax.files.bounded import parse_json
 from regcache_jax.files.paths import refuse_existing
+from regcache_jax.files.places import as_path
 from regcache_jax.files.tensors import read_tensors, write_tensors
 
 FLOATS, NUMBERS = ("key", "value", "copies"), ("start", "stop", "delete_block", "delete_count")
@@ -62,7 +63,7 @@ class _Metadata(TypedDict, total=False):
 def save_plan(path: epath.PathLike, plan: RegisterPlan, metadata: Mapping[str, Any] | None = None) -> None:
     """Writes a plan, beside its final name first. `metadata`: JSON values; callers put the encoder's hash and name,
     reference set, scheme, objective and the search's figures there. Raises UserError if the file exists."""
-    path = epath.Path(path)
+    path = as_path(path)
     refuse_existing(path)
     tensors = {"key": plan.key, "value": plan.value, "copies": plan.copies}
     arrays = {name: np.asarray(array, np.float32) for name, array in tensors.items()}
@@ -73,7 +74,7 @@ def save_plan(path: epath.PathLike, plan: RegisterPlan, metadata: Mapping[str, A
 
 def load_plan(path: epath.PathLike) -> tuple[RegisterPlan, dict[str, Any]]:
     """Reads a plan and its metadata. Raises UserError that names the file and what is wrong with it."""
-    path = epath.Path(path)
+    path = as_path(path)
     if not path.exists():
         raise UserError(f"there is no register plan {path}; `regcache search` makes one")
     if path.is_dir():

@@ -19,6 +19,7 @@ from regcache_jax.files import results
 from regcache_jax.files.distributed import from_first
 from regcache_jax.files.lock import held_by_first
 from regcache_jax.files.paths import remove, write_json
+from regcache_jax.files.places import as_path
 from regcache_jax.files.sealed import seal
 from regcache_jax.files.workdir import Json
 from regcache_jax.pipeline.checks import check_config, check_float_accuracy
@@ -67,7 +68,7 @@ def _run(config: RunConfig, told: Json, workdir: epath.PathLike, observer: Obser
         "figures": stages.figures().result,
         "config": told,
     }
-    from_first(lambda: _write(epath.Path(workdir), rows, {**story, "changes": table.differences()}))
+    from_first(lambda: _write(as_path(workdir), rows, {**story, "changes": table.differences()}))
     return rows
 
 

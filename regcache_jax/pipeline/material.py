@@ -15,6 +15,7 @@ from regcache_jax.encoders.identity import encoder_hash
 from regcache_jax.evaluation.protocol import PROTOCOLS, Prompts
 from regcache_jax.evaluation.zero_shot import class_vectors
 from regcache_jax.files.identity import fingerprint
+from regcache_jax.files.places import as_path
 from regcache_jax.files.store import Cache
 from regcache_jax.files.workdir import Json, Workdir, listing
 from regcache_jax.models import folder as checkpoints
@@ -46,7 +47,7 @@ class Material:
             from regcache_jax.demo.bundled import bundled_model
 
             return checkpoints.load(bundled_model())
-        if (epath.Path(source) / checkpoints.ENCODER_FILE).exists():
+        if (as_path(source) / checkpoints.ENCODER_FILE).exists():
             return checkpoints.load(source)
 
         def make() -> Json:

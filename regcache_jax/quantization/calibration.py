@@ -25,6 +25,7 @@ from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.identity import encoder_hash
 from regcache_jax.files.bounded import parse_json
 from regcache_jax.files.identity import Digest
+from regcache_jax.files.places import as_path
 from regcache_jax.files.tensors import read_tensors, write_tensors
 from regcache_jax.quantization.calibrate import LargestMagnitudes, check_finite, scales_from_ranges
 from regcache_jax.quantization.gather import gather
@@ -89,7 +90,7 @@ class Calibration:
 
     def save(self, path: epath.PathLike) -> None:
         """Writes one safetensors file, beside its name and then renamed."""
-        path = epath.Path(path)
+        path = as_path(path)
         tensors = {
             f"{site}/{field.name}": np.ascontiguousarray(getattr(histogram, field.name))
             for site, histogram in self.sites.items()
@@ -106,7 +107,7 @@ class Calibration:
     @classmethod
     def load(cls, path: epath.PathLike) -> Calibration:
         """Reads what `save` wrote. Raises UserError for another file."""
-        path = epath.Path(path)
+        path = as_path(path)
         if not path.exists():
             raise UserError(f"there is no calibration file {path}; `regcache calibrate` makes one")
         tensors, texts = read_tensors(path, "calibration file", {"regcache_jax", "groups", "num_images", "made_for"})

@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jaxtyping import Array, Bool, Float
 
 from regcache_jax.core.plan import Schedule
@@ -76,16 +77,25 @@ class Wanted:
     class_token: bool = False
     position: Position = "source"
 
-    def none_yet(self, blocks: BlockSpec) -> Candidates:
+    def none_yet(self, blocks: BlockSpec) -> Running:
         """The running list before the first batch: norms of -1."""
         targets, count = len(self.targets), self.count
         rows = jnp.zeros((targets, count, blocks.num_blocks, blocks.num_heads, blocks.head_dim), jnp.float32)
         hidden = jnp.zeros((targets, count, blocks.width), jnp.float32)
-        return Candidates(jnp.full((targets, count), -1.0, jnp.float32), hidden, rows, rows)
+        return Running(Candidates(jnp.full((targets, count), -1.0, jnp.float32), hidden, rows, rows), self)
 
 
-def merge(seen: Seen, mask: Bool[Array, "B"], running: Candidates, spec: ImageSpec, wanted: Wanted) -> Candidates:
+@struct.dataclass
+class Running:
+    """The largest tokens of the batches so far, and which are looked for."""
+
+    found: Candidates
+    wanted: Wanted = struct.field(pytree_node=False)
+
+
+def merge(seen: Seen, mask: Bool[Array, "B"], running: Running, spec: ImageSpec) -> Running:
     """Adds one batch to the running list; images with mask False do not count."""
+    found, wanted = running.found, running.wanted
     if wanted.position == "none":
         seen = seen._replace(key=without_position(seen.key, spec))
     batch, num_tokens, width = seen.hidden.shape[1:]
@@ -104,29 +114,23 @@ def merge(seen: Seen, mask: Bool[Array, "B"], running: Candidates, spec: ImageSp
         return jnp.moveaxis(flat[:, index], 0, 2)  # [L, T, C, H, K] -> [T, C, L, H, K]
 
     own = jnp.take_along_axis(hidden.reshape(len(targets), batch * num_tokens, width), index[..., None], axis=1)
-    merged_norm = jnp.concatenate([running.norm, top], axis=1)
+    merged_norm = jnp.concatenate([found.norm, top], axis=1)
     best, order = jax.lax.top_k(merged_norm, count)
 
     def keep(old: Float[Array, "T C ..."], new: Float[Array, "T M ..."]) -> Float[Array, "T C ..."]:
         joined = jnp.concatenate([old, new.astype(jnp.float32)], axis=1)
         return jnp.take_along_axis(joined, order.reshape(order.shape + (1,) * (joined.ndim - 2)), axis=1)
 
-    kept = keep(running.hidden, own), keep(running.key, rows(seen.key)), keep(running.value, rows(seen.value))
-    return Candidates(best, *kept)
+    kept = keep(found.hidden, own), keep(found.key, rows(seen.key)), keep(found.value, rows(seen.value))
+    return Running(Candidates(best, *kept), wanted)
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "wanted"))
+@functools.partial(jax.jit, static_argnames=("spec",))
 def _merge(
-    tower: ImageTower,
-    images: Float[Array, "B Y X 3"],
-    mask: Bool[Array, "B"],
-    running: Candidates,
-    *,
-    spec: ImageSpec,
-    wanted: Wanted,
-) -> Candidates:
+    tower: ImageTower, images: Float[Array, "B Y X 3"], mask: Bool[Array, "B"], running: Running, *, spec: ImageSpec
+) -> Running:
     seen = Seen(**image_features(tower, images, spec, collect=COLLECT).collected)
-    return merge(seen, mask, running, spec, wanted)
+    return merge(seen, mask, running, spec)
 
 
 def find_candidates(
@@ -147,15 +151,9 @@ def find_candidates(
     spec, wanted = encoder.spec.image, Wanted(tuple(targets), count, class_token, position)
     running = wanted.none_yet(spec.blocks)
     for batch, mask in as_batches(images, encoder.spec, batch_size):
-        running = _merge(
-            encoder.params.image,
-            jnp.asarray(batch, encoder.dtype),
-            jnp.asarray(mask),
-            running,
-            spec=spec,
-            wanted=wanted,
-        )
-    return running
+        part = jnp.asarray(batch, encoder.dtype)
+        running = _merge(encoder.params.image, part, jnp.asarray(mask), running, spec=spec)
+    return running.found
 
 
 class Registers(NamedTuple):

@@ -11,6 +11,7 @@ from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 from regcache_jax.core.errors import UserError
 from regcache_jax.files import results
 from regcache_jax.files.bounded import read_json
+from regcache_jax.files.places import as_path
 from regcache_jax.files.sealed import is_sealed
 from regcache_jax.report.tables import ROW_LABELS
 
@@ -139,7 +140,7 @@ class _Story(TypedDict):
 def read_story(workdir: epath.PathLike) -> tuple[list[results.Row], Json]:
     """The rows and the story that `regcache run` left in a work folder. Raises UserError where there are none, and where they are not as
     they were written."""
-    folder = epath.Path(workdir)
+    folder = as_path(workdir)
     rows_file, story_file = folder / "results.json", folder / "story.json"
     if not rows_file.exists() or not story_file.exists():
         raise UserError(f"{folder} holds no finished run (results.json and story.json); `regcache run` makes one")

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.files import results
 from regcache_jax.files.paths import write_whole
+from regcache_jax.files.places import as_path
 from regcache_jax.studies.cells import Entry
 from regcache_jax.studies.cost import MODEL
 
@@ -43,7 +44,7 @@ def write_tables(
     """Writes `compare.json` (CLIP_benchmark's keys), `compare.csv`, `compare.md` and, where matplotlib is, `compare.png`.
 
     Returns what was written."""
-    out = epath.Path(out)
+    out = as_path(out)
     rows = [_row(entry, encoder, dataset, float_metrics, cost_unit) for entry in entries]
     results.write(out / "compare.json", rows)
     names = sorted({name for entry in entries for name in entry.metrics})

@@ -39,14 +39,15 @@ KILLS = """
 import json, pathlib, sys
 import regcache_jax.cli.evaluate, regcache_jax.cli.registers, regcache_jax.cli.compare, regcache_jax.cli.run
 import regcache_jax.evaluation.rows, regcache_jax.registers.search.search, regcache_jax.pipeline, regcache_jax.report.page
+from commands import has_ended
 from together import run_together
 
 for folder, arguments, changes in json.loads(sys.argv[1]):
     log = pathlib.Path(folder) / "log"
     ended, _ = run_together(arguments, 1, log, kill_after=changes)
     assert not ended, arguments
-    out = pathlib.Path(arguments[arguments.index("--out") + 1]) if "--out" in arguments else None
-    if out is None or "compare" in arguments or not out.exists():  # it had ended: nobody starts it again, and it would refuse
+    folder = pathlib.Path(folder)
+    if not has_ended(folder.name, folder):
         run_together(arguments, 1, log)
 """
 

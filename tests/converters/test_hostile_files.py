@@ -18,10 +18,12 @@ import torch
 from flax import serialization
 from killing import in_a_fresh_process
 from randomized import clip, save_random, siglip
+from regcache_jax.converters import described as descriptions
 from regcache_jax.converters import pickles
+from regcache_jax.converters.described import named_tensors
 from regcache_jax.converters.engine import StoredTensor
 from regcache_jax.converters.formats import Given, section
-from regcache_jax.converters.pickles import describe, named_tensors
+from regcache_jax.converters.pickles import describe
 from regcache_jax.converters.readers import read_tensors
 from safetensors.numpy import load_file, save_file
 
@@ -138,7 +140,7 @@ LAUGHS = b"}q\0" + b"".join(b"}q%c" % (n + 1) + named(b"a", b"h%c" % n) + named(
 def test_a_pickle_reaches_nothing_outside_itself_and_ends(code, message, monkeypatch):
     """Its bounds are lower here than they are, as shapes are checked at every step of a test."""
     monkeypatch.setattr(pickles, "_MOST_STEPS", 20_000)
-    monkeypatch.setattr(pickles, "_MOST_ENTRIES", 20_000)
+    monkeypatch.setattr(descriptions, "_MOST_ENTRIES", 20_000)
     before = np.arange(3, dtype=jnp.bfloat16).tobytes()
     if message is None:
         assert list(described(code)) == ["w"]
@@ -150,7 +152,8 @@ def test_a_pickle_reaches_nothing_outside_itself_and_ends(code, message, monkeyp
 
 LONGEST_WORK = """
 import contextlib, io, struct, time
-from regcache_jax.converters.pickles import describe, named_tensors
+from regcache_jax.converters.described import named_tensors
+from regcache_jax.converters.pickles import describe
 from regcache_jax.core.errors import UserError
 
 name = b"X" + struct.pack("<I", 1 << 24) + b"k" * (1 << 24) + b"q\\1"

@@ -214,3 +214,13 @@ def test_stars_are_sorted_and_files_are_named_from_the_folder_that_all_share(sou
     found = files_of(str(sources / "0*.tar"))
     assert [each.name for each in found] == ["00.tar", "01.tar"]
     assert files_of(str(sources / "folder" / "[01].png"))[1].name == "1.png"
+
+
+def test_a_damaged_row_group_or_record_is_one_line(sources, tmp_path):
+    for name in ("bytes.parquet", "raw.array_record"):
+        content = bytearray((sources / name).read_bytes())
+        content[70:110] = bytes(40)
+        (tmp_path / name).write_bytes(content)
+        dataset = next(iter(parts_of_images(str(tmp_path / name), 10))).open()
+        with pytest.raises(UserError, match=f"{name} is no readable"):
+            dataset[0]

@@ -133,3 +133,11 @@ def test_what_is_too_long_is_cut_in_the_middle():
     assert (
         len(str(UserError("a" * 10**6))) <= LONGEST_MESSAGE and str(UserError("as it is: ä, 猫")) == "as it is: ä, 猫"
     )
+
+
+def test_a_store_that_nobody_knows_is_named_wherever_a_path_may_stand(regcache, tmp_path):
+    for path in ("foo://a/b", "https://a/b.png"):
+        with pytest.raises(UserError, match=f"{path} lies in no store that is known"):
+            read_bytes(path, 10)
+    status, _, said = regcache("evaluate", "foo://model", "--dataset", "emoji", "--task", "knn")
+    assert status == 1 and "foo://model lies in no store that is known" in " ".join(said.split())

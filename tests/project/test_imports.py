@@ -29,3 +29,9 @@ def test_every_imported_name_of_the_library_exists():
                 names = missing(node.module, [alias.name for alias in node.names])
                 wrong += [f"{path.relative_to(ROOT)}:{node.lineno}: {name}" for name in names]
     assert not wrong, wrong
+
+
+def test_every_path_of_a_user_comes_by_one_way():
+    """Whatever opens paths of its own meets unknown stores with a traceback of epath's."""
+    library = [path for folder in FOLDERS[:3] for path in (ROOT / folder).rglob("*.py")]
+    assert [path.name for path in library if "epath.Path(" in path.read_text()] == ["places.py"]

@@ -23,6 +23,7 @@ from regcache_jax.demo.recipe.export import export
 from regcache_jax.demo.recipe.phases import ALIKE, PHASES, Phase
 from regcache_jax.demo.recipe.train import State, confusion, folded, initial_state, name_ids, prepare, run_phase
 from regcache_jax.files.paths import refuse_existing, write_json
+from regcache_jax.files.places import as_path
 
 SETTINGS_FILE, CONCEPTS_FILE, STATES_FOLDER, MODEL_FOLDER = "recipe.json", "concepts.json", "states", "model"
 
@@ -45,7 +46,7 @@ def cook(
     """Trains and exports; returns the model folder. `every`: steps between two saved states.
 
     Raises UserError if `out` holds a run with other settings, or a finished model."""
-    out = epath.Path(out)
+    out = as_path(out)
     refuse_existing(out / MODEL_FOLDER)
     _settle(out, recipe, drawings)
     if recipe.choose_concepts:

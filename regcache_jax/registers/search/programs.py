@@ -18,7 +18,7 @@ from regcache_jax.encoders.outputs import outputs_of, pooled_outputs
 from regcache_jax.encoders.rounding import Run
 from regcache_jax.encoders.vision import image_features
 from regcache_jax.quantization.calibrate import Ranges
-from regcache_jax.registers.candidates import COLLECT, Candidates, Seen, Wanted, merge
+from regcache_jax.registers.candidates import COLLECT, Running, Seen, merge
 from regcache_jax.registers.search.ranges import collectors
 
 Images = Float[Array, "B Y X 3"]
@@ -33,7 +33,7 @@ def block_flops(spec: BlockSpec, num_tokens: int) -> int:
     return 2 * num_tokens * (4 * spec.width**2 + mlp + 2 * num_tokens * spec.width)
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "scheme", "entries", "patches", "wanted"))
+@functools.partial(jax.jit, static_argnames=("spec", "scheme", "entries", "patches"))
 def float_states(
     tower: ImageTower,
     images: Images,
@@ -43,18 +43,17 @@ def float_states(
     scheme: Scheme,
     entries: tuple[int, ...],
     patches: bool,
-    running: Candidates | None = None,
-    wanted: Wanted | None = None,
-) -> tuple[Outputs, dict[int, States], PyTree, Candidates | None]:
-    """Outputs, the states that enter the blocks `entries`, what scales come from, and the running list of candidates (if `wanted`)."""
+    running: Running | None = None,
+) -> tuple[Outputs, dict[int, States], PyTree, Running | None]:
+    """Outputs, the states that enter the blocks `entries`, what scales come from, and the running list of candidates (if there is one)."""
     collect = {
         **collectors(scheme, spec.image.protected, real),
-        **(COLLECT if wanted else {"hidden": COLLECT["hidden"]}),
+        **(COLLECT if running else {"hidden": COLLECT["hidden"]}),
     }
     output = image_features(tower, images, spec.image, collect=collect)
     seen = {name: output.collected.pop(name) for name in COLLECT if name in collect}
-    if wanted is not None and running is not None:
-        running = merge(Seen(**seen), real, running, spec.image, wanted)
+    if running is not None:
+        running = merge(Seen(**seen), real, running, spec.image)
     kept = {block: seen["hidden"][block] for block in entries}
     return outputs_of(output, spec, patches), kept, output.collected, running
 

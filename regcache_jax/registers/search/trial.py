@@ -99,7 +99,7 @@ class Trials:
             own, hidden, found, running = float_states(
                 tower, jax.device_put(batch, device), jax.device_put(np.arange(self.chunk) < length, device),
                 spec=self.encoder.spec, scheme=self.scheme, entries=self.entries, patches=self.reads_patches,
-                running=jax.device_put(running, device), wanted=self.wanted,
+                running=jax.device_put(running, device),
             )  # fmt: skip
             if self._rows > self.chunk:
                 hidden = {block: filled(np.asarray(states), self._rows) for block, states in hidden.items()}
@@ -107,7 +107,7 @@ class Trials:
             outputs.append(own.on_host().of(slice(length)))
             ranges.append(found)
             self._note(progress, "in float", index)
-        self.candidates, self.float_outputs = running, outputs_joined(outputs)
+        self.candidates, self.float_outputs = running.found if running else None, outputs_joined(outputs)
         self.base_ranges = joined(ranges, self._lengths(self.num_chunks), self.scheme)
         self.base_ranges.check()
         if not np.isfinite(self.float_outputs.pooled).all():
