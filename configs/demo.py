@@ -1,7 +1,7 @@
 """The demo: the bundled encoder at W8A8, W6A6 and W4A4, with its registers and the simple rivals.
 
 Float accuracy to expect: 87.0 % top-1 on the 816 Twemoji pictures, which no training, calibration or search has seen.
-About three minutes on two CPU cores. `regcache demo` runs this.
+About four minutes on two CPU cores. `regcache demo` runs this.
 """
 
 from __future__ import annotations
@@ -27,7 +27,16 @@ def get_config() -> ConfigDict:
 
     config.schemes = ("w8a8", "w6a6", "w4a4")
     config.weights = "channel"
-    config.rows = ("plain", "registers", "prefix-only", "delete-only", "strong", "token")  # keys of pipeline.KINDS
+    config.rows = (
+        "plain",
+        "registers",
+        "prefix-only",
+        "delete-only",
+        "percentile",
+        "strong",
+        "token",
+    )  # keys of pipeline.KINDS
+    config.cost = "model"  # of operations; or a TPU (v5e:2x2, say), whose compiler is asked for cycles (extra `tpu`)
 
     config.search = ConfigDict({"chunk": 64, "align": 0, "max_trials": 0, "max_minutes": 0.0})  # 0: no limit
     config.batch_size = 68

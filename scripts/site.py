@@ -1,6 +1,7 @@
 """What the documentation site is made of beside the pages in docs/: a hook of MkDocs (`mkdocs.yml`).
 
 - A link from a page to a file of the repository outside docs/ leads to a page with that file's text, so that the site needs no other place.
+- Short code is marked, so that it stays on one line.
 - `{{ options }}` in a page becomes the options of every command, from the command line itself.
 """
 
@@ -44,6 +45,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     return (
         markdown.replace("{{ options }}", "\n".join(command_reference())) if "{{ options }}" in markdown else markdown
     )
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
+    """Keeps short code on one line: a browser would break `--auto` behind its dashes."""
+    return re.sub(r"<code>([^<>\n]{1,28})</code>", r'<code class="short">\1</code>', html)
 
 
 def notebook(path: Path) -> str:

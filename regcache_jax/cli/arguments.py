@@ -6,7 +6,6 @@ No JAX is imported before something is read, so that `--help` answers at once; P
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import sys
 from collections.abc import Callable
@@ -171,15 +170,9 @@ class CostArgs:
 
     def price(self, default: str = "model") -> Price:
         """What gives an encoder's cost. Raises UserError for what is neither `model` nor a TPU that can be asked about."""
-        from regcache_jax.studies.cost import MODEL, Price
+        from regcache_jax.studies.cost import price_of
 
-        name = self.cost or default
-        if name == "model":
-            return MODEL
-        from regcache_jax.tpu.ask import check_topology, encoder_cycles
-
-        check_topology(name)
-        return Price(f"{name} cycles an image, by the TPU compiler", functools.partial(encoder_cycles, topology=name))
+        return price_of(self.cost or default)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ import click
 
 from regcache_jax.cli.arguments import CostArgs, LabelFreeArgs, TestedData, read_images, read_plan, recipes_of
 from regcache_jax.cli.options import takes
-from regcache_jax.cli.screen import BarsOfCells, digits, print_table, say, write_text
+from regcache_jax.cli.screen import BarsOfCells, digits, foretell, print_table, say, tell, write_text
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.options import option
 from regcache_jax.core.search_config import SearchConfig
@@ -79,9 +79,10 @@ def accuracy_of(model: Model, data: Dataset) -> Judge | None:
 @click.argument("model", type=click.Path())
 @takes(pictures=TestedData, error=LabelFreeArgs, chosen=CompareArgs, cost=CostArgs)
 def compare(model: str, pictures: TestedData, error: LabelFreeArgs, chosen: CompareArgs, cost: CostArgs) -> None:
-    """Compare recipes at 8, 6 and 4 bits, with and without registers.
+    """Compare recipes at some bits, with and without registers.
 
-    Scales and registers come from the calibration split; error (against the float encoder, of what --objective says), accuracy and
+    Scales and registers come from the calibration split (of a folder without splits from four pictures in five, the fifth is
+    measured on); error (against the float encoder, of what --objective says), accuracy and
     cost are those on DATA. Writes compare.json, .csv, .md, .png and .html.
     """
     import numpy as np
@@ -93,6 +94,7 @@ def compare(model: str, pictures: TestedData, error: LabelFreeArgs, chosen: Comp
     from regcache_jax.studies import grid, sheets
     from regcache_jax.studies.cells import cells_of
     from regcache_jax.studies.choice import equals
+    from regcache_jax.studies.pace import Pace
     from regcache_jax.studies.plans import find_plans
 
     bits, recipes = chosen.schemes, recipes_of(chosen.methods)
@@ -101,15 +103,21 @@ def compare(model: str, pictures: TestedData, error: LabelFreeArgs, chosen: Comp
     if not bits or not recipes:
         raise UserError("--bits and --methods must each name something")
     loaded = checkpoints.load(model)
-    data = pictures.open()
-    tested = read_images(loaded, data)
-    drawn = read_images(loaded, pictures.other(chosen.calibration_split, chosen.calibration))
+    data, others = _two_sets(pictures, chosen)
+    tested, drawn = read_images(loaded, data), read_images(loaded, others)
     plan = read_plan(chosen.registers, loaded)
     plans = {} if plan is None else dict.fromkeys(bits, plan)
+    searching, pace = SearchConfig(objective=error.objective), Pace(loaded.encoder)
+    searches = 0 if plan is not None or chosen.no_registers else len(bits)
+    number = len(bits) * len(recipes) * (1 if chosen.no_registers else 2)
+    foretell(
+        searches * pace.search(len(drawn), searching) + pace.cells(number, len(drawn), len(tested)),
+        "fewer --methods and --bits take less, and what is done is kept",
+    )
     with held(chosen.out, folder=True), BarsOfCells("comparing") as bars:
         workdir = Workdir(chosen.out, bars)
-        if plan is None and not chosen.no_registers:
-            plans = find_plans(loaded.encoder, drawn, bits, workdir, SearchConfig(objective=error.objective))
+        if searches:
+            plans = find_plans(loaded.encoder, drawn, bits, workdir, searching)
         bench = grid.Bench(
             loaded.encoder, drawn, tested, plans, accuracy_of(loaded, data), price, pictures.batch_size, error.objective
         )
@@ -136,6 +144,21 @@ def compare(model: str, pictures: TestedData, error: LabelFreeArgs, chosen: Comp
         tried.setdefault(entry.cell.bits, []).append(_tried(entry, entry.name in front, entry.name in equal))
     write_text(f"{chosen.out}/compare.html", compared_page(title, tried, price.unit))
     say(f"{', '.join(Path(path).name for path in written)}, compare.html -> {chosen.out}")
+
+
+def _two_sets(pictures: TestedData, chosen: CompareArgs) -> tuple[Dataset, Dataset]:
+    """The pictures that are measured on, and those that give scales and registers: two splits, or two parts of a folder that has none."""
+    from regcache_jax.data.splits import has_splits, held_out
+
+    split, count = chosen.calibration_split, chosen.calibration
+    if pictures.dataset != "folder" or pictures.split is not None or has_splits(pictures.data_dir, split, "test"):
+        return pictures.open(), pictures.other(split, count)
+    others, tested = held_out(pictures.open())
+    if not len(tested):
+        raise UserError(f"{pictures.data_dir} holds too few pictures: some are measured on, others give scales")
+    tell(tested.notes[-1])
+    step = max(1, len(others) // count)
+    return tested, others.chosen(list(range(0, len(others), step))[:count])
 
 
 def _tried(entry: Entry, front: bool, tied: bool) -> Tried:

@@ -94,16 +94,19 @@ def convert(source: str, chosen: ConvertArgs, choices: Choices, output: JsonArgs
     """
     from regcache_jax import converters
     from regcache_jax.core.errors import UserError
-    from regcache_jax.files.paths import remove
+    from regcache_jax.files.paths import refuse_existing, remove
     from regcache_jax.models import description as described
     from regcache_jax.models import folder as checkpoints
 
+    if chosen.to is not None and chosen.dry_run:
+        raise click.UsageError("--dry-run reads a checkpoint; it does not go with --to")
     if chosen.to is not None:
         say(f"{source} -> {converters.write(checkpoints.load(source), chosen.to, chosen.out)}")
         return
     if chosen.dry_run:
         from regcache_jax.converters.conversion import read_checkpoint
 
+        refuse_existing(chosen.out)
         with progress(f"reading {source}"):
             found = read_checkpoint(source, name=chosen.name, dtype=chosen.dtype, choices=choices)
         for note in found.notes:

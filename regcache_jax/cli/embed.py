@@ -9,16 +9,18 @@ import click
 
 from regcache_jax.cli.arguments import DataArgs, ParallelArgs, Processes, TestedData
 from regcache_jax.cli.options import takes
-from regcache_jax.cli.screen import progress, say, tell
+from regcache_jax.cli.screen import foretell, progress, say, tell
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.options import like, option
 from regcache_jax.embedding.options import SetOptions
-from regcache_jax.files.places import as_path
 from regcache_jax.files.progress import moving
 
 if TYPE_CHECKING:
     from regcache_jax.data.dataset import Dataset
     from regcache_jax.data.parts import Part
+
+MANY = 200
+"""Pictures; of fewer nothing is foretold, as timing a block takes a while too."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,6 +143,7 @@ def _one_file(model: str, chosen: EmbedArgs, kept: SetOptions) -> None:
     from regcache_jax.files.bounded import read_text
     from regcache_jax.files.paths import refuse_existing
     from regcache_jax.models import folder as checkpoints
+    from regcache_jax.studies.pace import Pace
 
     if kept != SetOptions():
         raise click.UsageError("an .npz holds pooled features in float32; other options are for --out FOLDER")
@@ -153,6 +156,8 @@ def _one_file(model: str, chosen: EmbedArgs, kept: SetOptions) -> None:
     text_features = None
     if chosen.texts is not None:
         text_features = embed_texts(loaded, list(lines(read_text(chosen.texts))))
+    if len(data) >= MANY:
+        foretell(Pace(loaded.encoder).passes(len(data)), "with --out FOLDER what is done is kept, and more may join")
     with progress(f"embedding {len(data)} pictures", len(data)) as update:
         found = embed_pictures(
             loaded, data, chosen.batch_size, strict=chosen.strict, parallel=chosen.parallel, progress=update
@@ -169,7 +174,9 @@ def _partitions(model: str, chosen: EmbedArgs, kept: SetOptions) -> None:
     chosen.join()
 
     from regcache_jax.embedding.embed import Running, embed_set
+    from regcache_jax.files.places import as_path
     from regcache_jax.models import folder as checkpoints
+    from regcache_jax.studies.pace import Pace
 
     assert chosen.out is not None
     if as_path(chosen.out).is_file():
@@ -177,6 +184,12 @@ def _partitions(model: str, chosen: EmbedArgs, kept: SetOptions) -> None:
     loaded = checkpoints.load(model)
     parts = chosen.parts(kept.partition)
     kept = dataclasses.replace(kept, allow_unreadable=0.0) if chosen.strict else kept
+    known = sum(part.pictures or 0 for part in parts)
+    if known >= MANY:
+        foretell(
+            Pace(loaded.encoder).passes(known),
+            "for all, by this process alone; what is done is kept, and more may join",
+        )
     with progress(f"embedding into {chosen.out}, {len(parts)} partitions") as update:
         running = Running(chosen.batch_size, chosen.parallel, chosen.workers, tell, moving(update))
         done = embed_set(loaded, parts, chosen.out, kept, running)

@@ -11,7 +11,7 @@ import click
 from regcache_jax.cli.arguments import JsonArgs, ObjectiveArgs, ReferenceData, SchemeArgs, WordArgs
 from regcache_jax.cli.labels import class_vectors_of, labels_of
 from regcache_jax.cli.options import takes
-from regcache_jax.cli.screen import digits, print_table, progress, say, tell, write_json, write_text
+from regcache_jax.cli.screen import digits, foretell, print_table, progress, say, tell, write_json, write_text
 from regcache_jax.core.options import like, option
 from regcache_jax.files.progress import moving
 
@@ -148,6 +148,7 @@ def inspect(
     from regcache_jax.models import folder as checkpoints
     from regcache_jax.registers import inspect as inspection
     from regcache_jax.registers.verdict import judge
+    from regcache_jax.studies.pace import Pace
 
     scheme = Scheme.named(chosen.scheme)
     if scheme is None:
@@ -164,6 +165,11 @@ def inspect(
     answers = None
     if objective == "accuracy" and count:
         answers = Answers(labels_of(data, chosen_pictures), class_vectors_of(loaded, data, words))
+    pace = Pace(loaded.encoder)
+    seconds = pace.passes(2 * len(data)) + (
+        pace.stakes(len(chosen_pictures)) + pace.sensitivity(len(chosen_pictures)) if count else 0
+    )
+    foretell(seconds, "--limit and --sensitivity-images bound it")
     with progress("norms by block and token", len(data)) as update:
         stream = _stream(loaded, data, pictures.batch_size, update)
         profile = inspection.inspect(loaded.encoder, stream, batch_size=pictures.batch_size)

@@ -5,7 +5,8 @@ Exit status: 0 done, 1 failed (one line says why), 2 wrong use, 130 interrupted.
 
 from __future__ import annotations
 
-import importlib
+import importlib.metadata
+import importlib.util
 import io
 import os
 import re
@@ -127,11 +128,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def say_nothing_of_what_is_not_there(devices: str = "/sys/bus/pci/devices") -> None:
-    """Where the machine has no TPU (no PCI device of Google's), libtpu need not ask the network for one; and a hub that cannot be reached
-    is one line of ours, not each of its retries. What stands in the environment is left alone."""
+    """Where the machine has no TPU (no PCI device of Google's), libtpu need not ask the network for one, nor JAX load it where it has no
+    other plugin; and a hub that cannot be reached is one line of ours, not each of its retries. What stands in the environment is left
+    alone."""
     vendors = (path.read_text().strip() for path in Path(devices).glob("*/vendor"))
     if GOOGLE not in vendors:
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+        if importlib.util.find_spec("jax_plugins") is None and not importlib.metadata.entry_points(group="jax_plugins"):
+            os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
 
 

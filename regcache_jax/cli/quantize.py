@@ -21,7 +21,7 @@ from regcache_jax.cli.arguments import (
     recipes_of,
 )
 from regcache_jax.cli.options import takes
-from regcache_jax.cli.screen import BarsOfCells, digits, print_table, progress, say, tell, write_json
+from regcache_jax.cli.screen import BarsOfCells, digits, foretell, print_table, progress, say, tell, write_json
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.objective import LabelFree
 from regcache_jax.core.options import like, option
@@ -275,8 +275,9 @@ def _auto(encoder: Encoder, images: np.ndarray, work: str, config: AutoConfig, p
     """The encoder that `auto` chooses and the name of its entry; prints the table."""
     from regcache_jax.files.lock import held
     from regcache_jax.files.workdir import Workdir
-    from regcache_jax.studies.auto import auto
+    from regcache_jax.studies.auto import auto, seconds_of
 
+    foretell(seconds_of(encoder, len(images), config), f"what is done is kept in {work}")
     with held(work, folder=True), BarsOfCells("trying recipes") as bars:
         result = auto(encoder, images, Workdir(work, bars), config, price)
     rows = [(e.name, *map(digits, (e.error, e.jitter, e.worst, e.cost)), e.fault or e.note) for e in result.entries]

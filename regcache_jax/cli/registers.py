@@ -9,7 +9,7 @@ import click
 from regcache_jax.cli.arguments import JsonArgs, ObjectiveArgs, ReferenceData, SchemeArgs, WordArgs, read_images
 from regcache_jax.cli.labels import class_vectors_of, labels_of
 from regcache_jax.cli.options import some, takes
-from regcache_jax.cli.screen import print_table, progress, say, write_json
+from regcache_jax.cli.screen import foretell, print_table, progress, say, write_json
 from regcache_jax.core.options import option
 from regcache_jax.core.search_config import SearchConfig
 from regcache_jax.files.progress import moving
@@ -65,6 +65,7 @@ def search(
     from regcache_jax.registers.search.claim import measure
     from regcache_jax.registers.search.result import describe_plan
     from regcache_jax.registers.search.search import search as run_search
+    from regcache_jax.studies.pace import Pace
 
     scheme = bits.read()
     if scheme is None:
@@ -77,6 +78,7 @@ def search(
     if config.objective == "accuracy":
         labels, vectors = labels_of(data, range(len(data))), class_vectors_of(loaded, data, words)
     images = read_images(loaded, data)
+    foretell(Pace(loaded.encoder).search(len(images), config), "--max-minutes bounds it")
     with progress("searching") as update:
         result = run_search(
             loaded.encoder,

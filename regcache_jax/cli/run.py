@@ -15,7 +15,6 @@ from regcache_jax.cli.options import takes
 from regcache_jax.cli.screen import Bars, print_table, say
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.options import option
-from regcache_jax.files.places import as_path
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -137,6 +136,7 @@ def say_what_would_be_done(config: ConfigDict, workdir: str) -> None:
 
     from regcache_jax import pipeline
     from regcache_jax.data import open_dataset
+    from regcache_jax.files.places import as_path
     from regcache_jax.pipeline.table import kind_of, table_cells
 
     fields = pipeline.read_config(config)
@@ -166,7 +166,7 @@ class DemoArgs:
 @click.command()
 @takes(chosen=DemoArgs)
 def demo(chosen: DemoArgs) -> None:
-    """Show it all on the bundled encoder, in about three minutes."""
+    """Show it all on the bundled encoder, in about four minutes."""
     from regcache_jax.demo.bundled import bundled_model
 
     if chosen.print_model:
@@ -192,7 +192,7 @@ class RunArgs:
 @takes(chosen=RunArgs, processes=Processes)
 @click.pass_context
 def run(context: click.Context, chosen: RunArgs, processes: Processes) -> None:
-    """Run all stages of a config, or go on with a run that was killed.
+    """Run all stages of a config, or go on with a killed run.
 
     Convert, inspect, search, quantise, evaluate, report. Fields are changed with --config.a.b=c. What has not changed since
     the last run is kept. With --distributed, processes that see the same work folder run a config together.

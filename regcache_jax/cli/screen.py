@@ -35,6 +35,14 @@ def tell(text: str) -> None:
         click.echo(wrapped(escaped(text), sys.stderr.isatty()), err=True)
 
 
+def foretell(seconds: float, bounded_by: str) -> None:
+    """Says before long work how long it will take, and what bounds it."""
+    from regcache_jax.studies.pace import forecast
+
+    if (sentence := forecast(seconds, bounded_by)) is not None:
+        tell(sentence)
+
+
 def wrapped(text: str, on_terminal: bool) -> str:
     """A text as it is written: on a terminal broken between words, in a pipe one line."""
     if not on_terminal:
@@ -60,14 +68,25 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
         for line in ([escaped(column) for column in columns], *texts):
             click.echo("\t".join(line))
         return
-    table = Table(title=Text(escaped(title)), title_justify="left")
-    for index, column in enumerate(columns):
+    console, table = Console(), Table(title=Text(escaped(title)), title_justify="left")
+    heads = [escaped(column).replace("_", " ") for column in columns]  # so that it may wrap; a cut name is no name
+    for index, width in enumerate(widths(heads, texts, console.width - 3 * len(columns) - 1)):
         numeric = all(isinstance(row[index], int | float) or row[index] is None for row in rows)
-        words = escaped(column).replace("_", " ")  # so that it may wrap; a cut name is no name
-        table.add_column(Text(words), justify="right" if numeric else "left", overflow="fold")
+        table.add_column(Text(heads[index]), justify="right" if numeric else "left", overflow="fold", width=width)
     for row in texts:
         table.add_row(*map(Text, row))  # no markup: brackets are brackets
-    Console().print(table)
+    console.print(table)
+
+
+def widths(heads: Sequence[str], rows: Sequence[Sequence[str]], room: int) -> list[int]:
+    """How wide each column of a table is: as wide as its texts; where that is more than there is room for, the widest give way first, and
+    words of a head are broken last."""
+    found = [max(map(len, (head, *(row[index] for row in rows)))) for index, head in enumerate(heads)]
+    whole = [max(map(len, head.split()), default=1) for head in heads]
+    while sum(found) > room and max(found) > 1:
+        giving = [index for index, width in enumerate(found) if width > whole[index]] or range(len(found))
+        found[max(giving, key=found.__getitem__)] -= 1
+    return found
 
 
 class Bars(Observer, contextlib.AbstractContextManager):

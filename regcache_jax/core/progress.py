@@ -25,7 +25,7 @@ def heard(rows: Iterable[Row], progress: Progress, total: int | None) -> Iterabl
 
 
 class Heard(Sequence[Row]):
-    """Kept rows, heard at every pass."""
+    """Kept rows, heard at every pass; a pass more than there should be is counted as well."""
 
     def __init__(self, rows: Sequence[Row], progress: Progress, total: int | None) -> None:
         self.rows, self.progress, self.total, self.done = rows, progress, total, 0
@@ -35,7 +35,7 @@ class Heard(Sequence[Row]):
         for row in rows:
             yield row
             self.done += len(row)  # type: ignore[arg-type]
-            self.progress(self.done, self.total)
+            self.progress(self.done, None if self.total is None else max(self.done, self.total))
 
     def __iter__(self) -> Iterator[Row]:
         return self.passing(self.rows)

@@ -4,8 +4,11 @@ Of several processes (`--distributed`) the first alone is seen."""
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import statistics
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
@@ -21,6 +24,8 @@ from regcache_jax.files.distributed import is_first
 
 EVERY = 30.0
 """Seconds between two lines of progress in a pipe."""
+ENOUGH = 3
+"""Steps that say how long the others will take."""
 
 
 @runtime_checkable
@@ -64,7 +69,7 @@ class Steps(drawing.MofNCompleteColumn):
 
 @contextlib.contextmanager
 def bar(label: str, total: int | None = None) -> Iterator[Update]:
-    """A bar on standard error if that is a terminal, else a line at the start and at the end, and one every `EVERY` seconds as it moves."""
+    """A bar on standard error if that is a terminal, else a line at the start and at the end, and one every `EVERY` seconds."""
     label = escaped(label)
     if not is_first():
         yield lambda advance=1, total=None, note="": None
@@ -88,25 +93,50 @@ def bar(label: str, total: int | None = None) -> Iterator[Update]:
 
             yield update
         return
-    began = time.monotonic()
+    began, ended = time.monotonic(), threading.Event()
     click.echo(f"{label} ...", err=True)
-    yield Lines(label, total, began)
+    lines = Lines(label, total, began)
+    beating = threading.Thread(target=lines.until, args=(ended,), daemon=True)
+    beating.start()
+    try:
+        yield lines
+    finally:
+        ended.set()
+        beating.join()
     click.echo(f"{label}: {time.monotonic() - began:.1f} s", err=True)
 
 
 class Lines:
-    """Progress in a pipe: now and then a line with how much is done and about how long the rest takes."""
+    """Progress in a pipe: now and then a line with how much is done and about how long the rest takes, by the median of the last steps: in
+    the first ones programs are compiled."""
 
     def __init__(self, label: str, total: int | None, began: float) -> None:
         self.label, self.total, self.began = label, total, began
-        self.done, self.told = 0, began
+        self.done, self.told, self.note = 0, began, ""
+        self.last, self.steps = began, collections.deque[float](maxlen=200)
 
     def __call__(self, advance: int = 1, total: int | None = None, note: str = "") -> None:
         """Steps on; a line if the last is long ago."""
-        self.done, self.total, now = self.done + advance, self.total if total is None else total, time.monotonic()
+        self.done, self.total, self.note = self.done + advance, self.total if total is None else total, note
+        if advance > 0:
+            now = time.monotonic()
+            self.steps.append((now - self.last) / advance)
+            self.last = now
+        self.show()
+
+    def show(self) -> None:
+        """A line if the last is long ago."""
+        now = time.monotonic()
         if now - self.told < EVERY:
             return
-        self.told, left = now, ""
-        if self.total is not None and self.done:
-            left = f" of {self.total}, about {(now - self.began) * (self.total / self.done - 1):.0f} s left"
-        click.echo(f"{self.label}: {self.done}{left}{f' ({escaped(note)})' if note else ''}", err=True)
+        self.told, how_far = now, f"{now - self.began:.0f} s so far"
+        if self.done:
+            how_far = f"{self.done}" if self.total is None else f"{self.done} of {self.total}"
+        if self.total is not None and len(self.steps) >= ENOUGH:
+            how_far += f", about {statistics.median(self.steps) * max(self.total - self.done, 0):.0f} s left"
+        click.echo(f"{self.label}: {how_far}{f' ({escaped(self.note)})' if self.note else ''}", err=True)
+
+    def until(self, ended: threading.Event) -> None:
+        """Lines where no step comes for long, as while programs are compiled."""
+        while not ended.wait(EVERY / 30):
+            self.show()

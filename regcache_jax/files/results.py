@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Mapping
 from importlib import metadata
@@ -23,6 +24,22 @@ Row = dict[str, Any]
 def versions() -> dict[str, str]:
     """Versions of what made a result."""
     return {name: metadata.version(name) for name in ("regcache-jax", "jax", "flax", "aqtp")}
+
+
+def surroundings() -> dict[str, str]:
+    """What surrounds a run: devices, system, Python, and the version of everything that the package needs."""
+    import jax
+
+    needed = [
+        re.split(r"[^\w.-]", line)[0] for line in metadata.requires("regcache-jax") or () if "extra ==" not in line
+    ]
+    devices = jax.devices()
+    return {
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "system": f"{platform.system()} {platform.machine()}",
+        "Python": platform.python_version(),
+        **{name: metadata.version(name) for name in ("regcache-jax", *sorted({*needed, "jaxlib"}))},
+    }
 
 
 def row(

@@ -24,10 +24,12 @@ from regcache_jax.files.sealed import seal
 from regcache_jax.files.workdir import Json
 from regcache_jax.pipeline.checks import check_config, check_float_accuracy
 from regcache_jax.pipeline.config import RunConfig, read_config
+from regcache_jax.pipeline.expected import seconds_left
 from regcache_jax.pipeline.material import Material
 from regcache_jax.pipeline.rows import Rows
 from regcache_jax.pipeline.stages import Stages
 from regcache_jax.pipeline.table import KINDS
+from regcache_jax.studies.pace import forecast
 
 __all__ = ["KINDS", "check_config", "check_float_accuracy", "read_config", "run"]
 
@@ -50,6 +52,10 @@ def _run(config: RunConfig, told: Json, workdir: epath.PathLike, observer: Obser
     if config.task == "zeroshot_classification":
         observer.said(material.protocol.sentence(material.prompts(), material.encoder.spec.preprocessing))
     stages = Stages(material)
+    if sentence := forecast(
+        seconds_left(material), "--config.search.max_minutes bounds each search, and what is done is kept"
+    ):
+        observer.said(sentence)
     inspected = stages.inspect().result
     for finding in inspected["verdict"]["findings"]:
         observer.said(finding["sentence"])
@@ -66,7 +72,9 @@ def _run(config: RunConfig, told: Json, workdir: epath.PathLike, observer: Obser
         "inspect": inspected,
         "search": searched,
         "figures": stages.figures().result,
+        "costs": stages.costs().result,
         "config": told,
+        "made_with": results.surroundings(),
     }
     from_first(lambda: _write(as_path(workdir), rows, {**story, "changes": table.differences()}))
     return rows

@@ -8,6 +8,7 @@ from regcache_jax.core.scheme import Scheme
 from regcache_jax.files import results
 from regcache_jax.pipeline.config import RunConfig
 from regcache_jax.pipeline.table import KINDS
+from regcache_jax.studies.cost import price_of
 
 ACCURACY_TOLERANCE = 0.003
 """How far the float accuracy may lie from the published one before quantised numbers are called invalid."""
@@ -23,6 +24,7 @@ def check_config(config: RunConfig) -> None:
             faults.append("scheme float is always in the table; config.schemes are the quantised ones")
     if unknown := [kind for kind in config.rows if kind not in KINDS]:
         faults.append(f"rows {', '.join(unknown)} are unknown; rows are {', '.join(KINDS)}")
+    price_of(config.cost)
     if faults:
         raise UserError(f"the config cannot be run: {'; '.join(faults)}")
 

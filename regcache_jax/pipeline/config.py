@@ -66,6 +66,7 @@ class RunConfig:
     classnames: str = ""
     templates: str = ""
     weights: Weights = "channel"
+    cost: str = "model"
     search: Effort = Effort()
     batch_size: pydantic.PositiveInt = 32
     micro_batch: Count = 0

@@ -22,8 +22,10 @@ from regcache_jax.files.workdir import Json, read_array, write_array
 from regcache_jax.models import folder as checkpoints
 from regcache_jax.pipeline import changes
 from regcache_jax.pipeline.stages import Stages, model_folder
-from regcache_jax.pipeline.table import FLOAT, KINDS, is_model, kind_of, note, table_cells
+from regcache_jax.pipeline.table import FLOAT, KINDS, is_model, kind_of, model_cell, note, table_cells
+from regcache_jax.report.tables import RIVALS
 from regcache_jax.studies.cells import Cell, Entry, kept
+from regcache_jax.studies.cost import cost
 
 FEATURES, PREDICTIONS = "features/float.npy", "features/float_predictions.npy"
 
@@ -71,11 +73,21 @@ class Rows:
                 "rows": list(compared),
                 "gain": changes.gain_of(compared["plain"], compared["registers"]) if both else None,
                 "loss": changes.gain_of(answers[FLOAT], rows[-1]),
+                "rivals": self._rivals(scheme, answers) if "registers" in compared else {},
                 "classes": changes.classes_of(rows, names),
                 "flips": changes.flips_of(rows, dataset, names) if len(rows) > 1 else None,
             }
             sizes[scheme] = changes.parameter_bytes(folder / model_folder(scheme))
         return told | {"bytes": sizes}
+
+    def _rivals(self, scheme: str, answers: Mapping[Cell, changes.Answers]) -> Json:
+        """How much more than the full plan each row gets right that does without registers."""
+        full = answers[model_cell(scheme)]
+        return {
+            kind: changes.gain_of(full, answers[Cell(scheme, *KINDS[kind])])
+            for kind in self.config.rows
+            if kind in RIVALS
+        }
 
     def _class_name(self, answers: changes.Answers) -> Callable[[int], str]:
         """What a class is called. k-NN numbers classes anew, so they are known by the pictures that are of them."""
@@ -93,7 +105,7 @@ class Rows:
         """What a row depends on."""
         config, own = self.config, self.material
         made_from: list[Any] = [
-            "answers", own.identity, own.data_identity("evaluation"), dataclasses.asdict(cell), config.task, config.weights,
+            "answers, cost", own.identity, own.data_identity("evaluation"), dataclasses.asdict(cell), config.task, config.weights,
         ]  # fmt: skip
         if config.task == "knn":
             made_from += [config.neighbours, config.temperature, own.data_identity("bank")]
@@ -182,6 +194,7 @@ class Rows:
             registers=cell.plan == "registers",
             plan="full" if cell.plan == "registers" else cell.plan,
             row=kind_of(cell),
+            cost=cost(encoder),
             protocol=self.config.protocol if self.config.task == "zeroshot_classification" else None,
             numbers=None if schedule is None else dataclasses.asdict(schedule),
             note=None if found is None else note(cell.plan, found, schedule.delete_count if schedule else 0),

@@ -18,7 +18,11 @@ from regcache_jax.registers.stakes import PICTURES, measure_stakes
 from regcache_jax.registers.verdict import judge
 from regcache_jax.report.sinks import sink_maps
 from regcache_jax.studies.cells import Cell
+from regcache_jax.studies.cost import price_of
 from regcache_jax.studies.plans import PlanSearch, find_plan, plan_file
+
+SENSITIVITY_PICTURES = 64
+"""Reference pictures that the sensitivity is measured on."""
 
 
 class Stages:
@@ -35,7 +39,7 @@ class Stages:
 
         def make() -> Json:
             profile = inspect(own.encoder, own.images("reference"), batch_size=self.config.search.chunk)
-            errors = sensitivity(own.encoder, own.images("reference")[:64], Scheme())
+            errors = sensitivity(own.encoder, own.images("reference")[:SENSITIVITY_PICTURES], Scheme())
             stakes = measure_stakes(own.encoder, own.images("reference")[:PICTURES], Scheme(), profile)
             verdict = judge(profile, errors, stakes)
             return {
@@ -92,7 +96,7 @@ class Stages:
         return own.workdir.stage(f"quantize_{name}", made_from, make, [folder])
 
     def figures(self) -> Stage:
-        """What the report draws: norms with the registers in place, and sink maps of a few pictures."""
+        """What the report draws: norms and sensitivity with the registers in place, and sink maps of a few pictures."""
         own, scheme = self.material, self.config.schemes[0]
 
         def make() -> Json:
@@ -101,10 +105,26 @@ class Stages:
             return {
                 "scheme": scheme,
                 "profile": profile.to_json(),
+                "errors": sensitivity(encoder, own.images("reference")[:SENSITIVITY_PICTURES], Scheme()).tolist(),
                 "maps": sink_maps(own.encoder, encoder, own.dataset("evaluation"), own.model),
             }
 
-        return own.workdir.stage("figures", [self.search(scheme).made_from, own.data_identity("evaluation")], make)
+        made_from = ["with sensitivity", self.search(scheme).made_from, own.data_identity("evaluation")]
+        return own.workdir.stage("figures", made_from, make)
+
+    def costs(self) -> Stage:
+        """What an image costs, and in which unit: in float, and of every scheme without and with its plan."""
+        own, price = self.material, price_of(self.config.cost)
+
+        def make() -> Json:
+            found = {"float": [price.of(own.encoder)]}
+            for name in self.config.schemes:
+                encoder = checkpoints.load(own.workdir.path / model_folder(name)).encoder
+                found[name] = [price.of(encoder.with_plan(None)), price.of(encoder)]
+            return {"unit": price.unit, "of": found}
+
+        made_from = [self.config.cost, [self.quantize(name).made_from for name in self.config.schemes]]
+        return own.workdir.stage("costs", made_from, make)
 
 
 def model_folder(scheme: str) -> str:

@@ -85,8 +85,8 @@ def try_remedies(
     exact, errors = outputs(encoder), {}
     tried = list(remedies_for(encoder, images, scheme, profile))
     for number, (name, own, plan) in enumerate(tried):
+        if progress is not None:
+            progress(number, len(tried), name)
         made = quantize(encoder, images if own.needs_images else None, own, plan)
         errors[name] = float(image_errors(objective, outputs(made), exact).mean())
-        if progress is not None:
-            progress(number + 1, len(tried))
     return errors

@@ -1,6 +1,6 @@
 """Sensitivity (paper, step 1): quantise one site of one block at a time and measure the error of the outputs.
 
-Every measurement starts from the float states at its own block, and one program serves all of them.
+Every measurement starts from the float states at its own block, and one program serves all of them. A plan in place stays in place.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.objective import Objective, checked, reads_patches
 from regcache_jax.core.outputs import Answers, Outputs, image_errors
+from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.progress import Progress
 from regcache_jax.core.scheme import SITES, Scheme
 from regcache_jax.core.sites import Block, Grid, ImageTower
@@ -32,11 +33,12 @@ from regcache_jax.registers.reference import check_images
 
 @functools.partial(jax.jit, static_argnames=("spec", "patches"))
 def _reference(
-    tower: ImageTower, images: Float[Array, "B Y X 3"], *, spec: EncoderSpec, patches: bool
-) -> tuple[Outputs, Float[Array, "L B N D"]]:
-    """Float outputs, and the states that enter the blocks."""
-    output = image_features(tower, images, spec.image, collect={"hidden": lambda trace: trace.hidden})
-    return outputs_of(output, spec, patches), output.collected["hidden"]
+    tower: ImageTower, images: Float[Array, "B Y X 3"], plan: RegisterPlan | None, *, spec: EncoderSpec, patches: bool
+) -> tuple[Outputs, Float[Array, "L B N D"], Bool[Array, "L B N"] | None]:
+    """Float outputs, the states that enter the blocks, and which of their tokens a plan has left."""
+    collect = {"hidden": lambda trace: trace.hidden, "present": lambda trace: trace.present}
+    output = image_features(tower, images, spec.image, plan=plan, collect=collect)
+    return outputs_of(output, spec, patches), output.collected["hidden"], output.collected["present"]
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "scheme", "patches"))
@@ -45,13 +47,16 @@ def _one_site(
     rounded: Block,
     grids: dict[str, Grid],
     hidden: Float[Array, "B N D"],
+    present: Bool[Array, "B N"] | None,
     first: Int[Array, ""],
+    plan: RegisterPlan | None,
     *,
     spec: EncoderSpec,
     scheme: Scheme,
     patches: bool,
 ) -> Outputs:
-    """Outputs with the sites quantised whose grid is enabled, from the float states at block `first`."""
+    """Outputs with the sites quantised whose grid is enabled, from the float states at block `first`. What the plan deletes at that block
+    is gone from `present` already, and nothing is deleted there again."""
     blocks = tower.blocks
     mixed = {}
     for site in SITES:
@@ -61,8 +66,10 @@ def _one_site(
             mixed[name] = layer.replace(kernel=jnp.where(on, integer[name].integers.dequantize(), layer.floats))
     blocks = blocks.with_layers(mixed).with_grids(grids)
     run = Run(spec.image.blocks, scheme, spec.image.protected)
-    output = run_blocks(blocks, hidden, run, start=first)
-    return pooled_outputs(tower, output.hidden, spec, patches)
+    if plan is not None:
+        plan = plan.replace(delete_count=jnp.where(plan.delete_block > first, plan.delete_count, 0))
+    output = run_blocks(blocks, hidden, run, start=first, plan=plan, present=present)
+    return pooled_outputs(tower, output.hidden, spec, patches, output.present)
 
 
 def sensitivity(
@@ -77,7 +84,8 @@ def sensitivity(
     progress: Progress | None = None,
 ) -> Float[np.ndarray, "L 4"]:
     """Mean error by the objective when only one site (columns: `SITES`) of one block (rows) is quantised: its weights and
-    its static activation scale, calibrated on the same images. With labels and class vectors: the drop in top-1.
+    its static activation scale, calibrated on the same images. With labels and class vectors: the drop in top-1. An encoder with a plan
+    is held against itself in float, the plan in place.
 
     `progress` is called after each run of the blocks with their number and how many there will be."""
     answers = None if labels is None or class_vectors is None else Answers(labels, class_vectors)
@@ -86,18 +94,20 @@ def sensitivity(
         raise UserError("objective 'accuracy' needs labels and class vectors")
     images = np.asarray(images)
     check_images(images, encoder.spec)
-    encoder = encoder.with_plan(None)
     scheme = scheme.plain
-    spec, tower = encoder.spec, encoder.params.image
+    spec, tower, plan = encoder.spec, encoder.params.image, encoder.plan
     ranges = calibrate(encoder, (batch for batch, _ in cut(images, batch_size)), scheme)
     scales = scales_from_ranges(ranges, scheme.activation_bits)
     rounded = quantize_kernels(tower.blocks, scheme)
     num_blocks = spec.image.blocks.num_blocks
     errors, baseline = np.zeros((num_blocks, len(SITES))), 0.0
     num_batches = -(-len(images) // batch_size)
+    total = num_batches * num_blocks * len(SITES)
+    if progress is not None:
+        progress(0, total)
     for number, (batch, mask) in enumerate(cut(images, batch_size)):
         read = reads_patches(objective)
-        reference, hidden = _reference(tower, jnp.asarray(batch, encoder.dtype), spec=spec, patches=read)
+        reference, hidden, present = _reference(tower, jnp.asarray(batch, encoder.dtype), plan, spec=spec, patches=read)
         real = slice(int(mask.sum()))
         known = reference.on_host().of(real)
         first = number * len(mask)
@@ -109,13 +119,12 @@ def sensitivity(
                 only = {site: np.arange(num_blocks) == (block if site == chosen else -1) for site in SITES}
                 grids = {site: Grid(scales[site], enabled=jnp.asarray(only[site])) for site in SITES}
                 outputs = _one_site(
-                    tower, rounded, grids, hidden[block], jnp.int32(block), spec=spec, scheme=scheme, patches=read
-                )
+                    tower, rounded, grids, hidden[block], None if present is None else present[block], jnp.int32(block), plan,
+                    spec=spec, scheme=scheme, patches=read,
+                )  # fmt: skip
                 errors[block, column] += image_errors(objective, outputs.on_host().of(real), known, own).sum()
                 if progress is not None:
-                    progress(
-                        (number * num_blocks + block) * len(SITES) + column + 1, num_batches * num_blocks * len(SITES)
-                    )
+                    progress((number * num_blocks + block) * len(SITES) + column + 1, total)
     return (errors - baseline) / len(images)
 
 

@@ -128,9 +128,9 @@ def measure_stakes(
     choices = list(dict.fromkeys([(), *((kind,) for kind in noticed), *others.values(), tuple(noticed)]))
     found: dict[tuple[str, ...], Outputs] = {}
     for number, choice in enumerate(choices):
-        found[choice] = bench.outputs(choice)
         if progress is not None:
-            progress(number + 1, len(choices))
+            progress(number, len(choices))
+        found[choice] = bench.outputs(choice)
     errors = {choice: float(image_errors(objective, own, bench.exact).mean()) for choice, own in found.items()}
     top1 = None
     if answers is not None:

@@ -30,8 +30,9 @@ tr.full td{font-weight:650}tr.first td{border-top:2px solid var(--soft)}sup{line
 .maps{display:flex;flex-wrap:wrap;gap:1rem}figure{margin:0;background:var(--card);padding:.6rem;border:1px solid var(--edge)}
 .row{display:flex;gap:.4rem}.row svg,.row img{width:104px;height:104px;display:block}
 figcaption{font-size:.8rem;color:var(--soft)}
+@media(max-width:600px){main{padding:1rem .8rem 3rem}th,td{white-space:normal;padding:.3rem .35rem;font-size:.8rem}}
 @media print{:root{--ink:#000;--soft:#333;--paper:#fff;--card:#fff;--edge:#999}main{max-width:none;padding:0}th,td{white-space:normal}
-.wide{overflow:visible}h2,h3{break-after:avoid}tr,figure,svg{break-inside:avoid}}
+.wide{overflow:visible}h2,h3{break-after:avoid}tr,figure,svg{break-inside:avoid}details::details-content{content-visibility:visible}}
 """
 
 SCRIPT = """
@@ -41,7 +42,9 @@ document.querySelectorAll("table.sortable th button").forEach(button => button.a
   head.parentElement.querySelectorAll("th").forEach(other => other.removeAttribute("aria-sort"));
   head.setAttribute("aria-sort", falls ? "descending" : "ascending");
   const text = row => row.cells[column].textContent;
-  const rows = [...body.rows].sort((a, b) => text(a).localeCompare(text(b), "en", {numeric: true}));
+  const number = row => parseFloat(text(row)), order = (a, b) => text(a).localeCompare(text(b), "en", {numeric: true});
+  const counted = [...body.rows].every(row => !isNaN(text(row).replace(/\\s*%$/, "")));
+  const rows = [...body.rows].sort(counted ? (a, b) => number(a) - number(b) : order);
   body.append(...(falls ? rows.reverse() : rows));
 }));
 """

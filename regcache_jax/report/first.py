@@ -1,4 +1,4 @@
-"""The report's first screen: the verdict, gains and losses with their intervals, the search's claim, bytes, what to do next."""
+"""The report's first screen: the verdict, gains and losses with their intervals, the search's claim, bytes and cost, what to do next."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import html
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from regcache_jax.report.numbers import amount, points, share, size, within
 from regcache_jax.report.tables import ROW_LABELS, sentences, table
 
 Json = dict[str, Any]
@@ -18,7 +19,7 @@ def first_screen(rows: Sequence[Json], story: Json) -> str:
         + glance_table(rows, story)
         + '<p class="soft">In brackets: 95 of 100 samples of pictures would give a figure in there (top-1: Wilson; differences and cosine: '
         "bootstrap over pictures). Points: percentage points of top-1. Error: squared distance between float and quantised features of "
-        "unit length.</p><h2>What to do next</h2>" + next_commands(story)
+        f"unit length. {_work(story)}</p><h2>What to do next</h2>" + next_commands(story)
     )
 
 
@@ -31,40 +32,37 @@ def verdict(rows: Sequence[Json], story: Json) -> Iterator[str]:
     number = index.get((scheme, kind), 0)
     seen = rows[0]["quantization"]["examples"]
     yield (
-        f"{scheme}, {ROW_LABELS[kind]}: {_share(rows[number])} of {seen} pictures are right {_within(changes, number)}; "
-        f"the float encoder has {_share(rows[0])} {_within(changes, 0)}."
+        f"{scheme}, {ROW_LABELS[kind]}: {share(rows[number])} of {seen} pictures are right {within(changes, number)}; "
+        f"the float encoder has {share(rows[0])} {within(changes, 0)}."
     )
     if found["gain"] is not None:
         low, high = found["gain"]["interval"]
         if low <= 0 <= high:
-            yield f"Whether registers gain anything over plain rounding cannot be told from these pictures: {_points(found['gain'])}."
+            yield f"Whether registers gain anything over plain rounding cannot be told from these pictures: {points(found['gain'])}."
         else:
             word = "gain" if low > 0 else "lose"
-            yield f"Registers {word} {_points(found['gain'])} over plain rounding."
-    rivals = [
-        (row["metrics"]["acc1"], row)
-        for row in rows
-        if row["quantization"]["scheme"] == scheme and row["quantization"]["row"] in RIVALS
-    ]
-    if rivals and kind == "registers":
-        best, row = max(rivals, key=lambda each: each[0])
-        low, high = changes["intervals"][number]["acc1"]
-        where = "as well, within the spread" if low <= best <= high else "better" if best > high else "worse"
-        yield f"Without registers, {ROW_LABELS[row['quantization']['row']]} does {where}: {_share(row)}."
-
-
-RIVALS = ("group", "percentile", "smoothquant", "strong", "tensor", "token")
-"""The rows that do without registers, beside plain rounding."""
+            yield f"Registers {word} {points(found['gain'])} over plain rounding."
+    if rivals := found["rivals"]:
+        best = max(rivals, key=lambda each: rivals[each]["acc1"])
+        low, high = rivals[best]["interval"]
+        how = (
+            "does as well, as far as these pictures tell"
+            if low <= 0 <= high
+            else "does better"
+            if low > 0
+            else "does worse"
+        )
+        yield f"Without registers, {ROW_LABELS[best]} {how}: {share(rows[index[scheme, best]])}, {points(rivals[best])}."
 
 
 GLANCE = (
     "plain", "with registers", "gained by registers", "against float", "error claimed by the search", "error on these pictures",
-    "parameters",
+    "parameters", "work of an image",
 )  # fmt: skip
 
 
 def glance_table(rows: Sequence[Json], story: Json) -> str:
-    """A column a scheme: plain, with registers, the differences, the error that was claimed and that was found, bytes."""
+    """A column a scheme: plain, with registers, the differences, the error that was claimed and that was found, bytes, cost."""
     schemes = list(story["changes"]["schemes"])
     columns = [glance(rows, story, scheme) for scheme in schemes]
     body = [[name, *(column[line] for column in columns)] for line, name in enumerate(GLANCE)]
@@ -77,11 +75,9 @@ def glance(rows: Sequence[Json], story: Json, scheme: str) -> list[str]:
     found = changes["schemes"][scheme]
     index = {(row["quantization"]["scheme"], row["quantization"]["row"]): number for number, row in enumerate(rows)}
     numbers = [index.get((scheme, kind)) for kind in ("plain", "registers")]
-    cells = [
-        "&ndash;" if number is None else f"{_share(rows[number])} {_within(changes, number)}" for number in numbers
-    ]
-    cells.append("&ndash;" if found["gain"] is None else _points(found["gain"]))
-    cells.append(_points(found["loss"]))
+    cells = ["&ndash;" if number is None else f"{share(rows[number])} {within(changes, number)}" for number in numbers]
+    cells.append("&ndash;" if found["gain"] is None else points(found["gain"]))
+    cells.append(points(found["loss"]))
     searched, number = story["search"].get(scheme), numbers[1]
     if searched is None or number is None:
         cells += ["&ndash;", "&ndash;"]
@@ -90,7 +86,19 @@ def glance(rows: Sequence[Json], story: Json, scheme: str) -> list[str]:
         measured = 2 * (1 - rows[number]["metrics"]["cosine"])
         cells.append(f"{searched['error']:.3g} &plusmn; {searched['claim']['spread']:.1g}")
         cells.append(f"{measured:.3g} ({2 * (1 - high):.3g} to {2 * (1 - low):.3g})")
-    return [*cells, f"{size(changes['bytes'][scheme])} of {size(changes['bytes']['float'])}"]
+    cells.append(f"{size(changes['bytes'][scheme])} of {size(changes['bytes']['float'])}")
+    (whole,), (_, registered) = story["costs"]["of"]["float"], story["costs"]["of"][scheme]
+    return [*cells, f"{amount(registered)} of {amount(whole)} ({registered / whole:.0%})"]
+
+
+def _work(story: Json) -> str:
+    """What the last line counts, and how cycles are had where they were not asked for."""
+    if story["config"].get("cost", "model") != "model":
+        return f"Work: {html.escape(story['costs']['unit'])}."
+    return (
+        f"Work: {html.escape(story['costs']['unit'])}, where one in float counts twice (a model, not a measurement). "
+        "<code>regcache run … --config.cost=v5e:2x2</code> (extra <code>tpu</code>) asks a TPU&rsquo;s compiler for cycles instead."
+    )
 
 
 def next_commands(story: Json) -> str:
@@ -106,26 +114,3 @@ def next_commands(story: Json) -> str:
         f"<p>The int8 encoder lies in <code>{model}</code> of the work folder. From there:</p>"
         f'<pre tabindex="0" aria-label="commands">{chr(10).join(lines)}</pre>'
     )
-
-
-def size(number: float) -> str:
-    """Bytes as a person reads them."""
-    for unit in ("B", "kB", "MB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} GB"
-
-
-def _share(row: Json) -> str:
-    return f"{100 * row['metrics']['acc1']:.1f} %"
-
-
-def _within(changes: Json, number: int) -> str:
-    low, high = changes["intervals"][number]["acc1"]
-    return f"({100 * low:.1f} to {100 * high:.1f})"
-
-
-def _points(difference: Json) -> str:
-    low, high = difference["interval"]
-    return f"{100 * difference['acc1']:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from etils import epath
@@ -14,12 +14,14 @@ from regcache_jax.report.document import document
 from regcache_jax.report.first import first_screen
 from regcache_jax.report.flips import flips_section
 from regcache_jax.report.plots import COLOURS, bars, cells, heat_map, heat_scale, norms_by_block, scatter
+from regcache_jax.report.rivals import rivals_section
 from regcache_jax.report.tables import (
     ROW_LABELS,
     TRIAL_KINDS,
     chosen_table,
     results_table,
     sentences,
+    table,
     trial_kind,
     trials_table,
 )
@@ -52,11 +54,12 @@ def page(rows: Sequence[Json], story: Json) -> str:
         results_table(rows),
         '<p class="soft">Cosine, relative error and agreement compare features and top-1 predictions with the float encoder\'s '
         "on the same pictures.</p>",
+        rivals_section(rows, story),
         "<h2>What changed, picture by picture</h2>",
         flips_section(story["changes"]),
         "<h2>What inspect found</h2>",
         sentences(finding["sentence"] for finding in story["inspect"]["verdict"]["findings"]),
-        sensitivity(story["inspect"]),
+        sensitivity(story),
         "<h3>Norms by block</h3>",
         f"<p>Largest and median l-inf norm of the patch tokens at every block's input, over {story['inspect']['profile']['num_images']} "
         f"reference pictures, without and with the registers found for {html.escape(story['figures']['scheme'])}.</p>",
@@ -66,9 +69,10 @@ def page(rows: Sequence[Json], story: Json) -> str:
         "<h2>What was chosen, and why</h2>",
         search_section(story["search"]),
         "<h2>How it was made</h2>",
-        f"<p>{_versions(rows[0])}. The same page again: <code>regcache run --config CONFIG --workdir DIR</code> with this "
-        "config.</p><details><summary>config</summary>"
-        f'<pre tabindex="0" aria-label="config">{html.escape(json.dumps(story["config"], indent=1))}</pre></details>',
+        "<p>The same page again: <code>regcache run --config CONFIG --workdir DIR</code> with this config.</p>",
+        table(("setting", "value"), _settings(story["config"]), name="settings", words=True),
+        "<h3>With what</h3>",
+        table(("what", "version"), _words(story["made_with"]), name="versions", words=True),
     ]
     return document(title, "".join(sections))
 
@@ -107,15 +111,22 @@ def accuracy_bars(rows: Sequence[Json]) -> str:
     return f'<div class="plots">{"".join(pictures)}</div>'
 
 
-def sensitivity(inspected: Json) -> str:
-    """Which block registers are needed in, and what each site alone costs."""
-    verdict, found = inspected["verdict"], inspected["sensitivity"]
+def sensitivity(story: Json) -> str:
+    """Which block registers are needed in, and what each site alone costs without and with them, shaded alike."""
+    verdict, found, after = story["inspect"]["verdict"], story["inspect"]["sensitivity"], story["figures"]["errors"]
     block, site = verdict["most_sensitive"]
+    largest = [max(map(max, errors)) for errors in (found["errors"], after)]
+    shown = "".join(
+        f"<h3>{title}</h3>"
+        f'<div class="wide" role="region" tabindex="0" aria-label="{title}">'
+        f"{cells(errors, found['sites'], 'block', title, largest[0])}</div>"
+        for title, errors in (("Without registers", found["errors"]), ("With registers", after))
+    )
     return (
         f"<p>The sensitive block is {verdict['sensitive_block']}. Quantised alone to w8a8, site {html.escape(site)} of block "
-        f"{block} costs most. Mean squared error of the unit features, one site of one block at a time:</p>"
-        '<div class="wide" role="region" tabindex="0" aria-label="error of one site">'
-        f"{cells(found['errors'], found['sites'], 'block', 'error of one site')}</div>"
+        f"{block} costs most: {largest[0]:.2g}. With the registers found for {html.escape(story['figures']['scheme'])} the most that a "
+        f"site costs is {largest[1]:.2g}. Mean squared error of the unit features, one site of one block at a time, on one scale of "
+        f"shades:</p>{shown}"
     )
 
 
@@ -182,5 +193,15 @@ def search_section(searched: dict[str, Json]) -> str:
     )
 
 
-def _versions(row: Json) -> str:
-    return html.escape(", ".join(f"{name} {version}" for name, version in row["quantization"]["versions"].items()))
+def _settings(config: Json, before: str = "") -> Iterator[list[str]]:
+    """Every field of a config, as `--config.NAME` takes it."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _settings(value, f"{before}{name}.")
+        else:
+            text = ",".join(map(str, value)) if isinstance(value, list | tuple) else json.dumps(value)
+            yield [f"<code>{html.escape(before + name)}</code>", html.escape(text)]
+
+
+def _words(pairs: Json) -> Iterator[list[str]]:
+    return ([html.escape(name), html.escape(value)] for name, value in pairs.items())

@@ -50,11 +50,15 @@ def lines(
     for number, (name, row) in enumerate(series.items()):
         colour = COLOURS[number // 2 % len(COLOURS)] if dashed else COLOURS[number % len(COLOURS)]
         style = ' stroke-dasharray="5 4"' if name in dashed else ""
-        points = [(x(index), y(value)) for index, value in enumerate(row) if value > 0]
-        path = " ".join(f"{left:.1f},{top:.1f}" for left, top in points)
+        points = {index: (x(index), y(value)) for index, value in enumerate(row) if value > 0}
+        path = " ".join(f"{left:.1f},{top:.1f}" for left, top in points.values())
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2.2"{style}/>')
         if marks and not style:
-            parts += [f'<circle cx="{left:.1f}" cy="{top:.1f}" r="3" fill="{colour}"/>' for left, top in points]
+            parts += [
+                f'<circle cx="{left:.1f}" cy="{top:.1f}" r="3" fill="{colour}"><title>{html.escape(name)}, {x_label} {index}: '
+                f"{row[index]:.3g}</title></circle>"
+                for index, (left, top) in points.items()
+            ]
         left, top = LEFT + (number % 2) * 290, HEIGHT + 12 + 22 * (number // 2)
         parts.append(
             f'<line x1="{left}" x2="{left + 26}" y1="{top}" y2="{top}" stroke="{colour}" stroke-width="2.2"{style}/>'
@@ -150,16 +154,18 @@ def scatter(groups: Mapping[str, Sequence[tuple[float, float]]], x_label: str, t
 
 def bars(rows: Sequence[tuple[str, float, str]], line: tuple[str, float], title: str) -> str:
     """Horizontal bars of shares 0..1, (label, share, colour), with one line across for comparison."""
-    width, left, right, height = 560, 230, 70, 28
+    left = 20 + 7.5 * max(len(label) for label, _, _ in rows)
+    width, right, height = 560, 70, 28
     across = width - left - right
     place, bottom = left + line[1] * across, height * len(rows)
     parts = [opened(width, bottom + 28, title)]
     parts.append(f'<line x1="{place:.1f}" x2="{place:.1f}" y1="0" y2="{bottom + 6}" class="across"/>')
     for number, (label, share, colour) in enumerate(rows):
-        top = number * height
+        top, beside = number * height, f"{100 * (share - line[1]):+.1f} points to {line[0]}"
         parts.append(written(left - 8, top + 19, label, "end"))
         parts.append(
-            f'<rect x="{left}" y="{top + 4}" width="{max(share, 0) * across:.1f}" height="{height - 8}" fill="{colour}"/>'
+            f'<rect x="{left:g}" y="{top + 4}" width="{max(share, 0) * across:.1f}" height="{height - 8}" fill="{colour}">'
+            f"<title>{html.escape(f'{label}: {100 * share:.1f} %, {beside}')}</title></rect>"
         )
         parts.append(written(width - 8, top + 19, f"{100 * share:.1f} %", "end"))
     parts.append(written(place, bottom + 21, f"{line[0]} {100 * line[1]:.1f} %", "middle"))
@@ -197,10 +203,13 @@ def heat_scale(largest: float) -> str:
     return "".join([*parts, "</svg>"])
 
 
-def cells(rows: Sequence[Sequence[float]], columns: Sequence[str], corner: str, title: str) -> str:
-    """A grid of numbers, one row a name of `columns`, written and shaded by their share of the largest; columns are numbered."""
-    wide, tall, left = 56, 24, 50
-    count, largest = len(rows), max(max(row) for row in rows) or 1.0
+def cells(
+    rows: Sequence[Sequence[float]], columns: Sequence[str], corner: str, title: str, largest: float | None = None
+) -> str:
+    """A grid of numbers, one row a name of `columns`, written and shaded by their share of the largest (of another grid, where two are to
+    be compared); columns are numbered."""
+    wide, tall, left, count = 56, 24, 50, len(rows)
+    largest = (max(max(row) for row in rows) if largest is None else largest) or 1.0
     parts = [opened(left + wide * count, tall * (len(columns) + 1), title), written(left - 8, 16, corner, "end")]
     parts += [written(left + wide * (number + 0.5), 16, str(number), "middle") for number in range(count)]
     for line, name in enumerate(columns):
@@ -209,7 +218,8 @@ def cells(rows: Sequence[Sequence[float]], columns: Sequence[str], corner: str, 
         for number, row in enumerate(rows):
             parts.append(
                 f'<rect x="{left + wide * number}" y="{top}" width="{wide - 2}" height="{tall - 2}" fill="{COLOURS[0]}" '
-                f'fill-opacity="{0.06 + 0.6 * max(row[line], 0.0) / largest:.2f}"/>'
+                f'fill-opacity="{0.06 + 0.6 * min(max(row[line], 0.0) / largest, 1.0):.2f}">'
+                f"<title>{html.escape(name)}, {corner} {number}: {row[line]:.3g}</title></rect>"
                 + written(left + wide * (number + 0.5) - 1, top + 15, f"{row[line]:.0e}".replace("e-0", "e-"), "middle")
             )
     return "".join([*parts, "</svg>"])

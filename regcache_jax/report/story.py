@@ -13,7 +13,7 @@ from regcache_jax.files import results
 from regcache_jax.files.bounded import read_json
 from regcache_jax.files.places import as_path
 from regcache_jax.files.sealed import is_sealed
-from regcache_jax.report.tables import ROW_LABELS
+from regcache_jax.report.tables import RIVALS, ROW_LABELS
 
 Json = dict[str, Any]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -91,6 +91,7 @@ class _Map(TypedDict):
 class _Figures(TypedDict):
     scheme: str
     profile: _Profile
+    errors: Grid
     maps: Annotated[list[_Map], Field(min_length=1)]
 
 
@@ -114,6 +115,7 @@ class _Changed(TypedDict):
     rows: Annotated[list[str], Field(min_length=1)]
     gain: _Gain | None
     loss: _Gain
+    rivals: dict[str, _Gain]
     classes: list[list[str | int]]
     flips: _Flips | None
 
@@ -129,12 +131,21 @@ class _Changes(TypedDict):
     bytes: dict[str, Count]
 
 
+class _Costs(TypedDict):
+    unit: str
+    of: dict[
+        str, Annotated[list[Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=1, max_length=2)]
+    ]
+
+
 class _Story(TypedDict):
     inspect: _Inspected
     search: dict[str, _Searched]
     figures: _Figures
+    costs: _Costs
     changes: _Changes
     config: dict[str, Any]
+    made_with: dict[str, str]
 
 
 def read_story(workdir: epath.PathLike) -> tuple[list[results.Row], Json]:
@@ -149,7 +160,7 @@ def read_story(workdir: epath.PathLike) -> tuple[list[results.Row], Json]:
     story: Json = read_json(story_file, dict[str, Any])  # as it is written: a thumbnail stays text
     if not is_sealed(story):
         raise UserError(f"{story_file} is not as it was written (its hash differs); run `regcache run` again")
-    faults = [*_faults_of_rows(rows), *_faults_of_story(story), *_faults_of_changes(story["changes"], len(rows))]
+    faults = [*_faults_of_rows(rows), *_faults_of_story(story), *_faults_of_changes(story, len(rows))]
     if faults:
         raise UserError(f"{folder}: {'; '.join(faults)}; run `regcache run` again")
     return rows, story
@@ -159,7 +170,7 @@ def _faults_of_rows(rows: list[results.Row]) -> list[str]:
     """What a page cannot do without in its rows."""
     if not rows:
         return ["results.json holds no row"]
-    needed = ("scheme", "row", "registers", "note", "examples", "versions")
+    needed = ("scheme", "row", "registers", "note", "examples", "cost", "versions")
     faults = [
         f"row {number} of results.json has no {name}"
         for number, row in enumerate(rows, 1)
@@ -193,15 +204,17 @@ def _faults_of_story(story: Json) -> list[str]:
     return faults[:1] + (["the maps in story.json are not square and of one size"] if len(sides) > 1 else [])
 
 
-def _faults_of_changes(changes: Json, num_rows: int) -> list[str]:
-    """Intervals for other rows than there are, and schemes without bytes or of unknown rows."""
-    faults = []
+def _faults_of_changes(story: Json, num_rows: int) -> list[str]:
+    """Intervals for other rows than there are, and schemes without bytes or costs or of unknown rows."""
+    changes, costs, faults = story["changes"], story["costs"]["of"], []
     if len(changes["intervals"]) != num_rows:
         faults.append(f"story.json has intervals for {len(changes['intervals'])} of {num_rows} rows")
     for scheme, found in changes["schemes"].items():
         if not {scheme, "float"} <= set(changes["bytes"]):
             faults.append(f"story.json has no bytes for {scheme}")
-        if not set(found["rows"]) <= {"float", *ROW_LABELS}:
+        if not {scheme, "float"} <= set(costs) or len(costs[scheme]) != 2:
+            faults.append(f"story.json has no costs for {scheme}")
+        if not set(found["rows"]) <= {"float", *ROW_LABELS} or not set(found["rivals"]) <= set(RIVALS):
             faults.append(f"story.json compares unknown rows at {scheme}")
         if found["flips"] is not None and len(found["flips"]["counts"]) != len(found["rows"]) - 1:
             faults.append(f"story.json counts flips of other rows at {scheme}")

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from regcache_jax.report.numbers import percent
+
 Json = dict[str, Any]
 
 ROW_LABELS = {
@@ -23,6 +25,9 @@ ROW_LABELS = {
     "tensor": "dynamic scales, per tensor",
     "token": "dynamic scales, per token",
 }
+
+RIVALS = ("group", "percentile", "smoothquant", "strong", "tensor", "token")
+"""The rows that do without registers, beside plain rounding."""
 
 MEASURES = {
     "acc1": "top-1",
@@ -85,7 +90,7 @@ def results_table(rows: Sequence[Json]) -> str:
 def _figure(value: float | None, name: str) -> str:
     if value is None:
         return "&ndash;"
-    return f"{value:.4f}" if name in ("cosine", "relative_error") else f"{100 * value:.1f} %"
+    return f"{value:.4f}" if name in ("cosine", "relative_error") else percent(value)
 
 
 def chosen_table(searched: dict[str, Json]) -> str:

@@ -16,9 +16,10 @@ from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.files.workdir import Workdir
 from regcache_jax.studies.cells import Cell, Entry, PlanKind, cells_of
 from regcache_jax.studies.choice import allowed, choose, ranked, that_ran
-from regcache_jax.studies.composed import finalists
+from regcache_jax.studies.composed import COMPOSED, FEW, FINALISTS, finalists
 from regcache_jax.studies.cost import MODEL, Price
 from regcache_jax.studies.grid import Bench, compare
+from regcache_jax.studies.pace import Pace
 from regcache_jax.studies.plans import find_plans
 from regcache_jax.studies.recipes import AutoConfig, scheme_of
 
@@ -69,6 +70,16 @@ def auto(
         (entry for entry in entries if entry not in within), key=lambda entry: (entry.error is None, entry.error)
     )
     return AutoResult(bench.encoder_of(chosen.cell), chosen, [chosen, *rest, *beyond])
+
+
+def seconds_of(encoder: Encoder, num_images: int, config: AutoConfig) -> float:
+    """About how long `auto` takes on so many images."""
+    pace, half, kinds = Pace(encoder), num_images // 2, len(config.bits) * (1 + config.registers)
+    seconds = len(config.bits) * config.registers * pace.search(half, config.search)
+    if config.recipes is not None:
+        return seconds + DRAWS * pace.cells(len(config.recipes) * kinds, half // DRAWS, half)
+    tried = pace.cells(COMPOSED * kinds, min(FEW, half), min(FEW, half))
+    return seconds + tried + DRAWS * pace.cells((1 + FINALISTS) * kinds, half // DRAWS, half)
 
 
 def _cells(bench: Bench, config: AutoConfig, workdir: Workdir) -> list[Cell]:

@@ -29,6 +29,8 @@ KEPT = 3
 """Recipes that each pass hands to the next."""
 FINALISTS = 4
 """Recipes that are tried on all pictures, beside plain rounding."""
+COMPOSED = len(PREPARING) * len(SHARINGS) + KEPT * len(ROUNDINGS) + KEPT * len(RANGES)
+"""Recipes that the passes try at most, at some bits."""
 
 
 def finalists(

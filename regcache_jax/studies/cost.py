@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -54,4 +55,15 @@ class Price(NamedTuple):
 
 
 MODEL = Price("int8 multiply-adds an image", cost)
-"""The model above; `regcache_jax.tpu.ask.encoder_cycles` asks a TPU's compiler instead."""
+"""The model above."""
+
+
+def price_of(name: str) -> Price:
+    """What gives an encoder's cost: the model, or the compiler of a TPU (v5e:2x2, say). Raises UserError for what is neither, and where the
+    compiler is missing."""
+    if name == "model":
+        return MODEL
+    from regcache_jax.tpu.ask import check_topology, encoder_cycles
+
+    check_topology(name)
+    return Price(f"{name} cycles an image, by the TPU compiler", functools.partial(encoder_cycles, topology=name))

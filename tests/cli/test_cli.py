@@ -10,6 +10,7 @@ import click
 import numpy as np
 import pytest
 from PIL import Image
+from randomized import clip, save_random
 from safetensors.numpy import save_file
 
 from regcache_jax.cli.main import COMMANDS, cli
@@ -156,6 +157,22 @@ def test_models_lists_the_catalog(regcache, tmp_path):
     ]
     assert all(row["supported"] and row["since"] == "0.1.0" and "dinov2" in row["names"][1] for row in told)
     assert regcache("models", "gremlin")[0] == 1
+
+
+@pytest.mark.slow
+def test_a_dry_run_of_a_conversion_says_what_the_source_is_and_writes_nothing(regcache, tmp_path):
+    source, model = save_random(clip(), tmp_path / "source"), tmp_path / "model"
+    command = ("convert", source, "--out", model, "--dry-run")
+    status, out, err = regcache(*command)
+    assert status == 0 and out == f"{source}: source, Hugging Face CLIP; {model} would be written\n", err
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    model.mkdir()
+    assert regcache(*command)[0] == 1
+    status, _, err = regcache("convert", source, "--out", tmp_path / "back.npz", "--to", "big_vision", "--dry-run")
+    assert status == 2 and "does not go with --to" in err
+    (source / "model.safetensors").write_bytes(b"torn")
+    model.rmdir()
+    assert regcache(*command)[0] == 1 and not model.exists()
 
 
 @pytest.mark.slow

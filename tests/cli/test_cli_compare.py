@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
+from PIL import Image
 
 from regcache_jax.demo.bundled import bundled_model
 from regcache_jax.encoders.encoder import encode_image
@@ -22,6 +23,22 @@ DUMMY = ["--dataset", "dummy", "--limit", "24"]
 @pytest.fixture
 def model(tmp_path):
     return save(tmp_path / "model", small.encoder("siglip"))
+
+
+@pytest.mark.slow
+def test_of_a_folder_without_splits_one_picture_in_five_is_measured_on(regcache, model, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for number in range(12):
+        noise = np.random.default_rng(number).integers(0, 256, (16, 16, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / "pictures" / f"{number:02d}.png")
+    command = ["compare", model, "--dataset", "folder", "--data-dir", tmp_path / "pictures", "--out", tmp_path / "out"]
+    command += ["--bits", "8", "--methods", "rtn", "--no-registers"]
+    status, out, err = regcache(*command)
+    assert status == 0 and "one picture in 5 is tested (3), the others train (9)" in err and "w8a8\trtn" in out, err
+    for number in range(1, 12):
+        (tmp_path / "pictures" / f"{number:02d}.png").unlink()
+    status, _, err = regcache(*command)
+    assert status == 1 and "holds too few pictures" in err
 
 
 @pytest.mark.slow

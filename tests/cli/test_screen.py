@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 from regcache_jax.cli.main import say_nothing_of_what_is_not_there
+from regcache_jax.cli.screen import widths
 from regcache_jax.files import progress as shown
 
 PYTHON = """
@@ -19,7 +20,7 @@ with rc.progress("searching") as told:
 """
 
 JOB = """
-from regcache_jax.cli.screen import print_table, progress
+from regcache_jax.cli.screen import print_table, progress, widths
 with progress("stirring", 3) as update:
     for _ in range(3):
         update(1, note="slowly")
@@ -53,6 +54,13 @@ def test_on_a_terminal_bars_count_steps_or_seconds_and_tables_are_drawn():
     assert "│ leek │ 0.500 │" in seen and "stirring:" not in seen
 
 
+def test_columns_give_way_in_the_order_of_their_widths_and_words_of_heads_last():
+    rows = [("a" * 30, "b" * 20, "0.5")]
+    assert widths(("model", "name", "relative error"), rows, 100) == [30, 20, 14]
+    assert widths(("model", "name", "relative error"), rows, 40) == [13, 13, 14]
+    assert widths(("model", "name", "relative error"), rows, 15) == [5, 4, 6]
+
+
 def test_sentences_wrap_between_words_on_a_terminal_and_stay_one_line_in_a_pipe():
     sentence = " ".join(["sentences"] * 20)
     code = f"from regcache_jax.cli.screen import say, tell; say({sentence!r}); tell({sentence!r})"
@@ -71,7 +79,7 @@ def test_wrong_use_is_told_in_lines_that_wrap_between_words():
 
 
 def test_a_machine_without_a_tpu_is_not_searched_for_one(tmp_path, monkeypatch):
-    for name in ("TPU_SKIP_MDS_QUERY", "HF_HUB_VERBOSITY"):
+    for name in ("TPU_SKIP_MDS_QUERY", "HF_HUB_VERBOSITY", "JAX_PLATFORMS"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "0000:00:00.0").mkdir()
     (tmp_path / "0000:00:00.0" / "vendor").write_text("0x1ae0\n")
@@ -79,7 +87,17 @@ def test_a_machine_without_a_tpu_is_not_searched_for_one(tmp_path, monkeypatch):
     assert "TPU_SKIP_MDS_QUERY" not in os.environ and os.environ["HF_HUB_VERBOSITY"] == "error"
     (tmp_path / "0000:00:00.0" / "vendor").write_text("0x10de\n")
     say_nothing_of_what_is_not_there(str(tmp_path))
-    assert os.environ["TPU_SKIP_MDS_QUERY"] == "1"
+    assert (
+        os.environ["TPU_SKIP_MDS_QUERY"] == "1" and os.environ["JAX_PLATFORMS"] == "cpu"
+    )  # no plugin of JAX's is installed
+
+
+def test_a_plugin_of_jax_is_left_to_be_found(tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    (tmp_path / "jax_plugins").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    say_nothing_of_what_is_not_there(str(tmp_path))
+    assert "JAX_PLATFORMS" not in os.environ
 
 
 def test_the_tab_key_completes_commands_options_and_words():
@@ -122,6 +140,7 @@ def test_a_name_cannot_steer_the_terminal_nor_begin_a_line():
 
 
 def test_in_a_pipe_progress_says_now_and_then_how_much_is_done_and_about_how_long_the_rest_takes(monkeypatch, capsys):
+    """Steps took 10, 19.9, 1.1, 14 and 17 seconds."""
     now = [0.0]
     monkeypatch.setattr(shown.time, "monotonic", lambda: now[0])
     lines = shown.Lines("stirring", None, 0.0)
@@ -130,8 +149,15 @@ def test_in_a_pipe_progress_says_now_and_then_how_much_is_done_and_about_how_lon
         lines(1, total=10 if second > 40 else None, note="slowly")
     assert capsys.readouterr().err.splitlines() == [
         "stirring: 3 (slowly)",
-        "stirring: 5 of 10, about 62 s left (slowly)",
+        "stirring: 5 of 10, about 70 s left (slowly)",
     ]
+
+
+def test_in_a_pipe_a_step_that_takes_long_says_how_long_it_has_taken(monkeypatch, capsys):
+    monkeypatch.setattr(shown, "EVERY", 0.3)
+    with shown.bar("compiling"):
+        shown.time.sleep(0.5)
+    assert re.match(r"compiling \.\.\.\ncompiling: \d s so far\ncompiling: \d\.\d s\n", capsys.readouterr().err)
 
 
 def test_python_shows_progress_as_the_command_line_does():

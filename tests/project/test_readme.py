@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -53,6 +54,20 @@ def test_the_three_commands_from_a_checkpoint_to_int8_run(regcache, tmp_path, mo
         status, out, err = regcache(*arguments)
         assert program == "regcache" and status == 0, (line, out, err)
     assert "clip_b16_int8" in out and "top-1" in out.replace("acc1", "top-1")
+
+
+def test_the_table_of_the_readme_is_what_the_benchmark_writes_and_stands_on_the_page_of_choices_too():
+    demo = runpy.run_path(str(ROOT / "benchmarks" / "demo.py"))
+    promised = demo["figures"](README)
+    rows = [
+        {"quantization": {"scheme": scheme, "row": kind, "examples": 816}, "metrics": {"acc1": top1 / 100}}
+        for (scheme, kind), top1 in promised.items()
+    ]
+    for name in demo["PAGES"]:
+        assert demo["table"](rows) == demo["TABLE"].findall((ROOT / name).read_text())[0], name
+    assert demo["differences"](rows, README) == [] and len(promised) == 1 + 3 * 3
+    rows[1]["metrics"]["acc1"] += 0.02
+    assert demo["differences"](rows, README) == ["w8a8 plain: 71.4, promised 69.4"]
 
 
 @pytest.mark.slow

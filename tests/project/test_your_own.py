@@ -1,4 +1,4 @@
-"""The Python of docs/your_own.md runs as it stands there, in a module of one's own, from Python and from the command line."""
+"""The Python of docs/own.md runs as it stands there, in a module of one's own, from Python and from the command line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from regcache_jax.evaluation.job import Task
 from regcache_jax.quantization.methods import table
 from regcache_jax.quantization.methods.method import Method
 
-PIECES = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[2] / "docs" / "your_own.md").read_text(), re.DOTALL)
+PIECES = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[2] / "docs" / "own.md").read_text(), re.DOTALL)
 SPEC = rc.EncoderSpec(
     "acme", "vit", rc.ImageSpec(16, 4, small.BLOCKS, class_token=True, pooling="class"), small.PICTURE, normalize=False
 )

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 
 import jax
@@ -8,6 +9,7 @@ import pytest
 from streaming import check_memory_does_not_grow
 
 import regcache_jax as rc
+from regcache_jax.core.scheme import SITES
 from regcache_jax.data.cut import cut
 from regcache_jax.encoders.blocks import BlockTrace
 from regcache_jax.encoders.vision import image_features
@@ -168,6 +170,22 @@ def test_sensitivity_does_not_depend_on_batches_and_gives_a_drop_in_top1_with_la
     vectors = np.random.default_rng(1).normal(size=(4, 16)).astype(np.float32)
     drops = rc.sensitivity(encoder, images, scheme, labels=np.zeros(7, int), class_vectors=vectors, batch_size=7)
     assert (np.abs(drops) <= 1).all() and np.allclose(drops * 7, np.round(drops * 7))
+
+
+@pytest.mark.slow
+def test_sensitivity_with_a_plan_in_place_is_the_error_of_the_encoder_that_serves_it(encoder, images):
+    blocks = encoder.spec.image.blocks
+    rows = jnp.ones((blocks.num_blocks, 1, blocks.num_heads, blocks.head_dim))
+    plan = rc.make_plan(rows, rows, copies=10.0, start=1, delete_block=1, delete_count=3)
+    scheme, registered = rc.Scheme(4, 4), encoder.with_plan(plan)
+    found, exact = rc.sensitivity(registered, images, scheme), rc.encode_image(registered, images)
+    for chosen in (("fc2", 1), ("qkv", 2)):
+        others = [cell for cell in itertools.product(SITES, range(blocks.num_blocks)) if cell != chosen]
+        rounded = rc.encode_image(rc.quantize(encoder, images, scheme.keep_in_float(others), plan), images)
+        error = jnp.square(exact - rounded).sum(axis=1).mean()
+        np.testing.assert_allclose(
+            found[chosen[1], SITES.index(chosen[0])], error, rtol=0.05
+        )  # a value may round either way
 
 
 def test_the_most_sensitive_cells_come_largest_first():

@@ -1,5 +1,12 @@
-// Serious faults of accessibility, and a page that scrolls sideways: their number and text become the page's title.
+// Serious faults of accessibility, tables that do not sort, and a page that scrolls sideways: their number and text become the page's title.
 const faults = [];
+for (const folded of document.querySelectorAll("details")) folded.open = true;
+for (const button of document.querySelectorAll("table.sortable th button")) {
+  const head = button.parentElement, column = () => [...head.closest("table").tBodies[0].rows].map(row => row.cells[head.cellIndex].textContent);
+  button.click();
+  const rises = column().every((cell, row, all) => !row || (isNaN(cell) ? all[row - 1].localeCompare(cell) <= 0 : all[row - 1] - cell <= 0));
+  if (!rises || head.ariaSort !== "ascending") faults.push(`does not sort: ${button.textContent}`);
+}
 const number = text => text.match(/[\d.]+/g).map(Number);
 const solid = element => {
   for (let at = element; at; at = at.parentElement) {
