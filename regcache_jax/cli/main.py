@@ -37,6 +37,7 @@ COMMANDS = {
     "run": "run",
     "report": "run",
     "tpu": "tpu",
+    "gpu": "tpu",
     "export": "export",
 }
 """Command -> the file of this folder that holds it, in the order in which `--help` lists them."""

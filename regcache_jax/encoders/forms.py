@@ -58,6 +58,11 @@ class Form:
     outputs_first: bool = False
 
     @property
+    def hides_padding(self) -> bool:
+        """Whether rows of padding may hold anything: attention hides them, and no scale is measured."""
+        return self.attention != "slot"
+
+    @property
     def name(self) -> str:
         """As it stands in reports and metadata."""
         parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

@@ -78,16 +78,21 @@ def sheet_offsets(tower: ImageTower, spec: ImageSpec, grids: Grids) -> Float[Arr
 
 
 def embed_patches(
-    tower: ImageTower, images: Float[Array, "B Y X 3"], spec: ImageSpec, rows: int | None = None
+    tower: ImageTower,
+    images: Float[Array, "B Y X 3"],
+    spec: ImageSpec,
+    rows: int | None = None,
+    repeated: bool = True,
 ) -> Float[Array, "B P D"]:
     """Patch embedding, class token, trained registers, positions, (CLIP) the norm before block 0 and (a method's) rotation. Where a sheet
     has no patch there are zeros.
 
-    `rows`, where given, pads the tokens to so many by repeating the last one (a sheet, by zeros)."""
+    `rows`, where given, pads the tokens to so many: by repeating the last one, or, if not `repeated`, with patches of zeros at its place,
+    which a product takes for nothing (a sheet, by zeros)."""
     patches = cut_patches(images, spec)
     num_patches = patches.shape[1]
     padding = 0 if rows is None else rows - spec.num_protected - num_patches
-    patches = jnp.pad(patches, ((0, 0), (0, padding), (0, 0), (0, 0)), mode="edge")
+    patches = jnp.pad(patches, ((0, 0), (0, padding), (0, 0), (0, 0)), mode="edge" if repeated else "constant")
     patches = jnp.pad(patches, ((0, 0), (spec.num_protected, 0), (0, 0), (0, 0)))
     kernel = tower.patch_embedding.kernel
     assert not isinstance(kernel, QuantizedTensor)
@@ -245,8 +250,9 @@ def serve_formed(
         spare = registers.key.shape[1]
     num_tokens = spec.num_protected + math.prod(grid_of(images, spec))
     rows = num_rows(num_tokens, spare, tile)
+    hidden = embed_patches(tower, images, spec, rows, repeated=not run.form.hides_padding)
     served = serve_blocks(
-        tower.blocks, embed_patches(tower, images, spec, rows), run, schedule, registers,
+        tower.blocks, hidden, run, schedule, registers,
         tile=tile, num_tokens=num_tokens, unroll=unroll,
     )  # fmt: skip
     present = rows_there(served.rows, spec.blocks)

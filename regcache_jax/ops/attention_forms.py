@@ -7,14 +7,14 @@ barrier on floats, so the barrier holds their bits.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from regcache_jax.core.plan import BlockRegister
-from regcache_jax.ops.attention import attend_slot, row_counts, select_registers
+from regcache_jax.ops.attention import attend_slot, select_registers
 
 
 def attend_plain(
@@ -39,11 +39,8 @@ def attend_kept(
 ) -> Float[Array, "B T H K"]:
     """One head a product, whose inputs are narrowed to `dtype` as it reads them. The first three are float32."""
     key, value = select_registers(key, value, slot, register)
-    count = None if slot == key.shape[1] else row_counts(key.shape[1], slot, register)  # None: all are tokens
-    if count is not None:
-        value = value * count.T[:, :, None]
     query = (query * query.shape[-1] ** -0.5).astype(dtype)
-    return _mix(query, held(key).astype(dtype), held(value).astype(dtype), count)
+    return _mix(query, held(key).astype(dtype), held(value).astype(dtype), row_bias(key.shape[1], slot, register))
 
 
 def attend_pairs(
@@ -60,14 +57,12 @@ def attend_pairs(
     half = query.shape[-1] // 2
     is_even = jnp.arange(2 * half, dtype=jnp.int32) < half
     key, value = select_registers(key, value, slot, register)
-    count = None if slot == key.shape[1] else row_counts(key.shape[1], slot, register)  # None: all are tokens
-    counts = [count if count is None or len(count) == 1 else count[parity::2] for parity in (0, 1)]
-    if counts[0] is not None and counts[1] is not None:
-        value = value * jnp.where(is_even, counts[0].T[:, :, None], counts[1].T[:, :, None])
+    bias = row_bias(key.shape[1], slot, register)
+    biases = [bias if bias is None or len(bias) == 1 else bias[parity::2] for parity in (0, 1)]
     query = query * half**-0.5
     queries = jnp.where(is_even, query, 0.0), jnp.where(is_even, 0.0, query)
     key, value = held(key).astype(dtype), held(value).astype(dtype)
-    even, odd = (_mix(held(one).astype(dtype), key, value, own) for one, own in zip(queries, counts, strict=True))
+    even, odd = (_mix(held(one).astype(dtype), key, value, own) for one, own in zip(queries, biases, strict=True))
     return jnp.where(is_even, held(even), odd)
 
 
@@ -78,9 +73,10 @@ def attend_flash(
     slot: int,
     register: BlockRegister | None,
     dtype: Any,
+    implementation: Literal["cudnn", "xla"] | None = None,
 ) -> Float[Array, "B T H K"]:
-    """Flash attention by cuDNN; on other platforms, and in float32 (which cuDNN has not), JAX's own. Repeated tokens are cut off,
-    registers are rows behind the tokens, and their copies a bias of the logits."""
+    """Flash attention by cuDNN; on other platforms, and in float32 (which cuDNN has not), JAX's own, if no `implementation` is asked for.
+    Repeated tokens are cut off, registers are rows behind the tokens, and their copies a bias of the logits."""
     query, key, value = query.astype(dtype), key[:, :slot].astype(dtype), value[:, :slot].astype(dtype)
     bias = None
     if register is not None:
@@ -91,8 +87,9 @@ def attend_flash(
         heads = jnp.broadcast_to(register.logit_bias.T, (query.shape[2], len(register.key)))
         bias = jnp.pad(heads, ((0, 0), (slot, 0)))[None, :, None].astype(dtype)
         bias = jnp.broadcast_to(bias, (1, query.shape[2], query.shape[1], key.shape[1]))
-    narrow = jax.default_backend() == "gpu" and jnp.dtype(dtype).itemsize == 2
-    return jax.nn.dot_product_attention(query, key, value, bias, implementation="cudnn" if narrow else "xla")
+    if implementation is None:
+        implementation = "cudnn" if jax.default_backend() == "gpu" and jnp.dtype(dtype).itemsize == 2 else "xla"
+    return jax.nn.dot_product_attention(query, key, value, bias, implementation=implementation)
 
 
 def held(array: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -101,15 +98,28 @@ def held(array: Float[Array, "..."]) -> Float[Array, "..."]:
     return jax.lax.bitcast_convert_type(jax.lax.optimization_barrier(bits), jnp.float32)
 
 
+def row_bias(num_rows: int, slot: int, register: BlockRegister | None) -> Float[Array, "#H N"] | None:
+    """What is added to the logits of each row: nothing to a token's, log copies to a register's, and -inf to padding's, which may hold
+    anything. None: all are tokens."""
+    if slot == num_rows:
+        return None
+    row = jnp.arange(num_rows, dtype=jnp.int32)
+    bias = jnp.where(row < slot, 0.0, -jnp.inf)[None]
+    if register is not None:
+        for index in range(register.key.shape[0]):
+            bias = jnp.where(row == slot + index, register.logit_bias[index][:, None], bias)
+    return bias
+
+
 def _mix(
     query: Float[Array, "B T H K"],
     key: Float[Array, "B N H K"],
-    counted: Float[Array, "B N H K"],
-    count: Float[Array, "#H N"] | None,
+    value: Float[Array, "B N H K"],
+    bias: Float[Array, "#H N"] | None,
 ) -> Float[Array, "B T H K"]:
-    """Softmax of the logits over counted rows, times values that are multiplied by the counts already; in float32."""
+    """Softmax of the biased logits, times values; in float32."""
     logits = jnp.einsum("bthk,bshk->bhts", query, key, preferred_element_type=jnp.float32)
+    logits = logits if bias is None else logits + bias[:, None, :]
     terms = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
-    total = jnp.sum(terms if count is None else terms * count[:, None, :], axis=-1, keepdims=True)
-    shares = (terms * (1.0 / total)).astype(counted.dtype)
-    return jnp.einsum("bhts,bshk->bthk", shares, counted, preferred_element_type=jnp.float32)
+    shares = (terms * (1.0 / jnp.sum(terms, axis=-1, keepdims=True))).astype(value.dtype)
+    return jnp.einsum("bhts,bshk->bthk", shares, value, preferred_element_type=jnp.float32)

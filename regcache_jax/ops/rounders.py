@@ -20,6 +20,9 @@ Rounded = tuple[Int8[Array, "..."], Float[Array, "..."], Callable[[Array], Array
 """Integers, their scale (rank of the inputs), and the straight-through gradient: from the cotangent of the dequantised values to that of
 the inputs. A value beyond a given range gets none; a measured range ends nowhere, as its largest value lies within rounding of the end."""
 
+LAST_PLACE = 1.5 * 2.0**23
+"""Added to a small float32, it leaves the nearest integer (of two the even one) in the last bits: beyond 2**23 there are no fractions."""
+
 
 def by_lax(
     inputs: Float[Array, "..."], largest: int, axes: tuple[int, ...], scale: Float[Array, "..."] | None
@@ -31,8 +34,18 @@ def by_lax(
         scale = jnp.where(peak == 0, 1.0, peak) / largest
     inverse = jnp.reciprocal(scale)
     steps = inputs * jnp.where(jnp.isinf(inverse), 1.0, inverse)
-    integers = jnp.round(jnp.clip(steps, -largest, largest)).astype(jnp.int8)
-    return integers, scale, Partial(_all if measured else _inside, None if measured else jnp.abs(steps) <= largest)
+    return (
+        _nearest(jnp.clip(steps, -largest, largest)),
+        scale,
+        Partial(_all if measured else _inside, None if measured else jnp.abs(steps) <= largest),
+    )
+
+
+def _nearest(steps: Float[Array, "..."]) -> Int8[Array, "..."]:
+    """The integer that one addition leaves, read from the bits, as a compiler may fold a subtraction away (XLA's for CPUs does). On a TPU
+    this costs less than `round`."""
+    bits = jax.lax.bitcast_convert_type(steps + LAST_PLACE, jnp.int32)
+    return (bits - jax.lax.bitcast_convert_type(jnp.float32(LAST_PLACE), jnp.int32)).astype(jnp.int8)
 
 
 def _all(_: None, cotangent: Array) -> Array:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
-import subprocess
 import sys
 from typing import Any
 
@@ -22,13 +20,13 @@ from regcache_jax.core.names import from_names, to_names
 from regcache_jax.core.plan import RegisterPlan, Schedule, empty_plan
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.spec import EncoderSpec
-from regcache_jax.encoders import catalog
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.forms import PLAIN, form_for
 from regcache_jax.encoders.serving_program import prepare
 from regcache_jax.tpu.batches import cheapest, sweep
 from regcache_jax.tpu.compiler import CHIPS, check_topology, compile_for, estimates
 from regcache_jax.tpu.programs import PROGRAMS, program, serving_features
+from regcache_jax.tpu.question import Question, ask, question
 
 SWEEP = (1, 2, 4, 8, 12, 16, 20, 24, 32, 40, 48, 64)
 """Batches that a sweep chooses from (`batches.sweep`)."""
@@ -39,25 +37,23 @@ def _chip(topology: str) -> str:
     return topology.split(":")[0]
 
 
-def measure(
-    topology: str, spec: EncoderSpec, name: str, batch: int, scheme: Scheme | None, schedule: Schedule | None
-) -> dict:
+def measure(asked: Question, name: str, batch: int) -> dict[str, Any]:
     """One program at one batch, as a row of the report."""
-    form = form_for(_chip(topology), spec.image, scheme) if name.startswith("int8") else PLAIN
-    function, weights = program(spec, name, scheme, schedule, form)
-    images = jax.ShapeDtypeStruct((batch, *spec.image.picture_shape), jnp.bfloat16)
-    compiled = compile_for(topology, function, weights, images)
+    image, chip = asked.spec.image, _chip(asked.target)
+    form = form_for(chip, image, asked.scheme) if name.startswith("int8") else PLAIN
+    function, weights = program(asked.spec, name, asked.scheme, asked.schedule, form, asked.registers)
+    images = jax.ShapeDtypeStruct((batch, *image.picture_shape), jnp.bfloat16)
+    compiled = compile_for(asked.target, function, weights, images)
     cycles, unestimated = estimates(compiled.as_text() or "")
     memory = compiled.memory_analysis()
     assert memory is not None
     pixel_bytes = images.size * images.dtype.itemsize
-    clock = CHIPS[_chip(topology)][1]
     return {
         "program": name,
         "form": form.name,
         "batch": batch,
         "cycles_per_image": cycles / batch,
-        "images_per_second": clock * batch / cycles,
+        "images_per_second": CHIPS[chip][1] * batch / cycles,
         "temp_bytes": memory.temp_size_in_bytes,
         "argument_bytes": memory.argument_size_in_bytes - pixel_bytes,
         "unestimated": sum(unestimated.values()),
@@ -65,73 +61,57 @@ def measure(
     }
 
 
-def _answer(request: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the child process does: compiles what was asked for, each program at `batch` or at its best one."""
-    spec = EncoderSpec.from_json(request["spec"])
-    scheme = Scheme.from_json(request["scheme"])
-    schedule = None if request["schedule"] is None else Schedule(**request["schedule"])
-    asked = request["topology"], spec, scheme, schedule
-    return [_best(name, SWEEP if request["sweep"] else (request["batch"],), *asked) for name in request["programs"]]
+def _answer(asked: Question) -> list[dict[str, Any]]:
+    """What the child process does: compiles what was asked for, each program at all `batches` or at its best one."""
+    rows: list[dict[str, Any]] = []
+    for name in asked.programs:
+        tried: dict[int, dict[str, Any]] = {}
 
+        def cost(batch: int, name: str = name, tried: dict[int, dict[str, Any]] = tried) -> float:
+            try:
+                row = measure(asked, name, batch)
+            except (UserError, jax.errors.JaxRuntimeError) as error:  # absurd, or more than the chip's memory
+                fault = str(error).split("\n")[0]
+                row = {"program": name, "batch": batch, "cycles_per_image": None, "fault": fault}
+            tried[batch] = row
+            return row["cycles_per_image"] or float("inf")
 
-def _best(
-    name: str,
-    batches: tuple[int, ...],
-    topology: str,
-    spec: EncoderSpec,
-    scheme: Scheme | None,
-    schedule: Schedule | None,
-) -> dict[str, Any]:
-    """The row of one program at the best of some batches, with the cycles an image of all that were tried (None: it cannot be)."""
-    rows: dict[int, dict[str, Any]] = {}
-
-    def cost(batch: int) -> float:
-        try:
-            row = measure(topology, spec, name, batch, scheme, schedule)
-        except (UserError, jax.errors.JaxRuntimeError) as error:  # absurd, or more than the chip's memory
-            fault = str(error).split("\n")[0]
-            row = {"program": name, "batch": batch, "cycles_per_image": None, "fault": fault}
-        rows[batch] = row
-        print(json.dumps(row), file=sys.stderr, flush=True)
-        return row["cycles_per_image"] or float("inf")
-
-    tried = sweep(cost, batches)
-    best = rows[cheapest(tried) or min(tried)]
-    return {**best, "tried": [[batch, rows[batch]["cycles_per_image"]] for batch in sorted(rows)]}
+        if asked.batches is None:
+            best = cheapest(sweep(cost, SWEEP)) or min(tried)
+            found = [[batch, tried[batch]["cycles_per_image"]] for batch in sorted(tried)]
+            rows.append({**tried[best], "tried": found})
+        else:
+            for batch in asked.batches:
+                cost(batch)
+            rows += tried.values()
+    return rows
 
 
 def report(
     name_or_spec: str | EncoderSpec,
     topology: str = "v5e:2x2",
-    batch: int = 32,
+    batches: tuple[int, ...] | None = None,
     scheme: Scheme | None = None,
     plan: RegisterPlan | None = None,
-    sweep: bool = False,
     programs: tuple[str, ...] = PROGRAMS,
 ) -> dict[str, Any]:
     """Compiles `programs` of an encoder for `topology` and returns cycles an image, images a second at the chip's clock (which
     the compiler's figure promises, no device has shown), memory, and how many instructions carry no estimate.
 
-    `sweep` gives each program the batch that suits it best. `plan`: its block numbers and delete count; without one, those of
-    `default_schedule`. Raises UserError for an unknown name or topology, and where libtpu is missing."""
-    spec = name_or_spec if isinstance(name_or_spec, EncoderSpec) else catalog.get(name_or_spec).spec
-    assert spec is not None  # `get` refuses encoders that are known by name only
+    `batches`: a row for each; None gives each program the batch that suits it best. `plan`: its block numbers and delete count; without
+    one, those of `default_schedule`. Raises UserError for an unknown name or topology, and where libtpu is missing."""
     check_topology(topology)
-    unknown = sorted(set(programs) - set(PROGRAMS))
-    if unknown or batch < 1:
-        raise UserError(f"programs are {', '.join(PROGRAMS)}, batch at least 1; got {', '.join(unknown) or batch}")
-    schedule = None if plan is None else dataclasses.asdict(plan.schedule())
-    request = {
-        "spec": spec.to_json(), "topology": topology, "batch": batch, "sweep": sweep, "programs": programs,
-        "scheme": (scheme or Scheme()).to_json(), "schedule": schedule,
-    }  # fmt: skip
-    rows = _ask(topology, request)
-    return {"model": spec.name, "topology": topology, "programs": rows, "advice": advice(rows)}
+    asked = question(name_or_spec, topology, programs, batches, scheme, plan)
+    rows = _ask(topology, asked.to_json())
+    return {"model": asked.spec.name, "topology": topology, "programs": rows, "advice": advice(rows)}
 
 
 def advice(rows: list[dict[str, Any]]) -> str | None:
     """What a report's rows say of int8 for speed; None where they hold no float program, or no integer one, that can be."""
-    costs = {row["program"]: row["cycles_per_image"] for row in rows if row["cycles_per_image"] is not None}
+    done = sorted(
+        (row for row in rows if row["cycles_per_image"] is not None), key=lambda row: -row["cycles_per_image"]
+    )
+    costs = {row["program"]: row["cycles_per_image"] for row in done}  # of several batches the best
     integer = {name: cycles for name, cycles in costs.items() if name.startswith("int8")}
     floating = {name: cycles for name, cycles in costs.items() if name not in integer}
     if not integer or not floating:
@@ -187,22 +167,13 @@ def _answer_encoder(request: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _ask(topology: str, request: dict[str, Any]) -> list[dict[str, Any]]:
-    """Asks a child process. Raises UserError where it gives no answer.
-
-    XLA_FLAGS are for the platform of this process: libtpu ends at one that it does not know, and takes its own from LIBTPU_INIT_ARGS."""
-    kind = _chip(topology)
+    """Asks a child process. Raises UserError where it gives no answer. libtpu takes its flags from LIBTPU_INIT_ARGS, and ends at an
+    XLA_FLAGS that it does not know."""
     environment = {
-        **os.environ, "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": CHIPS[kind][0],
-        "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "XLA_FLAGS": "",
+        "TPU_ACCELERATOR_TYPE": CHIPS[_chip(topology)][0], "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }  # fmt: skip
-    command = [sys.executable, "-m", "regcache_jax.tpu.ask"]
-    child = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, env=environment)
-    if child.returncode:
-        last = (child.stderr.strip().splitlines() or ["no message"])[-1]
-        hint = "; `pip install regcache-jax[tpu]` brings the compiler" if "libtpu" in child.stderr else ""
-        raise UserError(f"the TPU compiler gave no answer for {topology}: {last}{hint}")
-    return json.loads(child.stdout.splitlines()[-1])
+    return ask("regcache_jax.tpu.ask", request, environment, f"the TPU compiler gave no answer for {topology}", "tpu")
 
 
 def shallow(spec: EncoderSpec, num_blocks: int) -> EncoderSpec:
@@ -220,10 +191,10 @@ def best_micro_batch(
     """The batch at which a core needs the fewest cycles an image, by `report`'s sweep: what an evaluation or a server should cut
     larger batches into. Minutes; raises UserError as `report` does."""
     wanted = "bf16" if scheme is None else "int8" if plan is None else "int8+registers+deletion"
-    (row,) = report(name_or_spec, topology, scheme=scheme, plan=plan, sweep=True, programs=(wanted,))["programs"]
+    (row,) = report(name_or_spec, topology, scheme=scheme, plan=plan, programs=(wanted,))["programs"]
     return row["batch"]
 
 
 if __name__ == "__main__":
-    asked = json.load(sys.stdin)
-    print(json.dumps((_answer_encoder if "shapes" in asked else _answer)(asked)))
+    request = json.load(sys.stdin)
+    print(json.dumps(_answer_encoder(request) if "shapes" in request else _answer(Question.from_json(request))))

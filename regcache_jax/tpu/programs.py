@@ -68,9 +68,14 @@ def default_schedule(spec: ImageSpec, program: str) -> Schedule:
 
 
 def program(
-    spec: EncoderSpec, name: str, scheme: Scheme | None, schedule: Schedule | None, form: Form = PLAIN
+    spec: EncoderSpec,
+    name: str,
+    scheme: Scheme | None,
+    schedule: Schedule | None,
+    form: Form = PLAIN,
+    registers: int = 1,
 ) -> tuple[Callable[..., Any], PyTree]:
-    """A function of (weights, images) for one of `PROGRAMS`, and the weights' shapes."""
+    """A function of (weights, images) for one of `PROGRAMS`, and the weights' shapes. `registers`: rows of a plan's, where it sees one."""
     image = spec.image
     if name == "flax-bf16":
         peer = Peer(image)
@@ -80,7 +85,7 @@ def program(
     schedule = schedule if schedule is not None and name in PROGRAMS[3:] else default_schedule(image, name)
     if name == "int8+registers":
         schedule = dataclasses.replace(schedule, delete_count=0)
-    shapes = serving_shapes(spec, scheme, int(name in PROGRAMS[3:]), form)
+    shapes = serving_shapes(spec, scheme, registers if name in PROGRAMS[3:] else 0, form)
     return serving_features(image, schedule, scheme, form), shapes
 
 

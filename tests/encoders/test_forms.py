@@ -47,6 +47,17 @@ def encoder(kind: str) -> Encoder:
     return quantize(Encoder(params, spec=spec).with_plan(plan), small.images(8), Scheme())
 
 
+@pytest.mark.parametrize("attend", [attend_kept, attend_pairs, attend_flash])
+@pytest.mark.parametrize("registers", [0, 2])
+def test_what_padding_holds_is_of_no_matter_to_a_form(attend, registers):
+    query, key, value = (normal(seed, 2, 16, HEADS, HEAD_DIM) for seed in (0, 1, 2))
+    register = BlockRegister(*normal(4, 2, 2, HEADS, HEAD_DIM), normal(5, 2, 1)) if registers else None
+    hidden = (jnp.arange(16, dtype=jnp.int32) >= 11)[:, None, None]
+    loud = [jnp.where(hidden, 1e4 * query[:, :1], each) for each in (key, value)]  # a logit that none else comes near
+    calm, found = (attend(query, *each, 11, register, jnp.float32) for each in ((key, value), loud))
+    np.testing.assert_array_equal(found, calm)
+
+
 @pytest.mark.parametrize("weights", ["none", "shared", "a head each"])
 def test_attention_of_every_form_is_that_of_the_plain_one(weights):
     query, key, value = (normal(seed, 2, 16, HEADS, HEAD_DIM) for seed in (0, 1, 2))

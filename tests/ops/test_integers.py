@@ -150,6 +150,17 @@ def test_class_token_trained_registers_and_patches_read_their_own_scale():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("apply", [to_integers, jax.jit(to_integers, static_argnums=(1, 2))])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_integers_are_the_nearest_and_half_way_the_even_ones(apply, bits):
+    """Compiled too: an XLA that folded the rounding away would pass on what is between two integers."""
+    halves = np.arange(-140, 140, 0.5, dtype=np.float32)
+    inputs = np.concatenate([halves, np.nextafter(halves, np.float32(-1e9)), np.nextafter(halves, np.float32(1e9))])
+    found = apply(jnp.asarray(inputs), bits, (0,), jnp.float32([1.0]))[0].values
+    largest = largest_integer(bits)
+    np.testing.assert_array_equal(found, np.clip(np.rint(inputs), -largest, largest))
+
+
 def test_an_all_zero_input_and_an_all_zero_channel_give_zeros():
     weight = jax.tree.map(lambda leaf: leaf[0], quantize_weight(jnp.zeros((1, 8, 3)), 8, (1,)))
     for per_token in (True, False):

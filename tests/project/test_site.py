@@ -69,4 +69,4 @@ def test_the_site_is_built_strictly_and_nothing_in_it_is_fetched_from_elsewhere(
         parser.feed(page.read_text())
         assert not [each for each in parser.addresses if re.match(r"(https?:)?//", each)], page.name
     options = (tmp_path / "site" / "cli.html").read_text()
-    assert "{{" not in options and "--integer-attention" in options and "--sweep-batch" in options
+    assert "{{" not in options and "--integer-attention" in options and "--batches" in options

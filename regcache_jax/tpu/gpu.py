@@ -1,0 +1,88 @@
+"""What a program costs on a GPU that is not there, by XLA's own compiler (`pip install regcache-jax[cuda]`): kernels, bytes, products, and
+the time these cannot go below.
+
+Products are not tuned and none are Triton's, as both want a device to try on. What a device said of the same programs is in
+docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.plan import RegisterPlan
+from regcache_jax.core.scheme import Scheme
+from regcache_jax.core.spec import EncoderSpec
+from regcache_jax.encoders.forms import ATTENTION, PLAIN, form_for
+from regcache_jax.ops.attention_forms import attend_flash
+from regcache_jax.tpu.gpus import gpu
+from regcache_jax.tpu.programs import PROGRAMS, program
+from regcache_jax.tpu.question import Question, ask, question
+from regcache_jax.tpu.roofline import counted, kernels
+
+PLUGIN = "jax_cuda12_plugin"
+
+
+def report(
+    name_or_spec: str | EncoderSpec,
+    target: str = "h100",
+    batches: tuple[int, ...] = (32,),
+    scheme: Scheme | None = None,
+    plan: RegisterPlan | None = None,
+    programs: tuple[str, ...] = PROGRAMS,
+) -> dict[str, Any]:
+    """Compiles `programs` of an encoder for one of `gpus.GPUS` and returns a row for each at each of `batches`.
+
+    Raises UserError for an unknown name or target, and where the compiler (the extra `cuda`) is missing."""
+    gpu(target)
+    asked = question(name_or_spec, target, programs, batches, scheme, plan)
+    if importlib.util.find_spec(PLUGIN) is None:
+        raise UserError("XLA's GPU compiler is not here; `pip install regcache-jax[cuda]` brings it")
+    flags = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
+    environment = {"XLA_FLAGS": flags, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    about = f"the GPU compiler gave no answer for {target}"
+    rows = ask("regcache_jax.tpu.gpu", asked.to_json(), environment, about, "cuda")
+    return {"model": asked.spec.name, "target": target, "programs": rows}
+
+
+def measure(asked: Question, name: str, batch: int) -> dict[str, Any]:
+    """One program at one batch, as a row of the report."""
+    image, target = asked.spec.image, gpu(asked.target)
+    scheme = asked.scheme if name.startswith("int8") else None
+    form = PLAIN if name == "flax-bf16" else form_for("gpu", image, scheme)
+    function, weights = program(asked.spec, name, scheme, asked.schedule, form, asked.registers)
+    images = jax.ShapeDtypeStruct((batch, image.image_size, image.image_size, 3), jnp.bfloat16)
+    described = topologies.get_topology_desc(platform="cuda", target_config=target.description, topology="1x1x1")
+    device = NamedSharding(Mesh(np.array(described.devices[:1]), ("data",)), PartitionSpec())
+    placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), (weights, images))
+    compiled = jax.jit(function).trace(*placed).lower().compile()
+    found, memory = kernels(compiled.as_text() or ""), compiled.memory_analysis()
+    assert memory is not None
+    return {
+        "program": name,
+        "form": form.name,
+        "batch": batch,
+        "kernels": len(found),
+        "products": counted(found),
+        "bytes_per_image": sum(kernel.moved for kernel in found) / batch,
+        "seconds_per_image": sum(kernel.seconds(target) for kernel in found) / batch,
+        "temp_bytes": memory.temp_size_in_bytes,
+        "argument_bytes": memory.argument_size_in_bytes - images.size * images.dtype.itemsize,
+    }
+
+
+if __name__ == "__main__":
+    # the backend of this process is a CPU's, where `attend_flash` would be JAX's own
+    ATTENTION["flash"] = functools.partial(attend_flash, implementation="cudnn")
+    asked = Question.from_json(json.load(sys.stdin))
+    print(json.dumps([measure(asked, name, batch) for name in asked.programs for batch in asked.batches or ()]))

@@ -1,0 +1,164 @@
+"""What a program that XLA compiled for a GPU does: its kernels, the bytes that each moves, its products, and the time these cannot
+go below. Read from the optimised HLO; nothing is run.
+
+A bound, no time: every kernel reads its inputs from memory and writes its outputs there (a cache would spare some), at the GPU's
+peaks, and starting it costs nothing."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import re
+
+from regcache_jax.core.errors import UserError
+from regcache_jax.tpu.gpus import Gpu
+
+BYTES = {
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+    "bf16": 2,
+    "f16": 2,
+    "s16": 2,
+    "u16": 2,
+    "f32": 4,
+    "s32": 4,
+    "u32": 4,
+    "f64": 8,
+    "s64": 8,
+    "u64": 8,
+}
+FREE = (
+    "parameter",
+    "constant",
+    "bitcast",
+    "get-tuple-element",
+    "tuple",
+    "iota",
+    "after-all",
+    "partition-id",
+    "replica-id",
+)
+"""Instructions that are no kernels."""
+OPAQUE = ("while", "conditional", "call", "async-start")
+"""Instructions that run other computations, so often as nobody says."""
+ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+INSTRUCTION = re.compile(r"\s+(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(.*)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """A line of HLO: its name, the arrays of its type (dtype, shape), what it does, to which others, and the rest of the line."""
+
+    name: str
+    arrays: tuple[tuple[str, tuple[int, ...]], ...]
+    operation: str
+    operands: tuple[str, ...]
+    rest: str
+
+    @property
+    def size(self) -> int:
+        """Bytes of all arrays."""
+        return sum(BYTES.get(dtype, 0) * math.prod(shape) for dtype, shape in self.arrays)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """What is started once: bytes read and written, and of the products inside the dtype of their inputs and their operations."""
+
+    name: str
+    moved: int
+    products: tuple[tuple[str, float], ...]
+
+    def seconds(self, gpu: Gpu) -> float:
+        """The least time: that of its products, or of its bytes."""
+        return max(self.moved / gpu.bandwidth, sum(operations / gpu.peak(dtype) for dtype, operations in self.products))
+
+
+def kernels(text: str) -> list[Kernel]:
+    """The kernels of a compiled program. Raises UserError for one with a loop, whose cost the text does not say."""
+    computations, entry = _computations(text)
+    known = {each.name: each for each in computations[entry]}
+    found = []
+    for each in computations[entry]:
+        if each.operation in OPAQUE:
+            raise UserError(f"the compiled program has a {each.operation}, whose cost nobody knows")
+        if each.operation in FREE:
+            continue
+        body = computations[_called(each)] if each.operation == "fusion" else []
+        read = [_read(index, known[name], body) for index, name in enumerate(each.operands) if name in known]
+        is_library = each.operation == "custom-call"
+        written = (
+            dataclasses.replace(each, arrays=each.arrays[:1]) if is_library else each
+        )  # the second is the library's own room
+        products = _library_products(each, known) if is_library else _products([*body, each])
+        found.append(Kernel(each.name, written.size + sum(read), products))
+    return found
+
+
+def _computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
+    """The instructions of every computation, and which is the entry."""
+    found: dict[str, list[Instruction]] = {}
+    entry = current = ""
+    for line in text.splitlines():
+        if head := re.match(r"(ENTRY )?%([\w.\-]+) \(.*\{$", line):
+            current = head[2]
+            entry = current if head[1] else entry
+            found[current] = []
+        elif current and (match := INSTRUCTION.match(line)):
+            name, type_, operation, inside, rest = match.groups()
+            arrays = tuple(
+                (dtype, tuple(int(size) for size in sizes.split(",") if size)) for dtype, sizes in ARRAY.findall(type_)
+            )
+            operands = tuple(re.findall(r"%([\w.\-]+)", inside)) if operation != "parameter" else (inside,)
+            found[current].append(Instruction(name, arrays, operation, operands, rest))
+    return found, entry
+
+
+def _called(fusion: Instruction) -> str:
+    match = re.search(r"calls=%([\w.\-]+)", fusion.rest)
+    assert match is not None
+    return match[1]
+
+
+def _read(index: int, operand: Instruction, body: list[Instruction]) -> int:
+    """Bytes that a kernel reads of one operand: of a fusion that only slices it, those slices."""
+    inside = next(
+        (each.name for each in body if each.operation == "parameter" and each.operands == (str(index),)), None
+    )
+    readers = [each for each in body if inside in each.operands]
+    if readers and all(each.operation in ("slice", "dynamic-slice") for each in readers):
+        return min(operand.size, sum(each.size for each in readers))
+    return operand.size
+
+
+def _products(body: list[Instruction]) -> tuple[tuple[str, float], ...]:
+    """Products that a fusion holds, or that stand alone."""
+    known = {each.name: each for each in body}
+    return tuple(
+        _product(each, known, r"lhs_contracting_dims=\{([\d,]+)\}") for each in body if each.operation == "dot"
+    )
+
+
+def _library_products(call: Instruction, known: dict[str, Instruction]) -> tuple[tuple[str, float], ...]:
+    """Products of cuBLAS, one a call, and of cuDNN's attention, two."""
+    if "$matmul" in call.rest or "__cublas$" in call.rest:
+        return (_product(call, known, r'"lhs_contracting_dimensions":\["([\d",]+)"\]'),)
+    if "__cudnn$fmha" in call.rest:
+        (dtype, (batch, queries, heads, channels)), (_, keys) = (known[name].arrays[0] for name in call.operands[:2])
+        return ((dtype, 2.0 * batch * heads * queries * keys[1] * channels),) * 2
+    return ()
+
+
+def _product(each: Instruction, known: dict[str, Instruction], contracted: str) -> tuple[str, float]:
+    match = re.search(contracted, each.rest)
+    assert match is not None
+    dtype, shape = known[each.operands[0]].arrays[0]
+    depth = math.prod(shape[int(axis)] for axis in match[1].replace('"', "").split(","))
+    return dtype, 2.0 * depth * math.prod(each.arrays[0][1])
+
+
+def counted(found: list[Kernel]) -> dict[str, int]:
+    """How many products there are, by the dtype of their inputs."""
+    return dict(collections.Counter(dtype for kernel in found for dtype, _ in kernel.products))

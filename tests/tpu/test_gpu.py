@@ -1,0 +1,77 @@
+"""What XLA's GPU compiler says without a GPU: how its text is read, and, where the extra `cuda` is installed, what it is."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import small
+
+from regcache_jax.core.errors import UserError
+from regcache_jax.tpu import ask, gpu
+from regcache_jax.tpu.gpus import GPUS
+from regcache_jax.tpu.roofline import counted, kernels
+
+TEXT = """HloModule jit_f, is_scheduled=true
+
+%fused_slice (p0: f32[8,100]) -> bf16[8,10] {
+  %p0 = f32[8,100]{1,0} parameter(0)
+  %cut = f32[8,10]{1,0} slice(%p0), slice={[0:8], [0:10]}
+  ROOT %narrow = bf16[8,10]{1,0} convert(%cut)
+}
+
+ENTRY %main (x: s8[8,64], w: s8[64,100]) -> bf16[8,10] {
+  %x = s8[8,64]{1,0} parameter(0)
+  %w = s8[64,100]{1,0} parameter(1)
+  %product = (s32[8,100], s8[33554432]) custom-call(%x, %w), custom_call_target="__cublas$lt$matmul", {"lhs_contracting_dimensions":["1"]}
+  %sums = s32[8,100]{1,0} get-tuple-element(%product), index=0
+  %wide = f32[8,100]{1,0} convert(%sums)
+  ROOT %fusion = bf16[8,10]{1,0} fusion(%wide), kind=kLoop, calls=%fused_slice
+}
+"""
+
+
+def test_kernels_have_the_bytes_that_they_read_and_write_and_the_operations_of_their_products():
+    product, wide, fusion = kernels(TEXT)
+    assert product.moved == 8 * 64 + 64 * 100 + 4 * 8 * 100  # without cuBLAS's own room
+    assert product.products == (("s8", 2.0 * 8 * 64 * 100),)
+    assert wide.moved == 2 * 4 * 8 * 100
+    assert fusion.moved == 4 * 8 * 10 + 2 * 8 * 10  # of what it slices, the slice
+    assert counted([product, wide, fusion]) == {"s8": 1}
+
+
+def test_the_time_of_a_kernel_is_that_of_its_bytes_or_of_its_products():
+    product = kernels(TEXT)[0]
+    h100 = GPUS["h100"]
+    assert product.seconds(h100) == pytest.approx(product.moved / 3.35e12)
+    assert kernels(TEXT.replace("s8[64,100]", "s8[64,100000]").replace("s32[8,100]", "s32[8000,100000]"))[0].seconds(
+        h100
+    ) == pytest.approx(max(2 * 64 * 8e8 / 1978.9e12, (8 * 64 + 64e5 + 4 * 8e8) / 3.35e12))
+
+
+def test_a_program_with_a_loop_is_refused():
+    with pytest.raises(UserError, match="has a while, whose cost nobody knows"):
+        kernels(TEXT.replace("convert(%sums)", "while(%sums)"))
+
+
+def test_peaks_of_targets_are_without_sparsity_and_int8_is_twice_bfloat16():
+    assert all(each.int8 == pytest.approx(2 * each.bf16, rel=1e-3) and each.source for each in GPUS.values())
+
+
+def test_an_unknown_gpu_is_refused():
+    with pytest.raises(UserError, match="target must be one of h100, a100, l4, got 'v100'"):
+        gpu.report("google/siglip-base-patch16-224", "v100")
+
+
+@pytest.mark.slow
+def test_the_gpu_compiler_costs_two_blocks_or_one_line_says_what_brings_it():
+    """An installation has the compiler or has it not; each is one answer."""
+    spec = ask.shallow(small.encoder("siglip").spec, 2)
+    if importlib.util.find_spec(gpu.PLUGIN) is None:
+        with pytest.raises(UserError, match=r"`pip install regcache-jax\[cuda\]` brings it"):
+            gpu.report(spec)
+        return
+    programs = ("flax-bf16", "int8", "int8+registers+deletion")
+    peer, plain, _ = gpu.report(spec, batches=(8,), programs=programs)["programs"]
+    assert peer["products"].keys() == {"bf16"} and plain["products"]["s8"] >= 8  # qkv as one, out, fc1 and fc2 a block
+    assert all(row["kernels"] and 0 < row["seconds_per_image"] < 1e-3 for row in (peer, plain))
