@@ -15,297 +15,36 @@ from collections.abc import Iterable, Iterator
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.spec import (
-    CLIP_MEAN,
-    CLIP_STD,
     HALF,
     IMAGENET_MEAN,
     IMAGENET_STD,
-    Activation,
-    EncoderSpec,
-    Filter,
-    Preprocessing,
 )
 from regcache_jax.encoders.families import (
     EXACT_GELU,
     QUICK_GELU,
-    SIZES,
-    Shape,
     clip_preprocessing,
-    clip_spec,
-    clip_text,
-    clip_tower_spec,
-    dinov2_spec,
-    dinov3_spec,
     internvit_spec,
-    naflex,
-    pe_image,
-    pe_spec,
-    siglip_spec,
-    siglip_tower_spec,
     timm_preprocessing,
-    tips_image,
-    tips_spec,
-    tips_text,
     vit_preprocessing,
-    vit_spec,
-    with_metaclip2_words,
+)
+from regcache_jax.encoders.rows import (
+    NEXT,
+    Row,
+    clip_row,
+    clip_squashed,
+    dinov2_row,
+    dinov3_row,
+    metaclip2_row,
+    mobileclip2_row,
+    naflex_row,
+    pe_row,
+    siglip_row,
+    tips_row,
+    tower_row,
+    unsupported_row,
+    vit_row,
 )
 from regcache_jax.encoders.unsupported import UNSUPPORTED
-
-Figures = tuple[float | None, float | None, float | None]
-"""Millions of parameters of the image tower and of the text tower, published zero-shot accuracy on ImageNet in percent."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One checkpoint: its names and, where it can be built, its spec. `reason` says why it cannot be.
-
-    `number` is the row's place in docs/encoders.md (None: another checkpoint of the same shapes); `open_clip` its model and
-    tag; `big_vision` its file; `others` the names of torch hub and timm. `image_parameters` and `text_parameters` are millions. `since`:
-    the version that has it first."""
-
-    huggingface: str
-    family: str
-    spec: EncoderSpec | None
-    number: int | None = None
-    open_clip: tuple[str, str] | None = None
-    big_vision: str | None = None
-    others: tuple[str, ...] = ()
-    image_parameters: float | None = None
-    text_parameters: float | None = None
-    published: float | None = None
-    reason: str = ""
-    since: str = "0.1.0"
-
-    @property
-    def supported(self) -> bool:
-        """Whether it can be built."""
-        return self.spec is not None
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Everything a user may type for this row."""
-        names = [self.huggingface, self.huggingface.split("/")[-1], *self.others]
-        if self.open_clip:
-            model, tag = self.open_clip
-            names += [f"open_clip:{model},{tag}", f"{model},{tag}", f"{model}/{tag}"]
-            if self.spec is not None and self.spec.image.blocks.activation == QUICK_GELU:
-                names += [f"open_clip:{model}-quickgelu,{tag}", f"{model}-quickgelu,{tag}"]
-        if self.big_vision:
-            file = self.big_vision.split("/")[-1]
-            names += [f"gs://big_vision/{self.big_vision}", self.big_vision, file, file.removesuffix(".npz")]
-        return tuple(names)
-
-
-_NO_FIGURES: Figures = (None, None, None)
-
-
-CLIP_TEXTS = {
-    "B": ("clip text B", 512),
-    "B+": ("clip text B+", 640),
-    "L": ("clip text L", 768),
-    "H": ("clip text H", 1024),
-    "g": ("clip text H", 1024),
-    "bigG": ("clip text bigG", 1280),
-}
-"""The text tower beside an image tower of some size, and the width in which they meet."""
-
-
-def _clip(
-    number: int | None,
-    huggingface: str,
-    open_clip: tuple[str, str],
-    shape: Shape,
-    activation: Activation,
-    figures: Figures = _NO_FIGURES,
-    preprocessing: Preprocessing | None = None,
-    others: tuple[str, ...] = (),
-) -> Row:
-    size = shape[0]
-    text, out = CLIP_TEXTS[size]
-    spec = clip_spec(huggingface.split("/")[-1], shape, text, out, activation)
-    if preprocessing is not None:
-        spec = dataclasses.replace(spec, preprocessing=preprocessing)
-    return Row(huggingface, "CLIP", spec, number, open_clip, None, others, *figures)
-
-
-def _siglip(
-    number: int | None,
-    huggingface: str,
-    open_clip: str | None,
-    big_vision: str | None,
-    shape: Shape,
-    vocab: int = 32_000,
-    context: int = 64,
-    figures: Figures = _NO_FIGURES,
-) -> Row:
-    size, patch, pixels = shape
-    second = "2" if "siglip2" in huggingface else ""
-    text = "So400m" if size == "g-opt" else None
-    spec = siglip_spec(huggingface.split("/")[-1], shape, vocab, text, context)
-    vanity = f"SigLIP{second} {size}/{patch}{'-i18n' if vocab == 250_000 else ''} {pixels}"
-    tag = (open_clip, "webli") if open_clip else None
-    others = (vanity, huggingface.replace("-multilingual", "-i18n")) if "multilingual" in huggingface else (vanity,)
-    return Row(huggingface, f"SigLIP {second}".strip(), spec, number, tag, big_vision, others, *figures)
-
-
-def _dinov2(
-    number: int | None, size: str, registers: int, parameters: float | None = None, published: float | None = None
-) -> Row:
-    words = {"S": "small", "B": "base", "L": "large", "g/14": "giant"}
-    word, letter = words[size], size[0].lower()
-    huggingface = f"facebook/dinov2-{'with-registers-' if registers else ''}{word}"
-    suffix = "_reg" if registers else ""
-    hub = (f"dinov2_vit{letter}14{suffix}", f"vit_{word}_patch14{'_reg4' if registers else ''}_dinov2.lvd142m")
-    others: tuple[str, ...] = (*hub, f"timm/{hub[1]}", f"{hub[0]}{'4' if registers else ''}_pretrain", f"{hub[0]}_lc")
-    others += () if registers else (f"{huggingface}-imagenet1k-1-layer",)  # with linear heads, which are left out
-    spec = dinov2_spec(huggingface.split("/")[-1], size, registers)
-    return Row(huggingface, "DINOv2", spec, number, None, None, others, parameters, None, published)
-
-
-def _dinov3(number: int | None, size: str, file: str, parameters: float | None = None, data: str = "lvd1689m") -> Row:
-    """`size` as in Meta's names (`vits`, `vitsplus`), `file` the end of the name of Meta's file."""
-    letter, plus = size.removeprefix("vit").removesuffix("plus"), "plus" if size.endswith("plus") else ""
-    word = {"s": "small", "b": "base", "l": "large", "h": "huge", "7b": "7b"}[letter]
-    hub = f"dinov3_vit{letter}16{plus}"
-    huggingface = f"facebook/{hub.replace('_', '-')}-pretrain-{data}"
-    timm = [f"vit_{word}{'_plus' if plus else ''}_patch16_dinov3{bias}.{data}" for bias in ("", "_qkvb")]
-    weights = f"{hub}_pretrain_{data}-{file}"
-    others = (*timm, *(f"timm/{name}" for name in timm), weights, f"{weights}.pth")
-    others += (hub,) if data == "lvd1689m" else ()
-    shape = {"s": "S", "b": "B", "l": "L", "h": "H+", "7b": "7B"}[letter]
-    spec = dinov3_spec(huggingface.split("/")[-1], shape, bool(plus) or letter == "7b", data == "sat493m")
-    return Row(huggingface, "DINOv3", spec, number, None, None, others, parameters, since="0.2.0")
-
-
-def _metaclip2(huggingface: str, open_clip: str, shape: Shape, activation: Activation, figures: Figures) -> Row:
-    """A MetaCLIP 2: a CLIP with XLM-V's words. Its larger pictures are squashed (open_clip's table)."""
-    (size, _, pixels), word = shape, {"H": "huge", "bigG": "gigantic"}[shape[0]]
-    text, out = CLIP_TEXTS[size]
-    spec = clip_spec(huggingface.split("/")[-1], shape, text, out, activation)
-    assert spec.text is not None
-    spec = with_metaclip2_words(dataclasses.replace(spec, text=dataclasses.replace(spec.text, vocab_size=901_629)), 2)
-    spec = spec if pixels == 224 else dataclasses.replace(spec, preprocessing=_squashed(pixels))
-    others = (f"timm/vit_{word}_patch14_clip_{pixels}.metaclip2_worldwide",)
-    return Row(
-        huggingface, "MetaCLIP 2", spec, None, (open_clip, "metaclip2_worldwide"), None, others, *figures, since=_NEXT
-    )
-
-
-def _mobileclip2(huggingface: str, open_clip: str, shape: Shape, figures: Figures) -> Row:
-    """A MobileCLIP2 that is a plain ViT: timm's tower, whose projection has a bias, and texts that are not causal."""
-    text, out = CLIP_TEXTS[shape[0]]
-    spec = clip_spec(open_clip, shape, text, out, EXACT_GELU)
-    spec = dataclasses.replace(
-        spec,
-        image=dataclasses.replace(spec.image, projection_bias=True),
-        text=clip_text(text, out, causal=False),
-    )
-    return Row(huggingface, "MobileCLIP 2", spec, None, (open_clip, "dfndr2b"), None, (), *figures, since=_NEXT)
-
-
-_PE_WORDS = {"T": "tiny", "S": "small", "B": "base", "L": "large", "G": "gigantic"}
-_PE_TEXTS = {
-    "T": ("clip text B", 512, 32),
-    "S": ("clip text B", 512, 32),
-    "B": ("clip text H", 1024, 32),
-    "L": ("clip text H", 1024, 32),
-    "G": ("PE text G", 1280, 72),
-}
-"""Core's text tower beside an image tower of some size: its own size, the width in which they meet, its context."""
-
-
-def _pe(
-    kind: str,
-    shape: Shape,
-    figures: Figures,
-    *,
-    open_clip: str | None = None,
-    depth: int | None = None,
-    layer_scale: bool = False,
-    timm: str = "fb",
-) -> Row:
-    """A Perception Encoder: `kind` is Core, Spatial, Lang or Lang-Tiling, `depth` says how many blocks are left of the size's."""
-    size, patch, pixels = shape
-    width, blocks, heads, mlp_width = SIZES[{"T": "Ti", "G": "PE G"}.get(size, size)]
-    whole, _, ending = kind.partition("-")
-    text, out, context = _PE_TEXTS[size]
-    core = kind == "Core"
-    image = pe_image(
-        (width, depth or blocks, heads, mlp_width),
-        patch,
-        pixels,
-        class_token=size != "G",
-        layer_scale=layer_scale,
-        out=out if core else None,
-    )
-    name = f"PE-{whole}-{size}{patch}-{pixels}{'-' * bool(ending)}{ending}"
-    trunk = f"vit_pe_{whole.lower()}_{_PE_WORDS[size]}_patch{patch}_{pixels}.{timm}"
-    spec = pe_spec(name, image, clip_text(text, out, context) if core else None)
-    others = (f"{name}.pt", *([f"timm/{open_clip}"] if open_clip else []), trunk, f"timm/{trunk}")
-    tag = (open_clip, "meta") if open_clip else None
-    return Row(f"facebook/{name}", f"PE {whole}", spec, None, tag, None, others, *figures, since=_NEXT)
-
-
-def _tips(huggingface: str, file: str, size: str, pixels: int, grid: int, parameters: float, texts: float) -> Row:
-    """A TIPS by the name of its JAX files. Texts have 12 blocks, but So400m's as many as its pictures."""
-    width, blocks, heads, mlp_width = SIZES[size]
-    image = tips_image(size, pixels, grid, gated=size == "g/14")
-    text = tips_text((width, blocks if size == "So400m" else 12, heads, 6144 if size == "g/14" else mlp_width))
-    spec = tips_spec(huggingface.split("/")[-1], image, text)
-    others = (*([file] if file != huggingface else []), f"{file}_vision", f"{file}_vision.npz")
-    return Row(
-        huggingface, "TIPSv2" if grid == 32 else "TIPS", spec, None, None, None, others, parameters, texts, since=_NEXT
-    )
-
-
-def _squashed(pixels: int) -> Preprocessing:
-    """DFN-5B: CLIP's numbers, aspect not kept."""
-    return Preprocessing(pixels, "squash", "bicubic", pixels, CLIP_MEAN, CLIP_STD)
-
-
-def _vit(
-    huggingface: str,
-    shape: Shape,
-    pictures: Preprocessing,
-    parameters: float,
-    classes: int | None = 1000,
-    *others: str,
-    layer_scale: bool = False,
-) -> Row:
-    name, eps = huggingface.split("/")[-1], 1e-6 if huggingface.startswith("timm/") else 1e-12
-    spec = vit_spec(name, shape, pictures, classes, layer_scale=layer_scale, eps=eps)
-    names = (name.partition(".")[0], *others) if huggingface.startswith("timm/") and classes else others
-    return Row(huggingface, "ViT", spec, others=names, image_parameters=parameters, since=_NEXT)
-
-
-def _tower(
-    family: str, huggingface: str, parameters: float, shape: Shape | None = None, filter: Filter = "bilinear"
-) -> Row:
-    """The tower of a vision-language model: SigLIP's of some shape, or (None) LLaVA's."""
-    name = huggingface.split("/")[-1]
-    if shape is not None:
-        spec = siglip_tower_spec(name, shape, filter)
-    else:
-        squashed = "1.6" in family
-        spec = clip_tower_spec(name, _squashed(336) if squashed else clip_preprocessing(336))
-    return Row(huggingface, family, spec, image_parameters=parameters, since=_NEXT)
-
-
-def _unsupported(huggingface: str, family: str, reason: str, others: tuple[str, ...]) -> Row:
-    return Row(huggingface, family, None, others=others, reason=reason)
-
-
-def _naflex(number: int | None, word: str, shape: Shape, file: str, figures: Figures) -> Row:
-    title, huggingface = "B" if word == "base" else word.upper(), f"google/siglip2-{word}-patch16-naflex"
-    model = f"ViT-{title}-16-SigLIP2-naflex"
-    spec = naflex(siglip_spec(huggingface.split("/")[-1], shape, 256_000), "bilinear")
-    timm = f"naflexvit_{word}_patch16_siglip.v2_webli"
-    others = (timm, f"timm/{timm}", f"timm/{model}")
-    return Row(
-        huggingface, "SigLIP 2", spec, number, (model, "webli"), f"siglip2/{file}", others, *figures, since=_NEXT
-    )
-
 
 _FILTERS = ("", "clip", "laion", "image", "text", "basic")
 """How CommonPool was filtered ("": not at all)."""
@@ -320,158 +59,156 @@ def _pools(size: str, filters: tuple[str, ...], datacomp: bool) -> list[tuple[st
     ]
 
 
-_NEXT = "0.2.0"
-"""The version that is being made."""
 _GOOGLE, _LAION = "google/siglip", "laion/CLIP-ViT"
 _QUICK, _EXACT = QUICK_GELU, EXACT_GELU
 
 # fmt: off
 ROWS: tuple[Row, ...] = (
-    _clip(1, "openai/clip-vit-base-patch32", ("ViT-B-32", "openai"), ("B", 32, 224), _QUICK, (87.8, 63.4, 63.32), others=("ViT-B/32", "timm/vit_base_patch32_clip_224.openai")),
-    _clip(2, "openai/clip-vit-base-patch16", ("ViT-B-16", "openai"), ("B", 16, 224), _QUICK, (86.2, 63.4, 68.34), others=("ViT-B/16", "timm/vit_base_patch16_clip_224.openai")),
-    _clip(3, "openai/clip-vit-large-patch14", ("ViT-L-14", "openai"), ("L", 14, 224), _QUICK, (304.0, 123.7, 75.54), others=("ViT-L/14", "timm/vit_large_patch14_clip_224.openai")),
-    _clip(4, "openai/clip-vit-large-patch14-336", ("ViT-L-14-336", "openai"), ("L", 14, 336), _QUICK, (304.3, 123.7, 76.56), others=("ViT-L/14@336px", "timm/vit_large_patch14_clip_336.openai")),
-    _clip(5, f"{_LAION}-B-32-laion2B-s34B-b79K", ("ViT-B-32", "laion2b_s34b_b79k"), ("B", 32, 224), _EXACT, (87.8, 63.4, 66.56)),
-    _clip(6, f"{_LAION}-B-16-laion2B-s34B-b88K", ("ViT-B-16", "laion2b_s34b_b88k"), ("B", 16, 224), _EXACT, (86.2, 63.4, 70.23)),
-    _clip(7, f"{_LAION}-B-16-DataComp.XL-s13B-b90K", ("ViT-B-16", "datacomp_xl_s13b_b90k"), ("B", 16, 224), _EXACT, (86.2, 63.4, 73.49)),
-    _clip(8, f"{_LAION}-L-14-DataComp.XL-s13B-b90K", ("ViT-L-14", "datacomp_xl_s13b_b90k"), ("L", 14, 224), _EXACT, (304.0, 123.7, 79.21)),
-    _clip(9, f"{_LAION}-H-14-laion2B-s32B-b79K", ("ViT-H-14", "laion2b_s32b_b79k"), ("H", 14, 224), _EXACT, (632.1, 354.0, 77.96)),
-    _clip(10, f"{_LAION}-bigG-14-laion2B-39B-b160k", ("ViT-bigG-14", "laion2b_s39b_b160k"), ("bigG", 14, 224), _EXACT, (1844.9, 694.7, 80.09)),
-    _siglip(11, f"{_GOOGLE}-base-patch16-224", "ViT-B-16-SigLIP", "siglip/webli_en_b16_224_63724782.npz", ("B", 16, 224), figures=(92.9, 110.3, 76.04)),
-    _siglip(12, f"{_GOOGLE}-base-patch16-384", "ViT-B-16-SigLIP-384", "siglip/webli_en_b16_384_68578854.npz", ("B", 16, 384), figures=(93.2, 110.3, 78.49)),
-    _siglip(13, f"{_GOOGLE}-large-patch16-256", "ViT-L-16-SigLIP-256", "siglip/webli_en_l16_256_60552751.npz", ("L", 16, 256), figures=(316.0, 336.2, 80.45)),
-    _siglip(14, f"{_GOOGLE}-large-patch16-384", "ViT-L-16-SigLIP-384", "siglip/webli_en_l16_384_63634585.npz", ("L", 16, 384), figures=(316.3, 336.2, 82.07)),
-    _siglip(15, f"{_GOOGLE}-so400m-patch14-224", "ViT-SO400M-14-SigLIP", "siglip/webli_en_so400m_224_57633886.npz", ("So400m", 14, 224), context=16, figures=(427.7, 449.7, 82.03)),
-    _siglip(16, f"{_GOOGLE}-so400m-patch14-384", "ViT-SO400M-14-SigLIP-384", "siglip/webli_en_so400m_384_58765454.npz", ("So400m", 14, 384), figures=(428.2, 449.7, 83.08)),
-    _siglip(17, f"{_GOOGLE}2-base-patch16-224", "ViT-B-16-SigLIP2", "siglip2/siglip2_b16_224.npz", ("B", 16, 224), 256_000, figures=(92.9, 282.3, 78.2)),
-    _siglip(18, f"{_GOOGLE}2-base-patch32-256", "ViT-B-32-SigLIP2-256", "siglip2/siglip2_b32_256.npz", ("B", 32, 256), 256_000, figures=(94.6, 282.3, 74.0)),
-    _siglip(19, f"{_GOOGLE}2-large-patch16-256", "ViT-L-16-SigLIP2-256", "siglip2/siglip2_l16_256.npz", ("L", 16, 256), 256_000, figures=(316.0, 565.6, 82.5)),
-    _siglip(20, f"{_GOOGLE}2-so400m-patch14-384", "ViT-SO400M-14-SigLIP2-378", "siglip2/siglip2_so400m14_384.npz", ("So400m", 14, 384), 256_000, figures=(428.2, 707.8, 84.1)),
-    _siglip(21, f"{_GOOGLE}2-so400m-patch16-384", "ViT-SO400M-16-SigLIP2-384", "siglip2/siglip2_so400m16_384.npz", ("So400m", 16, 384), 256_000, figures=(428.2, 707.8, 84.1)),
-    _siglip(22, f"{_GOOGLE}2-giant-opt-patch16-256", "ViT-gopt-16-SigLIP2-256", "siglip2/siglip2_g-opt16_256.npz", ("g-opt", 16, 256), 256_000, figures=(1163.2, 708.2, 84.5)),
-    _naflex(23, "base", ("B", 16, 256), "siglip2_b16_naflex.npz", (92.9, 282.3, 78.5)),
-    _dinov2(24, "S", 0, 22.1, 79.0),
-    _dinov2(25, "B", 0, 86.6, 82.1),
-    _dinov2(26, "L", 0, 304.4, 83.5),
-    _dinov2(27, "g/14", 0, 1136.5, 83.5),
-    _dinov2(28, "B", 4, 86.6, 82.0),
-    _dinov3(29, "vits", "08c60483", 21.6),
-    _dinov3(30, "vitb", "73cec8be", 85.6),
-    _dinov3(31, "vitl", "8aa4cbdd", 303.1),
+    clip_row(1, "openai/clip-vit-base-patch32", ("ViT-B-32", "openai"), ("B", 32, 224), _QUICK, (87.8, 63.4, 63.32), others=("ViT-B/32", "timm/vit_base_patch32_clip_224.openai")),
+    clip_row(2, "openai/clip-vit-base-patch16", ("ViT-B-16", "openai"), ("B", 16, 224), _QUICK, (86.2, 63.4, 68.34), others=("ViT-B/16", "timm/vit_base_patch16_clip_224.openai")),
+    clip_row(3, "openai/clip-vit-large-patch14", ("ViT-L-14", "openai"), ("L", 14, 224), _QUICK, (304.0, 123.7, 75.54), others=("ViT-L/14", "timm/vit_large_patch14_clip_224.openai")),
+    clip_row(4, "openai/clip-vit-large-patch14-336", ("ViT-L-14-336", "openai"), ("L", 14, 336), _QUICK, (304.3, 123.7, 76.56), others=("ViT-L/14@336px", "timm/vit_large_patch14_clip_336.openai")),
+    clip_row(5, f"{_LAION}-B-32-laion2B-s34B-b79K", ("ViT-B-32", "laion2b_s34b_b79k"), ("B", 32, 224), _EXACT, (87.8, 63.4, 66.56)),
+    clip_row(6, f"{_LAION}-B-16-laion2B-s34B-b88K", ("ViT-B-16", "laion2b_s34b_b88k"), ("B", 16, 224), _EXACT, (86.2, 63.4, 70.23)),
+    clip_row(7, f"{_LAION}-B-16-DataComp.XL-s13B-b90K", ("ViT-B-16", "datacomp_xl_s13b_b90k"), ("B", 16, 224), _EXACT, (86.2, 63.4, 73.49)),
+    clip_row(8, f"{_LAION}-L-14-DataComp.XL-s13B-b90K", ("ViT-L-14", "datacomp_xl_s13b_b90k"), ("L", 14, 224), _EXACT, (304.0, 123.7, 79.21)),
+    clip_row(9, f"{_LAION}-H-14-laion2B-s32B-b79K", ("ViT-H-14", "laion2b_s32b_b79k"), ("H", 14, 224), _EXACT, (632.1, 354.0, 77.96)),
+    clip_row(10, f"{_LAION}-bigG-14-laion2B-39B-b160k", ("ViT-bigG-14", "laion2b_s39b_b160k"), ("bigG", 14, 224), _EXACT, (1844.9, 694.7, 80.09)),
+    siglip_row(11, f"{_GOOGLE}-base-patch16-224", "ViT-B-16-SigLIP", "siglip/webli_en_b16_224_63724782.npz", ("B", 16, 224), figures=(92.9, 110.3, 76.04)),
+    siglip_row(12, f"{_GOOGLE}-base-patch16-384", "ViT-B-16-SigLIP-384", "siglip/webli_en_b16_384_68578854.npz", ("B", 16, 384), figures=(93.2, 110.3, 78.49)),
+    siglip_row(13, f"{_GOOGLE}-large-patch16-256", "ViT-L-16-SigLIP-256", "siglip/webli_en_l16_256_60552751.npz", ("L", 16, 256), figures=(316.0, 336.2, 80.45)),
+    siglip_row(14, f"{_GOOGLE}-large-patch16-384", "ViT-L-16-SigLIP-384", "siglip/webli_en_l16_384_63634585.npz", ("L", 16, 384), figures=(316.3, 336.2, 82.07)),
+    siglip_row(15, f"{_GOOGLE}-so400m-patch14-224", "ViT-SO400M-14-SigLIP", "siglip/webli_en_so400m_224_57633886.npz", ("So400m", 14, 224), context=16, figures=(427.7, 449.7, 82.03)),
+    siglip_row(16, f"{_GOOGLE}-so400m-patch14-384", "ViT-SO400M-14-SigLIP-384", "siglip/webli_en_so400m_384_58765454.npz", ("So400m", 14, 384), figures=(428.2, 449.7, 83.08)),
+    siglip_row(17, f"{_GOOGLE}2-base-patch16-224", "ViT-B-16-SigLIP2", "siglip2/siglip2_b16_224.npz", ("B", 16, 224), 256_000, figures=(92.9, 282.3, 78.2)),
+    siglip_row(18, f"{_GOOGLE}2-base-patch32-256", "ViT-B-32-SigLIP2-256", "siglip2/siglip2_b32_256.npz", ("B", 32, 256), 256_000, figures=(94.6, 282.3, 74.0)),
+    siglip_row(19, f"{_GOOGLE}2-large-patch16-256", "ViT-L-16-SigLIP2-256", "siglip2/siglip2_l16_256.npz", ("L", 16, 256), 256_000, figures=(316.0, 565.6, 82.5)),
+    siglip_row(20, f"{_GOOGLE}2-so400m-patch14-384", "ViT-SO400M-14-SigLIP2-378", "siglip2/siglip2_so400m14_384.npz", ("So400m", 14, 384), 256_000, figures=(428.2, 707.8, 84.1)),
+    siglip_row(21, f"{_GOOGLE}2-so400m-patch16-384", "ViT-SO400M-16-SigLIP2-384", "siglip2/siglip2_so400m16_384.npz", ("So400m", 16, 384), 256_000, figures=(428.2, 707.8, 84.1)),
+    siglip_row(22, f"{_GOOGLE}2-giant-opt-patch16-256", "ViT-gopt-16-SigLIP2-256", "siglip2/siglip2_g-opt16_256.npz", ("g-opt", 16, 256), 256_000, figures=(1163.2, 708.2, 84.5)),
+    naflex_row(23, "base", ("B", 16, 256), "siglip2_b16_naflex.npz", (92.9, 282.3, 78.5)),
+    dinov2_row(24, "S", 0, 22.1, 79.0),
+    dinov2_row(25, "B", 0, 86.6, 82.1),
+    dinov2_row(26, "L", 0, 304.4, 83.5),
+    dinov2_row(27, "g/14", 0, 1136.5, 83.5),
+    dinov2_row(28, "B", 4, 86.6, 82.0),
+    dinov3_row(29, "vits", "08c60483", 21.6),
+    dinov3_row(30, "vitb", "73cec8be", 85.6),
+    dinov3_row(31, "vitl", "8aa4cbdd", 303.1),
     # Other checkpoints of the same shapes.
-    _clip(None, f"{_LAION}-L-14-laion2B-s32B-b82K", ("ViT-L-14", "laion2b_s32b_b82k"), ("L", 14, 224), _EXACT, preprocessing=clip_preprocessing(224, HALF, HALF)),
-    _clip(None, f"{_LAION}-g-14-laion2B-s34B-b88K", ("ViT-g-14", "laion2b_s34b_b88k"), ("g", 14, 224), _EXACT),
-    *(_clip(None, f"timm/vit_base_patch32_clip_224.laion400m_{e}", ("ViT-B-32", f"laion400m_{e}"), ("B", 32, 224), _QUICK) for e in ("e31", "e32")),
-    *(_clip(None, f"timm/vit_base_patch16_clip_224.laion400m_{e}", ("ViT-B-16", f"laion400m_{e}"), ("B", 16, 224), _EXACT) for e in ("e31", "e32")),
-    *(_clip(None, f"timm/vit_large_patch14_clip_224.laion400m_{e}", ("ViT-L-14", f"laion400m_{e}"), ("L", 14, 224), _EXACT) for e in ("e31", "e32")),
-    _clip(None, "apple/DFN2B-CLIP-ViT-B-16", ("ViT-B-16", "dfn2b"), ("B", 16, 224), _QUICK),
-    _clip(None, "apple/DFN2B-CLIP-ViT-L-14", ("ViT-L-14", "dfn2b"), ("L", 14, 224), _QUICK),
-    _clip(None, "apple/DFN5B-CLIP-ViT-H-14", ("ViT-H-14", "dfn5b"), ("H", 14, 224), _QUICK, preprocessing=_squashed(224)),
-    _clip(None, "apple/DFN5B-CLIP-ViT-H-14-378", ("ViT-H-14-378", "dfn5b"), ("H", 14, 378), _QUICK, preprocessing=_squashed(378)),
-    _clip(None, "facebook/metaclip-b32-400m", ("ViT-B-32", "metaclip_400m"), ("B", 32, 224), _QUICK),
-    _clip(None, "facebook/metaclip-b16-400m", ("ViT-B-16", "metaclip_400m"), ("B", 16, 224), _QUICK),
-    _clip(None, "facebook/metaclip-l14-400m", ("ViT-L-14", "metaclip_400m"), ("L", 14, 224), _QUICK),
-    _clip(None, "facebook/metaclip-b32-fullcc2.5b", ("ViT-B-32", "metaclip_fullcc"), ("B", 32, 224), _QUICK),
-    _clip(None, "facebook/metaclip-b16-fullcc2.5b", ("ViT-B-16", "metaclip_fullcc"), ("B", 16, 224), _QUICK),
-    _clip(None, "facebook/metaclip-l14-fullcc2.5b", ("ViT-L-14", "metaclip_fullcc"), ("L", 14, 224), _QUICK),
-    _clip(None, "facebook/metaclip-h14-fullcc2.5b", ("ViT-H-14", "metaclip_fullcc"), ("H", 14, 224), _QUICK),
+    clip_row(None, f"{_LAION}-L-14-laion2B-s32B-b82K", ("ViT-L-14", "laion2b_s32b_b82k"), ("L", 14, 224), _EXACT, preprocessing=clip_preprocessing(224, HALF, HALF)),
+    clip_row(None, f"{_LAION}-g-14-laion2B-s34B-b88K", ("ViT-g-14", "laion2b_s34b_b88k"), ("g", 14, 224), _EXACT),
+    *(clip_row(None, f"timm/vit_base_patch32_clip_224.laion400m_{e}", ("ViT-B-32", f"laion400m_{e}"), ("B", 32, 224), _QUICK) for e in ("e31", "e32")),
+    *(clip_row(None, f"timm/vit_base_patch16_clip_224.laion400m_{e}", ("ViT-B-16", f"laion400m_{e}"), ("B", 16, 224), _EXACT) for e in ("e31", "e32")),
+    *(clip_row(None, f"timm/vit_large_patch14_clip_224.laion400m_{e}", ("ViT-L-14", f"laion400m_{e}"), ("L", 14, 224), _EXACT) for e in ("e31", "e32")),
+    clip_row(None, "apple/DFN2B-CLIP-ViT-B-16", ("ViT-B-16", "dfn2b"), ("B", 16, 224), _QUICK),
+    clip_row(None, "apple/DFN2B-CLIP-ViT-L-14", ("ViT-L-14", "dfn2b"), ("L", 14, 224), _QUICK),
+    clip_row(None, "apple/DFN5B-CLIP-ViT-H-14", ("ViT-H-14", "dfn5b"), ("H", 14, 224), _QUICK, preprocessing=clip_squashed(224)),
+    clip_row(None, "apple/DFN5B-CLIP-ViT-H-14-378", ("ViT-H-14-378", "dfn5b"), ("H", 14, 378), _QUICK, preprocessing=clip_squashed(378)),
+    clip_row(None, "facebook/metaclip-b32-400m", ("ViT-B-32", "metaclip_400m"), ("B", 32, 224), _QUICK),
+    clip_row(None, "facebook/metaclip-b16-400m", ("ViT-B-16", "metaclip_400m"), ("B", 16, 224), _QUICK),
+    clip_row(None, "facebook/metaclip-l14-400m", ("ViT-L-14", "metaclip_400m"), ("L", 14, 224), _QUICK),
+    clip_row(None, "facebook/metaclip-b32-fullcc2.5b", ("ViT-B-32", "metaclip_fullcc"), ("B", 32, 224), _QUICK),
+    clip_row(None, "facebook/metaclip-b16-fullcc2.5b", ("ViT-B-16", "metaclip_fullcc"), ("B", 16, 224), _QUICK),
+    clip_row(None, "facebook/metaclip-l14-fullcc2.5b", ("ViT-L-14", "metaclip_fullcc"), ("L", 14, 224), _QUICK),
+    clip_row(None, "facebook/metaclip-h14-fullcc2.5b", ("ViT-H-14", "metaclip_fullcc"), ("H", 14, 224), _QUICK),
     # The other tags of plain ViTs that open_clip lists.
-    *(dataclasses.replace(row, since=_NEXT) for row in (
-        _clip(None, "apple/DFN2B-CLIP-ViT-L-14-39B", ("ViT-L-14", "dfn2b_s39b"), ("L", 14, 224), _EXACT),
-        _clip(None, "timm/vit_huge_patch14_clip_224.metaclip_altogether", ("ViT-H-14", "metaclip_altogether"), ("H", 14, 224), _EXACT),
-        _clip(None, "timm/vit_gigantic_patch14_clip_224.metaclip_2pt5b", ("ViT-bigG-14", "metaclip_fullcc"), ("bigG", 14, 224), _QUICK),
-        _clip(None, f"{_LAION}-g-14-laion2B-s12B-b42K", ("ViT-g-14", "laion2b_s12b_b42k"), ("g", 14, 224), _EXACT),
-        _clip(None, "timm/vit_base_patch32_clip_224.laion2b_e16", ("ViT-B-32", "laion2b_e16"), ("B", 32, 224), _EXACT),
-        _clip(None, f"{_LAION}-B-32-256x256-DataComp-s34B-b86K", ("ViT-B-32-256", "datacomp_s34b_b86k"), ("B", 32, 256), _EXACT),
-        *(_clip(None, f"timm/vit_base_patch16_plus_clip_240.laion400m_{e}", ("ViT-B-16-plus-240", f"laion400m_{e}"), ("B+", 16, 240), _EXACT) for e in ("e31", "e32")),
-        *(_clip(None, f"{_LAION}-{model}-{title}-{scale}", (f"ViT-{model}", f"{tag}_{scale.lower().replace('-', '_')}"), shape, _EXACT)
+    *(dataclasses.replace(row, since=NEXT) for row in (
+        clip_row(None, "apple/DFN2B-CLIP-ViT-L-14-39B", ("ViT-L-14", "dfn2b_s39b"), ("L", 14, 224), _EXACT),
+        clip_row(None, "timm/vit_huge_patch14_clip_224.metaclip_altogether", ("ViT-H-14", "metaclip_altogether"), ("H", 14, 224), _EXACT),
+        clip_row(None, "timm/vit_gigantic_patch14_clip_224.metaclip_2pt5b", ("ViT-bigG-14", "metaclip_fullcc"), ("bigG", 14, 224), _QUICK),
+        clip_row(None, f"{_LAION}-g-14-laion2B-s12B-b42K", ("ViT-g-14", "laion2b_s12b_b42k"), ("g", 14, 224), _EXACT),
+        clip_row(None, "timm/vit_base_patch32_clip_224.laion2b_e16", ("ViT-B-32", "laion2b_e16"), ("B", 32, 224), _EXACT),
+        clip_row(None, f"{_LAION}-B-32-256x256-DataComp-s34B-b86K", ("ViT-B-32-256", "datacomp_s34b_b86k"), ("B", 32, 256), _EXACT),
+        *(clip_row(None, f"timm/vit_base_patch16_plus_clip_240.laion400m_{e}", ("ViT-B-16-plus-240", f"laion400m_{e}"), ("B+", 16, 240), _EXACT) for e in ("e31", "e32")),
+        *(clip_row(None, f"{_LAION}-{model}-{title}-{scale}", (f"ViT-{model}", f"{tag}_{scale.lower().replace('-', '_')}"), shape, _EXACT)
           for model, shape, scale, size, filters in (
               ("B-32", ("B", 32, 224), "s13B-b90K", "XL", ()), ("B-32", ("B", 32, 224), "s128M-b4K", "M", _FILTERS),
               ("B-32", ("B", 32, 224), "s13M-b4K", "S", _FILTERS), ("B-16", ("B", 16, 224), "s1B-b8K", "L", _FILTERS),
               ("L-14", ("L", 14, 224), "s13B-b90K", "XL", ("", "clip", "laion")))
           for title, tag in _pools(size, filters, datacomp=model != "L-14")),
     )),
-    dataclasses.replace(_siglip(None, "timm/ViT-SO400M-14-SigLIP-378", "ViT-SO400M-14-SigLIP-378", None, ("So400m", 14, 378)), since=_NEXT),
-    _siglip(None, f"{_GOOGLE}-base-patch16-256", "ViT-B-16-SigLIP-256", "siglip/webli_en_b16_256_60500360.npz", ("B", 16, 256)),
-    _siglip(None, f"{_GOOGLE}-base-patch16-512", "ViT-B-16-SigLIP-512", "siglip/webli_en_b16_512_68580893.npz", ("B", 16, 512)),
-    _siglip(None, f"{_GOOGLE}-base-patch16-256-multilingual", "ViT-B-16-SigLIP-i18n-256", "siglip/webli_i18n_b16_256_66117334.npz", ("B", 16, 256), 250_000),
-    _siglip(None, f"{_GOOGLE}-so400m-patch16-256-i18n", "ViT-SO400M-16-SigLIP-i18n-256", None, ("So400m", 16, 256), 250_000),
-    *(_siglip(None, f"{_GOOGLE}2-base-patch16-{px}", f"ViT-B-16-SigLIP2-{px}", f"siglip2/siglip2_b16_{px}.npz", ("B", 16, px), 256_000) for px in (256, 384, 512)),
-    *(_siglip(None, f"{_GOOGLE}2-large-patch16-{px}", f"ViT-L-16-SigLIP2-{px}", f"siglip2/siglip2_l16_{px}.npz", ("L", 16, px), 256_000) for px in (384, 512)),
-    _siglip(None, f"{_GOOGLE}2-so400m-patch14-224", "ViT-SO400M-14-SigLIP2", "siglip2/siglip2_so400m14_224.npz", ("So400m", 14, 224), 256_000),
-    *(_siglip(None, f"{_GOOGLE}2-so400m-patch16-{px}", f"ViT-SO400M-16-SigLIP2-{px}", f"siglip2/siglip2_so400m16_{px}.npz", ("So400m", 16, px), 256_000) for px in (256, 512)),
-    _siglip(None, f"{_GOOGLE}2-giant-opt-patch16-384", "ViT-gopt-16-SigLIP2-384", "siglip2/siglip2_g-opt16_384.npz", ("g-opt", 16, 384), 256_000),
-    *(_dinov2(None, size, 4) for size in ("S", "L", "g/14")),
-    dataclasses.replace(_siglip(None, "google/medsiglip-448", None, None, ("So400m", 14, 448)), since=_NEXT),  # patch by its card
+    dataclasses.replace(siglip_row(None, "timm/ViT-SO400M-14-SigLIP-378", "ViT-SO400M-14-SigLIP-378", None, ("So400m", 14, 378)), since=NEXT),
+    siglip_row(None, f"{_GOOGLE}-base-patch16-256", "ViT-B-16-SigLIP-256", "siglip/webli_en_b16_256_60500360.npz", ("B", 16, 256)),
+    siglip_row(None, f"{_GOOGLE}-base-patch16-512", "ViT-B-16-SigLIP-512", "siglip/webli_en_b16_512_68580893.npz", ("B", 16, 512)),
+    siglip_row(None, f"{_GOOGLE}-base-patch16-256-multilingual", "ViT-B-16-SigLIP-i18n-256", "siglip/webli_i18n_b16_256_66117334.npz", ("B", 16, 256), 250_000),
+    siglip_row(None, f"{_GOOGLE}-so400m-patch16-256-i18n", "ViT-SO400M-16-SigLIP-i18n-256", None, ("So400m", 16, 256), 250_000),
+    *(siglip_row(None, f"{_GOOGLE}2-base-patch16-{px}", f"ViT-B-16-SigLIP2-{px}", f"siglip2/siglip2_b16_{px}.npz", ("B", 16, px), 256_000) for px in (256, 384, 512)),
+    *(siglip_row(None, f"{_GOOGLE}2-large-patch16-{px}", f"ViT-L-16-SigLIP2-{px}", f"siglip2/siglip2_l16_{px}.npz", ("L", 16, px), 256_000) for px in (384, 512)),
+    siglip_row(None, f"{_GOOGLE}2-so400m-patch14-224", "ViT-SO400M-14-SigLIP2", "siglip2/siglip2_so400m14_224.npz", ("So400m", 14, 224), 256_000),
+    *(siglip_row(None, f"{_GOOGLE}2-so400m-patch16-{px}", f"ViT-SO400M-16-SigLIP2-{px}", f"siglip2/siglip2_so400m16_{px}.npz", ("So400m", 16, px), 256_000) for px in (256, 512)),
+    siglip_row(None, f"{_GOOGLE}2-giant-opt-patch16-384", "ViT-gopt-16-SigLIP2-384", "siglip2/siglip2_g-opt16_384.npz", ("g-opt", 16, 384), 256_000),
+    *(dinov2_row(None, size, 4) for size in ("S", "L", "g/14")),
+    dataclasses.replace(siglip_row(None, "google/medsiglip-448", None, None, ("So400m", 14, 448)), since=NEXT),  # patch by its card
     # Plain ViTs, with their classifiers.
-    *(_vit(f"timm/vit_{word}_patch{patch}_{px}.augreg_in21k_ft_in1k", (size, patch, px), timm_preprocessing(px), count)
+    *(vit_row(f"timm/vit_{word}_patch{patch}_{px}.augreg_in21k_ft_in1k", (size, patch, px), timm_preprocessing(px), count)
       for word, size, patch, px, count in (
           ("tiny", "Ti", 16, 224, 5.72), ("small", "S", 16, 224, 22.05), ("small", "S", 32, 224, 22.88), ("base", "B", 16, 224, 86.57),
           ("base", "B", 16, 384, 86.86), ("base", "B", 32, 224, 88.22), ("large", "L", 16, 224, 304.33), ("large", "L", 16, 384, 304.72))),
-    *(_vit(f"google/vit-{word}-patch{patch}-{px}", (size, patch, px), vit_preprocessing(px), count)
+    *(vit_row(f"google/vit-{word}-patch{patch}-{px}", (size, patch, px), vit_preprocessing(px), count)
       for word, size, patch, px, count in (
           ("base", "B", 16, 224, 86.57), ("base", "B", 16, 384, 86.86), ("base", "B", 32, 384, 88.30), ("large", "L", 16, 224, 304.33),
           ("large", "L", 16, 384, 304.72), ("large", "L", 32, 384, 306.63))),
-    *(_vit(f"google/vit-{word}-patch{patch}-224-in21k", (size, patch, 224), vit_preprocessing(224), count, None)
+    *(vit_row(f"google/vit-{word}-patch{patch}-224-in21k", (size, patch, 224), vit_preprocessing(224), count, None)
       for word, size, patch, count in (("base", "B", 16, 85.80), ("base", "B", 32, 87.46), ("large", "L", 16, 303.30), ("huge", "H", 14, 630.76))),
-    *(_vit(f"facebook/deit-{word}-patch16-224", (size, 16, 224), timm_preprocessing(224, IMAGENET_MEAN, IMAGENET_STD), count, 1000,
+    *(vit_row(f"facebook/deit-{word}-patch16-224", (size, 16, 224), timm_preprocessing(224, IMAGENET_MEAN, IMAGENET_STD), count, 1000,
            f"timm/deit_{word}_patch16_224.fb_in1k", f"deit_{word}_patch16_224")
       for word, size, count in (("tiny", "Ti", 5.72), ("small", "S", 22.05), ("base", "B", 86.57))),
-    *(_vit(f"timm/deit3_{word}_patch{patch}_224.fb_in1k", (size, patch, 224), timm_preprocessing(224, IMAGENET_MEAN, IMAGENET_STD), count,
+    *(vit_row(f"timm/deit3_{word}_patch{patch}_224.fb_in1k", (size, patch, 224), timm_preprocessing(224, IMAGENET_MEAN, IMAGENET_STD), count,
            layer_scale=True)
       for word, size, patch, count in (("small", "S", 16, 22.06), ("base", "B", 16, 86.59), ("large", "L", 16, 304.37), ("huge", "H", 14, 632.13))),
-    *(_vit(f"facebook/vit-mae-{word}", (size, patch, 224), timm_preprocessing(224, IMAGENET_MEAN, IMAGENET_STD), count, None,
+    *(vit_row(f"facebook/vit-mae-{word}", (size, patch, 224), timm_preprocessing(224, IMAGENET_MEAN, IMAGENET_STD), count, None,
            f"timm/vit_{word}_patch{patch}_224.mae", f"mae_pretrain_vit_{word}", f"mae_pretrain_vit_{word}.pth")
       for word, size, patch, count in (("base", "B", 16, 85.80), ("large", "L", 16, 303.30), ("huge", "H", 14, 630.76))),
-    *(_vit(f"facebook/dino-vit{letter}{patch}", (size, patch, 224), timm_preprocessing(224, IMAGENET_MEAN, IMAGENET_STD), count, None,
+    *(vit_row(f"facebook/dino-vit{letter}{patch}", (size, patch, 224), timm_preprocessing(224, IMAGENET_MEAN, IMAGENET_STD), count, None,
            f"timm/vit_{word}_patch{patch}_224.dino", f"dino_vit{letter}{patch}", f"dino_{'deit' if letter == 's' else 'vit'}{word}{patch}_pretrain")
       for word, letter, size, patch, count in (("small", "s", "S", 16, 21.67), ("small", "s", "S", 8, 21.67), ("base", "b", "B", 16, 85.80), ("base", "b", "B", 8, 85.81))),
     # CLIPs with other texts; parameters as open_clip counts them.
-    _metaclip2("facebook/metaclip-2-worldwide-huge-quickgelu", "ViT-H-14-worldwide", ("H", 14, 224), _QUICK, (632.08, 1226.71, None)),
-    _metaclip2("facebook/metaclip-2-worldwide-huge-378", "ViT-H-14-worldwide-378", ("H", 14, 378), _EXACT, (632.69, 1226.71, None)),
-    _metaclip2("facebook/metaclip-2-worldwide-giant", "ViT-bigG-14-worldwide", ("bigG", 14, 224), _EXACT, (1844.91, 1785.5, None)),
-    _metaclip2("facebook/metaclip-2-worldwide-giant-378", "ViT-bigG-14-worldwide-378", ("bigG", 14, 378), _EXACT, (1845.69, 1785.5, None)),
-    _mobileclip2("timm/MobileCLIP2-L-14-OpenCLIP", "MobileCLIP2-L-14", ("L", 14, 224), (303.97, 123.65, None)),
+    metaclip2_row("facebook/metaclip-2-worldwide-huge-quickgelu", "ViT-H-14-worldwide", ("H", 14, 224), _QUICK, (632.08, 1226.71, None)),
+    metaclip2_row("facebook/metaclip-2-worldwide-huge-378", "ViT-H-14-worldwide-378", ("H", 14, 378), _EXACT, (632.69, 1226.71, None)),
+    metaclip2_row("facebook/metaclip-2-worldwide-giant", "ViT-bigG-14-worldwide", ("bigG", 14, 224), _EXACT, (1844.91, 1785.5, None)),
+    metaclip2_row("facebook/metaclip-2-worldwide-giant-378", "ViT-bigG-14-worldwide-378", ("bigG", 14, 378), _EXACT, (1845.69, 1785.5, None)),
+    mobileclip2_row("timm/MobileCLIP2-L-14-OpenCLIP", "MobileCLIP2-L-14", ("L", 14, 224), (303.97, 123.65, None)),
     # Meta's Perception Encoders; parameters as its code counts them, accuracy of its README.
-    _pe("Core", ("T", 16, 384), (6.14, 63.41, 62.1), open_clip="PE-Core-T-16-384"),
-    _pe("Core", ("S", 16, 384), (23.78, 63.41, 72.7), open_clip="PE-Core-S-16-384"),
-    _pe("Core", ("B", 16, 224), (93.67, 353.99, 78.4), open_clip="PE-Core-B-16"),
-    _pe("Core", ("L", 14, 336), (317.15, 353.99, 83.5), open_clip="PE-Core-L-14-336"),
-    _pe("Core", ("G", 14, 448), (1882.03, 537.23, 85.4), open_clip="PE-Core-bigG-14-448"),
-    *(_pe("Spatial", (size, patch, px), (count, None, None), layer_scale=size == "G")
+    pe_row("Core", ("T", 16, 384), (6.14, 63.41, 62.1), open_clip="PE-Core-T-16-384"),
+    pe_row("Core", ("S", 16, 384), (23.78, 63.41, 72.7), open_clip="PE-Core-S-16-384"),
+    pe_row("Core", ("B", 16, 224), (93.67, 353.99, 78.4), open_clip="PE-Core-B-16"),
+    pe_row("Core", ("L", 14, 336), (317.15, 353.99, 83.5), open_clip="PE-Core-L-14-336"),
+    pe_row("Core", ("G", 14, 448), (1882.03, 537.23, 85.4), open_clip="PE-Core-bigG-14-448"),
+    *(pe_row("Spatial", (size, patch, px), (count, None, None), layer_scale=size == "G")
       for size, patch, px, count in (("T", 16, 512, 5.68), ("S", 16, 512, 21.98), ("B", 16, 512, 86.43), ("L", 14, 448, 303.96), ("G", 14, 448, 1851.89))),
-    *(_pe(f"Lang{tiling}", (size, 14, 448), (count, None, None), depth=depth, layer_scale=True, timm=f"fb{tiling.lower().replace('-', '_')}")
+    *(pe_row(f"Lang{tiling}", (size, 14, 448), (count, None, None), depth=depth, layer_scale=True, timm=f"fb{tiling.lower().replace('-', '_')}")
       for size, depth, count in (("L", 23, 291.42), ("G", 47, 1740.92)) for tiling in ("", "-Tiling")),
-    *(Row(f"OpenGVLab/{name}", "InternViT", internvit_spec(name), image_parameters=304.01, since=_NEXT)
+    *(Row(f"OpenGVLab/{name}", "InternViT", internvit_spec(name), image_parameters=304.01, since=NEXT)
       for name in ("InternViT-300M-448px", "InternViT-300M-448px-V2_5")),
     # Google's TIPS; parameters as its code counts them (of version 2 its table repeats those of version 1).
-    *(_tips(f"google/tipsv2-{name}", f"tips_v2_{name}", size, 448, 32, count, texts)
+    *(tips_row(f"google/tipsv2-{name}", f"tips_v2_{name}", size, 448, 32, count, texts)
       for name, size, count, texts in (
           ("b14", "B", 86.3, 109.63), ("l14", "L", 303.97, 183.92), ("so400m14", "So400m", 413.33, 448.3), ("g14", "g/14", 1135.83, 389.13))),
-    *(_tips(f"tips_oss_{name}", f"tips_oss_{name}", size, px, 16, count, texts)
+    *(tips_row(f"tips_oss_{name}", f"tips_oss_{name}", size, px, 16, count, texts)
       for name, size, px, count, texts in (
           ("s14_highres_distilled", "S", 448, 21.62, 33.58), ("b14_highres_distilled", "B", 448, 85.71, 109.63),
           ("l14_highres_distilled", "L", 448, 303.18, 183.92), ("so400m14_highres_largetext_distilled", "So400m", 448, 412.44, 448.3),
           ("g14_highres", "g/14", 448, 1134.65, 389.13), ("g14_lowres", "g/14", 224, 1134.65, 389.13))),
     # Towers of vision-language models.
-    *(_tower("Gemma 3 tower", f"google/{name}", 416.9, ("So400m", 14, 896))
+    *(tower_row("Gemma 3 tower", f"google/{name}", 416.9, ("So400m", 14, 896))
       for name in ("gemma-3-4b-it", "gemma-3-4b-pt", "gemma-3-12b-it", "gemma-3-12b-pt", "gemma-3-27b-it", "gemma-3-27b-pt",
                    "medgemma-4b-it", "medgemma-4b-pt", "medgemma-27b-it")),
-    *(_tower("PaliGemma tower", f"google/{name}-pt-{px}", count, ("So400m", 14, px), "bicubic")
+    *(tower_row("PaliGemma tower", f"google/{name}-pt-{px}", count, ("So400m", 14, px), "bicubic")
       for name in ("paligemma-3b", "paligemma2-3b", "paligemma2-10b", "paligemma2-28b") for px, count in ((224, 412.4), (448, 413.3), (896, 416.9))),
-    *(_tower("LLaVA 1.5 tower", f"llava-hf/llava-1.5-{size}-hf", 290.9) for size in ("7b", "13b")),
-    *(_tower("LLaVA 1.6 tower", f"llava-hf/llava-v1.6-{size}-hf", 290.9) for size in ("mistral-7b", "vicuna-7b", "vicuna-13b", "34b")),
-    *(_tower("SmolVLM tower", f"HuggingFaceTB/SmolVLM-{size}-Instruct", 86.4, ("B", 16, 512), "lanczos") for size in ("256M", "500M")),
-    _tower("SmolVLM tower", "HuggingFaceTB/SmolVLM-Instruct", 413.0, ("So400m", 14, 384), "lanczos"),
-    _tower("Idefics 3 tower", "HuggingFaceM4/Idefics3-8B-Llama3", 412.9, ("So400m", 14, 364), "lanczos"),
-    _naflex(None, "so400m", ("So400m", 16, 256), "siglip2_so400m16_naflex.npz", (427.9, 707.8, 83.5)),
-    *(_unsupported(huggingface, family, reason, others) for family, (reason, huggingface, others) in UNSUPPORTED.items()),
-    _dinov3(None, "vitsplus", "4057cbaa", 28.7),
-    _dinov3(None, "vitlplus", "46503df0"),
-    _dinov3(None, "vithplus", "7c1da9a5", 840.5),
-    _dinov3(None, "vit7b", "a955f4ea", 6716.0),
-    _dinov3(None, "vitl", "eadcf0ff", 303.1, "sat493m"),
-    _dinov3(None, "vit7b", "a6675841", 6716.0, "sat493m"),
+    *(tower_row("LLaVA 1.5 tower", f"llava-hf/llava-1.5-{size}-hf", 290.9) for size in ("7b", "13b")),
+    *(tower_row("LLaVA 1.6 tower", f"llava-hf/llava-v1.6-{size}-hf", 290.9) for size in ("mistral-7b", "vicuna-7b", "vicuna-13b", "34b")),
+    *(tower_row("SmolVLM tower", f"HuggingFaceTB/SmolVLM-{size}-Instruct", 86.4, ("B", 16, 512), "lanczos") for size in ("256M", "500M")),
+    tower_row("SmolVLM tower", "HuggingFaceTB/SmolVLM-Instruct", 413.0, ("So400m", 14, 384), "lanczos"),
+    tower_row("Idefics 3 tower", "HuggingFaceM4/Idefics3-8B-Llama3", 412.9, ("So400m", 14, 364), "lanczos"),
+    naflex_row(None, "so400m", ("So400m", 16, 256), "siglip2_so400m16_naflex.npz", (427.9, 707.8, 83.5)),
+    *(unsupported_row(huggingface, family, reason, others) for family, (reason, huggingface, others) in UNSUPPORTED.items()),
+    dinov3_row(None, "vitsplus", "4057cbaa", 28.7),
+    dinov3_row(None, "vitlplus", "46503df0"),
+    dinov3_row(None, "vithplus", "7c1da9a5", 840.5),
+    dinov3_row(None, "vit7b", "a955f4ea", 6716.0),
+    dinov3_row(None, "vitl", "eadcf0ff", 303.1, "sat493m"),
+    dinov3_row(None, "vit7b", "a6675841", 6716.0, "sat493m"),
 )
 # fmt: on
 

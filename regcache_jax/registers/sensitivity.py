@@ -6,6 +6,7 @@ Every measurement starts from the float states at its own block, and one program
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,22 +42,28 @@ def _reference(
     return outputs_of(output, spec, patches), output.collected["hidden"], output.collected["present"]
 
 
+class _State(NamedTuple):
+    """What enters a block, and which of its tokens a plan has left."""
+
+    block: Int[Array, ""]
+    hidden: Float[Array, "B N D"]
+    present: Bool[Array, "B N"] | None
+
+
 @functools.partial(jax.jit, static_argnames=("spec", "scheme", "patches"))
 def _one_site(
     tower: ImageTower,
     rounded: Block,
     grids: dict[str, Grid],
-    hidden: Float[Array, "B N D"],
-    present: Bool[Array, "B N"] | None,
-    first: Int[Array, ""],
+    state: _State,
     plan: RegisterPlan | None,
     *,
     spec: EncoderSpec,
     scheme: Scheme,
     patches: bool,
 ) -> Outputs:
-    """Outputs with the sites quantised whose grid is enabled, from the float states at block `first`. What the plan deletes at that block
-    is gone from `present` already, and nothing is deleted there again."""
+    """Outputs with the sites quantised whose grid is enabled, from the float state at a block. What the plan deletes there is gone
+    from `present` already, and nothing is deleted again."""
     blocks = tower.blocks
     mixed = {}
     for site in SITES:
@@ -67,8 +74,8 @@ def _one_site(
     blocks = blocks.with_layers(mixed).with_grids(grids)
     run = Run(spec.image.blocks, scheme, spec.image.protected)
     if plan is not None:
-        plan = plan.replace(delete_count=jnp.where(plan.delete_block > first, plan.delete_count, 0))
-    output = run_blocks(blocks, hidden, run, start=first, plan=plan, present=present)
+        plan = plan.replace(delete_count=jnp.where(plan.delete_block > state.block, plan.delete_count, 0))
+    output = run_blocks(blocks, state.hidden, run, start=state.block, plan=plan, present=state.present)
     return pooled_outputs(tower, output.hidden, spec, patches, output.present)
 
 
@@ -115,13 +122,11 @@ def sensitivity(
         if own is not None:
             baseline += image_errors("accuracy", known, known, own).sum()
         for block in range(num_blocks):
+            state = _State(jnp.int32(block), hidden[block], None if present is None else present[block])
             for column, chosen in enumerate(SITES):
                 only = {site: np.arange(num_blocks) == (block if site == chosen else -1) for site in SITES}
                 grids = {site: Grid(scales[site], enabled=jnp.asarray(only[site])) for site in SITES}
-                outputs = _one_site(
-                    tower, rounded, grids, hidden[block], None if present is None else present[block], jnp.int32(block), plan,
-                    spec=spec, scheme=scheme, patches=read,
-                )  # fmt: skip
+                outputs = _one_site(tower, rounded, grids, state, plan, spec=spec, scheme=scheme, patches=read)
                 errors[block, column] += image_errors(objective, outputs.on_host().of(real), known, own).sum()
                 if progress is not None:
                     progress((number * num_blocks + block) * len(SITES) + column + 1, total)
