@@ -35,6 +35,8 @@ from randomized import clip, save_random
 from regcache_jax.converters.conversion import read_checkpoint
 from regcache_jax.converters.huggingface_folder import write_folder
 from regcache_jax.converters.readers import read_tensors
+from stories import rows as story_rows
+from stories import story
 from tensorflow_datasets.proto import tf_example_pb2
 
 from regcache_jax.cli.run import load_config, override
@@ -362,41 +364,8 @@ def result_rows(folder: Path) -> Target:
 
 
 def stories(folder: Path) -> Target:
-    numbers = {"start": 3, "stop": 8, "copies": 2.5, "delete_block": 5, "delete_count": 0, "num_registers": 1}
-    profile = {
-        "groups": ["class", "register", "patch"], "maximum": [[[0.0, 9.0]]], "median": [[[0.0, 1.0]]], "num_images": 8,
-        "sink_share": [[0.0]] * 8, "sinks_per_image": [0.0] * 8,
-    }  # fmt: skip
-    searched = {
-        "sentence": "better", "numbers": numbers, "baseline_error": 0.5, "error": 0.1, "claim": {"spread": 0.01},
-        "seconds": 1.0, "trials": [{"numbers": numbers, "images": 4, "error": 0.1}],
-    }  # fmt: skip
-    inspected = {
-        "profile": profile,
-        "sensitivity": {"sites": ["qkv"], "errors": [[0.1]]},
-        "verdict": {"findings": [{"sentence": "sinks"}], "sensitive_block": 1, "most_sensitive": [1, "fc2"]},
-    }
-    maps = [{"name": "cat", "block": 1, "thumbnail": "YQ==", "plain": [[1.0]], "registers": [[2.0]]}]
-    figures = {"scheme": "w8a8", "profile": profile, "maps": maps}
-    flips = {"counts": [1], "shown": [{"name": "cat", "picture": "YQ==", "answers": ["dog", "cat"]}]}
-    changed = {
-        "rows": ["float", "plain"], "gain": None, "loss": {"acc1": 0.1, "interval": [0.0, 0.2]}, "classes": [["cat", 2, 1]],
-        "flips": flips,
-    }  # fmt: skip
-    changes = {
-        "intervals": [{"acc1": [0.4, 0.6], "cosine": [0.8, 0.9]}],
-        "schemes": {"w8a8": changed},
-        "bytes": {"float": 40, "w8a8": 10},
-    }
-    story = {
-        "inspect": inspected, "search": {"w8a8": searched}, "figures": figures, "changes": changes, "config": {"model": "m"},
-    }  # fmt: skip
-    quantization = {"scheme": "w8a8", "row": "plain", "registers": False, "note": None, "examples": 4}
-    row = results.row(
-        dataset="emoji", model="m", pretrained="m", task="knn", metrics={"acc1": 0.5}, quantization=quantization
-    )
-    results.write(folder / "results.json", [row])
-    write_json(folder / "story.json", seal(story))
+    results.write(folder / "results.json", story_rows())
+    write_json(folder / "story.json", seal(story()))
     return sealed(folder, lambda folder: list(read_story(folder)))
 
 
@@ -410,7 +379,7 @@ def kept_chunks(folder: Path) -> Target:
 
 def exported_programs(folder: Path) -> Target:
     """Nothing of a program runs but with both files as they were written; of those beside it, the order of names is free."""
-    export.export(encoder(), folder / "tower", platforms=("cpu",))
+    export.export(encoder(), folder / "tower", export.Program(("cpu",)))
 
     def loaded(folder: Path) -> Any:
         export.load(folder / "tower")

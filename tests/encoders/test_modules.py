@@ -22,6 +22,10 @@ WHOLE = [kind for kind in small.SPECS if kind != "no biases"]
 """The modules always have biases."""
 
 
+def pictures(spec, count):
+    return jnp.asarray((small.images if spec.image.max_patches is None else small.sheets)(count))
+
+
 def shapes(tree):
     return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
 
@@ -31,7 +35,7 @@ def shapes(tree):
 def test_init_gives_the_tree_of_the_parameter_table(kind):
     spec = small.SPECS[kind]
     ids = None if spec.text is None else IDS
-    drawn = jax.eval_shape(TwoTower(spec).init, jax.random.key(0), jnp.asarray(small.images(1)), ids)["params"]
+    drawn = jax.eval_shape(TwoTower(spec).init, jax.random.key(0), pictures(spec, 1), ids)["params"]
     assert shapes(drawn) == shapes(to_tree(parameter_shapes(spec)))
     assert shapes(drawn) == shapes(to_tree(jax.eval_shape(lambda rng: init_params(spec, rng), jax.random.key(0))))
 
@@ -39,8 +43,9 @@ def test_init_gives_the_tree_of_the_parameter_table(kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", WHOLE)
 def test_apply_gives_the_functional_tower_s_features_to_the_last_bit(kind):
-    encoder, images = small.encoder(kind), jnp.asarray(small.images(2))
+    encoder = small.encoder(kind)
     spec, params = encoder.spec, encoder.params
+    images = pictures(spec, 2)
     applied, texts = jax.jit(TwoTower(spec).apply)(
         {"params": to_tree(params)}, images, None if spec.text is None else IDS
     )
