@@ -9,12 +9,11 @@ from typing import Any
 
 from regcache_jax.converters.engine import (
     Rule,
-    flat,
     oihw_to_hwio,
-    out_heads_to_heads_out,
     out_in_to_in_out,
 )
 from regcache_jax.converters.formats import Format, Given, activation, needs_config, preprocessing, setting
+from regcache_jax.converters.layers import attention, mlp
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.spec import BlockSpec, EncoderSpec, ImageSpec, TextSpec, Tokenization
@@ -28,20 +27,10 @@ def tower(theirs: str, ours: str) -> tuple[Rule, ...]:
         Rule(f"{theirs}.embeddings.position_embedding.weight", f"{ours}/position_embedding"),
         Rule(f"{block}.layer_norm1.weight", f"{blocks}/norm1/scale"),
         Rule(f"{block}.layer_norm1.bias", f"{blocks}/norm1/bias"),
-        Rule(f"{block}.self_attn.q_proj.weight", f"{blocks}/attention/query/kernel", out_in_to_in_out),
-        Rule(f"{block}.self_attn.q_proj.bias", f"{blocks}/attention/query/bias", flat),
-        Rule(f"{block}.self_attn.k_proj.weight", f"{blocks}/attention/key/kernel", out_in_to_in_out),
-        Rule(f"{block}.self_attn.k_proj.bias", f"{blocks}/attention/key/bias", flat),
-        Rule(f"{block}.self_attn.v_proj.weight", f"{blocks}/attention/value/kernel", out_in_to_in_out),
-        Rule(f"{block}.self_attn.v_proj.bias", f"{blocks}/attention/value/bias", flat),
-        Rule(f"{block}.self_attn.out_proj.weight", f"{blocks}/attention/out/kernel", out_heads_to_heads_out),
-        Rule(f"{block}.self_attn.out_proj.bias", f"{blocks}/attention/out/bias"),
+        *attention((f"{block}.self_attn.{name}_proj" for name in ("q", "k", "v", "out")), ours=blocks),
         Rule(f"{block}.layer_norm2.weight", f"{blocks}/norm2/scale"),
         Rule(f"{block}.layer_norm2.bias", f"{blocks}/norm2/bias"),
-        Rule(f"{block}.mlp.fc1.weight", f"{blocks}/mlp/fc1/kernel", out_in_to_in_out),
-        Rule(f"{block}.mlp.fc1.bias", f"{blocks}/mlp/fc1/bias"),
-        Rule(f"{block}.mlp.fc2.weight", f"{blocks}/mlp/fc2/kernel", out_in_to_in_out),
-        Rule(f"{block}.mlp.fc2.bias", f"{blocks}/mlp/fc2/bias"),
+        *mlp(f"{block}.mlp.fc1", f"{block}.mlp.fc2", blocks),
     )
 
 

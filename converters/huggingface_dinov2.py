@@ -9,14 +9,13 @@ from typing import Any
 
 from regcache_jax.converters.engine import (
     Rule,
-    flat,
     oihw_to_hwio,
     one_in_front,
-    out_heads_to_heads_out,
     out_in_to_in_out,
     two_in_front,
 )
 from regcache_jax.converters.formats import Format, Given, activation, needs_config, preprocessing, setting
+from regcache_jax.converters.layers import attention, mlp
 
 from regcache_jax.core.spec import BlockSpec, EncoderSpec, ImageSpec
 from regcache_jax.encoders import families
@@ -28,20 +27,10 @@ _GATE = f"{_OURS}/mlp/gate/kernel"
 def projections(block: str) -> tuple[Rule, ...]:
     """The layers of a block by the names that transformers 5 gives both DINOs: attention, and the MLP with or without a gate."""
     return (
-        Rule(f"{block}.attention.q_proj.weight", f"{_OURS}/attention/query/kernel", out_in_to_in_out),
-        Rule(f"{block}.attention.q_proj.bias", f"{_OURS}/attention/query/bias", flat),
-        Rule(f"{block}.attention.k_proj.weight", f"{_OURS}/attention/key/kernel", out_in_to_in_out),
-        Rule(f"{block}.attention.k_proj.bias", f"{_OURS}/attention/key/bias", flat),
-        Rule(f"{block}.attention.v_proj.weight", f"{_OURS}/attention/value/kernel", out_in_to_in_out),
-        Rule(f"{block}.attention.v_proj.bias", f"{_OURS}/attention/value/bias", flat),
-        Rule(f"{block}.attention.o_proj.weight", f"{_OURS}/attention/out/kernel", out_heads_to_heads_out),
-        Rule(f"{block}.attention.o_proj.bias", f"{_OURS}/attention/out/bias"),
+        *attention(f"{block}.attention.{name}_proj" for name in "qkvo"),
         Rule(f"{block}.mlp.gate_proj.weight", f"{_OURS}/mlp/gate/kernel", out_in_to_in_out),
         Rule(f"{block}.mlp.gate_proj.bias", f"{_OURS}/mlp/gate/bias"),
-        Rule(f"{block}.mlp.up_proj.weight", f"{_OURS}/mlp/fc1/kernel", out_in_to_in_out),
-        Rule(f"{block}.mlp.up_proj.bias", f"{_OURS}/mlp/fc1/bias"),
-        Rule(f"{block}.mlp.down_proj.weight", f"{_OURS}/mlp/fc2/kernel", out_in_to_in_out),
-        Rule(f"{block}.mlp.down_proj.bias", f"{_OURS}/mlp/fc2/bias"),
+        *mlp(f"{block}.mlp.up_proj", f"{block}.mlp.down_proj"),
     )
 
 
@@ -53,14 +42,9 @@ RULES = (
     Rule("embeddings.patch_embeddings.projection.bias", "image/patch_embedding/bias"),
     Rule(f"{_BLOCK}.norm1.weight", f"{_OURS}/norm1/scale"),
     Rule(f"{_BLOCK}.norm1.bias", f"{_OURS}/norm1/bias"),
-    Rule(f"{_BLOCK}.attention.attention.query.weight", f"{_OURS}/attention/query/kernel", out_in_to_in_out),
-    Rule(f"{_BLOCK}.attention.attention.query.bias", f"{_OURS}/attention/query/bias", flat),
-    Rule(f"{_BLOCK}.attention.attention.key.weight", f"{_OURS}/attention/key/kernel", out_in_to_in_out),
-    Rule(f"{_BLOCK}.attention.attention.key.bias", f"{_OURS}/attention/key/bias", flat),
-    Rule(f"{_BLOCK}.attention.attention.value.weight", f"{_OURS}/attention/value/kernel", out_in_to_in_out),
-    Rule(f"{_BLOCK}.attention.attention.value.bias", f"{_OURS}/attention/value/bias", flat),
-    Rule(f"{_BLOCK}.attention.output.dense.weight", f"{_OURS}/attention/out/kernel", out_heads_to_heads_out),
-    Rule(f"{_BLOCK}.attention.output.dense.bias", f"{_OURS}/attention/out/bias"),
+    *attention(
+        f"{_BLOCK}.attention.{name}" for name in ("attention.query", "attention.key", "attention.value", "output.dense")
+    ),
     Rule(f"{_BLOCK}.layer_scale1.lambda1", f"{_OURS}/layer_scale1"),
     Rule(f"{_BLOCK}.norm2.weight", f"{_OURS}/norm2/scale"),
     Rule(f"{_BLOCK}.norm2.bias", f"{_OURS}/norm2/bias"),
@@ -69,10 +53,7 @@ RULES = (
     Rule(f"{_BLOCK}.mlp.weights_in.bias", (f"{_OURS}/mlp/gate/bias", f"{_OURS}/mlp/fc1/bias")),
     Rule(f"{_BLOCK}.mlp.weights_out.weight", f"{_OURS}/mlp/fc2/kernel", out_in_to_in_out, beside=_GATE),
     Rule(f"{_BLOCK}.mlp.weights_out.bias", f"{_OURS}/mlp/fc2/bias", beside=_GATE),
-    Rule(f"{_BLOCK}.mlp.fc1.weight", f"{_OURS}/mlp/fc1/kernel", out_in_to_in_out),
-    Rule(f"{_BLOCK}.mlp.fc1.bias", f"{_OURS}/mlp/fc1/bias"),
-    Rule(f"{_BLOCK}.mlp.fc2.weight", f"{_OURS}/mlp/fc2/kernel", out_in_to_in_out),
-    Rule(f"{_BLOCK}.mlp.fc2.bias", f"{_OURS}/mlp/fc2/bias"),
+    *mlp(f"{_BLOCK}.mlp.fc1", f"{_BLOCK}.mlp.fc2"),
     Rule(f"{_BLOCK}.layer_scale2.lambda1", f"{_OURS}/layer_scale2"),
     Rule("layernorm.weight", "image/final_norm/scale"),
     Rule("layernorm.bias", "image/final_norm/bias"),

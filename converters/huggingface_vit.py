@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from regcache_jax.converters import layers
 from regcache_jax.converters.engine import (
     Rule,
-    flat,
     oihw_to_hwio,
     one_in_front,
-    out_heads_to_heads_out,
     out_in_to_in_out,
     two_in_front,
 )
@@ -25,31 +24,17 @@ from regcache_jax.core.errors import UserError
 from regcache_jax.core.spec import BlockSpec, EncoderSpec, ImageSpec
 from regcache_jax.encoders import families
 
-_OURS = "image/blocks"
-
 
 def _block(theirs: str, attention: tuple[str, str, str, str], mlp: tuple[str, str]) -> tuple[Rule, ...]:
     """One spelling of a block: where it stands, its four projections and its two layers."""
-    query, key, value, out = (f"{theirs}.attention.{name}" for name in attention)
-    up, down = (f"{theirs}.{name}" for name in mlp)
-    rules = [
-        Rule(f"{theirs}.{norm}.{leaf}", f"{_OURS}/{ours}/{name}")
-        for norm, ours in (("layernorm_before", "norm1"), ("layernorm_after", "norm2"))
-        for leaf, name in (("weight", "scale"), ("bias", "bias"))
-    ]
-    for name, layer in (("query", query), ("key", key), ("value", value)):
-        rules += [
-            Rule(f"{layer}.weight", f"{_OURS}/attention/{name}/kernel", out_in_to_in_out),
-            Rule(f"{layer}.bias", f"{_OURS}/attention/{name}/bias", flat),
-        ]
     return (
-        *rules,
-        Rule(f"{out}.weight", f"{_OURS}/attention/out/kernel", out_heads_to_heads_out),
-        Rule(f"{out}.bias", f"{_OURS}/attention/out/bias"),
-        Rule(f"{up}.weight", f"{_OURS}/mlp/fc1/kernel", out_in_to_in_out),
-        Rule(f"{up}.bias", f"{_OURS}/mlp/fc1/bias"),
-        Rule(f"{down}.weight", f"{_OURS}/mlp/fc2/kernel", out_in_to_in_out),
-        Rule(f"{down}.bias", f"{_OURS}/mlp/fc2/bias"),
+        *(
+            Rule(f"{theirs}.{norm}.{leaf}", f"image/blocks/{ours}/{name}")
+            for norm, ours in (("layernorm_before", "norm1"), ("layernorm_after", "norm2"))
+            for leaf, name in (("weight", "scale"), ("bias", "bias"))
+        ),
+        *layers.attention(f"{theirs}.attention.{name}" for name in attention),
+        *layers.mlp(*(f"{theirs}.{name}" for name in mlp)),
     )
 
 

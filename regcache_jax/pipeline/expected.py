@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from regcache_jax.pipeline.material import Material
 from regcache_jax.pipeline.rows import stage_of
@@ -13,23 +13,28 @@ from regcache_jax.studies.pace import Pace
 
 
 def seconds_left(material: Material) -> float:
-    """Seconds of the stages that are not there yet."""
+    """Seconds of the stages that are not there yet; where all are, nothing is measured."""
     stages = material.workdir.path / "stages"
-    return sum(seconds for name, seconds in _stages(material) if not (stages / f"{name}.json").exists())
+    return sum(_seconds(material, lambda name: not (stages / f"{name}.json").exists()))
 
 
-def _stages(material: Material) -> Iterator[tuple[str, float]]:
-    """The stages that take long, by name, and the seconds of each."""
+def _seconds(material: Material, missing: Callable[[str], bool]) -> Iterator[float]:
+    """Of the stages that take long, those that are missing."""
     config, pace = material.config, Pace(material.encoder)
     reference, calibration, evaluation = (
         len(material.dataset(which)) for which in ("reference", "calibration", "evaluation")
     )
-    looked_at = pace.passes(2 * reference) + pace.sensitivity(min(SENSITIVITY_PICTURES, reference))
-    yield "inspect", looked_at + pace.stakes(min(PICTURES, reference))
+    looks = missing("inspect") + missing("figures")
+    if looks:
+        yield looks * (pace.passes(2 * reference) + pace.sensitivity(min(SENSITIVITY_PICTURES, reference)))
+    if missing("inspect"):
+        yield pace.stakes(min(PICTURES, reference))
     for name in config.schemes:
-        yield f"search_{name}", pace.search(reference, config.search.search_config())
-        yield f"quantize_{name}", pace.passes(calibration)
+        if missing(f"search_{name}"):
+            yield pace.search(reference, config.search.search_config())
+        if missing(f"quantize_{name}"):
+            yield pace.passes(calibration)
     bank = len(material.dataset("bank")) if config.task == "knn" else 0
     for cell in table_cells(config):
-        yield stage_of(cell), pace.cells(1, 0 if cell.bits == "float" else calibration, evaluation + bank)
-    yield "figures", looked_at
+        if missing(stage_of(cell)):
+            yield pace.cells(1, 0 if cell.bits == "float" else calibration, evaluation + bank)

@@ -6,6 +6,7 @@ methods that fit something are left out. How often pictures pass was counted (`b
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 import time
 
@@ -33,11 +34,15 @@ REMEDIES = 25
 
 
 class Pace:
-    """Seconds that work takes with one encoder, on the devices of this process."""
+    """Seconds that work takes with one encoder, on the devices of this process; measured when they are first asked for."""
 
     def __init__(self, encoder: Encoder) -> None:
-        self.num_blocks = encoder.spec.image.blocks.num_blocks
-        self.picture = seconds_a_picture(encoder) / len(jax.local_devices())
+        self.encoder, self.num_blocks = encoder, encoder.spec.image.blocks.num_blocks
+
+    @functools.cached_property
+    def picture(self) -> float:
+        """Seconds a picture."""
+        return seconds_a_picture(self.encoder) / len(jax.local_devices())
 
     def passes(self, pictures: float, programs: int = 1) -> float:
         """So many pictures once through the encoder, by programs that must be compiled."""

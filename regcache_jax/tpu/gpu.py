@@ -61,7 +61,7 @@ def measure(asked: Question, name: str, batch: int) -> dict[str, Any]:
     scheme = asked.scheme if name.startswith("int8") else None
     form = PLAIN if name == "flax-bf16" else form_for("gpu", image, scheme)
     function, weights = program(asked.spec, name, scheme, asked.schedule, form, asked.registers)
-    images = jax.ShapeDtypeStruct((batch, image.image_size, image.image_size, 3), jnp.bfloat16)
+    images = jax.ShapeDtypeStruct((batch, *image.picture_shape), jnp.bfloat16)
     described = topologies.get_topology_desc(platform="cuda", target_config=target.description, topology="1x1x1")
     device = NamedSharding(Mesh(np.array(described.devices[:1]), ("data",)), PartitionSpec())
     placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), (weights, images))
