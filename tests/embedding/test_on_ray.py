@@ -67,29 +67,36 @@ def check(rows, embedded):
 
 
 SCRIPT = """
-    import os, sys
+    import os, pathlib, sys, time
     import ray
     from regcache_jax.embedding.on_ray import Embedder
 
+    model, pictures, out, here = map(pathlib.Path, sys.argv[1:])
+
     class Watched(Embedder):
         def __call__(self, batch):
+            (here / str(os.getpid())).touch()
+            end = time.monotonic() + 200  # Ray may give all the work to the first that is idle: each waits for the other
+            while len(list(here.iterdir())) < 2 and time.monotonic() < end:
+                time.sleep(0.05)
             count = len(batch["path"])
             return {**super().__call__(batch), "worker": [os.getpid()] * count}
 
-    model, pictures, out = sys.argv[1:]
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=10**8)
     ray.data.DataContext.get_current().wait_for_min_actors_s = 200  # both are there before work is handed out
-    found = ray.data.read_binary_files(pictures, include_paths=True, override_num_blocks=6)
+    found = ray.data.read_binary_files(str(pictures), include_paths=True, override_num_blocks=6)
     rows = found.map_batches(
-        Watched, fn_constructor_kwargs={"model": model, "batch_size": 4}, batch_size=2, num_cpus=0.5,
+        Watched, fn_constructor_kwargs={"model": str(model), "batch_size": 4}, batch_size=2, num_cpus=0.5,
         compute=ray.data.ActorPoolStrategy(size=2, max_tasks_in_flight_per_actor=1),
     )
-    rows.write_parquet(out)
+    rows.write_parquet(str(out))
 """
 
 
 def test_two_workers_of_ray_give_the_rows_of_the_command(model, pictures, embedded, tmp_path):
     arguments = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(model), str(pictures), str(tmp_path / "out")]
+    (tmp_path / "workers").mkdir()
+    arguments.append(str(tmp_path / "workers"))
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
