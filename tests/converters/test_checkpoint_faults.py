@@ -1,6 +1,6 @@
 """Damaged and hostile checkpoints, one a root cause, each by `regcache convert`: status 1, one line that names file and fault, no output.
 
-They mirror the samples that the project was given (`faults/`); test_hostile_files.py looks at each reader more closely."""
+They mirror the samples that the project was given (`faults/`); the files test_hostile_*.py look at each reader more closely."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from hostile import refused
 from randomized import clip, save_random
 from safetensors.numpy import load_file, save_file
-from test_hostile_files import refused
 
 OPEN_CLIP = {
     "model_cfg": {
