@@ -79,6 +79,7 @@ def test_attention_of_every_form_is_that_of_the_plain_one(weights):
     np.testing.assert_allclose(pairs.reshape(plain.shape), plain, rtol=1e-5, atol=1e-6)
 
 
+@functools.cache
 def features(kind: str, form: Form, dtype=jnp.float32) -> np.ndarray:
     own = encoder(kind).astype(dtype)
     spec, schedule, scheme = own.spec.image, own.schedule, own.scheme
