@@ -5,6 +5,7 @@ They mirror the samples that the project was given (`faults/`); the files test_h
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import zipfile
 
@@ -15,7 +16,6 @@ import pytest
 import safetensors.torch
 import torch
 from hostile import refused
-from randomized import clip, save_random
 from safetensors.numpy import load_file, save_file
 
 OPEN_CLIP = {
@@ -29,20 +29,10 @@ OPEN_CLIP = {
 }
 
 
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    """Files of a sound CLIP folder, by name."""
-    folder = save_random(clip(), tmp_path_factory.mktemp("sound"))
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
-
-
 @pytest.fixture
 def source(sound, tmp_path):
     """A CLIP folder to be spoilt."""
-    (tmp_path / "src").mkdir()
-    for name, content in sound.items():
-        (tmp_path / "src" / name).write_bytes(content)
-    return tmp_path / "src"
+    return shutil.copytree(sound, tmp_path / "src")
 
 
 def tensors(source, change):

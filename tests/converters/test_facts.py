@@ -23,11 +23,6 @@ def read(folder, **options):
     return read_checkpoint(str(folder), **options)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return save_random(clip(), tmp_path / "clip")
-
-
 def processor(folder, **changes):
     side = read(folder).encoder.spec.image.image_size
     sized = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
