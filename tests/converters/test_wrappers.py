@@ -140,6 +140,7 @@ def below(prefix, state):
     return {f"{prefix}.{name}": tensor for name, tensor in state.items()}
 
 
+@pytest.mark.slow
 def test_of_dinov2s_trainer_the_teachers_backbone_is_taken_whatever_stands_beside_it(tmp_path):
     def find(name, tree):
         torch.save(tree, tmp_path / name)

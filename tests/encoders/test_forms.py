@@ -58,6 +58,7 @@ def test_what_padding_holds_is_of_no_matter_to_a_form(attend, registers):
     np.testing.assert_array_equal(found, calm)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["none", "shared", "a head each"])
 def test_attention_of_every_form_is_that_of_the_plain_one(weights):
     query, key, value = (normal(seed, 2, 16, HEADS, HEAD_DIM) for seed in (0, 1, 2))

@@ -198,6 +198,7 @@ def test_every_encoders_config_can_be_run_and_expects_the_published_accuracy(nam
     assert config.schemes == ("w8a8", "w6a6", "w4a4")
 
 
+@pytest.mark.slow
 def test_a_float_accuracy_off_by_more_than_a_third_of_a_point_makes_quantised_rows_invalid():
     config = pipeline.read_config(small_config("--config.evaluation.limit=0", "--config.expected_acc1=0.87"))
     for found, valid in ((0.8701, True), (0.8729, True), (0.8661, False)):
