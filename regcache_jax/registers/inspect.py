@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.progress import Progress
 from regcache_jax.core.scheme import SITES
 from regcache_jax.core.sites import ImageTower
@@ -177,14 +178,16 @@ def _extremes(trace: BlockTrace, spec: ImageSpec) -> dict[str, Float[Array, "B C
 
 
 @functools.partial(jax.jit, static_argnames=("spec",))
-def _observe(params: Any, images: Any, plan: Any, *, spec: Any) -> dict[str, Any]:
+def _observe(
+    tower: ImageTower, images: Float[Array, "B Y X 3"], plan: RegisterPlan | None, *, spec: ImageSpec
+) -> dict[str, Any]:
     collect: Collectors = {
         "norms": _block_norms,
         "extremes": functools.partial(_extremes, spec=spec),
         "sinks": functools.partial(sinks_of, spec=spec),
         "there": functools.partial(tokens_of, spec=spec),
     }
-    return image_features(params, images, spec, plan=plan, collect=collect).collected
+    return image_features(tower, images, spec, plan=plan, collect=collect).collected
 
 
 def inspect(encoder: Encoder, images: Images, *, batch_size: int = 32, progress: Progress | None = None) -> Profile:
