@@ -42,7 +42,25 @@ IMAGES = {
         trained_registers=2,
         position_table=False,
     ),
-    "no biases": _image(dataclasses.replace(BLOCKS, activation="quick_gelu"), False, "mean"),
+    "no biases": _image(
+        dataclasses.replace(BLOCKS, activation="quick_gelu", qkv_bias="none", bias=False), False, "mean"
+    ),
+    "rms": _image(
+        dataclasses.replace(
+            BLOCKS, activation="silu", gated_mlp=True, qkv_bias="none", bias=False, norm="rms", qk_norm="width"
+        ),
+        False,
+        "mean",
+        patch_norm=True,
+    ),
+    "inner norms": _image(
+        dataclasses.replace(
+            BLOCKS, qkv_bias="qv", qk_norm="head", inner_norms=True, rotary=Rotary(100.0, "interleaved")
+        ),
+        True,
+        "class",
+        patch_norm=True,
+    ),
 }
 KINDS = list(IMAGES)
 TEXTS = {
@@ -83,10 +101,6 @@ def encoder(kind: str = "clip", seed: int = 0) -> Encoder:
     params = jax.tree_util.tree_map_with_path(draw, params)
     for norm in ("norm1", "norm2"):
         params["image"]["blocks"][norm]["scale"][:, :2] *= 8.0
-    if kind == "no biases":
-        for group in ("attention", "mlp"):
-            for layer in params["image"]["blocks"][group].values():
-                layer.pop("bias", None)
     return Encoder(from_tree(jax.tree.map(lambda leaf: jnp.asarray(leaf.astype(np.float32)), params)), spec=SPECS[kind])
 
 

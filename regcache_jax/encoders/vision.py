@@ -13,7 +13,8 @@ from regcache_jax.core.plan import BlockRegister, RegisterPlan, Schedule
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.sites import Dense, Head, ImageTower, QuantizedTensor
 from regcache_jax.core.spec import ImageSpec
-from regcache_jax.encoders.blocks import ACTIVATIONS, BlockTrace, Collectors, layer_norm, rows_there, run_blocks
+from regcache_jax.encoders.blocks import ACTIVATIONS, BlockTrace, Collectors, rows_there, run_blocks
+from regcache_jax.encoders.norms import apply_norm
 from regcache_jax.encoders.rounding import Run, dense, linear, with_bias
 from regcache_jax.encoders.serving import num_rows, serve_blocks
 from regcache_jax.encoders.sheets import Grids, grids_of
@@ -59,8 +60,7 @@ def token_offsets(tower: ImageTower, spec: ImageSpec, num_patches: int) -> Float
     else:
         positions = resize_positions(table, prefix, spec.stored_grid, spec.grid, spec.position_interpolation)
     patches = positions[prefix:]
-    if tower.patch_embedding.bias is not None:
-        patches = patches + tower.patch_embedding.bias
+    patches = patches if (bias := offset_bias(tower)) is None else patches + bias
     pieces = [tower.class_token[None] + positions[:1]] if tower.class_token is not None else []
     if tower.registers is not None:
         pieces.append(tower.registers)
@@ -73,8 +73,23 @@ def sheet_offsets(tower: ImageTower, spec: ImageSpec, grids: Grids) -> Float[Arr
     assert table is not None
     places, sides = (grids.row, grids.column), (grids.rows, grids.columns)
     positions = positions_on_grids(table, spec.stored_grid, places, sides)
+    return positions if (bias := offset_bias(tower)) is None else positions + bias
+
+
+def offset_bias(tower: ImageTower) -> Float[Array, "D"] | None:
+    """The bias of the patch embedding, where it can be added to the positions: no norm stands between."""
+    return None if tower.patch_norm is not None else tower.patch_embedding.bias
+
+
+def norm_patches(tower: ImageTower, patches: Float[Array, "B N D"], spec: ImageSpec) -> Float[Array, "B N D"]:
+    """Embedded patches as they are given positions: normed, where they are; the rows of zeros in front of them stay zeros."""
+    if tower.patch_norm is None:
+        return patches
     bias = tower.patch_embedding.bias
-    return positions if bias is None else positions + bias
+    patches = patches if bias is None else patches + bias.astype(patches.dtype)
+    normed = apply_norm(patches, tower.patch_norm, spec.blocks)
+    row = jnp.arange(patches.shape[1], dtype=jnp.int32)[:, None]
+    return jnp.where(row < spec.num_protected, 0.0, normed)
 
 
 def embed_patches(
@@ -84,8 +99,8 @@ def embed_patches(
     rows: int | None = None,
     repeated: bool = True,
 ) -> Float[Array, "B P D"]:
-    """Patch embedding, class token, trained registers, positions, (CLIP) the norm before block 0 and (a method's) rotation. Where a sheet
-    has no patch there are zeros.
+    """Patch embedding (normed, where it is), class token, trained registers, positions, (CLIP) the norm before block 0 and (a method's)
+    rotation. Where a sheet has no patch there are zeros.
 
     `rows`, where given, pads the tokens to so many: by repeating the last one, or, if not `repeated`, with patches of zeros at its place,
     which a product takes for nothing (a sheet, by zeros)."""
@@ -102,8 +117,8 @@ def embed_patches(
     offsets = token_offsets(tower, spec, num_patches) if grids is None else sheet_offsets(tower, spec, grids)
     offsets = jnp.pad(offsets, (*((0, 0),) * (offsets.ndim - 2), (0, padding), (0, 0)), mode="edge")
     hidden = jnp.einsum("bnsc,scd->bnd", patches, kernel, preferred_element_type=jnp.float32)
-    hidden = (hidden + offsets.astype(jnp.float32)).astype(images.dtype)
-    hidden = layer_norm(hidden, tower.pre_norm, spec.blocks.norm_eps) if tower.pre_norm is not None else hidden
+    hidden = (norm_patches(tower, hidden, spec) + offsets.astype(jnp.float32)).astype(images.dtype)
+    hidden = apply_norm(hidden, tower.pre_norm, spec.blocks) if tower.pre_norm is not None else hidden
     if grids is not None:
         hidden = jnp.where(jnp.pad(grids.there, ((0, 0), (0, padding)))[..., None], hidden, 0)
     return hidden if tower.rotation is None else hidden @ tower.rotation.astype(hidden.dtype)
@@ -139,7 +154,7 @@ def _after_probe(
         return dense(inputs, (layer,), site, run, head.grids.of(site))[0]
 
     pooled = apply(mixed, "out", head.attention.out)
-    normed = layer_norm(pooled, head.norm, run.spec.norm_eps)
+    normed = apply_norm(pooled, head.norm, run.spec)
     features = ACTIVATIONS[run.spec.activation](apply(normed, "fc1", head.mlp.fc1))
     return (pooled + apply(features, "fc2", head.mlp.fc2))[:, 0], normed, features
 
@@ -180,7 +195,7 @@ def pool(
     present = rows_there(hidden, spec.blocks) if present is None else present
     if tower.rotation is not None:
         hidden = hidden @ tower.rotation.T.astype(hidden.dtype)
-    tokens = hidden if tower.final_norm is None else layer_norm(hidden, tower.final_norm, spec.blocks.norm_eps)
+    tokens = hidden if tower.final_norm is None else apply_norm(hidden, tower.final_norm, spec.blocks)
     if spec.pooling == "class":
         pooled = tokens[:, 0]
     elif spec.pooling == "map":
