@@ -13,8 +13,10 @@ import numpy as np
 import safetensors.numpy
 from etils import epath
 from regcache_jax.converters import (
+    aimv2,
     big_vision,
     compressed_reading,
+    dinotxt,
     huggingface_clip,
     huggingface_dinov2,
     huggingface_dinov3,
@@ -63,7 +65,10 @@ from regcache_jax.models import folder as checkpoints
 CONVERTER_VERSION = 1
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 FORMATS: list[Format] = [
+    *aimv2.FORMATS,
+    dinotxt.FORMAT,
     huggingface_clip.FORMAT,
+    intern_vit.HUGGING_FACE,  # before ViT, whose norms have its names
     intern_vit.FORMAT,  # before SigLIP's image tower, whose patch embedding has its name
     huggingface_siglip.FORMAT,
     huggingface_dinov2.FORMAT,

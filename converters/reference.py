@@ -29,6 +29,8 @@ ARCHITECTURES = {
     "siglip2": ("Siglip2Model", "Siglip2VisionModel"),
     "siglip2_vision_model": ("Siglip2VisionModel",),
     "tipsv2": ("Tipsv2Model",),
+    "aimv2": ("Aimv2Model", "Aimv2VisionModel"),
+    "aimv2_vision_model": ("Aimv2VisionModel",),
     "dinov2": ("Dinov2Model",),
     "dinov2_with_registers": ("Dinov2WithRegistersModel",),
     "dinov3_vit": ("DINOv3ViTModel",),
@@ -38,6 +40,7 @@ ARCHITECTURES = {
 }
 # DINOv3's is not here: transformers has it in torchvision alone, and there it keeps fractions of grey levels, which Meta's rounds.
 PROCESSORS = {
+    **dict.fromkeys(("aimv2", "aimv2_vision_model"), "CLIPImageProcessor"),
     "clip": "CLIPImageProcessor",
     "clip_vision_model": "CLIPImageProcessor",
     "metaclip_2": "CLIPImageProcessor",
@@ -98,8 +101,11 @@ def run_reference(folder: Path, images: np.ndarray, ids: np.ndarray | None) -> d
     kind = vlm.vlm_of(read_json(folder / "config.json", dict[str, Any]))
     if kind is not None:
         return _run_tower(kind, folder, images)
-    network = getattr(transformers, _architecture(folder)).from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True
+    architecture = _architecture(folder)
+    # AIMv2's texts are causal; with its fast attention transformers 5 forgets it where none is padded
+    options = {"attn_implementation": "eager"} if architecture == "Aimv2Model" else {}
+    network = getattr(transformers, architecture).from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, **options
     )
     network.eval()
     text = getattr(network, "text_model", None)
@@ -108,10 +114,11 @@ def run_reference(folder: Path, images: np.ndarray, ids: np.ndarray | None) -> d
         named, logits = {"image": _image(network, pictures)}, None
         if ids is not None and text is not None:
             tokens = torch.from_numpy(ids.astype(np.int64))
-            words = (tokens != 0).long()
-            masked = {"attention_mask": words} if network.config.model_type == "tipsv2" else {}
+            model_type = network.config.model_type
+            words = (tokens != 0).long() if model_type == "tipsv2" else torch.ones_like(tokens)
+            masked = {"attention_mask": words} if model_type in ("tipsv2", "aimv2") else {}
             output = text(input_ids=tokens, output_hidden_states=True, **masked)
-            if masked:  # of padding nothing is read, and ours is zero
+            if model_type == "tipsv2":  # of padding nothing is read, and ours is zero
                 output.hidden_states = tuple(hidden * words[..., None] for hidden in output.hidden_states)
             pooled = output.pooler_output
             if hasattr(network, "text_projection"):
@@ -129,6 +136,7 @@ def _run_tower(kind: vlm.Vlm, folder: Path, images: np.ndarray) -> dict[str, np.
     import torch
     import transformers
     from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionTransformer
+    from transformers.models.internvl.modeling_internvl import InternVLVisionModel
     from transformers.models.smolvlm.modeling_smolvlm import SmolVLMVisionTransformer
 
     source = sources.resolve(str(folder))
@@ -139,6 +147,7 @@ def _run_tower(kind: vlm.Vlm, folder: Path, images: np.ndarray) -> dict[str, np.
         "siglip_vision_model": transformers.SiglipVisionModel,
         "idefics3_vision": Idefics3VisionTransformer,
         "smolvlm_vision": SmolVLMVisionTransformer,
+        "internvl_vision": InternVLVisionModel,
     }
     network = classes[config.model_type](config).float().eval()
     wanted = network.state_dict()
@@ -152,7 +161,7 @@ def _run_tower(kind: vlm.Vlm, folder: Path, images: np.ndarray) -> dict[str, np.
         output = network(pixel_values=pixels, output_hidden_states=True)
     count = config.num_hidden_layers + tap.block + 1
     taken = output.last_hidden_state if tap.normed else output.hidden_states[count]
-    taken = taken[:, 1:] if config.model_type == "clip_vision_model" else taken
+    taken = taken[:, 1:] if config.model_type in ("clip_vision_model", "internvl_vision") else taken
     return named_rows({"image": (taken.numpy(), _blocks(output.hidden_states[: count + 1]))}, None)
 
 
@@ -188,6 +197,8 @@ def _image(network: Any, pictures: dict[str, Any]) -> tuple[Any, Any]:
         return output.pooler_output, [hidden * there for hidden in output.hidden_states]
     if vision.config.model_type in PLAIN:  # their pooler, if they have one, is not the feature that is classified
         return output.last_hidden_state[:, 0], output.hidden_states
+    if output.pooler_output is None:  # what is read are the patches
+        return output.last_hidden_state, output.hidden_states
     if hasattr(network, "visual_projection"):
         return network.visual_projection(output.pooler_output), output.hidden_states
     return output.pooler_output, output.hidden_states

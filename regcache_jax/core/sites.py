@@ -216,6 +216,26 @@ class Head(_Layered):
 
 @typing.no_type_check
 @struct.dataclass
+class Probe(Struct):
+    """Attention pooling by a learned query as it is, without an MLP. It is never quantised."""
+
+    query: Float[Array, "D"]
+    key: Dense = part(Dense)
+    value: Dense = part(Dense)
+    out: Dense = part(Dense, num_inputs=2)
+
+
+@typing.no_type_check
+@struct.dataclass
+class Further(Struct):
+    """Blocks behind the final norm, and the norm behind them. They are never quantised."""
+
+    blocks: Block = part(Block)
+    norm: Norm = part(Norm)
+
+
+@typing.no_type_check
+@struct.dataclass
 class ImageTower(Struct):
     """An image tower. `rotation` turns the residual stream inside the blocks (a method's)."""
 
@@ -228,6 +248,8 @@ class ImageTower(Struct):
     patch_norm: Norm | None = part(Norm, default=None)
     pre_norm: Norm | None = part(Norm, default=None)
     head: Head | None = part(Head, default=None)
+    probe: Probe | None = part(Probe, default=None)
+    further: Further | None = part(Further, default=None)
     projection: Dense | None = part(Dense, default=None)
     rotation: Float[Array, "D D"] | None = None
 

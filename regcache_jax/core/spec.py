@@ -9,7 +9,8 @@ leading axis L and attention projections are head-major. Leaves in brackets exis
            (patch_norm, pre_norm/{scale, bias} [D])                   final_norm/{scale, bias} [D]
            blocks/...                                                 (projection/{kernel [D, E], bias [E]})
            (final_norm/{scale, bias} [D])
-           (head/...)  (projection/{kernel [D, E], bias [E]})  (logit_scale [], logit_bias []: log temperature and offset)
+           (head/...)  (probe/...)  (further/...)
+           (projection/{kernel [D, E], bias [E]})             (logit_scale [], logit_bias []: log temperature and offset)
 
     blocks/ norm1/{scale, bias} [L, D]    attention/{query, key, value}/{kernel [L, D, H, K], (bias [L, H, K])}
             norm2/{scale, bias} [L, D]    attention/out/{kernel [L, H, K, D], (bias [L, D])}
@@ -18,6 +19,7 @@ leading axis L and attention projections are head-major. Leaves in brackets exis
             (attention/{query_norm, key_norm}/{scale, bias} [L, K] or [L, H, K])
             (attention/norm/{scale, bias} [L, D], mlp/norm/{scale, bias} [L, F])   an RMSNorm has no bias
     head/   probe [D], attention/{query, key, value, out}/..., norm/..., mlp/{fc1, fc2}/...: as one block, without axis L
+    probe/  query [D], {key, value, out}/...      further/ blocks/..., norm/{scale, bias} [D]
     (classifier/{kernel [E, C], bias [C]}: beside the towers)
 
 The hashed text tower of the bundled encoder has instead `embedding [V, C]`, `fc1/{kernel [C, F], bias}`, `fc2/{kernel
@@ -86,7 +88,9 @@ class ImageSpec:
 
     `pooling="none"`: what is read are its patches; where one feature a picture is asked for, their mean stands in. Without
     `final_norm` its tokens are what leaves the last block. Attention pooling (`map`) has as many heads and as wide an MLP as a block,
-    where it states no others.
+    where it states no others; `probe` is attention pooling whose learned query asks as it is, without an MLP behind. `class_mean`: the
+    class token, and beside it the mean of the patches. `further`: blocks of another shape behind the final norm, and a norm behind
+    them, which make the tokens that are pooled; they see no registers and are not quantised.
 
     `max_patches`: pictures of any shape come as sheets of at most so many patches (`encoders.sheets`), and the table of positions, that of
     a picture of `image_size`, is resampled to the grid of each; its blocks are padded. `patch_norm`: embedded patches are normed before
@@ -96,7 +100,7 @@ class ImageSpec:
     patch_size: int
     blocks: BlockSpec
     class_token: bool
-    pooling: Literal["class", "map", "mean", "none"]
+    pooling: Literal["class", "map", "mean", "none", "probe", "class_mean"]
     trained_registers: int = dataclasses.field(default=0, metadata={"json": "num_registers"})
     patch_bias: bool = True
     pre_norm: bool = False
@@ -110,6 +114,7 @@ class ImageSpec:
     head_mlp_width: int | None = added(None)
     max_patches: int | None = added(None)
     patch_norm: bool = added(False)
+    further: BlockSpec | None = added(None)
 
     def __post_init__(self) -> None:
         check_ranges(
@@ -123,6 +128,12 @@ class ImageSpec:
         )
         check_ranges(self.blocks, num_blocks=(1, BLOCKS))
         _ = self.head  # which refuses heads that do not fill the width
+        if self.further is not None and (
+            self.further.width != self.blocks.width or self.further.rotary is not None or self.blocks.padded
+        ):
+            raise ImpossibleSpec(
+                "further blocks are as wide as those before them, without rotary positions, and not of sheets"
+            )
         if self.blocks.padded != (self.max_patches is not None):
             raise ImpossibleSpec("blocks are padded where pictures are sheets of patches (max_patches), and only there")
         table = self.position_table and self.position_interpolation == "bilinear_antialias"
@@ -177,7 +188,7 @@ class ImageSpec:
     @property
     def feature_dim(self) -> int:
         """E, the size of a pooled feature."""
-        return self.projection or self.blocks.width
+        return self.projection or self.blocks.width * (2 if self.pooling == "class_mean" else 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,7 +263,7 @@ class EncoderSpec:
     """One encoder: towers, preprocessing, tokenization and where it comes from. `text` is None for a lone image tower."""
 
     name: str
-    family: Literal["clip", "siglip", "dinov2", "dinov3", "vit", "pe", "tips"]
+    family: Literal["clip", "siglip", "dinov2", "dinov3", "vit", "pe", "tips", "aimv2"]
     image: ImageSpec
     preprocessing: Preprocessing
     text: TextSpec | None = None

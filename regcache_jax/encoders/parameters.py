@@ -102,6 +102,15 @@ def image_table(spec: ImageSpec) -> Table:
             "norm": _norm(spec.head, (width,)),
             "mlp": _mlp(spec.head),
         }
+    if spec.pooling == "probe":
+        heads = (blocks.num_heads, blocks.head_dim)
+        table["probe"] = {
+            "query": Leaf((width,), _NORMAL),
+            **{name: _dense((width,), heads, bias=blocks.bias) for name in ("key", "value")},
+            "out": _dense(heads, (width,)),
+        }
+    if spec.further is not None:
+        table["further"] = {"blocks": block_table(spec.further), "norm": _norm(spec.further, (width,))}
     if spec.projection is not None:
         table["projection"] = _dense((width,), (spec.projection,), bias=spec.projection_bias)
     return table

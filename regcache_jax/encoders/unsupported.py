@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 UNSUPPORTED: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "dino.txt": (
-        "its picture feature comes from two further blocks of another shape than the trunk's (convert the DINOv3 alone)",
-        "dinov3_vitl16_dinotxt",
-        ("dinov3_vitl16_dinotxt_tet1280d20h24l", "dinov3_vitl16_dinotxt_vision_head_and_text_encoder-a442d8f5.pth"),
-    ),
     "EVA-02": (
         "it has norms inside attention and inside the MLP (E: behind them)",
         "timm/eva02_large_patch14_clip_336",
@@ -23,19 +18,9 @@ UNSUPPORTED: dict[str, tuple[str, str, tuple[str, ...]]] = {
         ),
     ),
     "AIMv2": (
-        "it has RMSNorm, no biases, and a norm between its patches and their positions",
-        "apple/aimv2-large-patch14-224",
-        tuple(
-            f"apple/aimv2-{size}-patch14-{px}"
-            for size in ("large", "huge", "1B", "3B")
-            for px in (224, 336, 448)
-            if (size, px) != ("large", 224)
-        ),
-    ),
-    "InternViT": (
-        "the 6B has RMSNorm and norms of queries and keys; the 300M is supported",
-        "OpenGVLab/InternViT-6B-448px-V2_5",
-        ("OpenGVLab/InternViT-6B-448px-V1-5", "OpenGVLab/InternViT-6B-448px-V1-2", "OpenGVLab/InternViT-6B-224px"),
+        "its pictures may have any size, and its positions are sinusoids of them; the others are supported",
+        "apple/aimv2-large-patch14-native",
+        (),
     ),
     "C-RADIO": (
         "it crops its table of positions, has several class tokens and normalises pictures by itself",

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from regcache_jax.core.plan import BlockRegister, RegisterPlan, Schedule
 from regcache_jax.core.scheme import Scheme
-from regcache_jax.core.sites import Dense, Head, ImageTower, QuantizedTensor
+from regcache_jax.core.sites import Dense, Head, ImageTower, Probe, QuantizedTensor
 from regcache_jax.core.spec import ImageSpec
 from regcache_jax.encoders.blocks import ACTIVATIONS, BlockTrace, Collectors, rows_there, run_blocks
 from regcache_jax.encoders.norms import apply_norm
@@ -184,6 +184,17 @@ def folded_pool(
     return _after_probe(head, with_bias(mixed, layer).astype(tokens.dtype)[:, None], Run(spec.head))[0]
 
 
+def probe_pool(
+    probe: Probe, tokens: Float[Array, "B N D"], present: Bool[Array, "B N"] | None = None
+) -> Float[Array, "B D"]:
+    """Attention pooling by a learned query as it is (AIMv2)."""
+    key, value = linear(tokens, probe.key), linear(tokens, probe.value)
+    query = probe.query.astype(tokens.dtype).reshape(1, 1, *key.shape[2:])
+    bias = None if present is None else jnp.where(present, 0.0, -jnp.inf)[:, None, None, :]
+    mixed = attend(jnp.broadcast_to(query, (len(tokens), *query.shape[1:])), key, value, bias).mixed
+    return linear(mixed, probe.out)[:, 0]
+
+
 def pool(
     tower: ImageTower,
     hidden: Float[Array, "B N D"],
@@ -191,13 +202,21 @@ def pool(
     present: Bool[Array, "B N"] | None = None,
     scheme: Scheme | None = None,
 ) -> tuple[Float[Array, "B E"], Float[Array, "B N D"]]:
-    """Final norm (where there is one), pooling and projection. Returns the features and the tokens they were pooled from."""
+    """Final norm and further blocks (where there are any), pooling and projection. Returns the features and the tokens they
+    were pooled from."""
     present = rows_there(hidden, spec.blocks) if present is None else present
     if tower.rotation is not None:
         hidden = hidden @ tower.rotation.T.astype(hidden.dtype)
     tokens = hidden if tower.final_norm is None else apply_norm(hidden, tower.final_norm, spec.blocks)
+    if tower.further is not None:
+        assert spec.further is not None
+        tokens = run_blocks(tower.further.blocks, tokens, Run(spec.further), present=present).hidden
+        tokens = apply_norm(tokens, tower.further.norm, spec.further)
     if spec.pooling == "class":
         pooled = tokens[:, 0]
+    elif spec.pooling == "probe":
+        assert tower.probe is not None
+        pooled = probe_pool(tower.probe, tokens, present)
     elif spec.pooling == "map":
         assert tower.head is not None
         own = None if scheme is None else scheme.of_part("head")
@@ -207,9 +226,11 @@ def pool(
             pooled, _ = head_trace(tower.head, tokens, spec, present, own)
     else:
         there = jnp.ones(tokens.shape[:2], bool) if present is None else present
-        first = spec.num_protected if spec.pooling == "none" else 0
+        first = 0 if spec.pooling == "mean" else spec.num_protected
         weight = there[:, first:, None].astype(tokens.dtype)
         pooled = jnp.sum(tokens[:, first:] * weight, axis=1) / jnp.sum(weight, axis=1)
+        if spec.pooling == "class_mean":
+            pooled = jnp.concatenate([tokens[:, 0], pooled], axis=-1)
     if tower.projection is not None:
         pooled = linear(pooled[:, None], tower.projection)[:, 0]
     return pooled, tokens

@@ -1,0 +1,72 @@
+"""Families with other norms than LayerNorm in front of a block's two layers, and their rows: AIMv2, InternViT-6B."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from regcache_jax.core.spec import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    BlockSpec,
+    EncoderSpec,
+    ImageSpec,
+    Preprocessing,
+    TextSpec,
+)
+from regcache_jax.encoders.families import EXACT_GELU, blocks, clip_preprocessing, clip_tokenization
+from regcache_jax.encoders.rows import NEXT, Row
+
+AIMV2_HEAD = 128
+_AIMV2 = {
+    "large": (1024, 24, 8, 2816),
+    "huge": (1536, 24, 12, 4096),
+    "1B": (2048, 24, 16, 5632),
+    "3B": (3072, 24, 24, 8192),
+    "text": (768, 12, 6, 2048),
+}
+
+
+def aimv2_blocks(size: tuple[int, int, int, int], causal: bool = False) -> BlockSpec:
+    """The blocks of an AIMv2: RMSNorm, SwiGLU, no biases."""
+    return blocks(size, "silu", 1e-5, gated_mlp=True, causal=causal, qkv_bias="none", bias=False, norm="rms")
+
+
+def aimv2_image(stack: BlockSpec, patch: int, pixels: int) -> ImageSpec:
+    """The image tower of an AIMv2, whose patches are read."""
+    return ImageSpec(pixels, patch, stack, class_token=False, pooling="none", patch_norm=True)
+
+
+def aimv2_spec(name: str, image: ImageSpec, pictures: Preprocessing, text: TextSpec | None = None) -> EncoderSpec:
+    """An AIMv2; with texts pictures are pooled by a learned query, and projected."""
+    if text is None:
+        return EncoderSpec(name, "aimv2", image, pictures, normalize=False)
+    image = dataclasses.replace(image, pooling="probe", projection=text.projection)
+    words = clip_tokenization(text.context_length, text.vocab_size, pad_id=text.vocab_size - 1)
+    return EncoderSpec(name, "aimv2", image, pictures, text, words)
+
+
+def aimv2_row(size: str, pixels: int, parameters: float, ending: str = "") -> Row:
+    """An AIMv2 of Apple's, by its hub id and timm's name."""
+    image = aimv2_image(aimv2_blocks(_AIMV2[size]), 14, pixels)
+    name = f"aimv2-{size}-patch14-{pixels}{ending}"
+    text = TextSpec(49408, 77, aimv2_blocks(_AIMV2["text"], causal=True), "eot", eot_id=49407, projection=768)
+    spec = aimv2_spec(name, image, clip_preprocessing(pixels), text if ending == "-lit" else None)
+    timm = f"aimv2_{size.lower()}_patch14_{pixels}.apple_pt{'_dist' if ending == '-distilled' else ''}"
+    others = () if spec.text else (timm, f"timm/{timm}")
+    texts = 123.55 if spec.text else None
+    return Row(f"apple/{name}", "AIMv2", spec, None, None, None, others, parameters, texts, since=NEXT)
+
+
+def internvit_spec(
+    name: str, depth: int = 45, pixels: int = 448, large: bool = False, squashed: bool = False
+) -> EncoderSpec:
+    """InternViT: a plain ViT with LayerScale and no final norm, whose patches are read. The 6B (`large`, of so many blocks) has RMSNorm,
+    norms of queries and keys over the whole width, and no biases of queries, keys and values. `squashed`: as InternVL takes a tile."""
+    stack = blocks("L", EXACT_GELU, 1e-6, layer_scale=True)
+    if large:
+        six = (3200, depth, 25, 12_800)
+        stack = blocks(six, EXACT_GELU, 1e-6, layer_scale=True, qkv_bias="none", norm="rms", qk_norm="width")
+    image = ImageSpec(pixels, 14, stack, class_token=True, pooling="none", final_norm=False)
+    pictures = clip_preprocessing(pixels, IMAGENET_MEAN, IMAGENET_STD)
+    pictures = dataclasses.replace(pictures, resize="squash") if squashed else pictures
+    return EncoderSpec(name, "vit", image, pictures, normalize=False)
