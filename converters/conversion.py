@@ -17,6 +17,7 @@ from regcache_jax.converters import (
     big_vision,
     compressed_reading,
     dinotxt,
+    eva,
     huggingface_clip,
     huggingface_dinov2,
     huggingface_dinov3,
@@ -67,6 +68,7 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 FORMATS: list[Format] = [
     *aimv2.FORMATS,
     dinotxt.FORMAT,
+    *eva.FORMATS,
     huggingface_clip.FORMAT,
     intern_vit.HUGGING_FACE,  # before ViT, whose norms have its names
     intern_vit.FORMAT,  # before SigLIP's image tower, whose patch embedding has its name

@@ -35,20 +35,22 @@ class Rotary:
 
     A head's K numbers are K/2 pairs: K/2 apart (`half`) or neighbours (`interleaved`). The first K/4 pairs turn with `first_axis`, the
     others with the other axis, pair i at coordinate / base**(4 i / K). Coordinates are 2 pi times the patch's centre, from -1 to 1 along
-    its own side (`normalized`), or its number from `offset` on (`integer`). Angles are float32."""
+    its own side (`normalized`), or its number from `offset` on (`integer`), scaled as if the side had `reference` patches, where that is
+    given. Angles are float32."""
 
     base: float
     layout: Literal["half", "interleaved"] = "half"
     first_axis: Literal["rows", "columns"] = "rows"
     coordinates: Literal["normalized", "integer"] = "normalized"
     offset: int = 0
+    reference: int | None = added(None)
 
     def __post_init__(self) -> None:
         if not 1 < self.base <= LARGEST_BASE:
             raise ImpossibleSpec(
                 f"the base of rotary positions must be above 1 and at most {LARGEST_BASE:g}, got {self.base}"
             )
-        check_ranges(self, offset=(0, BLOCKS))
+        check_ranges(self, offset=(0, BLOCKS), reference=(1, BLOCKS))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ from regcache_jax.encoders.families import (
     timm_preprocessing,
     vit_preprocessing,
 )
-from regcache_jax.encoders.normed_families import aimv2_row, internvit_spec
+from regcache_jax.encoders.normed_families import aimv2_row, eva_row, internvit_spec
 from regcache_jax.encoders.rows import (
     NEXT,
     Row,
@@ -200,6 +200,9 @@ ROWS: tuple[Row, ...] = (
           ("s14_highres_distilled", "S", 448, 21.62, 33.58), ("b14_highres_distilled", "B", 448, 85.71, 109.63),
           ("l14_highres_distilled", "L", 448, 303.18, 183.92), ("so400m14_highres_largetext_distilled", "So400m", 448, 412.44, 448.3),
           ("g14_highres", "g/14", 448, 1134.65, 389.13), ("g14_lowres", "g/14", 224, 1134.65, 389.13))),
+    eva_row(("EVA02-B-16", "merged2b_s8b_b131k"), (16, 224), (86.26, 63.43, 74.72)),
+    eva_row(("EVA02-L-14", "merged2b_s4b_b131k"), (14, 224), (304.11, 123.65, 79.77)),
+    eva_row(("EVA02-L-14-336", "merged2b_s6b_b61k"), (14, 336), (304.43, 123.65, 80.39)),
     dinotxt_row(),
     # Towers of vision-language models.
     *(tower_row("Gemma 3 tower", f"google/{name}", 416.9, ("So400m", 14, 896))

@@ -1,4 +1,4 @@
-"""Families with other norms than LayerNorm in front of a block's two layers, and their rows: AIMv2, InternViT-6B."""
+"""Families whose blocks have other norms than two LayerNorms, and their rows: AIMv2, InternViT, EVA-02-CLIP."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from regcache_jax.core.spec import (
     EncoderSpec,
     ImageSpec,
     Preprocessing,
+    Rotary,
     TextSpec,
 )
-from regcache_jax.encoders.families import EXACT_GELU, blocks, clip_preprocessing, clip_tokenization
-from regcache_jax.encoders.rows import NEXT, Row
+from regcache_jax.encoders.families import EXACT_GELU, blocks, clip_preprocessing, clip_text, clip_tokenization
+from regcache_jax.encoders.rows import CLIP_TEXTS, NEXT, Figures, Row
 
 AIMV2_HEAD = 128
 _AIMV2 = {
@@ -70,3 +71,37 @@ def internvit_spec(
     pictures = clip_preprocessing(pixels, IMAGENET_MEAN, IMAGENET_STD)
     pictures = dataclasses.replace(pictures, resize="squash") if squashed else pictures
     return EncoderSpec(name, "vit", image, pictures, normalize=False)
+
+
+def eva_image(size: tuple[int, int, int, int], patch: int, pixels: int, out: int) -> ImageSpec:
+    """The image tower of an EVA-02-CLIP: SwiGLU, norms inside attention and MLP, rotary positions of a 16 x 16 grid beside a table."""
+    rotary = Rotary(10_000.0, "interleaved", coordinates="integer", reference=16)
+    stack = blocks(size, "silu", 1e-6, gated_mlp=True, qkv_bias="qv", rotary=rotary, inner_norms=True)
+    return ImageSpec(
+        pixels,
+        patch,
+        stack,
+        class_token=True,
+        pooling="class",
+        projection=out,
+        projection_bias=True,
+        position_interpolation="bicubic_antialias",
+    )
+
+
+def eva_spec(name: str, image: ImageSpec, text: TextSpec | None = None) -> EncoderSpec:
+    """An EVA-02-CLIP: pictures and texts as CLIP takes them."""
+    words = None if text is None else clip_tokenization(text.context_length, text.vocab_size)
+    return EncoderSpec(name, "clip", image, clip_preprocessing(image.image_size), text, words)
+
+
+def eva_row(open_clip: tuple[str, str], shape: tuple[int, int], figures: Figures) -> Row:
+    """An EVA-02-CLIP by open_clip's model and tag: B or L, with a text tower of the same size."""
+    (model, tag), (patch, pixels) = open_clip, shape
+    letter = model.split("-")[1]
+    size, word = {"B": ((768, 12, 12, 2048), "base"), "L": ((1024, 24, 16, 2730), "large")}[letter]
+    text, out = CLIP_TEXTS[letter]
+    name = f"eva02_{word}_patch{patch}_clip_{pixels}"
+    spec = eva_spec(name, eva_image(size, patch, pixels, out), clip_text(text, out))
+    others = (name, f"{name}.{tag}", f"timm/{name}.{tag}")
+    return Row(f"timm/{name}", "EVA-02", spec, None, open_clip, None, others, *figures, since=NEXT)

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 UNSUPPORTED: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "EVA-02": (
-        "it has norms inside attention and inside the MLP (E: behind them)",
-        "timm/eva02_large_patch14_clip_336",
+        "the norms of E/14 stand behind attention and MLP, not before them; B/16 and L/14 are supported",
+        "timm/eva02_enormous_patch14_clip_224",
         (
-            "timm/eva02_base_patch16_clip_224",
-            "timm/eva02_large_patch14_clip_224",
-            "timm/eva02_enormous_patch14_clip_224",
-            "open_clip:EVA02-B-16,merged2b_s8b_b131k",
-            "open_clip:EVA02-L-14,merged2b_s4b_b131k",
-            "open_clip:EVA02-L-14-336,merged2b_s6b_b61k",
             "open_clip:EVA02-E-14,laion2b_s4b_b115k",
             "open_clip:EVA02-E-14-plus,laion2b_s9b_b144k",
         ),
