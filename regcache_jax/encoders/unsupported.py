@@ -41,6 +41,48 @@ UNSUPPORTED: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "open_clip:coca_ViT-B-32,laion2b_s13b_b90k",
         ),
     ),
+    "MobileCLIP": (
+        "its image tower is FastViT's, or begins with convolutions",
+        "apple/MobileCLIP-B",
+        (
+            *(f"apple/MobileCLIP-{size}" for size in ("S0", "S1", "S2", "B-LT")),
+            *(f"open_clip:MobileCLIP-{size},datacompdr" for size in ("S1", "S2", "B")),
+            "open_clip:MobileCLIP-B,datacompdr_lt",
+        ),
+    ),
+    "ViTamin": (
+        "its image tower begins with convolutions",
+        "jienengchen/ViTamin-L-224px",
+        tuple(
+            f"open_clip:ViTamin-{size},datacomp1b"
+            for size in ("S", "S-LTT", "B", "B-LTT", "L", "L-256", "L-336", "L2", "XL-256")
+        ),
+    ),
+    "ConvNeXt CLIP": (
+        "its image tower is a ConvNeXt, which has no attention",
+        "laion/CLIP-convnext_base_w-laion2B-s13B-b82K",
+        (
+            "laion/CLIP-convnext_large_d.laion2B-s26B-b102K-augreg",
+            "laion/CLIP-convnext_xxlarge-laion2B-s34B-b82K-augreg",
+            "open_clip:convnext_base_w,laion2b_s13b_b82k",
+            "open_clip:convnext_large_d,laion2b_s26b_b102k_augreg",
+            "open_clip:convnext_xxlarge,laion2b_s34b_b82k_augreg",
+        ),
+    ),
+    "Gemma 4 tower": (
+        "its blocks have norms before and behind attention and MLP, its values are normed too, its positions are a table an axis",
+        "google/gemma-4-E4B-it",
+        (
+            *(f"google/gemma-4-{size}-it" for size in ("E2B", "26B-A4B", "31B")),
+            "timm/gemma4_vit_167m_enc.gemma4_e4b_it",
+            "timm/gemma4_vit_570m_enc.gemma4_31b_it",
+        ),
+    ),
+    "Qwen3-VL tower": (
+        "its pictures have any shape, with rotary positions beside a table that is resampled to their corners",
+        "Qwen/Qwen3-VL-8B-Instruct",
+        tuple(f"Qwen/Qwen3-VL-{size}-Instruct" for size in ("2B", "4B", "30B-A3B", "32B")),
+    ),
     "MobileCLIP 2": (
         "its image tower begins with convolutions; of MobileCLIP2 L/14 is a plain ViT",
         "timm/MobileCLIP2-S4-OpenCLIP",
