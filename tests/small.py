@@ -71,12 +71,28 @@ TOWER = _image(dataclasses.replace(BLOCKS, activation="quick_gelu"), True, "none
 """As LLaVA's: its patches are read, before the final norm."""
 INTERN = _image(dataclasses.replace(BLOCKS, layer_scale=True), True, "none", final_norm=False)
 VIT = _image(BLOCKS, True, "class")
+FURTHER = _image(
+    BLOCKS,
+    True,
+    "class_mean",
+    trained_registers=2,
+    further=dataclasses.replace(
+        BLOCKS, num_blocks=1, mlp_width=32, activation="silu", gated_mlp=True, layer_scale=True, qkv_bias="none"
+    ),
+)
+"""As dino.txt's."""
+PROBE = _image(dataclasses.replace(BLOCKS, norm="rms", bias=False), False, "probe", projection=16)
+"""As that of an AIMv2 with texts."""
 NAFLEX = naflex(EncoderSpec("naflex", "siglip", IMAGES["siglip"], PICTURE, TEXTS["siglip"]), "bilinear", max_patches=20)
 SHAPES = ((4, 5), (2, 9), (17, 1), (3, 3), (1, 12))
 """Rows and columns of patches of pictures of several shapes."""
 SPECS = (
     {kind: EncoderSpec(kind, "clip", image, PICTURE) for kind, image in {**IMAGES, "tower": TOWER}.items()}
     | {"intern": EncoderSpec("intern", "vit", INTERN, PICTURE, normalize=False)}
+    | {
+        "further": EncoderSpec("further", "dinov3", FURTHER, PICTURE),
+        "probe": EncoderSpec("probe", "aimv2", PROBE, PICTURE),
+    }
     | {"naflex": NAFLEX, "vit": EncoderSpec("vit", "vit", VIT, PICTURE, normalize=False, num_classes=5)}
     | {
         f"{kind} with text": EncoderSpec(f"{kind} with text", kind, IMAGES[kind], PICTURE, text)
