@@ -33,6 +33,7 @@ from regcache_jax.converters import (
     open_clip,
     openai,
     perception_encoder,
+    qwen_vit,
     sources,
     timm,
     timm_vit,
@@ -69,6 +70,7 @@ FORMATS: list[Format] = [
     *aimv2.FORMATS,
     dinotxt.FORMAT,
     *eva.FORMATS,
+    qwen_vit.FORMAT,
     huggingface_clip.FORMAT,
     intern_vit.HUGGING_FACE,  # before ViT, whose norms have its names
     intern_vit.FORMAT,  # before SigLIP's image tower, whose patch embedding has its name

@@ -137,6 +137,7 @@ def _run_tower(kind: vlm.Vlm, folder: Path, images: np.ndarray) -> dict[str, np.
     import transformers
     from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionTransformer
     from transformers.models.internvl.modeling_internvl import InternVLVisionModel
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
     from transformers.models.smolvlm.modeling_smolvlm import SmolVLMVisionTransformer
 
     source = sources.resolve(str(folder))
@@ -148,14 +149,18 @@ def _run_tower(kind: vlm.Vlm, folder: Path, images: np.ndarray) -> dict[str, np.
         "idefics3_vision": Idefics3VisionTransformer,
         "smolvlm_vision": SmolVLMVisionTransformer,
         "internvl_vision": InternVLVisionModel,
+        "qwen3_vl_vision": Qwen3VLVisionModel,
     }
     network = classes[config.model_type](config).float().eval()
     wanted = network.state_dict()
     below = "vision_model." if next(iter(wanted)).startswith("vision_model.") else ""  # before transformers 5
     arrays = {f"{below}{kind.own_name(name)}": tensor.read().astype(np.float32) for name, tensor in held.items()}
     missing = network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()}, strict=False)
-    if missing.missing_keys:
-        raise UserError(f"{folder} lacks {shown(', '.join(missing.missing_keys[:5]))} of its vision tower")
+    lacking = [name for name in missing.missing_keys if not name.startswith(("merger.", "deepstack_merger_list."))]
+    if lacking:
+        raise UserError(f"{folder} lacks {shown(', '.join(lacking[:5]))} of its vision tower")
+    if config.model_type == "qwen3_vl_vision":
+        return run_qwen(network, images)
     with torch.no_grad():
         pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
         output = network(pixel_values=pixels, output_hidden_states=True)
@@ -163,6 +168,31 @@ def _run_tower(kind: vlm.Vlm, folder: Path, images: np.ndarray) -> dict[str, np.
     taken = output.last_hidden_state if tap.normed else output.hidden_states[count]
     taken = taken[:, 1:] if config.model_type in ("clip_vision_model", "internvl_vision") else taken
     return named_rows({"image": (taken.numpy(), _blocks(output.hidden_states[: count + 1]))}, None)
+
+
+def run_qwen(network: Any, images: np.ndarray) -> dict[str, np.ndarray]:
+    """The same of Qwen3-VL's, which takes patches square by square of those that are merged, as many frames of each."""
+    import torch
+
+    side, merged, frames = (
+        getattr(network.config, name) for name in ("patch_size", "spatial_merge_size", "temporal_patch_size")
+    )
+    count, rows, columns = len(images), images.shape[1] // side, images.shape[2] // side
+    places = np.arange(rows * columns).reshape(rows // merged, merged, columns // merged, merged).swapaxes(1, 2)
+    order = places.reshape(-1)
+    patches = images.reshape(count, rows, side, columns, side, 3).transpose(0, 1, 3, 5, 2, 4)
+    patches = patches.reshape(count, rows * columns, 3, 1, side, side).repeat(frames, axis=3)[:, order]
+    with torch.no_grad():
+        output = network(
+            torch.from_numpy(patches.reshape(count * rows * columns, -1)),
+            grid_thw=torch.tensor([[1, rows, columns]] * count),
+            output_hidden_states=True,
+        )
+    states = [hidden.reshape(count, rows * columns, -1)[:, np.argsort(order)] for hidden in output.hidden_states]
+    last = output.last_hidden_state.reshape(count, rows * columns, -1)[:, np.argsort(order)]
+    return named_rows(
+        {"image": (last.numpy(), np.stack([each.numpy() for each in states[: network.config.depth]]))}, None
+    )
 
 
 def _pictures(network: Any, images: np.ndarray) -> dict[str, Any]:

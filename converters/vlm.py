@@ -19,6 +19,7 @@ from regcache_jax.core.errors import UserError, shown
 from regcache_jax.core.spec import Tap
 
 _CLIP, _SIGLIP, _INTERN = "clip_vision_model", "siglip_vision_model", "internvl_vision"
+_QWEN = ("qwen3_vl", "qwen3_vl_vision")
 _IDEFICS = {
     "hidden_size": 1152,
     "intermediate_size": 3072,
@@ -34,7 +35,8 @@ _IDEFICS = {
 class Vlm:
     """A kind of vision-language model: its name, what its language model takes of the tower (by config.json), the kinds of tower
     that it may have, what fills in for `vision_config`, how its processor is read, below which word its tower's tensors are
-    (after `model.` since transformers 5, and before it with `vision_model.` inside), and how the names of such a tower alone begin."""
+    (after `model.` since transformers 5, and before it with `vision_model.` inside), how the names of such a tower alone begin, which parts
+    of it are read, and what `vision_config` calls its numbers of blocks and heads."""
 
     title: str
     tap: Callable[[Mapping[str, Any]], Tap]
@@ -43,13 +45,13 @@ class Vlm:
     processor: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda told: told
     below: str = "vision_tower"
     alone: str = "vision_model."
+    parts: str = "embeddings|encoder|layernorm|pre_layrnorm|post_layernorm|head"
+    counts: tuple[str, str] = ("num_hidden_layers", "num_attention_heads")
 
     def own_name(self, name: str) -> str | None:
         """What a tensor is called inside the tower; None for those of the rest."""
         below = rf"(?:{self.below}\.)+(?:vision_model\.)?" if self.below != "vision_model" else r"vision_model\."
-        found = re.match(
-            rf"(?:model\.)?{below}(?=(?:embeddings|encoder|layernorm|pre_layrnorm|post_layernorm|head)\.)", name
-        )
+        found = re.match(rf"(?:model\.)?{below}(?=(?:{self.parts})\.)", name)
         return None if found is None else name[found.end() :]
 
     def is_tower(self, name: str) -> bool:
@@ -107,6 +109,16 @@ VLMS: dict[str, Vlm] = {
     "llava": Vlm("LLaVA", _layer_tap, (_CLIP, _SIGLIP)),
     "llava_next": Vlm("LLaVA 1.6", _layer_tap, (_CLIP, _SIGLIP), processor=_tiles),
     "internvl": Vlm("InternVL", functools.partial(_layer_tap, latest=-1), (_INTERN,), alone=""),
+    "qwen3_vl": Vlm(
+        "Qwen3-VL",
+        lambda config: Tap(normed=False),
+        _QWEN,
+        processor=lambda told: {},  # which keeps the shape of pictures; here they are squashed
+        below="visual",
+        alone="",
+        parts="patch_embed|pos_embed|blocks",
+        counts=("depth", "num_heads"),
+    ),
     "idefics3": Vlm("Idefics 3", _normed, ("idefics3_vision", "idefics3"), _IDEFICS, _idefics_tiles, "vision_model"),
     "smolvlm": Vlm(
         "SmolVLM", _normed, ("smolvlm_vision", "idefics3_vision", "idefics3"), _IDEFICS, _idefics_tiles, "vision_model"
@@ -134,7 +146,8 @@ def tower_of(vlm: Vlm, tensors: Tensors, config: Mapping[str, Any], where: objec
     found = {f"{vlm.alone}{inner}": each for name, each in tensors.items() if (inner := vlm.own_name(name)) is not None}
     if not found:
         raise UserError(f"{where} is a {vlm.title} without a vision tower: none of its tensors is below {vlm.below}")
-    own = {**vlm.defaults, **vision, "model_type": kind if kind in (_CLIP, _INTERN) else _SIGLIP}
+    own = {**vlm.defaults, **vision, "model_type": kind if kind in (_CLIP, _INTERN, *_QWEN) else _SIGLIP}
+    own |= {ours: own[theirs] for ours, theirs in zip(Vlm.counts, vlm.counts, strict=True) if theirs in own}
     stated = setting(own, "num_hidden_layers", 12)
     numbers = {int(match[1]) for match in map(_BLOCK.match, found) if match}
     if numbers != set(range(stated)):
@@ -148,7 +161,7 @@ def tower_of(vlm: Vlm, tensors: Tensors, config: Mapping[str, Any], where: objec
     return _ended(vlm, Tower(found, own, tap, ()), stated + tap.block + 1)
 
 
-_BLOCK = re.compile(r"(?:vision_model\.)?encoder\.layers?\.(\d{1,4})\.")
+_BLOCK = re.compile(r"(?:(?:vision_model\.)?encoder\.layers?|blocks)\.(\d{1,4})\.")
 
 
 def _check_tokens(vision: Mapping[str, Any], where: object) -> None:

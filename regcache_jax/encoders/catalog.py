@@ -27,7 +27,7 @@ from regcache_jax.encoders.families import (
     timm_preprocessing,
     vit_preprocessing,
 )
-from regcache_jax.encoders.normed_families import aimv2_row, eva_row, internvit_spec
+from regcache_jax.encoders.normed_families import aimv2_row, eva_row, internvit_spec, qwen_spec
 from regcache_jax.encoders.rows import (
     NEXT,
     Row,
@@ -213,6 +213,9 @@ ROWS: tuple[Row, ...] = (
     *(tower_row("LLaVA 1.5 tower", f"llava-hf/llava-1.5-{size}-hf", 290.9) for size in ("7b", "13b")),
     *(tower_row("LLaVA 1.6 tower", f"llava-hf/llava-v1.6-{size}-hf", 290.9) for size in ("mistral-7b", "vicuna-7b", "vicuna-13b", "34b")),
     *(tower_row("SmolVLM tower", f"HuggingFaceTB/SmolVLM-{size}-Instruct", 86.4, ("B", 16, 512), "lanczos") for size in ("256M", "500M")),
+    *(Row(f"Qwen/Qwen3-VL-{name}-{kind}", "Qwen3-VL tower", qwen_spec(f"Qwen3-VL-{name}-{kind}", size), image_parameters=count, since=NEXT)
+      for name, size, count in (("2B", "L", 305.46), ("4B", "L", 305.46), ("8B", "So400m", 415.01), ("30B-A3B", "So400m", 415.01), ("32B", "So400m", 415.01))
+      for kind in ("Instruct", "Thinking")),
     *(Row(f"OpenGVLab/InternVL3-{size}-hf", "InternVL tower", internvit_spec(f"InternVL3-{size}-hf", 45, 448, large, squashed=True), image_parameters=5536.5 if large else 304.01, since=NEXT)
       for size, large in (("1B", False), ("2B", False), ("8B", False), ("14B", False), ("38B", True), ("78B", True))),
     tower_row("SmolVLM tower", "HuggingFaceTB/SmolVLM-Instruct", 413.0, ("So400m", 14, 384), "lanczos"),

@@ -1,4 +1,5 @@
-"""Families whose blocks have other norms than two LayerNorms, and their rows: AIMv2, InternViT, EVA-02-CLIP."""
+"""Families whose blocks have other norms than two LayerNorms, and their rows: AIMv2, InternViT, EVA-02-CLIP; and Qwen3-VL's tower, which
+ends without one."""
 
 from __future__ import annotations
 
@@ -14,7 +15,14 @@ from regcache_jax.core.spec import (
     Rotary,
     TextSpec,
 )
-from regcache_jax.encoders.families import EXACT_GELU, blocks, clip_preprocessing, clip_text, clip_tokenization
+from regcache_jax.encoders.families import (
+    EXACT_GELU,
+    blocks,
+    clip_preprocessing,
+    clip_text,
+    clip_tokenization,
+    siglip_preprocessing,
+)
 from regcache_jax.encoders.rows import CLIP_TEXTS, NEXT, Figures, Row
 
 AIMV2_HEAD = 128
@@ -105,3 +113,19 @@ def eva_row(open_clip: tuple[str, str], shape: tuple[int, int], figures: Figures
     spec = eva_spec(name, eva_image(size, patch, pixels, out), clip_text(text, out))
     others = (name, f"{name}.{tag}", f"timm/{name}.{tag}")
     return Row(f"timm/{name}", "EVA-02", spec, None, open_clip, None, others, *figures, since=NEXT)
+
+
+def qwen_spec(name: str, size: str, patch: int = 16, pixels: int = 768) -> EncoderSpec:
+    """The tower of a Qwen3-VL: rotary positions beside a table that is resampled from corner to corner, no final norm, patches read.
+    Qwen's processor keeps the shape of a picture; here it is squashed."""
+    stack = blocks(size, "gelu_tanh", 1e-6, rotary=Rotary(10_000.0, coordinates="integer"))
+    image = ImageSpec(
+        pixels,
+        patch,
+        stack,
+        class_token=False,
+        pooling="none",
+        position_interpolation="bilinear",
+        final_norm=False,
+    )
+    return EncoderSpec(name, "vit", image, siglip_preprocessing(pixels, "bicubic"), normalize=False)

@@ -78,11 +78,6 @@ UNSUPPORTED: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "timm/gemma4_vit_570m_enc.gemma4_31b_it",
         ),
     ),
-    "Qwen3-VL tower": (
-        "its pictures have any shape, with rotary positions beside a table that is resampled to their corners",
-        "Qwen/Qwen3-VL-8B-Instruct",
-        tuple(f"Qwen/Qwen3-VL-{size}-Instruct" for size in ("2B", "4B", "30B-A3B", "32B")),
-    ),
     "MobileCLIP 2": (
         "its image tower begins with convolutions; of MobileCLIP2 L/14 is a plain ViT",
         "timm/MobileCLIP2-S4-OpenCLIP",

@@ -141,7 +141,6 @@ def test_a_misspelt_name_gets_the_nearest_ones():
         ("open_clip:EVA02-E-14-plus,laion2b_s9b_b144k", "not before them"),
         ("apple/aimv2-large-patch14-native", "may have any size"),
         ("google/gemma-4-E2B-it", "before and behind"),
-        ("Qwen/Qwen3-VL-2B-Instruct", "resampled to their corners"),
         ("open_clip:ViTamin-L-336,datacomp1b", "begins with convolutions"),
         ("open_clip:convnext_base_w,laion2b_s13b_b82k", "no attention"),
         ("apple/MobileCLIP-S1", "FastViT"),
