@@ -50,7 +50,8 @@ _HUGGING_FACE = (
 """OpenGVLab's words, and transformers'."""
 
 
-def _in_transformers(name: str) -> str:
+def in_transformers(name: str) -> str:
+    """What transformers calls a tensor of OpenGVLab's (of queries, keys and values: the queries)."""
     for own, theirs in _HUGGING_FACE:
         name = name.replace(own, theirs)
     return name
@@ -58,7 +59,7 @@ def _in_transformers(name: str) -> str:
 
 HUGGING_FACE_RULES = (
     *(
-        dataclasses.replace(rule, theirs=_in_transformers(rule.theirs))
+        dataclasses.replace(rule, theirs=in_transformers(rule.theirs))
         for rule in RULES
         if not rule.theirs.startswith("encoder.layers.*.attn.qkv")
     ),
@@ -121,7 +122,7 @@ HUGGING_FACE = Format(
     name="Hugging Face InternViT",
     marks=("embeddings.cls_token", "encoder.layer.*.lambda_1", "encoder.layer.*.attention.projection_layer.weight"),
     rules=HUGGING_FACE_RULES,
-    spec=functools.partial(spec, name_of=_in_transformers),
+    spec=functools.partial(spec, name_of=in_transformers),
     model_types=("internvl_vision",),
     classes=r"InternVL",
     ignored=("embeddings.mask_token",),

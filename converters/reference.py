@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from regcache_jax.converters import sources, vlm
+from regcache_jax.converters import reference_towers, sources, vlm
+from regcache_jax.converters.reference_towers import blocks, named_rows
 
 from regcache_jax.core.errors import UserError, shown
 from regcache_jax.encoders.sheets import sheet_of
@@ -31,6 +32,7 @@ ARCHITECTURES = {
     "tipsv2": ("Tipsv2Model",),
     "aimv2": ("Aimv2Model", "Aimv2VisionModel"),
     "aimv2_vision_model": ("Aimv2VisionModel",),
+    "internvl_vision": ("InternVLVisionModel",),
     "dinov2": ("Dinov2Model",),
     "dinov2_with_registers": ("Dinov2WithRegistersModel",),
     "dinov3_vit": ("DINOv3ViTModel",),
@@ -73,14 +75,17 @@ def find_reference(source: str) -> Path:
         raise UserError(
             f"the check runs transformers, which reads Hugging Face folders; {found.weights} is not part of one"
         )
-    _model_type(found.folder)
+    if _model_type(found.folder) == "aimv2" and any(".patchifier." in f".{name}" for name in found.tensors()):
+        raise UserError(
+            f"the check runs transformers, which does not read Apple's own names of AIMv2; {found.weights} has them"
+        )
     return found.folder
 
 
 def _model_type(folder: Path) -> str:
     """Raises UserError for one that the check does not know."""
     kind = read_json(folder / "config.json", dict[str, Any]).get("model_type")
-    if kind not in (*ARCHITECTURES, *vlm.VLMS):
+    if kind not in (*ARCHITECTURES, *vlm.VLMS, reference_towers.OPENGVLAB):
         raise UserError(
             f"{folder} holds a {shown(repr(kind), 60)}; the check knows {', '.join((*ARCHITECTURES, *vlm.VLMS))}"
         )
@@ -98,9 +103,12 @@ def run_reference(folder: Path, images: np.ndarray, ids: np.ndarray | None) -> d
     import torch
     import transformers
 
-    kind = vlm.vlm_of(read_json(folder / "config.json", dict[str, Any]))
+    config = read_json(folder / "config.json", dict[str, Any])
+    if config.get("model_type") == reference_towers.OPENGVLAB:
+        return reference_towers.run_internvit(folder, images)
+    kind = vlm.vlm_of(config)
     if kind is not None:
-        return _run_tower(kind, folder, images)
+        return reference_towers.run_tower(kind, folder, images)
     architecture = _architecture(folder)
     # AIMv2's texts are causal; with its fast attention transformers 5 forgets it where none is padded
     options = {"attn_implementation": "eager"} if architecture == "Aimv2Model" else {}
@@ -127,72 +135,7 @@ def run_reference(folder: Path, images: np.ndarray, ids: np.ndarray | None) -> d
             logits = network(input_ids=tokens, **pictures, **masked).logits_per_image.numpy()
         if hasattr(network, "classifier"):
             logits = network(**pictures).logits.numpy()
-    return named_rows({tower: (pooled.numpy(), _blocks(hidden)) for tower, (pooled, hidden) in named.items()}, logits)
-
-
-def _run_tower(kind: vlm.Vlm, folder: Path, images: np.ndarray) -> dict[str, np.ndarray]:
-    """The same of a vision-language model's tower, which is built and filled by itself: hidden states up to the one that the language
-    model takes, and what it takes of it."""
-    import torch
-    import transformers
-    from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionTransformer
-    from transformers.models.internvl.modeling_internvl import InternVLVisionModel
-    from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
-    from transformers.models.smolvlm.modeling_smolvlm import SmolVLMVisionTransformer
-
-    source = sources.resolve(str(folder))
-    held, tap = source.tensors(), kind.tap(source.config)
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True).vision_config
-    classes = {
-        "clip_vision_model": transformers.CLIPVisionModel,
-        "siglip_vision_model": transformers.SiglipVisionModel,
-        "idefics3_vision": Idefics3VisionTransformer,
-        "smolvlm_vision": SmolVLMVisionTransformer,
-        "internvl_vision": InternVLVisionModel,
-        "qwen3_vl_vision": Qwen3VLVisionModel,
-    }
-    network = classes[config.model_type](config).float().eval()
-    wanted = network.state_dict()
-    below = "vision_model." if next(iter(wanted)).startswith("vision_model.") else ""  # before transformers 5
-    arrays = {f"{below}{kind.own_name(name)}": tensor.read().astype(np.float32) for name, tensor in held.items()}
-    missing = network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()}, strict=False)
-    lacking = [name for name in missing.missing_keys if not name.startswith(("merger.", "deepstack_merger_list."))]
-    if lacking:
-        raise UserError(f"{folder} lacks {shown(', '.join(lacking[:5]))} of its vision tower")
-    if config.model_type == "qwen3_vl_vision":
-        return run_qwen(network, images)
-    with torch.no_grad():
-        pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-        output = network(pixel_values=pixels, output_hidden_states=True)
-    count = config.num_hidden_layers + tap.block + 1
-    taken = output.last_hidden_state if tap.normed else output.hidden_states[count]
-    taken = taken[:, 1:] if config.model_type in ("clip_vision_model", "internvl_vision") else taken
-    return named_rows({"image": (taken.numpy(), _blocks(output.hidden_states[: count + 1]))}, None)
-
-
-def run_qwen(network: Any, images: np.ndarray) -> dict[str, np.ndarray]:
-    """The same of Qwen3-VL's, which takes patches square by square of those that are merged, as many frames of each."""
-    import torch
-
-    side, merged, frames = (
-        getattr(network.config, name) for name in ("patch_size", "spatial_merge_size", "temporal_patch_size")
-    )
-    count, rows, columns = len(images), images.shape[1] // side, images.shape[2] // side
-    places = np.arange(rows * columns).reshape(rows // merged, merged, columns // merged, merged).swapaxes(1, 2)
-    order = places.reshape(-1)
-    patches = images.reshape(count, rows, side, columns, side, 3).transpose(0, 1, 3, 5, 2, 4)
-    patches = patches.reshape(count, rows * columns, 3, 1, side, side).repeat(frames, axis=3)[:, order]
-    with torch.no_grad():
-        output = network(
-            torch.from_numpy(patches.reshape(count * rows * columns, -1)),
-            grid_thw=torch.tensor([[1, rows, columns]] * count),
-            output_hidden_states=True,
-        )
-    states = [hidden.reshape(count, rows * columns, -1)[:, np.argsort(order)] for hidden in output.hidden_states]
-    last = output.last_hidden_state.reshape(count, rows * columns, -1)[:, np.argsort(order)]
-    return named_rows(
-        {"image": (last.numpy(), np.stack([each.numpy() for each in states[: network.config.depth]]))}, None
-    )
+    return named_rows({tower: (pooled.numpy(), blocks(hidden)) for tower, (pooled, hidden) in named.items()}, logits)
 
 
 def _pictures(network: Any, images: np.ndarray) -> dict[str, Any]:
@@ -227,28 +170,11 @@ def _image(network: Any, pictures: dict[str, Any]) -> tuple[Any, Any]:
         return output.pooler_output, [hidden * there for hidden in output.hidden_states]
     if vision.config.model_type in PLAIN:  # their pooler, if they have one, is not the feature that is classified
         return output.last_hidden_state[:, 0], output.hidden_states
-    if output.pooler_output is None:  # what is read are the patches
-        return output.last_hidden_state, output.hidden_states
+    if getattr(output, "pooler_output", None) is None:  # what is read are the patches
+        return output.last_hidden_state[:, int(hasattr(vision.embeddings, "cls_token")) :], output.hidden_states
     if hasattr(network, "visual_projection"):
         return network.visual_projection(output.pooler_output), output.hidden_states
     return output.pooler_output, output.hidden_states
-
-
-def _blocks(hidden_states: Any) -> np.ndarray:
-    """What enters each block; transformers adds what leaves the last one."""
-    return np.stack([hidden.numpy() for hidden in hidden_states[:-1]])
-
-
-def named_rows(towers: Mapping[str, tuple[np.ndarray, np.ndarray]], logits: np.ndarray | None) -> dict[str, np.ndarray]:
-    """Features and stacked hidden states of the towers, and logits (of texts, or of classes) if there are any, each under the name of
-    its row."""
-    rows = {
-        f"{tower} block {block}": hidden
-        for tower, (_, by_block) in towers.items()
-        for block, hidden in enumerate(by_block)
-    }
-    rows |= {f"{tower} features": features for tower, (features, _) in towers.items()}
-    return rows if logits is None else rows | {"logits": logits}
 
 
 def reference_pixels(folder: Path, picture: Image.Image) -> np.ndarray | None:

@@ -115,7 +115,7 @@ def eva_row(open_clip: tuple[str, str], shape: tuple[int, int], figures: Figures
     return Row(f"timm/{name}", "EVA-02", spec, None, open_clip, None, others, *figures, since=NEXT)
 
 
-def qwen_spec(name: str, size: str, patch: int = 16, pixels: int = 768) -> EncoderSpec:
+def qwen_spec(name: str, size: str | tuple[int, int, int, int], patch: int = 16, pixels: int = 768) -> EncoderSpec:
     """The tower of a Qwen3-VL: rotary positions beside a table that is resampled from corner to corner, no final norm, patches read.
     Qwen's processor keeps the shape of a picture; here it is squashed."""
     stack = blocks(size, "gelu_tanh", 1e-6, rotary=Rotary(10_000.0, coordinates="integer"))

@@ -12,6 +12,7 @@ import transformers
 from randomized import draw_parameters, save_random
 from regcache_jax.converters.check import check
 from regcache_jax.converters.conversion import read_checkpoint
+from regcache_jax.converters.reference import find_reference
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.names import to_names
@@ -102,6 +103,8 @@ def test_another_layout_gives_the_same_arrays(tmp_path, layout, texts):
         config = json.loads((source / "config.json").read_text())
         flat = config if texts else {**IMAGE, "model_type": "aimv2", "architectures": ["AIMv2Model"], "use_bias": False}
         (other / "config.json").write_text(json.dumps(flat))
+        with pytest.raises(UserError, match="does not read Apple's own names"):
+            find_reference(str(other))
     found = read_checkpoint(str(other)).encoder
     assert (found.spec.image, found.spec.text) == (wanted.spec.image, wanted.spec.text)
     names = to_names(wanted.params)

@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 from randomized import SMALL_IMAGE, draw_parameters
-from regcache_jax.converters.check import difference, run_ours
+from regcache_jax.converters.check import check, difference, run_ours
 from regcache_jax.converters.conversion import read_checkpoint
 from transformers.models.internvl.modeling_internvl import InternVLVisionConfig, InternVLVisionModel
 
@@ -76,6 +76,14 @@ def test_blocks_and_patches_are_those_of_transformers_at_two_sizes(network, fold
     for what, values in (wanted | {"image features": theirs.last_hidden_state[:, 1:]}).items():
         row = difference(what, ours[what], values.numpy())
         assert row.typical <= TYPICAL and row.worst <= WORST, row
+
+
+@pytest.mark.slow
+def test_the_check_compares_with_transformers_under_either_names(network, folder, tmp_path):
+    network.save_pretrained(tmp_path / "transformers")
+    for source in (folder(), str(tmp_path / "transformers")):
+        rows = check(source, read_checkpoint(source).encoder)
+        assert len(rows) == 4 and all(row.typical <= TYPICAL and row.worst <= WORST for row in rows), rows
 
 
 def test_transformers_own_names_give_the_same_arrays(network, folder, tmp_path):

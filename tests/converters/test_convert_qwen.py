@@ -11,7 +11,7 @@ import torch
 from randomized import draw_parameters
 from regcache_jax.converters.check import check, difference, run_ours
 from regcache_jax.converters.conversion import read_checkpoint
-from regcache_jax.converters.reference import run_qwen
+from regcache_jax.converters.reference_towers import run_qwen
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionConfig, Qwen3VLVisionModel
 
 from regcache_jax.core.conversion import Choices
