@@ -103,10 +103,9 @@ def test_the_peer_that_a_tpu_is_asked_about_has_the_same_norms(kind):
     with jax.numpy_dtype_promotion("standard"):  # Flax's norms mix bfloat16 and float32
         shapes = jax.eval_shape(Peer(spec).init, jax.random.key(0), small.images(1))["params"]
     norms = [name for name in shapes if name.startswith("RMSNorm" if spec.blocks.norm == "rms" else "LayerNorm")]
-    inner = spec.blocks.num_blocks * spec.blocks.inner_norms
-    assert len(norms) >= 2 * spec.blocks.num_blocks + spec.patch_norm + spec.final_norm + inner
+    a_block = 4 + 2 * spec.blocks.inner_norms  # before both layers, of queries and keys, inside both layers
+    assert len(norms) == a_block * spec.blocks.num_blocks + spec.patch_norm + spec.final_norm
     attention = shapes["MultiHeadDotProductAttention_0"]
-    assert sum("Norm" in name for name in attention) == 2 + spec.blocks.inner_norms
     assert ("bias" in attention["out"]) == spec.blocks.bias
 
 
