@@ -47,4 +47,4 @@ def dinotxt_row() -> Row:
     name = "dinov3_vitl16_dinotxt"
     spec = dinotxt_spec(name, trunk, further_blocks(trunk.blocks, 2, 2752), text)
     others = (f"{name}_tet1280d20h24l", FILE, f"{FILE}.pth")
-    return Row(name, "dino.txt", spec, others=others, image_parameters=328.48, text_parameters=537.96, since=NEXT)
+    return Row(name, "dino.txt", spec, others=others, image_parameters=328.48, text_parameters=538.13, since=NEXT)
