@@ -11,14 +11,11 @@ from regcache_jax.encoders import dinotxt, families, normed_families
 from regcache_jax.encoders.encoder import Encoder, init_params
 
 SIZE = (24, 2, 3, 40)
-_AIMV2 = normed_families.aimv2_blocks(SIZE, causal=True)
+_AIMV2 = normed_families.aimv2_image(normed_families.aimv2_blocks(SIZE), 4, 16)
+_TEXT = TextSpec(50, 6, normed_families.aimv2_blocks(SIZE, causal=True), "eot", eot_id=49, projection=16)
 SPECS = {
-    "AIMv2": normed_families.aimv2_spec(
-        "small",
-        normed_families.aimv2_image(normed_families.aimv2_blocks(SIZE), 4, 16),
-        small.PICTURE,
-        TextSpec(50, 6, _AIMV2, "eot", eot_id=49, projection=16),
-    ),
+    "timm AIMv2": normed_families.aimv2_spec("small", _AIMV2, small.PICTURE),  # which has no texts
+    "AIMv2": normed_families.aimv2_spec("small", _AIMV2, small.PICTURE, _TEXT),
     "dino.txt": dinotxt.dinotxt_spec(
         "small",
         small.IMAGES["dinov3"],
