@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 COLOURS = ("var(--first, #c2410c)", "var(--second, #0f766e)", "var(--third, #6d28d9)", "var(--fourth, #64748b)")
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 300, 56, 42, 16, 16
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 520, 280, 52, 42, 16, 16
 
 
 class LogAxis:
@@ -59,7 +59,7 @@ def lines(
                 f"{row[index]:.3g}</title></circle>"
                 for index, (left, top) in points.items()
             ]
-        left, top = LEFT + (number % 2) * 290, HEIGHT + 12 + 22 * (number // 2)
+        left, top = 8 + (number % 2) * 256, HEIGHT + 12 + 22 * (number // 2)
         parts.append(
             f'<line x1="{left}" x2="{left + 26}" y1="{top}" y2="{top}" stroke="{colour}" stroke-width="2.2"{style}/>'
         )
