@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 COLOURS = ("var(--first, #c2410c)", "var(--second, #0f766e)", "var(--third, #6d28d9)", "var(--fourth, #64748b)")
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 520, 280, 52, 42, 16, 16
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 520, 280, 64, 42, 16, 16
 
 
 class LogAxis:
@@ -229,7 +229,7 @@ def opened(width: float, height: float, title: str) -> str:
     """The beginning of a picture with what it is called."""
     return (
         f'<svg viewBox="0 0 {width:g} {height:g}" xmlns="http://www.w3.org/2000/svg" role="img" '
-        f'font-family="system-ui, sans-serif" font-size="14" style="max-width:{width:g}px;width:100%">'
+        f'font-family="system-ui, sans-serif" font-size="14" style="--full:{width:g}px;max-width:{width:g}px;width:100%">'
         f"<title>{html.escape(title)}</title>"
         "<style>.grid{stroke:currentColor;stroke-opacity:.15}.across{stroke:currentColor;stroke-dasharray:3 3}"
         "text{fill:currentColor}</style>"
