@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from regcache_jax.core.counted import counted
 from regcache_jax.core.objective import LabelFree
 from regcache_jax.core.options import like, option
 from regcache_jax.core.scheme import Scheme, Weights
@@ -189,7 +190,7 @@ def read_images(model: Model, dataset: Dataset, preprocess: Callable[[Any], np.n
     from regcache_jax.data import load_images
     from regcache_jax.data.batches import dullness
 
-    with progress(f"reading {len(dataset)} pictures of {dataset.name}"):
+    with progress(f"reading {counted(len(dataset), 'picture')} of {dataset.name}"):
         images = load_images(dataset, preprocess or model.preprocess)
     if (dull := dullness(images)) is not None:
         tell(f"{dataset.name}: {dull}")

@@ -22,7 +22,7 @@ from regcache_jax.report.plots import (
     opened,
     sheet,
     written,
-)  # fmt: skip
+)
 from regcache_jax.report.tables import table
 
 ASIDE = 230

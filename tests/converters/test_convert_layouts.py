@@ -284,7 +284,7 @@ def test_without_a_network_one_message_says_where_was_looked(tmp_path, monkeypat
         raise NoNetwork("Name or service not known\nand more lines")
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.list_repo_files", fail)
+    monkeypatch.setattr("huggingface_hub.model_info", fail)
     with pytest.raises(
         UserError, match=r"cannot be fetched \(googel/siglip-base-patch16-24: Name or service not known\)"
     ) as e:
