@@ -59,7 +59,7 @@ def lines(
                 f"{row[index]:.3g}</title></circle>"
                 for index, (left, top) in points.items()
             ]
-        left, top = 8 + (number % 2) * 256, HEIGHT + 12 + 22 * (number // 2)
+        left, top = beneath(number)
         parts.append(
             f'<line x1="{left}" x2="{left + 26}" y1="{top}" y2="{top}" stroke="{colour}" stroke-width="2.2"{style}/>'
         )
@@ -132,7 +132,7 @@ def scatter(groups: Mapping[str, Sequence[tuple[float, float]]], x_label: str, t
     every = [point for points in groups.values() for point in points]
     y = LogAxis([top for _, top in every])
     last = max((left for left, _ in every), default=1.0)
-    parts = [opened(WIDTH, HEIGHT + 22, title), y.grid()]
+    parts = [opened(WIDTH, HEIGHT + 22 * math.ceil(len(groups) / 2), title), y.grid()]
     for tick in sorted({round(last * part / 4) for part in range(5)}):
         parts.append(
             written(LEFT + tick / last * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM + 18, f"{tick:.0f}", "middle")
@@ -146,10 +146,15 @@ def scatter(groups: Mapping[str, Sequence[tuple[float, float]]], x_label: str, t
             for left, top in points
             if top > 0
         ]
-        left_edge = LEFT + number * 145
-        parts.append(f'<circle cx="{left_edge + 4}" cy="{HEIGHT + 12}" r="4" fill="{colour}"/>')
-        parts.append(written(left_edge + 14, HEIGHT + 16, name, "start"))
+        left, top = beneath(number)
+        parts.append(f'<circle cx="{left + 4}" cy="{top}" r="4" fill="{colour}"/>')
+        parts.append(written(left + 14, top + 4, name, "start"))
     return "".join([*parts, "</svg>"])
+
+
+def beneath(number: int) -> tuple[int, int]:
+    """Where an entry of a legend stands under a plot, two a line."""
+    return 8 + number % 2 * 256, HEIGHT + 12 + 22 * (number // 2)
 
 
 def bars(rows: Sequence[tuple[str, float, str]], line: tuple[str, float], title: str) -> str:
