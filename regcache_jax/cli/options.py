@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import click
+import click.shell_completion
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.options import Meaning, meaning_of
@@ -122,6 +123,12 @@ class Whole(click.IntRange):
                 else f" from {self.min} to {self.max}"
             )
             self.fail(f"takes {' or '.join([f'a whole number{bounds}', *self.words])}, got {value}", param, ctx)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem]:
+        """The words that begin so."""
+        return [click.shell_completion.CompletionItem(word) for word in self.words if word.startswith(incomplete)]
 
 
 class Real(click.FloatRange):

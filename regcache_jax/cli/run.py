@@ -137,11 +137,14 @@ def say_what_would_be_done(config: ConfigDict, workdir: str) -> None:
 
     from regcache_jax import pipeline
     from regcache_jax.data import open_dataset
+    from regcache_jax.encoders import catalog
     from regcache_jax.files.places import as_path
     from regcache_jax.pipeline.table import kind_of, table_cells
 
     fields = pipeline.read_config(config)
     pipeline.check_config(fields)
+    if fields.model != "bundled" and "/" not in fields.model and not as_path(fields.model).exists():
+        catalog.get(fields.model)  # raises, with the nearest names
     for which in ("reference", "calibration", "evaluation", *(["bank"] if fields.task == "knn" else [])):
         given = getattr(fields, which)
         data = open_dataset(given.dataset, given.data_dir or None, given.split or None, given.limit or None)
