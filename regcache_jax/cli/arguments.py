@@ -221,3 +221,14 @@ def read_plan_file(path: str, model: Model) -> tuple[RegisterPlan, dict[str, Any
 def recipes_of(names: tuple[str, ...]) -> tuple[str, ...]:
     """The recipes that were named, or `all` of them."""
     return tuple(RECIPES) if names == ("all",) else names
+
+
+def read_texts(path: str) -> list[str]:
+    """The lines of a file that hold something. Raises UserError where none does."""
+    from regcache_jax.data.folders import lines
+    from regcache_jax.files.bounded import read_text
+
+    found = list(lines(read_text(path)))
+    if not found:
+        raise UserError(f"{path} holds no texts; give one a line")
+    return found

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from regcache_jax.cli.arguments import DataArgs, ParallelArgs, Processes, TestedData
+from regcache_jax.cli.arguments import DataArgs, ParallelArgs, Processes, TestedData, read_texts
 from regcache_jax.cli.options import takes
 from regcache_jax.cli.screen import foretell, progress, say, tell
 from regcache_jax.core.counted import counted
@@ -146,9 +146,7 @@ def _merge(folder: str, out: str) -> None:
 
 
 def _one_file(model: str, chosen: EmbedArgs, kept: SetOptions) -> None:
-    from regcache_jax.data.folders import lines
     from regcache_jax.evaluation.embedding import embed_pictures, embed_texts, write_embeddings
-    from regcache_jax.files.bounded import read_text
     from regcache_jax.files.paths import refuse_existing
     from regcache_jax.models import folder as checkpoints
     from regcache_jax.studies.pace import Pace
@@ -163,7 +161,7 @@ def _one_file(model: str, chosen: EmbedArgs, kept: SetOptions) -> None:
         tell(note)
     text_features = None
     if chosen.texts is not None:
-        text_features = embed_texts(loaded, list(lines(read_text(chosen.texts))))
+        text_features = embed_texts(loaded, read_texts(chosen.texts))
     if len(data) >= MANY:
         foretell(Pace(loaded.encoder).passes(len(data)), "with --out FOLDER what is done is kept, and more may join")
     with progress(f"embedding {counted(len(data), 'picture')}", len(data)) as update:

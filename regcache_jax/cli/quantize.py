@@ -18,6 +18,7 @@ from regcache_jax.cli.arguments import (
     read_images,
     read_plan,
     read_plan_file,
+    read_texts,
     recipes_of,
 )
 from regcache_jax.cli.options import takes
@@ -291,13 +292,3 @@ def _auto(encoder: Encoder, images: np.ndarray, work: str, config: AutoConfig, p
     print_table(f"Recipes, the best first; cost: {price.unit}", columns, rows)
     say(f"chosen: {result.chosen.name}")
     return result.encoder, result.chosen.name
-
-
-def read_texts(path: str) -> list[str]:
-    """The lines of a file that hold something. Raises UserError where none does."""
-    from regcache_jax.files.bounded import read_text
-
-    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
-    if not lines:
-        raise UserError(f"{path} holds no texts; give one a line")
-    return lines
