@@ -11,7 +11,7 @@ from typing import Any
 from regcache_jax.converters import vlm
 from regcache_jax.converters.readers import READERS, Tensors, read_tensors, weight_map
 
-from regcache_jax.core.errors import UserError
+from regcache_jax.core.errors import UserError, installing
 from regcache_jax.encoders import catalog, tokenizers
 from regcache_jax.files.bounded import read_json
 
@@ -218,9 +218,7 @@ def _from_hub(repositories: list[str], asked: str) -> Path:
         import huggingface_hub
         from huggingface_hub.errors import LocalEntryNotFoundError
     except ImportError:
-        raise UserError(
-            f"{asked} is not on this machine; to fetch it from the hub: pip install regcache-jax[hub]"
-        ) from None
+        raise UserError(f"{asked} is not on this machine; to fetch it from the hub: {installing('hub')}") from None
     for repository in repositories:
         try:
             cached = Path(huggingface_hub.snapshot_download(repository, local_files_only=True))
