@@ -239,7 +239,7 @@ def evaluate(
     names = short if len(set(short)) == len(short) else [row["pretrained"] for row in rows]
     shown = [
         (
-            name, row["quantization"]["scheme"], row["quantization"]["registers"],
+            name, row["quantization"]["scheme"], "yes" if row["quantization"]["registers"] else "no",
             *(row["metrics"].get(measure) for measure in measures),
         )
         for name, row in zip(names, rows, strict=True)

@@ -45,7 +45,7 @@ class Heard(Sequence[Row]):
 
     def in_parts(self, parts: int, part: str) -> Iterator[int]:
         """The numbers of the parts of a pass."""
-        began, pictures = self.done, sum(len(row) for row in self.rows)  # type: ignore[arg-type]
+        began, pictures = self.done, sum(len(row) for row in self.rows)  # type: ignore[arg-type, misc]
         for number in range(parts):
             yield number
             self.done = began + pictures * (number + 1) // parts
