@@ -48,8 +48,8 @@ def wrapped(text: str, on_terminal: bool) -> str:
     """A text as it is written: on a terminal broken between words, in a pipe one line."""
     if not on_terminal:
         return text
-    width = shutil.get_terminal_size().columns
-    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+    width, indent = shutil.get_terminal_size().columns, " " * (len(text) - len(text.lstrip()))
+    return textwrap.fill(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def digits(number: float | None) -> str | None:

@@ -73,8 +73,10 @@ class SearchResult:
         """The verdict in one line."""
         figures = f"error {self.baseline_error:.3g} -> {self.claim.sentence()}"
         ended = "" if self.complete else "; the budget ended the search early"
+        if not self.helps and not self.complete:
+            return f"no plan that helps was found before the budget ended the search: {figures}"
         if not self.helps:
-            return f"registers gain nothing here: {figures}; use the scheme without a plan{ended}"
+            return f"registers gain nothing here: {figures}; use the scheme without a plan"
         return f"registers take away {self.gain:.1%} of the quantisation error: {figures}{ended}"
 
     def remarks(self) -> list[str]:
