@@ -241,7 +241,7 @@ def quantize(
     }
     tokenizers = [loaded.folder / name for name in checkpoints.tokenizer_files(loaded.folder)]
     checkpoints.save(written.out, encoder, metadata=made_from, tokenizer_files=tokenizers)
-    registers = "with" if encoder.plan is not None else "no"
+    registers = "with" if encoder.plan is not None and encoder.plan.has_registers else "no"
     say(f"{model} -> {written.out}: {made.name}, {made.method}, {made.activations} activations, {registers} registers")
     write_json(output.json, {**made_from, "scheme": made.to_json()})
 

@@ -155,9 +155,12 @@ def say_what_would_be_done(config: ConfigDict, workdir: str) -> None:
         f"{counted(len(cells), 'row')}: {', '.join(cells)}"
     )
     kept = len(list(as_path(workdir).glob("stages/*.json")))
-    say(
-        f"{workdir}: {counted(kept, 'stage')} of it there already; what was made from the same things is kept. Nothing was run or written"
+    there = (
+        f"{counted(kept, 'stage')} there; what was made from the same things is kept"
+        if kept
+        else "nothing is there yet"
     )
+    say(f"{workdir}: {there}. Nothing was run or written")
 
 
 @dataclasses.dataclass(frozen=True)
