@@ -32,7 +32,6 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
-from regcache_jax.core.counted import counted
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.names import from_names, to_names
 from regcache_jax.core.scheme import Scheme
@@ -94,9 +93,7 @@ class Model:
             return None
         names = read_json(file, list[str])
         if len(names) != self.encoder.spec.num_classes:
-            raise UserError(
-                f"{file} has {counted(len(names), 'name')} for {counted(self.encoder.spec.num_classes, 'class')}"
-            )
+            raise UserError(f"{file} has {len(names)} names for {self.encoder.spec.num_classes} classes")
         return names
 
 
