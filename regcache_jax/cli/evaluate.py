@@ -295,5 +295,5 @@ def _encode(
     with progress(f"{name}: {data.split} of {data.name}", len(data)) as update:
         rows = encode_dataset(step, encoder, data, preparation, setting, progress=update, watch=watch, tell=tell)
     if watch.elapsed:
-        tell(f"{name}: the devices waited for the host {watch.share:.0%} of {watch.elapsed:.1f} s")
+        tell(f"{name}: {watch.elapsed:.1f} s, {watch.share:.0%} of them waiting for pictures")
     return rows
