@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from regcache_jax.core.counted import counted
+from regcache_jax.core.errors import UserError
 from regcache_jax.core.objective import LabelFree
 from regcache_jax.core.options import like, option
 from regcache_jax.core.scheme import Scheme, Weights

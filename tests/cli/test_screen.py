@@ -60,7 +60,7 @@ def test_columns_give_way_down_to_their_words_then_texts_then_heads_and_numbers_
     assert columns.widths(104) == [30, 21, 14]
     assert columns.widths(60) == [30, 13, 13]  # b's may be broken between
     assert columns.widths(40) == [21, 4, 13]
-    assert columns.widths(20) == [1, 4, 13]
+    assert columns.widths(20) == [2, 3, 13]
 
 
 def test_sentences_wrap_between_words_on_a_terminal_and_stay_one_line_in_a_pipe():
