@@ -182,4 +182,4 @@ def test_a_full_disk_ends_an_evaluation_with_one_message_and_nothing_half_writte
 
 def test_a_micro_batch_is_a_number_or_auto(capsys, folder):
     status, err, _ = evaluate(capsys, folder, "--micro-batch", "some")
-    assert status == 2 and "'some' is not a valid integer" in err
+    assert status == 2 and "or auto, got some" in err
