@@ -57,11 +57,26 @@ class Source:
         texts = self.weights.with_name(self.weights.name.replace("_vision.npz", "_text.npz"))
         if texts != self.weights and texts.is_file():  # TIPS's towers are files of their own
             tensors = {**tensors, **read_tensors(texts)}
+        if any(name.startswith("visual_model.head.") for name in tensors):  # and so is the trunk of dino.txt
+            tensors = self._with_trunk(tensors)
         if self.part is None:
             return tensors
         return {
             name: tensor for name, tensor in tensors.items() if name.removeprefix("params/").startswith(f"{self.part}/")
         }
+
+    def _with_trunk(self, tensors: Tensors) -> Tensors:
+        """A dino.txt with its trunk, if that is not in the same file. Raises UserError where it does not stand beside it."""
+        below = "visual_model.backbone."
+        if any(name.startswith(below) for name in tensors):
+            return tensors
+        trunks = sorted(self.folder.glob("dinov3_vit*_pretrain_*.pth"))
+        if len(trunks) != 1:
+            raise UserError(
+                f"{self.weights} holds the head and the texts of a dino.txt; the file of its trunk (dinov3_vitl16_pretrain_lvd1689m-"
+                f"8aa4cbdd.pth) should stand beside it, there {'are several' if trunks else 'is none'}"
+            )
+        return {**tensors, **{f"{below}{name}": tensor for name, tensor in read_tensors(trunks[0]).items()}}
 
     @property
     def name(self) -> str:
