@@ -14,7 +14,7 @@ from PIL import Image
 from regcache_jax.converters import reference_towers, sources, vlm
 from regcache_jax.converters.reference_towers import blocks, named_rows
 
-from regcache_jax.core.errors import UserError, shown
+from regcache_jax.core.errors import UserError, installing, shown
 from regcache_jax.encoders.sheets import sheet_of
 from regcache_jax.files.bounded import read_json
 
@@ -69,7 +69,7 @@ def find_reference(source: str) -> Path:
     """The folder that transformers can run, to compare with. Raises UserError without transformers, or for a source that is
     not in its layout."""
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
-        raise UserError("the check runs the original in PyTorch: pip install regcache-jax[torch]")
+        raise UserError(f"the check runs the original in PyTorch: {installing('torch')}")
     found = sources.resolve(source)
     if not (found.folder / "config.json").is_file() or not found.weights.name.startswith(("model.", "pytorch_model.")):
         raise UserError(

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from regcache_jax.converters.formats import PROCESSOR, section, setting
 from regcache_jax.converters.stored import Tensors
 
+from regcache_jax.core.counted import counted
 from regcache_jax.core.errors import UserError, shown
 from regcache_jax.core.spec import Tap
 
@@ -193,7 +194,7 @@ def _ended(vlm: Vlm, tower: Tower, count: int) -> Tower:
         f"took the vision tower of a {vlm.title}; its language model reads what leaves block {count - 1}, {norm} the final norm"
     ]
     if left := sorted(set(tower.tensors) - set(kept)):
-        notes.append(f"left out {len(left)} tensors of the tower that are not read ({left[0]}, ...)")
+        notes.append(f"not read of the tower: {counted(len(left), 'tensor')} ({left[0]}, ...)")
     if tower.tap.class_token:
         notes.append("its language model takes the class token too: tap=Tap(normed=False, class_token=True)")
     return Tower(kept, config, tower.tap, tuple(notes))

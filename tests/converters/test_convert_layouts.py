@@ -287,7 +287,7 @@ def test_without_a_network_one_message_says_where_was_looked(tmp_path, monkeypat
         raise NoNetwork("Name or service not known\nand more lines")
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.list_repo_files", fail)
+    monkeypatch.setattr("huggingface_hub.model_info", fail)
     with pytest.raises(
         UserError, match=r"cannot be fetched \(googel/siglip-base-patch16-24: Name or service not known\)"
     ) as e:
@@ -382,7 +382,7 @@ def test_big_vision_to_ours_and_back_is_bit_equal_names_included(tmp_path, sigli
     for out, to, message in (
         ("back.npz", layout, "exists already"),
         ("other.bin", layout, "should end in .npz"),
-        ("other.npz", "jimm", "no layout is called 'jimm'; there are huggingface, scales, Hugging Face CLIP, "),
+        ("other.npz", "jimm", "no layout is called 'jimm'; there are huggingface, scales, qwix, Hugging Face CLIP, "),
         ("other.npz", "Meta DINOv2", "have no name in the layout asked for"),
     ):
         with pytest.raises(UserError, match=message):
