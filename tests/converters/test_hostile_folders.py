@@ -166,7 +166,7 @@ def test_a_part_of_a_configuration_that_is_no_object_is_named(part):
 def test_another_kind_of_model_is_refused_with_the_kinds_that_are_known(folder, tmp_path):
     save_file({"bert.weight": np.zeros(2, np.float32)}, folder / "model.safetensors")
     (folder / "config.json").write_text('{"model_type": "bert"}')
-    refused(folder, tmp_path, "holds a 'bert'; encoders that can be converted: clip, ")
+    refused(folder, tmp_path, "holds a 'bert'; encoders that can be converted: .*clip, ")
 
 
 @pytest.mark.parametrize("model_type", ["siglip", "siglip2"])
