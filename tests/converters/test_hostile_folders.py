@@ -103,7 +103,7 @@ def test_a_shard_that_is_left_over_twice_there_or_the_index_itself_is_refused(sh
     tree["weight_map"]["surprise"] = extra.name
     save_file({name: np.zeros(1, np.float32) for name in ("surprise", "logit_scale")}, extra)
     index.write_text(json.dumps(tree))
-    refused(shards, tmp_path, r"places 1 tensors elsewhere or not at all: .*logit_scale \(model-00009")
+    refused(shards, tmp_path, r"places 1 tensor elsewhere or not at all: .*logit_scale \(model-00009")
     tree["weight_map"]["surprise"] = index.name
     index.write_text(json.dumps(tree))
     refused(shards, tmp_path, "names files that are no .safetensors shards")
