@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.spec import Tap
 from regcache_jax.data.parts import Part
+from regcache_jax.embedding.claims import sweep
 from regcache_jax.embedding.hand import Hand, Making, Running
 from regcache_jax.embedding.layout import Described, Layout, describe
 from regcache_jax.embedding.options import Features, SetOptions
@@ -106,6 +107,7 @@ def embed_set(
             if not hand.embed_free(encoding(step), watch):
                 time.sleep(POLL)
                 tally.show()
+    sweep(layout)
     seconds = round(time.perf_counter() - watch.began, 3)
     running.events(
         "end", pictures=tally.pictures, unreadable=tally.unreadable, seconds=seconds, waited=round(watch.waited, 3)
