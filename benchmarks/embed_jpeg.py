@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-SHARD = 1000
+SHARD = 500
 """Pictures a shard."""
 
 
