@@ -109,22 +109,23 @@ def product_rates(rounds: int) -> None:
     import jax.numpy as jnp
 
     rng, operations = np.random.default_rng(0), 2 * 784 * 768 * 3072
-    rows, kernel = (rng.integers(-127, 128, shape).astype(np.int8) for shape in ((784, 768), (768, 3072)))
-    cases = {
-        "float32": (jnp.float32, jnp.float32, kernel),
-        "bf16, sums in float32": (jnp.bfloat16, jnp.float32, kernel),
-        "int8, sums in int32": (jnp.int8, jnp.int32, kernel),
-        "int8, kernel [out, in]": (jnp.int8, jnp.int32, kernel.T),
-        "int8 turned into bf16": (jnp.bfloat16, jnp.float32, kernel),
+    rows, kernel = (rng.integers(0, 128, shape).astype(np.int8) for shape in ((784, 768), (768, 3072)))
+    cases = {  # rows, kernel, what both are turned into inside the program (None: nothing), sums
+        "float32": (rows.astype(jnp.float32), kernel.astype(jnp.float32), None, jnp.float32),
+        "bf16, sums in float32": (rows.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16), None, jnp.float32),
+        "int8, sums in int32": (rows, kernel, None, jnp.int32),
+        "int8, kernel [out, in]": (rows, kernel.T, None, jnp.int32),
+        "uint8 by int8": (rows.astype(np.uint8), kernel, None, jnp.int32),
+        "int8 turned into bf16": (rows, kernel, jnp.bfloat16, jnp.float32),
     }
     print("product\tGop a processor second\tby")
-    for name, (dtype, sums, held) in cases.items():
-        inside = "turned" in name
-        arrays = [jnp.asarray(each, jnp.int8 if inside else dtype) for each in (rows, held)]
+    for name, (left, right, inside, sums) in cases.items():
+        arrays = [jnp.asarray(each) for each in (left, right)]
 
-        def multiply(rows, kernel, dtype=dtype, sums=sums, axis=int(held.shape[0] == 3072)):
-            axes = (((1,), (axis,)), ((), ()))
-            return jax.lax.dot_general(rows.astype(dtype), kernel.astype(dtype), axes, preferred_element_type=sums)
+        def multiply(left, right, inside=inside, sums=sums):
+            axes = (((1,), (right.shape.index(768),)), ((), ()))
+            left, right = (each.astype(inside or each.dtype) for each in (left, right))
+            return jax.lax.dot_general(left, right, axes, preferred_element_type=sums)
 
         run = jax.jit(multiply).lower(*arrays).compile()
         by = "YNNPACK" if "__ynn_fusion" in (run.as_text() or "") else "XLA's own loop"
