@@ -42,7 +42,9 @@ def prepare(image: ImageTower, scheme: Scheme | None, plan: RegisterPlan | None,
     blocks = image.blocks if scheme is None else _with_product_scales(image.blocks, scheme)
     registers = None if plan is None else plan.rows()
     if registers is not None and not (scheme and scheme.products):  # beside integer products registers stay in float32
-        registers = registers.replace(key=registers.key.astype(dtype), value=registers.value.astype(dtype))
+        kept = jnp.float32 if form.keeps_wide else dtype
+        rows = {name: getattr(registers, name).astype(dtype).astype(kept) for name in ("key", "value")}
+        registers = registers.replace(**rows)
     if form.attention == "pairs":
         blocks = _in_pairs(blocks)
         registers = registers and registers.replace(key=_pairs(registers.key, 2), value=_pairs(registers.value, 2))
