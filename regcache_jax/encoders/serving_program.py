@@ -2,7 +2,7 @@
 
 Whatever follows from weights alone is worked out before the program runs: small vectors stand in float32, calibrated scales
 are multiplied into those of the kernels, and each block's parameters and registers are arrays of their own. On a TPU every
-such conversion is an operation of its own, and together they cost a twentieth of an int8 block (docs/performance.md).
+such conversion is an operation of its own, and together they cost a twentieth of an int8 block (docs/performance_tried.md).
 The same numbers are multiplied as without it: float32 holds every bfloat16, and scales are multiplied in the same order.
 """
 

@@ -134,7 +134,7 @@ def made_once(values: Int8[Array, "..."], kernels: tuple[Int8[Array, "..."], ...
 
 def made_once_wide(values: Int8[Array, "..."], kernels: tuple[Int8[Array, "..."], ...]) -> Readers:
     """The same integers, kept as float32 and narrowed by each product as it reads them, which a TPU does in passing; to pack
-    four rows into one when they are written costs it as much as half the product (docs/performance.md).
+    four rows into one when they are written costs it as much as half the product (docs/performance_tried.md).
 
     Each reader stands behind a barrier of its own, joined to its kernel: or the readers would share one narrowing, packed."""
     wide = jax.lax.optimization_barrier(values.astype(jnp.float32))

@@ -42,7 +42,7 @@ def test_a_block_costs_with_registers_what_it_costs_in_int8_less_after_a_deletio
     assert deletion <= 0.94 * plain  # 192 rows instead of 224, of which softmax and products of attention have most
     assert plain <= 0.63 * peer  # 0.623
     assert deletion <= 0.58 * peer  # 0.575
-    # the exact GELU: that it should cost nothing is missed (docs/performance.md)
+    # the exact GELU: that it should cost nothing is missed (docs/performance_tried.md)
     (exact,) = cycles(2, PLAIN, activation="gelu")
     assert two[1] < exact <= two[1] + 2_744  # 54,223 and 51,523: 5 % of what two blocks took when that was allowed
 
