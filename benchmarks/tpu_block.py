@@ -3,7 +3,7 @@
     python benchmarks/tpu_block.py            # all of VARIANTS; a few minutes
     python benchmarks/tpu_block.py mask       # one
     python benchmarks/tpu_block.py so400m     # all of them at the shape of So400m/14 with 729 tokens
-    python benchmarks/tpu_block.py v6e bits   # on another chip
+    python benchmarks/tpu_block.py v6e 16 bits   # on another chip, with another batch
 
 The cost of a block is half the difference between programs of three blocks and of one; beside it stand the bytes of its arguments."""
 
@@ -22,12 +22,14 @@ from regcache_jax.tpu import compiler
 
 SHAPES = {"b16": (32, 200, 768, 12, 64, 3072), "so400m": (2, 736, 1152, 16, 72, 4304)}
 CHIP = next((word for word in sys.argv[1:] if word in compiler.CHIPS), "v5e")
-WORDS = [word for word in sys.argv[1:] if word not in SHAPES and word not in compiler.CHIPS]
+WORDS = [word for word in sys.argv[1:] if word not in (*SHAPES, *compiler.CHIPS) and not word.isdigit()]
 BATCH, ROWS, WIDTH, HEADS, HEAD_DIM, HIDDEN = SHAPES[next((word for word in sys.argv[1:] if word in SHAPES), "b16")]
+BATCH = next((int(word) for word in sys.argv[1:] if word.isdigit()), BATCH)
 VARIANTS = {
     "as it is": {"wide", "first"},
     "softmax divided behind p v": {"wide"},
     "integers packed when they are written": {"barrier", "first"},
+    "integers kept in bf16": {"narrow", "first"},
     "both, as it was": {"barrier"},
     "logits masked at three padding rows": {"barrier", "mask"},
     "rows counted after the exponential": {"barrier", "count"},
@@ -64,8 +66,9 @@ def block(x, params, variant):
     site = jnp.int4 if "int4 inputs" in variant else jnp.int8
 
     def hold(values):
-        if "wide" in variant:
-            return jax.lax.optimization_barrier(values.astype(jnp.float32)).astype(site)
+        if "wide" in variant or "narrow" in variant:
+            kept = jnp.float32 if "wide" in variant else jnp.bfloat16
+            return jax.lax.optimization_barrier(values.astype(kept)).astype(site)
         return jax.lax.optimization_barrier(values) if "barrier" in variant else values
 
     inverse = params["inverse"]
