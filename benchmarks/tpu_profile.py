@@ -27,7 +27,7 @@ from regcache_jax.tpu import ask as tpu
 from regcache_jax.tpu import compiler, programs
 
 PARTS = ("qkv", "attention", "out", "fc1", "fc2")
-COMPUTATION = re.compile(r"^%(\S+) \(.*\{$")
+COMPUTATION = re.compile(r"^(?:ENTRY )?%(\S+) \(.*\{$")
 PRODUCT = re.compile(r" (?:convolution|dot)\(.*op_name=\"([^\"]*)\"")
 
 
