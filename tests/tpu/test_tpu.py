@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
@@ -14,6 +15,8 @@ from regcache_jax.core.plan import Schedule
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.spec import ImageSpec
 from regcache_jax.encoders import catalog
+from regcache_jax.encoders.forms import PLAIN as PLAIN_FORM
+from regcache_jax.encoders.forms import Form
 from regcache_jax.encoders.parameters import count_parameters, image_table
 from regcache_jax.quantization.quantize import quantize
 from regcache_jax.tpu import ask as tpu
@@ -45,6 +48,14 @@ def test_a_block_costs_with_registers_what_it_costs_in_int8_less_after_a_deletio
     # the exact GELU: that it should cost nothing is missed (docs/performance_tried.md)
     (exact,) = cycles(2, PLAIN, activation="gelu")
     assert two[1] < exact <= two[1] + 2_744  # 54,223 and 51,523: 5 % of what two blocks took when that was allowed
+
+
+def test_registers_stand_as_wide_as_a_form_keeps_its_keys():
+    """Widened in the program they would cost two operations a block."""
+    spec = tpu.shallow(catalog.get("google/siglip-base-patch16-224").spec, 2)
+    for form, dtype in ((PLAIN_FORM, jnp.bfloat16), (Form("pairs"), jnp.float32), (Form("kept"), jnp.float32)):
+        first, _ = programs.serving_shapes(spec, Scheme(), 1, form).registers
+        assert first.key.dtype == first.value.dtype == dtype
 
 
 def test_arguments_of_an_integer_program_are_at_most_27_hundredths_of_float32_ones():
