@@ -181,7 +181,8 @@ def _integer_products(
         per_token=scheme.activations == "token",
     )
     if grid.negative is None:
-        return run(shifted, scale=scale)
+        inverse = None if grid.inverse is None else grid.inverse.reshape((1,) * inputs.ndim)
+        return run(shifted, scale=scale, inverse=inverse)
     above = run(jnp.maximum(shifted, 0), scale=scale)
     below = run(jnp.minimum(shifted, 0), scale=grid.negative.reshape(1, 1, 1))
     return tuple(one + other for one, other in zip(above, below, strict=True))
