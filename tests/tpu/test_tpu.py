@@ -41,7 +41,9 @@ def test_a_block_costs_with_registers_what_it_costs_in_int8_less_after_a_deletio
     """What one block more adds, in the form of a v5e; whole programs of all shapes are held by `make bench`."""
     two, three = (cycles(number, PEER, PLAIN, REGISTERS, DELETION) for number in (2, 3))
     peer, plain, registers, deletion = three - two  # 34,022, 21,191, 21,284 and less than 19,560
-    assert 3 * plain + 9 * registers <= 1.005 * 12 * plain  # a default plan's registers are seen in three blocks of four
+    assert (
+        3 * plain + 9 * registers <= 1.005 * 12 * plain
+    )  # a default plan's registers are seen in three blocks of four
     assert deletion <= 0.94 * plain  # 192 rows instead of 224, of which softmax and products of attention have most
     assert plain <= 0.63 * peer  # 0.623
     assert deletion <= 0.58 * peer  # 0.575
