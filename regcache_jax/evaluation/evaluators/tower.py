@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from regcache_jax.core.errors import UserError
-from regcache_jax.core.spec import EncoderSpec
+from regcache_jax.core.spec import EncoderSpec, ImageSpec
 from regcache_jax.encoders.preprocess import preprocess
 from regcache_jax.encoders.sheets import grids_of
 from regcache_jax.encoders.taps import encode_patches
@@ -35,8 +35,7 @@ def run(job: Job) -> Found:
 
     Raises UserError for an encoder of another shape."""
     spec = job.encoder.spec.image
-    most = max(1, BYTES // (spec.num_patches * spec.blocks.width * 4))
-    data = job.data.spread(most)
+    data = job.data.spread(most_pictures(spec))
     rows = job.encode(encode_patches, data)
     notes = [f"patches of {len(data)} of {len(job.data)} pictures, evenly spread"] if len(data) < len(job.data) else []
     patches = rows.features.reshape(-1, rows.features.shape[-1])
@@ -59,6 +58,11 @@ def run(job: Job) -> Found:
     grids = [grid_of_picture(example.image, job.encoder.spec) for example in examples]
     more = {"patch_error_maps": error_maps(errors, [example.name for example in examples], grids)}
     return Found(Measured(metrics, patches, nothing), len(rows.places), rows.missing, notes, more)
+
+
+def most_pictures(spec: ImageSpec) -> int:
+    """Pictures whose patches are kept at most."""
+    return max(1, BYTES // (spec.num_patches * spec.blocks.width * 4))
 
 
 def patch_errors(found: Float[np.ndarray, "m D"], reference: Float[np.ndarray, "m D"]) -> Float[np.ndarray, "m"]:
