@@ -148,9 +148,7 @@ def dense(
     scheme = run.scheme
     if scheme is not None and (scheme.activations == "float" or site in scheme.float_sites):
         scheme = None
-    if (
-        scheme is not None and present is not None and not scheme.calibrated
-    ):  # what is absent must not stretch a measured scale
+    if scheme is not None and present is not None:  # what is absent must not stretch a measured scale
         inputs = jnp.where(present.reshape(present.shape + (1,) * (inputs.ndim - 2)), inputs, 0)
     if scheme is not None and isinstance(layers[0].kernel, QuantizedTensor):
         products = _integer_products(inputs, layers, site, scheme, run.protected, grid)

@@ -102,7 +102,8 @@ class Stages:
 
         def make() -> Json:
             encoder = own.encoder.with_plan(self.plan(model_cell(scheme)))
-            rounded = {"plain": self.encoder_of(Cell(scheme)), "registers": self.encoder_of(model_cell(scheme))}
+            model = checkpoints.load(own.workdir.path / model_folder(scheme)).encoder
+            rounded = {"plain": self.encoder_of(Cell(scheme)), "registers": model}
             profile = inspect(encoder, own.images("reference"), batch_size=self.config.search.chunk)
             return {
                 "scheme": scheme,
