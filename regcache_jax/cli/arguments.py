@@ -65,6 +65,13 @@ class ReferenceData(DataArgs):
 
 
 @dataclasses.dataclass(frozen=True)
+class InspectedData(ReferenceData):
+    """Pictures whose norms are looked at: the verdict is the same on more (docs/searching.md)."""
+
+    limit: int | None = like(DataArgs, "limit", default=128)
+
+
+@dataclasses.dataclass(frozen=True)
 class CalibrationData(ReferenceData):
     """Pictures that give scales."""
 

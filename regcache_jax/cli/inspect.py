@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from regcache_jax.cli.arguments import JsonArgs, ObjectiveArgs, ReferenceData, SchemeArgs, WordArgs
+from regcache_jax.cli.arguments import InspectedData, JsonArgs, ObjectiveArgs, SchemeArgs, WordArgs
 from regcache_jax.cli.labels import class_vectors_of, labels_of
 from regcache_jax.cli.options import takes
 from regcache_jax.cli.screen import digits, foretell, print_table, progress, say, tell, write_json, write_text
@@ -128,9 +128,9 @@ def _measure(
 
 @click.command()
 @click.argument("model", type=click.Path())
-@takes(pictures=ReferenceData, error=ObjectiveArgs, chosen=InspectArgs, words=WordArgs, output=JsonArgs)
+@takes(pictures=InspectedData, error=ObjectiveArgs, chosen=InspectArgs, words=WordArgs, output=JsonArgs)
 def inspect(
-    model: str, pictures: ReferenceData, error: ObjectiveArgs, chosen: InspectArgs, words: WordArgs, output: JsonArgs
+    model: str, pictures: InspectedData, error: ObjectiveArgs, chosen: InspectArgs, words: WordArgs, output: JsonArgs
 ) -> None:
     """Show where outliers are, what they cost, and what would help.
 
