@@ -12,7 +12,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CO
 export JAX_PLATFORMS ?= cpu
 export TPU_SKIP_MDS_QUERY ?= 1
 
-.PHONY: demo test coverage check fast newest release docs docs-build fuzz campaign format bench clean browser
+.PHONY: demo test coverage check lint fast newest release docs docs-build fuzz campaign format bench clean browser
 
 demo: $(VENV)/core  ## the whole story on the bundled encoder: table, build/demo/results.json, build/demo/report.html
 	$(BIN)/regcache demo --out build/demo
@@ -27,13 +27,15 @@ coverage: $(VENV)/dev browser  ## all tests, a third slower: they must reach 90 
 	$(TESTS) --cov --cov-report= tests
 	$(BIN)/python -m coverage report --skip-covered --fail-under=90
 
-check: $(VENV)/dev  ## format, lint, types, the floors of the house and the fast tests: about a minute
+check: $(VENV)/dev  ## format, lint, types, the floors of the house and the fast tests, side by side: about a minute
+	$(MAKE) --jobs 2 --output-sync fast lint
+
+lint: $(VENV)/dev  ## format, lint, the floors of the house and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	rm -rf build/floors && mkdir -p build/floors && cp -r regcache_jax pyproject.toml build/floors
-	cp -r configs converters build/floors/regcache_jax && cd build/floors && PYTHONPATH=. $(CURDIR)/$(BIN)/lint-imports --no-logo
+	rm -rf build/floors && mkdir -p build/floors && cp -rp regcache_jax pyproject.toml build/floors
+	cp -rp configs converters build/floors/regcache_jax && cd build/floors && PYTHONPATH=. $(CURDIR)/$(BIN)/lint-imports --no-logo
 	cd build/floors && $(CURDIR)/$(BIN)/mypy --cache-dir $(CURDIR)/build/mypy
-	$(MAKE) fast
 
 fast: $(VENV)/dev  ## the fast tests alone
 	$(TESTS) --quiet -m "not slow" tests

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
-import safetensors.numpy
 from etils import epath
 from regcache_jax.converters import (
     big_vision,
@@ -39,25 +37,21 @@ from regcache_jax.converters import (
 )
 from regcache_jax.converters.choices import choose, chosen
 from regcache_jax.converters.compressed_reading import Compressed
-from regcache_jax.converters.engine import assemble, disassemble
+from regcache_jax.converters.engine import assemble
 from regcache_jax.converters.formats import PROCESSOR, Format, Given, section
-from regcache_jax.converters.huggingface_folder import write_folder
-from regcache_jax.converters.qwix_tree import write_qwix
 from regcache_jax.converters.readers import Tensors
-from regcache_jax.converters.scales import write_scales
 
 from regcache_jax.core.conversion import Choices
 from regcache_jax.core.errors import UserError, shown
-from regcache_jax.core.names import from_tree, to_names, to_tree
+from regcache_jax.core.names import from_tree, to_names
 from regcache_jax.core.spec import EncoderSpec, ImpossibleSpec, Tap
 from regcache_jax.encoders import catalog, tokenizers
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.parameters import parameter_shapes
 from regcache_jax.encoders.taps import spec_at_tap
 from regcache_jax.files.identity import file_hash
-from regcache_jax.files.paths import refuse_existing, write_whole
+from regcache_jax.files.paths import refuse_existing
 from regcache_jax.files.places import as_path
-from regcache_jax.files.store import npz_bytes
 from regcache_jax.models import folder as checkpoints
 
 CONVERTER_VERSION = 1
@@ -282,44 +276,6 @@ def check_classes(config: Mapping[str, Any], format: Format, source: sources.Sou
             f"{source.folder}: config.json says architectures {shown(', '.join(strange), 60)}, the tensors are those of {format.name}; "
             "one of the files is of another model (a class of your own: take `architectures` out of config.json)"
         )
-
-
-def export(model: checkpoints.Model | Encoder, layout: str = "big_vision") -> dict[str, np.ndarray]:
-    """The parameters under the names of another library, by the name of its layout.
-
-    Raises UserError for a layout that there is not or that cannot hold this encoder, and for a quantised one."""
-    encoder = model.encoder if isinstance(model, checkpoints.Model) else model
-    if encoder.scheme is not None:
-        raise UserError(
-            f"{encoder.spec.name} is quantised; that layout holds float encoders (`huggingface` writes int8 ones too)"
-        )
-    formats = {format.name: format for format in FORMATS}
-    if layout not in formats:
-        raise UserError(f"no layout is called {layout!r}; there are huggingface, scales, {', '.join(formats)}")
-    return disassemble(to_tree(encoder.params), formats[layout].rules)
-
-
-def write(model: checkpoints.Model | Encoder, layout: str, out: epath.PathLike) -> epath.Path:
-    """Writes the parameters as one file in the layout of another library: `.npz` or `.safetensors`, whole or not at all. `huggingface`: a
-    folder that transformers loads, of an int8 encoder too; `scales`: the calibrated scales alone, a line of JSON a site; `qwix`: an
-    Orbax checkpoint of Qwix's arrays.
-
-    Raises UserError for a file that exists, another ending, or an encoder that the layout cannot hold."""
-    out = as_path(out)
-    refuse_existing(out)
-    if layout == "huggingface":
-        return write_folder(model, out)
-    encoder = model.encoder if isinstance(model, checkpoints.Model) else model
-    if layout == "qwix":
-        return write_qwix(encoder, out)
-    if layout == "scales":
-        write_scales(encoder, out)
-        return out
-    if out.suffix not in (".npz", ".safetensors"):
-        raise UserError(f"{out} should end in .npz (big_vision) or .safetensors")
-    arrays = export(model, layout)
-    write_whole(out, npz_bytes(arrays) if out.suffix == ".npz" else safetensors.numpy.save(arrays))
-    return out
 
 
 def find_tokenizer(spec: EncoderSpec, given: Path | None, folder: Path) -> list[epath.Path]:

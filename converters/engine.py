@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.typing import DTypeLike
 
 from regcache_jax.core.errors import UserError
 
@@ -131,7 +132,7 @@ def assemble(
     shapes: Mapping[str, Shape],
     *,
     ignored: Iterable[str] = (),
-    dtype: Any = np.float32,
+    dtype: DTypeLike = np.float32,
     what: str = "the checkpoint",
 ) -> Tree:
     """Reads their tensors into our tree, one at a time, so that little more than the tree is ever in memory.

@@ -116,11 +116,11 @@ def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     return shown(value, 60) if isinstance(value, str) else type(value).__name__
 
 
-def as_encoder(value: Any) -> Encoder:
+def as_encoder(value: object) -> Encoder:
     """An encoder, that of a loaded model, or that of a model folder."""
     if isinstance(value, str | os.PathLike):
         from regcache_jax.models.folder import load
@@ -132,7 +132,7 @@ def as_encoder(value: Any) -> Encoder:
     return found
 
 
-def as_scheme(value: Any) -> Scheme:
+def as_scheme(value: object) -> Scheme:
     """A scheme, by its name or its fields too."""
     if isinstance(value, str):
         value = Scheme.named(value)
@@ -148,7 +148,7 @@ def as_scheme(value: Any) -> Scheme:
     return value
 
 
-def as_config(value: Any, wanted: type) -> Any:
+def as_config(value: object, wanted: type) -> Any:
     """A configuration, by its fields too."""
     if isinstance(value, dict):
         refuse_unknown(wanted.__name__, value, [field.name for field in dataclasses.fields(wanted)])
@@ -158,7 +158,7 @@ def as_config(value: Any, wanted: type) -> Any:
     return value
 
 
-def as_plan(value: Any) -> RegisterPlan:
+def as_plan(value: object) -> RegisterPlan:
     """A register plan, from its file too."""
     if isinstance(value, str | os.PathLike):
         from regcache_jax.models.plan_file import load_plan
@@ -169,7 +169,7 @@ def as_plan(value: Any) -> RegisterPlan:
     return value
 
 
-def as_rows(key: Any, value: Any) -> tuple[Any, Any]:
+def as_rows(key: Any, value: object) -> tuple[Any, Any]:
     """Keys and values of a plan, as arrays of one shape [L, R, H, K]."""
     try:
         rows = jnp.asarray(key, jnp.float32), jnp.asarray(value, jnp.float32)
@@ -191,14 +191,14 @@ def _check_whole(asked: Mapping[str, Any]) -> None:
             raise UserError(f"{name} must be a whole number, got {shown(repr(number), 60)}")
 
 
-def _check_profile(value: Any) -> None:
+def _check_profile(value: object) -> None:
     from regcache_jax.registers.inspect import Profile
 
     if not isinstance(value, Profile):
         raise UserError(f"expected a profile (`rc.inspect(encoder, images)`), got {_kind(value)}")
 
 
-def _check_place(value: Any) -> None:
+def _check_place(value: object) -> None:
     """Raises UserError for what is no path, and for a path that leads through a file."""
     if not isinstance(value, str | os.PathLike):
         raise UserError(f"expected a path, got {_kind(value)}")
@@ -207,7 +207,7 @@ def _check_place(value: Any) -> None:
             raise UserError(f"{shown(value)}: {shown(above)} is a file, no folder")
 
 
-def as_images(value: Any, spec: EncoderSpec, how: str) -> Any:
+def as_images(value: object, spec: EncoderSpec, how: str) -> Any:
     """Preprocessed pictures as a verb takes them. Raises UserError that says what to do with those that are not."""
     prepare = functools.partial(preprocess, spec=spec.preprocessing)
     if isinstance(value, Dataset):
@@ -245,7 +245,7 @@ def _stream(value: Iterable[Any], spec: EncoderSpec) -> Iterator[tuple[Any, np.n
             yield checked_images(item, spec), np.ones(len(item), bool)
 
 
-def checked_images(value: Any, spec: EncoderSpec, any_shape: bool = False) -> Any:
+def checked_images(value: object, spec: EncoderSpec, any_shape: bool = False) -> Any:
     """One array of preprocessed pictures: squares of the encoder's side (sheets, where it takes those), or of any shape of whole patches.
     Values are looked at where they lie on the host: a device would have to be waited for."""
     images = value if isinstance(value, jax.Array) else np.asarray(value)
@@ -281,7 +281,7 @@ def _check_values(images: np.ndarray, spec: EncoderSpec) -> None:
         )
 
 
-def _check_ids(value: Any) -> None:
+def _check_ids(value: object) -> None:
     texts = value if isinstance(value, list | tuple) else [value]
     if texts and isinstance(texts[0], str):
         raise UserError("expected padded token ids [n, T], got text; `model.tokenize(texts)` makes ids of texts")

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import resource
 from importlib.metadata import version
 from pathlib import Path
 
@@ -33,11 +34,17 @@ gc.freeze()
 gc.set_threshold(100_000, 50, 50)
 
 
+MOST_MEMORY = 3 << 30
+"""Bytes that a worker may hold between two files."""
+
+
 @pytest.fixture(autouse=True, scope="module")
-def _programs_of_one_file():
-    """Compiled programs of a finished file are dropped: kept for the whole run they take 8 GiB a worker."""
+def _programs_of_finished_files():
+    """What a file has traced and compiled serves the files after it, until it is too much: of the whole run it is 8 GiB a worker."""
     yield
-    jax.clear_caches()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    if pages * resource.getpagesize() > MOST_MEMORY:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fuzz_targets import TARGETS, Make, Target
+import fuzz_checkpoints
+import fuzz_data
+import fuzz_own
+from fuzz_targets import Make, Target
 
 from regcache_jax.core.errors import LONGEST_MESSAGE, UserError
 
@@ -30,6 +33,7 @@ SECONDS = 10  # that a reader may take by the clock
 SECONDS_OF_A_TRIAL = 40  # a tokenizer's, which may take twenty of a processor in a child; a busy machine lets it wait
 MEMORY = 6 << 30  # bytes of address space, when this is run as a program
 OWN = ("taken", "refused")
+TARGETS = fuzz_checkpoints.TARGETS | fuzz_own.TARGETS | fuzz_data.TARGETS
 
 
 @contextlib.contextmanager

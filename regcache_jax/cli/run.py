@@ -88,7 +88,7 @@ def _field(config: Any, part: str, name: str) -> Any:
     return config[part]
 
 
-def _like(value: Any) -> str:
+def _like(value: object) -> str:
     """What a field takes, in words."""
     words = {bool: "true or false", int: "a whole number", float: "a number", tuple: "names with commas"}
     return words.get(type(value), "a text")

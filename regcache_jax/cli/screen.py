@@ -150,7 +150,7 @@ class BarsOfCells(Bars):
             self.started(stage)
 
 
-def write_json(path: str | None, tree: Any) -> None:
+def write_json(path: str | None, tree: object) -> None:
     """Writes `--json FILE` (whole or not at all); nothing without it."""
     if path is not None and is_first():
         from regcache_jax.files.paths import write_json as write

@@ -93,7 +93,7 @@ def check_fields(owner: Any) -> None:
         raise UserError("; ".join(faults))
 
 
-def _fault(meaning: Meaning, value: Any) -> str | None:
+def _fault(meaning: Meaning, value: object) -> str | None:
     """The bound that a value breaks, in words."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None

@@ -28,7 +28,7 @@ def to_json(value: Any) -> Any:
     return {_name(field): to_json(getattr(value, field.name)) for field in fields}
 
 
-def _left_out(field: dataclasses.Field, value: Any) -> bool:
+def _left_out(field: dataclasses.Field, value: object) -> bool:
     return field.metadata.get("added", False) and value == field.default
 
 
@@ -54,7 +54,7 @@ def from_json(cls: Any, tree: Any, where: str) -> Any:
         raise ValueError(f"{where}: {error}") from None
 
 
-def _field(hint: Any, value: Any, where: str, or_null: str = "") -> Any:
+def _field(hint: Any, value: object, where: str, or_null: str = "") -> Any:
     """One value, held to its field's annotation. JSON has lists for tuples and may leave out a float's point."""
     options = typing.get_args(hint)
     if types.NoneType in options:

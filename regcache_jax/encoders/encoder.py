@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import struct
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from regcache_jax.core.errors import UserError
@@ -63,7 +64,7 @@ class Encoder(Struct):
             )
         return self.replace(plan=plan, schedule=schedule)
 
-    def astype(self, dtype: Any) -> Encoder:
+    def astype(self, dtype: DTypeLike) -> Encoder:
         """Float weights in another dtype (bfloat16); integers, their scales, offsets and biases and the plan stay as they are."""
 
         def narrow(leaf: Array) -> Array:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,10 @@ from jaxtyping import Array, Bool, Float
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.names import to_names
+from regcache_jax.core.plan import RegisterPlan
+from regcache_jax.core.scheme import Scheme
+from regcache_jax.core.sites import ImageTower
+from regcache_jax.core.spec import ImageSpec
 from regcache_jax.encoders.blocks import BlockTrace
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.vision import embed_patches, image_features
@@ -86,10 +89,17 @@ def _finite(trace: BlockTrace, place: str) -> Bool[Array, ""]:
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "scheme"))
-def _look(params: Any, images: Any, plan: Any, *, spec: Any, scheme: Any) -> tuple[Array, dict[str, Array], Array]:
+def _look(
+    tower: ImageTower,
+    images: Float[Array, "B Y X 3"],
+    plan: RegisterPlan | None,
+    *,
+    spec: ImageSpec,
+    scheme: Scheme | None,
+) -> tuple[Array, dict[str, Array], Array]:
     collect = {place: functools.partial(_finite, place=place) for place in PLACES}
-    output = image_features(params, images, spec, plan=plan, scheme=scheme, collect=collect)
-    embedded = jnp.isfinite(embed_patches(params, images, spec)).all()
+    output = image_features(tower, images, spec, plan=plan, scheme=scheme, collect=collect)
+    embedded = jnp.isfinite(embed_patches(tower, images, spec)).all()
     return embedded, output.collected, jnp.isfinite(output.tokens).all()
 
 

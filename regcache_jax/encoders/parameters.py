@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from regcache_jax.core.names import from_tree
 from regcache_jax.core.sites import Parameters
@@ -129,7 +130,7 @@ def parameter_table(spec: EncoderSpec) -> Table:
     return table
 
 
-def parameter_shapes(spec: EncoderSpec, dtype: Any = jnp.float32) -> Parameters:
+def parameter_shapes(spec: EncoderSpec, dtype: DTypeLike = jnp.float32) -> Parameters:
     """The parameters of an encoder as `jax.ShapeDtypeStruct`s."""
     return from_tree(
         jax.tree.map(

@@ -32,7 +32,7 @@ class Digest:
         """A text."""
         return self.bytes(text.encode())
 
-    def json(self, tree: Any) -> Digest:
+    def json(self, tree: object) -> Digest:
         """A JSON tree, whatever the order of its names."""
         return self.text(json.dumps(tree, sort_keys=True))
 
@@ -52,12 +52,12 @@ def sha256(content: Any) -> str:
     return Digest().bytes(content).hex()
 
 
-def fingerprint(tree: Any) -> str:
+def fingerprint(tree: object) -> str:
     """Short hash of a JSON tree."""
     return Digest().json(tree).hex()[:16]
 
 
-def content_hash(tree: Any) -> str:
+def content_hash(tree: object) -> str:
     """SHA-256 of all arrays of a tree, their names, types and shapes."""
     digest = Digest()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

@@ -10,7 +10,6 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
-from typing import Any
 
 from etils import epath
 
@@ -69,7 +68,7 @@ def write_whole(path: epath.PathLike, content: bytes | mmap.mmap) -> None:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
-def write_json(path: epath.PathLike, tree: Any) -> None:
+def write_json(path: epath.PathLike, tree: object) -> None:
     """Writes a tree of JSON, whole or not at all. Raises ValueError for NaN and infinities."""
     write_whole(path, (json.dumps(tree, indent=2, allow_nan=False) + "\n").encode())
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from etils import epath
@@ -54,7 +53,7 @@ class Store:
     """Arrays by number or name, of things made from the same: a folder named by its hash. Without a work folder it keeps
     nothing."""
 
-    def __init__(self, workdir: epath.PathLike | None, kind: str, made_from: Any) -> None:
+    def __init__(self, workdir: epath.PathLike | None, kind: str, made_from: object) -> None:
         self.folder = None if workdir is None else as_path(workdir) / kind / fingerprint(made_from)
         if self.folder is not None and is_first():
             sweep(self.folder)
@@ -84,7 +83,7 @@ class Cache:
         self._workdir = workdir
         self._known: dict[str, np.ndarray] = {}
 
-    def get(self, kind: str, made_from: Any, make: Callable[[], np.ndarray]) -> np.ndarray:
+    def get(self, kind: str, made_from: object, make: Callable[[], np.ndarray]) -> np.ndarray:
         """The array of a kind that was made from `made_from` (JSON), or what `make` gives."""
         key = fingerprint([kind, made_from])
         if key not in self._known:

@@ -43,7 +43,13 @@ class Workdir:
         distributed.from_first(lambda: sweep(self.path))
 
     def stage(
-        self, name: str, made_from: Any, make: Callable[[], Json], files: Sequence[str] = (), *, together: bool = False
+        self,
+        name: str,
+        made_from: object,
+        make: Callable[[], Json],
+        files: Sequence[str] = (),
+        *,
+        together: bool = False,
     ) -> Stage:
         """The result of `make`, or its record where that was made from the same things by the same version and the `files` and
         folders (relative to the work folder) it made are still as they were. Old files are removed before `make` runs.
@@ -84,7 +90,7 @@ class Workdir:
 
         return Stage(distributed.from_first(make_alone), found["made_from"])
 
-    def digest(self, name: str, made_from: Any) -> str:
+    def digest(self, name: str, made_from: object) -> str:
         """The hash that names what a stage was made from."""
         return fingerprint([name, made_from, metadata.version("regcache-jax")])
 

@@ -30,6 +30,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.typing import DTypeLike
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.names import from_names, to_names
@@ -103,7 +104,7 @@ def save(
     metadata: Mapping[str, Any] | None = None,
     tokenizer_files: Iterable[epath.PathLike] = (),
     labels: Sequence[str] | None = None,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
 ) -> epath.Path:
     """Writes a model folder and returns its path. `metadata` is kept in encoder.json beside what stands there anyway; `labels` are the
     names of the classifier's classes; `dtype` casts float weights on the way. Raises UserError if the folder exists."""

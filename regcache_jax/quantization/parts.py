@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Iterable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +16,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.scheme import SITES, Scheme
-from regcache_jax.core.sites import Block, Head, TextTower
+from regcache_jax.core.sites import Block, Head, ImageTower, TextTower
+from regcache_jax.core.spec import ImageSpec, TextSpec
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.text import text_features
 from regcache_jax.encoders.vision import head_trace, image_features
@@ -95,14 +96,17 @@ def _rounded(stack: Block, scheme: Scheme, sites: dict[str, Histogram], part: st
 
 
 @functools.partial(jax.jit, static_argnames="spec")
-def _head_counts(params: Any, images: Any, plan: Any, *, spec: Any) -> dict[str, Counted]:
-    output = image_features(params, images, spec, plan=plan)
-    trace = head_trace(params.head, output.tokens, spec, output.present)[1]
+def _head_counts(
+    tower: ImageTower, images: Float[Array, "B Y X 3"], plan: RegisterPlan | None, *, spec: ImageSpec
+) -> dict[str, Counted]:
+    assert tower.head is not None
+    output = image_features(tower, images, spec, plan=plan)
+    trace = head_trace(tower.head, output.tokens, spec, output.present)[1]
     pooled = trace._replace(present=None)  # one row an image, which is there
     counted = {site: count(trace if site == "qkv" else pooled) for site, count in counters(SITES, None).items()}
     return jax.tree.map(lambda leaf: leaf[None], counted)
 
 
 @functools.partial(jax.jit, static_argnames="spec")
-def _text_counts(params: Any, ids: Any, *, spec: Any) -> dict[str, Counted]:
-    return text_features(params, ids, spec, collect=counters(SITES, None))[1]
+def _text_counts(tower: TextTower, ids: Int[Array, "B T"], *, spec: TextSpec) -> dict[str, Counted]:
+    return text_features(tower, ids, spec, collect=counters(SITES, None))[1]

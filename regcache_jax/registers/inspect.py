@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.progress import Progress
 from regcache_jax.core.scheme import SITES
 from regcache_jax.core.sites import ImageTower
@@ -25,6 +26,7 @@ from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.sheets import cells_of
 from regcache_jax.encoders.vision import image_features
 from regcache_jax.ops.delete import linf_norm
+from regcache_jax.registers.extremes import channel_ratio, mean_cosine, mean_direction, typical_channels
 from regcache_jax.registers.places import middle_patch, placed, tokens_of
 from regcache_jax.registers.reference import Images, as_batches
 from regcache_jax.registers.sinks import SINK_RATIO, sinks_of
@@ -176,14 +178,16 @@ def _extremes(trace: BlockTrace, spec: ImageSpec) -> dict[str, Float[Array, "B C
 
 
 @functools.partial(jax.jit, static_argnames=("spec",))
-def _observe(params: Any, images: Any, plan: Any, *, spec: Any) -> dict[str, Any]:
+def _observe(
+    tower: ImageTower, images: Float[Array, "B Y X 3"], plan: RegisterPlan | None, *, spec: ImageSpec
+) -> dict[str, Any]:
     collect: Collectors = {
         "norms": _block_norms,
         "extremes": functools.partial(_extremes, spec=spec),
         "sinks": functools.partial(sinks_of, spec=spec),
         "there": functools.partial(tokens_of, spec=spec),
     }
-    return image_features(params, images, spec, plan=plan, collect=collect).collected
+    return image_features(tower, images, spec, plan=plan, collect=collect).collected
 
 
 def inspect(encoder: Encoder, images: Images, *, batch_size: int = 32, progress: Progress | None = None) -> Profile:
@@ -262,11 +266,11 @@ def inspect(encoder: Encoder, images: Images, *, batch_size: int = 32, progress:
         sink_attention=attention / num_images,
         sink_value=carried[0] / np.maximum(images_with_sinks, 1)[:, None],
         sink_moved=carried[1] / np.maximum(images_with_sinks, 1)[:, None],
-        sink_direction=_mean_direction(extremes["largest"]),
-        sink_cosine=_mean_cosine(extremes["largest"]),
-        ordinary_cosine=_mean_cosine(extremes["hidden"]),
-        channel=np.stack([_typical(extremes[place]).argmax(axis=-1) for place in PLACES]),
-        channel_ratio=np.stack([_channel_ratio(extremes[place]) for place in PLACES]),
+        sink_direction=mean_direction(extremes["largest"]),
+        sink_cosine=mean_cosine(extremes["largest"]),
+        ordinary_cosine=mean_cosine(extremes["hidden"]),
+        channel=np.stack([typical_channels(extremes[place]).argmax(axis=-1) for place in PLACES]),
+        channel_ratio=np.stack([channel_ratio(extremes[place]) for place in PLACES]),
     )
 
 
@@ -276,30 +280,3 @@ def _percentile(histogram: np.ndarray, share: float) -> np.ndarray:
     index = np.argmax(np.cumsum(histogram, axis=-1) >= share * total, axis=-1)
     middle = np.concatenate([[0.0], np.sqrt(BIN_EDGES[:-1] * BIN_EDGES[1:]), [BIN_EDGES[-1]]])
     return np.where(total[..., 0] > 0, middle[index], 0.0)
-
-
-def _mean_direction(vectors: Float[np.ndarray, "L n D"]) -> Float[np.ndarray, "L D"]:
-    """Mean of unit vectors, at unit length."""
-    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
-    mean = unit.mean(axis=1)
-    return mean / np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
-
-
-def _mean_cosine(vectors: Float[np.ndarray, "L n D"]) -> Float[np.ndarray, "L"]:
-    """Mean cosine between the vectors of different images (1 where there is one image)."""
-    count = vectors.shape[1]
-    if count < 2:
-        return np.ones(len(vectors))
-    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
-    return (np.square(unit.sum(axis=1)).sum(axis=-1) - count) / (count * (count - 1))
-
-
-def _typical(vectors: Float[np.ndarray, "L n C"]) -> Float[np.ndarray, "L C"]:
-    """Mean magnitude of every channel of ordinary tokens."""
-    return np.abs(vectors).mean(axis=1)
-
-
-def _channel_ratio(vectors: Float[np.ndarray, "L n C"]) -> Float[np.ndarray, "L"]:
-    """How far the largest channel of ordinary tokens stands above the 95th percentile of channels."""
-    typical = _typical(vectors)
-    return typical.max(axis=-1) / np.maximum(np.percentile(typical, 95, axis=-1), 1e-12)

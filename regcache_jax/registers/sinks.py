@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from regcache_jax.core.plan import RegisterPlan
+from regcache_jax.core.sites import ImageTower
 from regcache_jax.core.spec import ImageSpec
 from regcache_jax.encoders.blocks import BlockTrace
 from regcache_jax.encoders.encoder import Encoder
@@ -71,9 +73,11 @@ def sinks_of(trace: BlockTrace, spec: ImageSpec) -> Sinks:
 
 
 @functools.partial(jax.jit, static_argnames=("spec",))
-def _sink_masks(params: Any, images: Any, plan: Any, *, spec: Any) -> Any:
+def _sink_masks(
+    tower: ImageTower, images: Float[Array, "B Y X 3"], plan: RegisterPlan | None, *, spec: ImageSpec
+) -> Bool[Array, "L B N"]:
     collect = {"sink": functools.partial(is_sink, spec=spec)}
-    return image_features(params, images, spec, plan=plan, collect=collect).collected["sink"]
+    return image_features(tower, images, spec, plan=plan, collect=collect).collected["sink"]
 
 
 def find_sinks(encoder: Encoder, images: Images, *, batch_size: int = 32) -> Bool[np.ndarray, "L n N"]:

@@ -11,7 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
+from regcache_jax.core.plan import RegisterPlan
+from regcache_jax.core.sites import ImageTower
+from regcache_jax.core.spec import ImageSpec
 from regcache_jax.data import Dataset
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.preprocess import open_picture
@@ -25,9 +29,11 @@ THUMBNAIL = 128
 
 
 @functools.partial(jax.jit, static_argnames=("spec",))
-def _norms(params: Any, images: Any, plan: Any, *, spec: Any) -> Any:
+def _norms(
+    tower: ImageTower, images: Float[Array, "B Y X 3"], plan: RegisterPlan | None, *, spec: ImageSpec
+) -> dict[str, Float[Array, "L B N"]]:
     return image_features(
-        params, images, spec, plan=plan, collect={"norm": lambda trace: linf_norm(trace.hidden)}
+        tower, images, spec, plan=plan, collect={"norm": lambda trace: linf_norm(trace.hidden)}
     ).collected
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -94,7 +94,12 @@ def standard_error(errors: Float[np.ndarray, "draws n"]) -> float:
 
 
 def kept(
-    workdir: Workdir, stage: str, made_from: Any, attempt: Callable[[], Entry], files: Sequence[str] = (), **how: bool
+    workdir: Workdir,
+    stage: str,
+    made_from: object,
+    attempt: Callable[[], Entry],
+    files: Sequence[str] = (),
+    **how: bool,
 ) -> Entry:
     """What came of a cell, from the work folder where it was made from the same things (`Workdir.stage` says how)."""
     found = workdir.stage(stage, made_from, lambda: dataclasses.asdict(attempt()), files, **how).result

@@ -18,7 +18,10 @@ from jaxtyping import Array, Float
 from regcache_jax.core.plan import RegisterPlan, Schedule, make_plan
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.search_config import SearchConfig
+from regcache_jax.core.sites import ImageTower
+from regcache_jax.core.spec import ImageSpec
 from regcache_jax.data.cut import in_batches
+from regcache_jax.encoders.blocks import BlockTrace
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.serving import TokenRegister, token_rows
 from regcache_jax.encoders.sheets import grids_of
@@ -54,9 +57,11 @@ BATCH = 32
 
 
 @functools.partial(jax.jit, static_argnames=("spec",))
-def _patch_rows(params: Any, images: Any, *, spec: Any) -> Any:
+def _patch_rows(
+    tower: ImageTower, images: Float[Array, "B Y X 3"], *, spec: ImageSpec
+) -> tuple[Float[Array, "L B M H K"], Float[Array, "L B M H K"]]:
     collect = {"key": lambda trace: trace.key, "value": lambda trace: trace.value}
-    rows = image_features(params, images, spec, collect=collect).collected
+    rows = image_features(tower, images, spec, collect=collect).collected
     return rows["key"][:, :, spec.num_protected :], rows["value"][:, :, spec.num_protected :]
 
 
@@ -81,14 +86,14 @@ def token_prefixes(
 
 
 @functools.partial(jax.jit, static_argnames=("spec",))
-def _largest_activations(params: Any, images: Any, *, spec: Any) -> Float[Array, "L F"]:
-    def largest(trace: Any) -> Float[Array, "F"]:
+def _largest_activations(tower: ImageTower, images: Float[Array, "B Y X 3"], *, spec: ImageSpec) -> Float[Array, "L F"]:
+    def largest(trace: BlockTrace) -> Float[Array, "F"]:
         patches, there = trace.fc2[:, spec.num_protected :].astype(jnp.float32), tokens_of(trace, spec)
         patches = patches if there is None else jnp.where(there[..., None], patches, 0)
         extreme = jnp.argmax(jnp.abs(patches), axis=1)[:, None]
         return jnp.mean(jnp.take_along_axis(patches, extreme, axis=1)[:, 0], axis=0)
 
-    return image_features(params, images, spec, collect={"largest": largest}).collected["largest"]
+    return image_features(tower, images, spec, collect={"largest": largest}).collected["largest"]
 
 
 def move_register_neurons(

@@ -108,6 +108,7 @@ def test_features_that_are_not_finite_stop_a_command_and_are_never_right(evaluat
     assert "siglip" in line and "patch_embedding" in line
 
 
+@pytest.mark.slow
 def test_links_are_followed_and_those_that_lead_nowhere_are_counted(evaluated, tmp_path):
     lay_out(tmp_path / "store")
     linked = tmp_path / "linked"

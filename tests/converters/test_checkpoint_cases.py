@@ -99,6 +99,7 @@ def test_what_a_trainer_leaves_beside_the_weights_is_asked_about_or_named(conver
     assert re.search(message, converted(tmp_path / "epoch_32.pt", "--name", ROW))
 
 
+@pytest.mark.slow
 def test_an_offset_of_siglips_loss_is_kept(converted, weights, tmp_path):
     torch.save(trained(weights | {"logit_bias": torch.tensor(-10.0)}, "module."), tmp_path / "epoch_32.pt")
     found, _ = converted(tmp_path / "epoch_32.pt", "--name", ROW)
@@ -190,6 +191,7 @@ def test_an_adapter_alone_is_named(converted, tmp_path):
     assert "holds an adapter (LoRA and the like) without the weights" in converted(tmp_path / "source")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["clip", "siglip"])
 def test_weights_alone_do_not_say_their_activation(converted, folders, tmp_path, family):
     torch.save(safetensors.torch.load_file(folders[family] / "model.safetensors"), tmp_path / "pytorch_model.bin")

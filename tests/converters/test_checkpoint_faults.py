@@ -1,10 +1,11 @@
 """Damaged and hostile checkpoints, one a root cause, each by `regcache convert`: status 1, one line that names file and fault, no output.
 
-They mirror the samples that the project was given (`faults/`); test_hostile_files.py looks at each reader more closely."""
+They mirror the samples that the project was given (`faults/`); the files test_hostile_*.py look at each reader more closely."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import zipfile
 
@@ -14,9 +15,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from randomized import clip, save_random
+from hostile import refused
 from safetensors.numpy import load_file, save_file
-from test_hostile_files import refused
 
 OPEN_CLIP = {
     "model_cfg": {
@@ -29,20 +29,10 @@ OPEN_CLIP = {
 }
 
 
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    """Files of a sound CLIP folder, by name."""
-    folder = save_random(clip(), tmp_path_factory.mktemp("sound"))
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
-
-
 @pytest.fixture
 def source(sound, tmp_path):
     """A CLIP folder to be spoilt."""
-    (tmp_path / "src").mkdir()
-    for name, content in sound.items():
-        (tmp_path / "src" / name).write_bytes(content)
-    return tmp_path / "src"
+    return shutil.copytree(sound, tmp_path / "src")
 
 
 def tensors(source, change):

@@ -139,6 +139,7 @@ def test_a_flax_msgpack_gives_the_same_clip(tmp_path, clip_pair, tmp_path_factor
     assert dataclasses.replace(ours.spec, name="same") == dataclasses.replace(encoder.spec, name="same")
 
 
+@pytest.mark.slow
 def test_open_clip_and_timm_files_give_the_same_siglip(tmp_path):
     network = draw_parameters(siglip({**SIGLIP_TEXT, **WIDE}, IMAGE))
     network.save_pretrained(tmp_path / "source")
@@ -154,6 +155,7 @@ def test_open_clip_and_timm_files_give_the_same_siglip(tmp_path):
     assert_same_tree(read(tmp_path / "open_clip.safetensors").params, encoder.params)
 
 
+@pytest.mark.slow
 def test_a_timm_file_gives_the_same_image_tower_of_clip(tmp_path, clip_pair):
     network = clip({**CLIP_TEXT, **WIDE}, IMAGE, projection=512)  # as many as the row has
     encoder = read(save_random(network, tmp_path / "clip"))
@@ -439,6 +441,7 @@ def test_every_table_is_its_own_inverse(format, clip_pair, siglip_pair, tmp_path
     assert_same_tree(from_tree(assemble(stored, table.rules, shapes)), params)
 
 
+@pytest.mark.slow
 def test_choices_replace_what_the_layout_says_and_stand_in_the_folder(tmp_path):
     dinov2(0, gated=False).save_pretrained(tmp_path / "source")
     folder = converters.convert(

@@ -9,8 +9,8 @@ import pytest
 import transformers
 from PIL import Image
 from randomized import SMALL, save_random
+from regcache_jax.converters import convert, export, read_checkpoint, write
 from regcache_jax.converters.check import check, difference, run_ours
-from regcache_jax.converters.conversion import convert, export, read_checkpoint, write
 from regcache_jax.converters.reference import reference_pixels, run_reference
 from transformers.models.siglip2.image_processing_pil_siglip2 import (
     Siglip2ImageProcessorPil,

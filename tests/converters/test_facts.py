@@ -23,11 +23,6 @@ def read(folder, **options):
     return read_checkpoint(str(folder), **options)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return save_random(clip(), tmp_path / "clip")
-
-
 def processor(folder, **changes):
     side = read(folder).encoder.spec.image.image_size
     sized = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
@@ -85,6 +80,7 @@ def tokenizer(folder, end):
     (folder / "tokenizer_config.json").write_text(json.dumps(marks))
 
 
+@pytest.mark.slow
 def test_the_end_of_text_is_the_tokenizers_where_the_vocabulary_grew_and_a_difference_is_refused(folder):
     vocabulary = read(folder).encoder.spec.text.vocab_size
     end = vocabulary - 3  # two tokens were added behind it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 
 import jax
 import layouts
@@ -42,30 +43,36 @@ def read(path, tree, **choices):
     return read_checkpoint(str(path), name=ROW, choices=Choices(**choices))
 
 
+@pytest.fixture(scope="module")
+def plain(state, tmp_path_factory):
+    """The encoder of those tensors alone."""
+    return read(tmp_path_factory.mktemp("plain") / "plain.pt", state)
+
+
 def same(found, wanted):
     jax.tree.map(np.testing.assert_array_equal, found.encoder.params, wanted.encoder.params)
 
 
-@pytest.mark.parametrize("ending", [".pt", ".pth.tar", ".ckpt"])
-@pytest.mark.parametrize(
-    "prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model.", "net.clip_model."]
-)
-def test_wrappers_are_taken_off_in_any_order_and_the_optimizer_is_left_out(state, tmp_path, prefix, ending):
-    plain = read(tmp_path / "plain.pt", state)
+PREFIXES = ("", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model.", "net.clip_model.")
+EVERY = list(zip(PREFIXES, itertools.cycle((".pt", ".pth.tar", ".ckpt")), strict=False))
+
+
+@pytest.mark.parametrize(("prefix", "ending"), EVERY)
+def test_wrappers_are_taken_off_in_any_order_and_the_optimizer_is_left_out(state, plain, tmp_path, prefix, ending):
     found = read(tmp_path / f"trained{ending}", trained(state, prefix))
     same(found, plain)
     assert plain.notes == () and "took the names below" in found.notes[0] and "(optimizer)" in found.notes[1]
 
 
-def test_wrappers_inside_names_are_taken_off(state, tmp_path):
+def test_wrappers_inside_names_are_taken_off(state, plain, tmp_path):
     inside = {
         name.replace("transformer.", "transformer._fsdp_wrapped_module."): tensor for name, tensor in state.items()
     }
-    same(read(tmp_path / "fsdp.pt", inside), read(tmp_path / "plain.pt", state))
+    same(read(tmp_path / "fsdp.pt", inside), plain)
 
 
 @pytest.mark.slow
-def test_of_raw_and_averaged_weights_the_user_chooses(state, tmp_path):
+def test_of_raw_and_averaged_weights_the_user_chooses(state, plain, tmp_path):
     averaged = {name: tensor * 1.5 for name, tensor in state.items()}
     tree = {**trained(state), "state_dict_ema": averaged}
     with pytest.raises(
@@ -74,7 +81,7 @@ def test_of_raw_and_averaged_weights_the_user_chooses(state, tmp_path):
     ):
         read(tmp_path / "both.pt", tree)
     same(read(tmp_path / "both.pt", tree, weights="state_dict_ema"), read(tmp_path / "ema.pt", averaged))
-    same(read(tmp_path / "both.pt", tree, weights="state_dict"), read(tmp_path / "raw.pt", state))
+    same(read(tmp_path / "both.pt", tree, weights="state_dict"), plain)
     with pytest.raises(UserError, match="no weights of an encoder below 'optimizer'"):
         read(tmp_path / "both.pt", tree, weights="optimizer")
 
@@ -132,6 +139,7 @@ def below(prefix, state):
     return {f"{prefix}.{name}": tensor for name, tensor in state.items()}
 
 
+@pytest.mark.slow
 def test_of_dinov2s_trainer_the_teachers_backbone_is_taken_whatever_stands_beside_it(tmp_path):
     def find(name, tree):
         torch.save(tree, tmp_path / name)

@@ -70,6 +70,7 @@ def test_a_plan_comes_back_from_its_file_with_its_metadata(tmp_path):
         save_plan(tmp_path / "plan.safetensors", plan)
 
 
+@pytest.mark.slow
 def test_a_plan_belongs_to_the_weights_it_was_found_on():
     encoder, other = small.encoder("siglip", 0), small.encoder("siglip", 1)
     metadata = {"encoder": "siglip", "encoder_hash": encoder_hash(encoder)}
@@ -121,6 +122,7 @@ def test_ranks_are_a_permutation_with_the_protected_last():
     assert (rank[:, :2] >= 7).all()
 
 
+@pytest.mark.slow
 def test_deleted_places_are_filled_with_the_mean_of_their_kept_neighbours():
     values = jnp.arange(9, dtype=jnp.float32)
     kept = jnp.asarray([[1, 2, 3, 5, 6, 7, 8]])  # 0 (a corner) and 4 (the centre) are deleted
@@ -138,6 +140,7 @@ def test_places_are_filled_alike_whether_patches_are_gone_or_only_marked():
     np.testing.assert_allclose(fill_absent(values, there, 3), fill_deleted(values[:, kept[0]], kept, 3), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_place_without_kept_neighbours_gets_the_mean_of_all():
     kept = jnp.asarray([[15]])
     filled = fill_deleted(jnp.full((1, 1, 1), 6.0), kept, 4)[0, :, 0]

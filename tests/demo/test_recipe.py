@@ -198,6 +198,7 @@ def test_the_three_plainest_patches_are_wanted_and_ranks_up_to_the_limit_allowed
     assert (targets.forbidden == ~targets.allowed).all() and (targets.allowed | ~targets.wanted).all()
 
 
+@pytest.mark.slow
 def test_the_gate_costs_nothing_when_it_is_open_where_it_should_and_shut_elsewhere():
     tokens = 16
     chosen = jnp.zeros((2, tokens)).at[:, :3].set(1.0)
@@ -228,6 +229,7 @@ def test_a_shut_gate_does_not_leak_and_one_token_counts_among_its_six_worst():
     assert float(losses.leak_loss(leak)) == pytest.approx(4 / 12 + 4 * 4 / 32)
 
 
+@pytest.mark.slow
 def test_attention_that_rests_on_sinks_and_register_costs_nothing():
     resting = some_seen(
         weights=jnp.zeros((7, 2, 2, 4, 4)).at[..., 0].set(0.6), register_weights=jnp.full((7, 2, 2, 4), 0.5)
@@ -239,6 +241,7 @@ def test_attention_that_rests_on_sinks_and_register_costs_nothing():
     assert float(losses.rest_loss(restless, resting, jnp.zeros((2, 4)), place)) == 0.0  # no sinks, nothing to rest on
 
 
+@pytest.mark.slow
 def test_the_marker_stands_out_at_sinks_only():
     place = circuit.Circuit(block=4, marker=2, massive=5, echo=6)
     hidden = jnp.ones((7, 2, 4, 8)).at[..., 2].set(0.0).at[:, :, 0, 2].set(3.5)
@@ -257,6 +260,7 @@ def test_loud_ordinary_units_of_the_circuits_blocks_cost():
     assert float(losses.quiet_loss((loud, some_seen()), PLACE)) == pytest.approx(4 / 8)  # block 2 is not the circuit's
 
 
+@pytest.mark.slow
 def test_registers_are_means_of_sinks_over_pictures():
     key = jnp.broadcast_to(jnp.arange(4.0)[:, None, None], (7, 2, 4, 2, 4))
     sinks = jnp.asarray([[1.0, 1.0, 0.0, 1.0]] * 2)

@@ -261,6 +261,7 @@ def test_unrolled_vmapped_pmapped_and_sharded_runs_agree_with_one_device(integer
     np.testing.assert_allclose(normalize(unrolled), one, **near)
 
 
+@pytest.mark.slow
 def test_plans_run_side_by_side_under_vmap():
     params, spec = PARAMS["siglip"], small.SPECS["siglip"].image
     images = small.images(2)

@@ -68,6 +68,7 @@ def test_what_padding_holds_is_of_no_matter_to_a_form(attend, registers):
     np.testing.assert_array_equal(found, calm)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("present", [None, np.array([[True] * 16, [True, False, True, True] * 4])])
 @pytest.mark.parametrize("weights", ["none", "shared", "a head each"])
 def test_attention_of_every_form_is_that_of_the_plain_one(weights, present):
@@ -91,6 +92,7 @@ def test_attention_of_every_form_is_that_of_the_plain_one(weights, present):
     np.testing.assert_allclose(pairs.reshape(plain.shape), plain, rtol=1e-5, atol=1e-6)
 
 
+@functools.cache
 def features(kind: str, form: Form, dtype=jnp.float32) -> np.ndarray:
     own = encoder(kind).astype(dtype)
     spec, schedule, scheme = own.spec.image, own.schedule, own.scheme

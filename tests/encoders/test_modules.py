@@ -66,6 +66,7 @@ def test_each_tower_stands_alone():
     np.testing.assert_array_equal(text, functional)
 
 
+@pytest.mark.slow
 def test_parameters_are_drawn_as_the_table_says():
     image = init_params(small.SPECS["dinov2"], jax.random.key(0)).image
     blocks = image.blocks

@@ -83,7 +83,7 @@ ENCODERS = [(False, "mean"), (False, "map"), (True, "class"), (True, "mean"), (T
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ENCODERS)
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=4, deadline=None, derandomize=True)
 @given(plan=plans(), tile=st.sampled_from([None, 4]))
 def test_the_serving_form_of_a_float_encoder_equals_the_search_form(kind, tile, plan):
     encoder = small_encoder(*kind)

@@ -208,6 +208,7 @@ def test_a_batch_that_does_not_divide_and_an_empty_dataset_are_refused():
         extract_features(project, jnp.zeros((12, CLASSES)), [])
 
 
+@pytest.mark.slow
 def test_metrics_equal_scikit_learn_on_random_scores():
     rng = np.random.default_rng(3)
     scores, labels = rng.normal(size=(300, CLASSES)).astype(np.float32), rng.integers(0, CLASSES, 300).astype(np.int32)
@@ -219,6 +220,7 @@ def test_metrics_equal_scikit_learn_on_random_scores():
     assert metrics["mean_per_class_recall"] == pytest.approx(recall_score(labels, predicted, average="macro"))
 
 
+@pytest.mark.slow
 def test_tied_scores_go_to_the_lower_class_as_argmax_does():
     scores = jnp.zeros((3, 4))
     counts = count_hits(scores, jnp.asarray([0, 1, 3], jnp.int32), jnp.ones(3, bool))
@@ -230,6 +232,7 @@ def test_acc5_is_left_out_below_five_classes():
     assert "acc5" not in metrics_from_counts(counts)
 
 
+@pytest.mark.slow
 def test_what_is_not_a_number_is_never_right():
     """A NaN of the label's own class, of another one, in all, and infinities that tie."""
     nan, inf = np.nan, np.inf

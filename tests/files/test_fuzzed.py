@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import fuzzing
 import pytest
-from fuzz_targets import TARGETS
 
 CHANGES = 15
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", TARGETS)
+@pytest.mark.parametrize("kind", fuzzing.TARGETS)
 def test_a_damaged_file_is_refused_in_one_line_or_read_as_it_was_written(tmp_path, kind):
-    told = fuzzing.run(TARGETS[kind](tmp_path), CHANGES)
+    told = fuzzing.run(fuzzing.TARGETS[kind](tmp_path), CHANGES)
     assert set(told) <= {"taken", "refused"}, told

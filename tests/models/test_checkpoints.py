@@ -56,6 +56,7 @@ def test_a_float_encoder_comes_back_bit_equal(tmp_path, encoder):
     assert model.metadata["source"] == "here"
 
 
+@pytest.mark.slow
 def test_a_quantised_encoder_comes_back_with_integers_scales_scheme_and_plan(tmp_path, encoder):
     wanted = quantized(encoder)
     model = checkpoints.load(checkpoints.save(tmp_path / "m", wanted))
@@ -64,6 +65,7 @@ def test_a_quantised_encoder_comes_back_with_integers_scales_scheme_and_plan(tmp
     assert model.encoder.scheme == wanted.scheme and model.encoder.schedule == wanted.schedule
 
 
+@pytest.mark.slow
 def test_bfloat16_storage_casts_float_weights_and_leaves_scales_alone(tmp_path, encoder):
     model = checkpoints.load(checkpoints.save(tmp_path / "m", quantized(encoder), dtype=jnp.bfloat16))
     blocks = model.encoder.params.image.blocks

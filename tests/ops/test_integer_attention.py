@@ -109,6 +109,7 @@ def test_half_octaves_need_an_integer_product():
         Scheme(softmax="log-sqrt2", products=("qk",))
 
 
+@pytest.mark.slow
 def test_a_term_of_nothing_adds_nothing():
     value = jnp.asarray(drawn(1, 4, 2, 3))
     rounding = Rounding(("pv",), 8, {}, True, None)

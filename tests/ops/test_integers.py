@@ -161,6 +161,7 @@ def test_integers_are_the_nearest_and_half_way_the_even_ones(apply, bits):
     np.testing.assert_array_equal(found, np.clip(np.rint(inputs), -largest, largest))
 
 
+@pytest.mark.slow
 def test_an_all_zero_input_and_an_all_zero_channel_give_zeros():
     weight = jax.tree.map(lambda leaf: leaf[0], quantize_weight(jnp.zeros((1, 8, 3)), 8, (1,)))
     for per_token in (True, False):
@@ -168,6 +169,7 @@ def test_an_all_zero_input_and_an_all_zero_channel_give_zeros():
         np.testing.assert_array_equal(found, np.zeros((2, 4, 3)))
 
 
+@pytest.mark.slow
 def test_fake_quantisation_lies_on_the_integers_grid_and_passes_gradients():
     values = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6)), jnp.float32)
     integers, _ = to_integers(values, 6, (0, 1))
@@ -208,6 +210,7 @@ def test_a_block_is_integer_products_but_for_attention_itself(kind, products):
     assert len([line for line in dots if "batching_dims" in line]) == 2  # query with key, weights with value
 
 
+@pytest.mark.slow
 def test_static_scales_must_be_calibrated_and_only_once():
     encoder = small.encoder("siglip")
     with pytest.raises(UserError, match="must be calibrated"):
@@ -266,6 +269,7 @@ def test_schemes_have_names_and_survive_json():
             Scheme(**wrong)
 
 
+@pytest.mark.slow
 def test_integers_kept_wide_for_a_tpu_are_the_same_integers_for_every_reader():
     values = jnp.arange(-127, 128, dtype=jnp.int8)
     kernels = (jnp.ones(3, jnp.int8), jnp.zeros(2, jnp.int8))

@@ -61,6 +61,7 @@ def test_a_constant_table_stays_constant(way, stored, wanted):
     np.testing.assert_allclose(rows, 1.0, atol=2e-6)  # up to 60 / wanted float32 weights a row
 
 
+@pytest.mark.slow
 def test_a_table_of_the_wanted_grid_is_handed_back_untouched():
     table = jnp.asarray(np.random.default_rng(0).normal(size=(17, 3)), jnp.bfloat16)
     assert resize_positions(table, 1, 4, 4, "bicubic") is table

@@ -27,7 +27,7 @@ from regcache_jax.pipeline.material import Material
 
 SMALL = (
     "--config.schemes=w8a8", "--config.reference.limit=24", "--config.calibration.limit=24",
-    "--config.evaluation.limit=60", "--config.search.max_trials=8", "--config.search.chunk=24", "--config.batch_size=32",
+    "--config.evaluation.limit=32", "--config.search.max_trials=8", "--config.search.chunk=24", "--config.batch_size=32",
 )  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def test_a_second_run_keeps_every_stage_and_gives_the_same_rows(finished):
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(regcache, tmp_path):
     status, out, err = regcache("run", "--config", "demo", "--workdir", tmp_path / "run", "--dry-run", *SMALL)
     assert status == 0, err
-    assert "reference: 24 pictures of emoji (train)" in out and "evaluation: 60 pictures of emoji (test)" in out
+    assert "reference: 24 pictures of emoji (train)" in out and "evaluation: 32 pictures of emoji (test)" in out
     assert "1 searches (w8a8), then 9 rows: float plain, float registers, w8a8 plain" in out
     assert not (tmp_path / "run").exists()
     status, _, err = regcache("run", "--config", "demo", "--workdir", tmp_path, "--dry-run", "--config.rows=best")
@@ -99,7 +99,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(regcache, tmp_path
 def test_other_evaluation_data_redoes_the_evaluation_only(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "run")
     recorder = Recorder()
-    pipeline.run(small_config("--config.evaluation.limit=40"), tmp_path / "run", recorder)
+    pipeline.run(small_config("--config.evaluation.limit=24"), tmp_path / "run", recorder)
     assert recorder.kept == ["inspect", "search_w8a8", "quantize_w8a8", "costs"]
     assert all(stage.startswith("evaluate_") for stage in recorder.ran[:-1]) and recorder.ran[-1] == "figures"
 
@@ -169,7 +169,7 @@ def test_the_int8_folder_that_is_left_gives_the_row_that_was_measured(finished):
     folder, rows, _ = finished
     model = checkpoints.load(folder / "models" / "w8a8")
     assert model.encoder.scheme.name == "w8a8" and model.encoder.plan is not None
-    data = open_dataset("emoji", split="test", limit=60)
+    data = open_dataset("emoji", split="test", limit=32)
     features = np.asarray(encode_image(model.encoder, jnp.asarray(load_images(data, model.preprocess))))
     reference = np.load(folder / "features" / "float.npy")
     cosine = float(np.mean(np.sum(features * reference, axis=1)))
@@ -198,6 +198,7 @@ def test_every_encoders_config_can_be_run_and_expects_the_published_accuracy(nam
     assert config.schemes == ("w8a8", "w6a6", "w4a4")
 
 
+@pytest.mark.slow
 def test_a_float_accuracy_off_by_more_than_a_third_of_a_point_makes_quantised_rows_invalid():
     config = pipeline.read_config(small_config("--config.evaluation.limit=0", "--config.expected_acc1=0.87"))
     for found, valid in ((0.8701, True), (0.8729, True), (0.8661, False)):

@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.scheme import SITES
-from regcache_jax.core.sites import Block
+from regcache_jax.core.sites import Block, ImageTower
+from regcache_jax.core.spec import ImageSpec
 from regcache_jax.encoders.blocks import BlockTrace
 from regcache_jax.encoders.encoder import Encoder, normalize
 from regcache_jax.encoders.vision import image_features
@@ -57,18 +59,24 @@ def _zeros(blocks: Block, batch: int, tokens: int) -> dict[str, Float[Array, "L 
 
 @functools.partial(jax.jit, static_argnames=("spec", "unit"))
 def output_gradients(
-    params: Any, images: Float[Array, "B Y X 3"], plan: Any, signs: Float[Array, "B E"], *, spec: Any, unit: bool
+    tower: ImageTower,
+    images: Float[Array, "B Y X 3"],
+    plan: RegisterPlan | None,
+    signs: Float[Array, "B E"],
+    *,
+    spec: ImageSpec,
+    unit: bool,
 ) -> tuple[dict[str, Float[Array, "L B N ..."]], dict[str, Float[Array, "L B N ..."]]]:
     """Gradients of the features along `signs` with respect to every layer's output, and the sites' inputs."""
 
     def along(added: dict[str, Float[Array, "L B N ..."]]) -> tuple[Float[Array, ""], dict[str, Any]]:
-        blocks = with_biases_by_token(params.blocks, added)
+        blocks = with_biases_by_token(tower.blocks, added)
         collect = {site: functools.partial(input_of, name=site) for site in SITES}
-        output = image_features(params.replace(blocks=blocks), images, spec, plan=plan, collect=collect)
+        output = image_features(tower.replace(blocks=blocks), images, spec, plan=plan, collect=collect)
         features = normalize(output.features) if unit else output.features.astype(jnp.float32)
         return jnp.sum(features * signs), output.collected
 
-    zeros = _zeros(params.blocks, images.shape[0], spec.num_tokens)
+    zeros = _zeros(tower.blocks, images.shape[0], spec.num_tokens)
     return jax.grad(along, has_aux=True)(zeros)
 
 

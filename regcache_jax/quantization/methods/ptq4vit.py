@@ -13,7 +13,6 @@ calibration; patch embedding and head stay in float.
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +20,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.scheme import SITES, Scheme
-from regcache_jax.core.sites import Dense, Grid, QuantizedTensor
+from regcache_jax.core.sites import Dense, Grid, ImageTower, QuantizedTensor
+from regcache_jax.core.spec import ImageSpec
 from regcache_jax.encoders.blocks import BlockTrace
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.rounding import calibrated_scale
@@ -165,9 +166,11 @@ def _attention_of(trace: BlockTrace, padded: bool) -> tuple[Array, Array]:
 
 
 @functools.partial(jax.jit, static_argnames="spec")
-def _attention(params: Any, images: Any, plan: Any, *, spec: Any) -> tuple[Array, Array]:
+def _attention(
+    tower: ImageTower, images: Float[Array, "B Y X 3"], plan: RegisterPlan | None, *, spec: ImageSpec
+) -> tuple[Array, Array]:
     collect = {"attention": functools.partial(_attention_of, padded=spec.blocks.padded)}
-    return image_features(params, images, spec, plan=plan, collect=collect).collected["attention"]
+    return image_features(tower, images, spec, plan=plan, collect=collect).collected["attention"]
 
 
 def softmax_scales(

@@ -8,6 +8,7 @@ import weakref
 from typing import Any
 
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 MEMORY_LIMIT = 4 << 30
@@ -21,7 +22,7 @@ class States:
     goes with this object."""
 
     def __init__(
-        self, entries: tuple[int, ...], num_chunks: int, shape: tuple[int, ...], dtype: Any, memory_limit: int
+        self, entries: tuple[int, ...], num_chunks: int, shape: tuple[int, ...], dtype: DTypeLike, memory_limit: int
     ) -> None:
         size = len(entries) * num_chunks * int(np.prod(shape)) * np.dtype(dtype).itemsize
         self._chunks: list[dict[int, Any]] = [{} for _ in range(num_chunks)]
