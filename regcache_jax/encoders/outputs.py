@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.outputs import Outputs
@@ -27,7 +27,7 @@ def patch_tokens(
     if spec.max_patches is not None:
         assert output.present is not None
         if images is not None:
-            return _lines(patches, output, images)
+            return _lines(patches, output.present, output.kept, images)
         if output.kept is not None:
             raise UserError(
                 "patches of pictures of any shape (NaFlex) are read without deletion; use a plan that deletes nothing"
@@ -41,14 +41,17 @@ def patch_tokens(
 
 
 def _lines(
-    patches: Float[Array, "B M D"], output: ImageOutput, images: Float[Array, "B N C 3"]
+    patches: Float[Array, "B M D"],
+    present: Bool[Array, "B M"],
+    places: Int[Array, "B M"] | None,
+    images: Float[Array, "B N C 3"],
 ) -> Float[Array, "B N D"]:
     """Patches on the lines of their sheets, those that are gone filled in."""
-    grids, kept = grids_of(images), output.present
-    if output.kept is not None:  # -1: no token
-        place = jax.nn.one_hot(output.kept, images.shape[1], dtype=jnp.float32)
-        patches, kept = jnp.einsum("bmn,bmd->bnd", place, patches), jnp.sum(place, axis=1) > 0
-    return fill_lines(patches, kept, grids.there, jnp.stack([grids.row, grids.column]))
+    grids = grids_of(images)
+    if places is not None:  # -1: no token
+        place = jax.nn.one_hot(places, images.shape[1], dtype=jnp.float32)
+        patches, present = jnp.einsum("bmn,bmd->bnd", place, patches), jnp.sum(place, axis=1) > 0
+    return fill_lines(patches, present, grids.there, jnp.stack([grids.row, grids.column]))
 
 
 def outputs_of(output: ImageOutput, spec: EncoderSpec, patches: bool) -> Outputs:

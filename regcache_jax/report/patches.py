@@ -32,8 +32,9 @@ def patch_figures(exact: Encoder, rounded: dict[str, Encoder], dataset: Dataset,
     and maps of the pictures of the sink maps."""
     spec = exact.spec
     spread = dataset.spread(min(PICTURES, most_pictures(spec.image)))
+    measured = [spread[number] for number in range(len(spread))]
     examples = [dataset[number] for number in example_numbers(dataset)]
-    sets = [[model.preprocess(each.image) for each in chosen] for chosen in (spread, examples)]
+    sets = [[model.preprocess(each.image) for each in chosen] for chosen in (measured, examples)]
     grids = [grid_of_picture(each.image, spec) for each in examples]
     known = [_patches(exact, np.stack(images)) for images in sets]
     rows = {}
@@ -44,7 +45,7 @@ def patch_figures(exact: Encoder, rounded: dict[str, Encoder], dataset: Dataset,
         maps = error_maps(shown, [each.name for each in examples], grids)
         worst = float(np.percentile(errors, PERCENTILE))
         rows[name] = {"mean": float(errors.mean()), "worst": worst, "maps": [each["errors"] for each in maps]}
-    return {"pictures": len(spread), "rows": rows}
+    return {"pictures": len(measured), "rows": rows}
 
 
 def _patches(encoder: Encoder, images: Float[np.ndarray, "n Y X 3"]) -> Float[np.ndarray, "m D"]:
