@@ -61,18 +61,12 @@ def tower(folder):
     return (save_random(transformers.PaliGemmaForConditionalGeneration(config), folder / "source"),)
 
 
-def classifier(folder):
-    config = transformers.ViTConfig(**SMALL_IMAGE, num_labels=5)
-    return (save_random(transformers.ViTForImageClassification(config), folder / "source"),)
-
-
 FAMILIES = {
     "PE Core": lambda folder: perception_encoder(folder, class_token=True, core=True, layer_scale=False),
     "PE Lang": lambda folder: perception_encoder(folder, class_token=False, core=False, layer_scale=True),
     "MetaCLIP 2": metaclip2,
     "TIPS": tips,
     "PaliGemma's tower": tower,
-    "ViT": classifier,
 }
 PATCHES = ("PE Lang", "PaliGemma's tower")
 """Towers whose patches are read."""
