@@ -14,6 +14,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from regcache_jax.converters.engine import Rule, disassemble
 
+from regcache_jax.core.counted import counted
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.names import OFFSETS, SCALES, to_names
 from regcache_jax.core.scheme import SITE_LAYERS, SITES, Scheme
@@ -43,7 +44,7 @@ def refuse_inexpressible(encoder: Encoder) -> None:
     faults: list[str] = []
     if (plan := encoder.schedule) is not None:
         faults += ["registers (no block there has cached rows)"] if plan.start < plan.stop else []
-        faults += [f"the deletion of {plan.delete_count} tokens"] if plan.delete_count else []
+        faults += [f"the deletion of {counted(plan.delete_count, 'token')}"] if plan.delete_count else []
     names = to_names(encoder.params)
     if "image/rotation" in names:
         faults.append("a rotated residual stream")

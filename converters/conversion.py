@@ -11,8 +11,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from etils import epath
 from regcache_jax.converters import (
+    aimv2,
     big_vision,
     compressed_reading,
+    dinotxt,
+    eva,
     huggingface_clip,
     huggingface_dinov2,
     huggingface_dinov3,
@@ -28,6 +31,7 @@ from regcache_jax.converters import (
     open_clip,
     openai,
     perception_encoder,
+    qwen_vit,
     sources,
     timm,
     timm_vit,
@@ -57,7 +61,12 @@ from regcache_jax.models import folder as checkpoints
 CONVERTER_VERSION = 1
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 FORMATS: list[Format] = [
+    *aimv2.FORMATS,
+    dinotxt.FORMAT,
+    *eva.FORMATS,
+    qwen_vit.FORMAT,
     huggingface_clip.FORMAT,
+    intern_vit.HUGGING_FACE,  # before ViT, whose norms have its names
     intern_vit.FORMAT,  # before SigLIP's image tower, whose patch embedding has its name
     huggingface_siglip.FORMAT,
     huggingface_dinov2.FORMAT,

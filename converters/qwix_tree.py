@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 from flax.traverse_util import unflatten_dict
 
-from regcache_jax.core.errors import UserError
+from regcache_jax.core.errors import UserError, installing
 from regcache_jax.core.names import from_names, to_names
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.spec import EncoderSpec
@@ -36,7 +36,7 @@ def to_qwix(encoder: Encoder) -> dict[str, Any]:
     try:
         import qwix
     except ModuleNotFoundError:
-        raise UserError("Qwix's trees need the package qwix: install regcache-jax[qwix]") from None
+        raise UserError(f"Qwix's trees need the package qwix: {installing('qwix')}") from None
     flat = to_names(encoder.params)
     for name in [name for name in flat if name.endswith(VALUES)]:
         kernel = name.removesuffix(VALUES)

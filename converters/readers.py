@@ -20,6 +20,7 @@ from regcache_jax.converters.numpy_file import npz_file
 from regcache_jax.converters.stored import LARGEST_FILE, Tensors, check_list, in_one_line
 from regcache_jax.converters.torch_file import torch_file
 
+from regcache_jax.core.counted import counted
 from regcache_jax.core.errors import UserError, shown
 from regcache_jax.files.bounded import length, open_regular, parse_json, read_bytes, read_json
 from regcache_jax.files.tensors import HEADER_LIMIT
@@ -150,12 +151,14 @@ def sharded(index: Path, wanted: Wanted | None = None) -> Tensors:
     held = {name: read_tensors(index.parent / name) for name in shards}
     absent = sorted(f"{tensor} ({file})" for tensor, file in files.items() if tensor not in held[file])
     if absent:
-        raise UserError(f"{index} names {len(absent)} tensors that their shards do not hold: {shown(absent[:5])}")
+        raise UserError(f"{index} names {counted(len(absent), 'tensor')} that no shard holds: {shown(absent[:5])}")
     unnamed = sorted(
         f"{tensor} ({file})" for file, tensors in held.items() for tensor in tensors if places.get(tensor) != file
     )
     if unnamed:
-        raise UserError(f"{index} places {len(unnamed)} tensors elsewhere or not at all: {shown(unnamed[:5])}")
+        raise UserError(
+            f"{index} places {counted(len(unnamed), 'tensor')} elsewhere or not at all: {shown(unnamed[:5])}"
+        )
     return {tensor: held[file][tensor] for tensor, file in files.items()}
 
 

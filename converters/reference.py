@@ -5,15 +5,16 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from regcache_jax.converters import sources, vlm
+from regcache_jax.converters import reference_towers, sources, vlm
+from regcache_jax.converters.reference_towers import blocks, named_rows
 
-from regcache_jax.core.errors import UserError, shown
+from regcache_jax.core.errors import UserError, installing, shown
 from regcache_jax.encoders.sheets import sheet_of
 from regcache_jax.files.bounded import read_json
 
@@ -29,6 +30,9 @@ ARCHITECTURES = {
     "siglip2": ("Siglip2Model", "Siglip2VisionModel"),
     "siglip2_vision_model": ("Siglip2VisionModel",),
     "tipsv2": ("Tipsv2Model",),
+    "aimv2": ("Aimv2Model", "Aimv2VisionModel"),
+    "aimv2_vision_model": ("Aimv2VisionModel",),
+    "internvl_vision": ("InternVLVisionModel",),
     "dinov2": ("Dinov2Model",),
     "dinov2_with_registers": ("Dinov2WithRegistersModel",),
     "dinov3_vit": ("DINOv3ViTModel",),
@@ -38,6 +42,7 @@ ARCHITECTURES = {
 }
 # DINOv3's is not here: transformers has it in torchvision alone, and there it keeps fractions of grey levels, which Meta's rounds.
 PROCESSORS = {
+    **dict.fromkeys(("aimv2", "aimv2_vision_model"), "CLIPImageProcessor"),
     "clip": "CLIPImageProcessor",
     "clip_vision_model": "CLIPImageProcessor",
     "metaclip_2": "CLIPImageProcessor",
@@ -64,20 +69,23 @@ def find_reference(source: str) -> Path:
     """The folder that transformers can run, to compare with. Raises UserError without transformers, or for a source that is
     not in its layout."""
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
-        raise UserError("the check runs the original in PyTorch: pip install regcache-jax[torch]")
+        raise UserError(f"the check runs the original in PyTorch: {installing('torch')}")
     found = sources.resolve(source)
     if not (found.folder / "config.json").is_file() or not found.weights.name.startswith(("model.", "pytorch_model.")):
         raise UserError(
             f"the check runs transformers, which reads Hugging Face folders; {found.weights} is not part of one"
         )
-    _model_type(found.folder)
+    if _model_type(found.folder) == "aimv2" and any(".patchifier." in f".{name}" for name in found.tensors()):
+        raise UserError(
+            f"the check runs transformers, which does not read Apple's own names of AIMv2; {found.weights} has them"
+        )
     return found.folder
 
 
 def _model_type(folder: Path) -> str:
     """Raises UserError for one that the check does not know."""
     kind = read_json(folder / "config.json", dict[str, Any]).get("model_type")
-    if kind not in (*ARCHITECTURES, *vlm.VLMS):
+    if kind not in (*ARCHITECTURES, *vlm.VLMS, reference_towers.OPENGVLAB):
         raise UserError(
             f"{folder} holds a {shown(repr(kind), 60)}; the check knows {', '.join((*ARCHITECTURES, *vlm.VLMS))}"
         )
@@ -95,11 +103,17 @@ def run_reference(folder: Path, images: np.ndarray, ids: np.ndarray | None) -> d
     import torch
     import transformers
 
-    kind = vlm.vlm_of(read_json(folder / "config.json", dict[str, Any]))
+    config = read_json(folder / "config.json", dict[str, Any])
+    if config.get("model_type") == reference_towers.OPENGVLAB:
+        return reference_towers.run_internvit(folder, images)
+    kind = vlm.vlm_of(config)
     if kind is not None:
-        return _run_tower(kind, folder, images)
-    network = getattr(transformers, _architecture(folder)).from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True
+        return reference_towers.run_tower(kind, folder, images)
+    architecture = _architecture(folder)
+    # AIMv2's texts are causal; with its fast attention transformers 5 forgets it where none is padded
+    options = {"attn_implementation": "eager"} if architecture == "Aimv2Model" else {}
+    network = getattr(transformers, architecture).from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, **options
     )
     network.eval()
     text = getattr(network, "text_model", None)
@@ -108,10 +122,11 @@ def run_reference(folder: Path, images: np.ndarray, ids: np.ndarray | None) -> d
         named, logits = {"image": _image(network, pictures)}, None
         if ids is not None and text is not None:
             tokens = torch.from_numpy(ids.astype(np.int64))
-            words = (tokens != 0).long()
-            masked = {"attention_mask": words} if network.config.model_type == "tipsv2" else {}
+            model_type = network.config.model_type
+            words = (tokens != 0).long() if model_type == "tipsv2" else torch.ones_like(tokens)
+            masked = {"attention_mask": words} if model_type in ("tipsv2", "aimv2") else {}
             output = text(input_ids=tokens, output_hidden_states=True, **masked)
-            if masked:  # of padding nothing is read, and ours is zero
+            if model_type == "tipsv2":  # of padding nothing is read, and ours is zero
                 output.hidden_states = tuple(hidden * words[..., None] for hidden in output.hidden_states)
             pooled = output.pooler_output
             if hasattr(network, "text_projection"):
@@ -120,40 +135,7 @@ def run_reference(folder: Path, images: np.ndarray, ids: np.ndarray | None) -> d
             logits = network(input_ids=tokens, **pictures, **masked).logits_per_image.numpy()
         if hasattr(network, "classifier"):
             logits = network(**pictures).logits.numpy()
-    return named_rows({tower: (pooled.numpy(), _blocks(hidden)) for tower, (pooled, hidden) in named.items()}, logits)
-
-
-def _run_tower(kind: vlm.Vlm, folder: Path, images: np.ndarray) -> dict[str, np.ndarray]:
-    """The same of a vision-language model's tower, which is built and filled by itself: hidden states up to the one that the language
-    model takes, and what it takes of it."""
-    import torch
-    import transformers
-    from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionTransformer
-    from transformers.models.smolvlm.modeling_smolvlm import SmolVLMVisionTransformer
-
-    source = sources.resolve(str(folder))
-    held, tap = source.tensors(), kind.tap(source.config)
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True).vision_config
-    classes = {
-        "clip_vision_model": transformers.CLIPVisionModel,
-        "siglip_vision_model": transformers.SiglipVisionModel,
-        "idefics3_vision": Idefics3VisionTransformer,
-        "smolvlm_vision": SmolVLMVisionTransformer,
-    }
-    network = classes[config.model_type](config).float().eval()
-    wanted = network.state_dict()
-    below = "vision_model." if next(iter(wanted)).startswith("vision_model.") else ""  # before transformers 5
-    arrays = {f"{below}{kind.own_name(name)}": tensor.read().astype(np.float32) for name, tensor in held.items()}
-    missing = network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()}, strict=False)
-    if missing.missing_keys:
-        raise UserError(f"{folder} lacks {shown(', '.join(missing.missing_keys[:5]))} of its vision tower")
-    with torch.no_grad():
-        pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-        output = network(pixel_values=pixels, output_hidden_states=True)
-    count = config.num_hidden_layers + tap.block + 1
-    taken = output.last_hidden_state if tap.normed else output.hidden_states[count]
-    taken = taken[:, 1:] if config.model_type == "clip_vision_model" else taken
-    return named_rows({"image": (taken.numpy(), _blocks(output.hidden_states[: count + 1]))}, None)
+    return named_rows({tower: (pooled.numpy(), blocks(hidden)) for tower, (pooled, hidden) in named.items()}, logits)
 
 
 def _pictures(network: Any, images: np.ndarray) -> dict[str, Any]:
@@ -188,26 +170,11 @@ def _image(network: Any, pictures: dict[str, Any]) -> tuple[Any, Any]:
         return output.pooler_output, [hidden * there for hidden in output.hidden_states]
     if vision.config.model_type in PLAIN:  # their pooler, if they have one, is not the feature that is classified
         return output.last_hidden_state[:, 0], output.hidden_states
+    if getattr(output, "pooler_output", None) is None:  # what is read are the patches
+        return output.last_hidden_state[:, int(hasattr(vision.embeddings, "cls_token")) :], output.hidden_states
     if hasattr(network, "visual_projection"):
         return network.visual_projection(output.pooler_output), output.hidden_states
     return output.pooler_output, output.hidden_states
-
-
-def _blocks(hidden_states: Any) -> np.ndarray:
-    """What enters each block; transformers adds what leaves the last one."""
-    return np.stack([hidden.numpy() for hidden in hidden_states[:-1]])
-
-
-def named_rows(towers: Mapping[str, tuple[np.ndarray, np.ndarray]], logits: np.ndarray | None) -> dict[str, np.ndarray]:
-    """Features and stacked hidden states of the towers, and logits (of texts, or of classes) if there are any, each under the name of
-    its row."""
-    rows = {
-        f"{tower} block {block}": hidden
-        for tower, (_, by_block) in towers.items()
-        for block, hidden in enumerate(by_block)
-    }
-    rows |= {f"{tower} features": features for tower, (features, _) in towers.items()}
-    return rows if logits is None else rows | {"logits": logits}
 
 
 def reference_pixels(folder: Path, picture: Image.Image) -> np.ndarray | None:

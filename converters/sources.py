@@ -11,7 +11,7 @@ from typing import Any
 from regcache_jax.converters import vlm
 from regcache_jax.converters.readers import READERS, Tensors, read_tensors, weight_map
 
-from regcache_jax.core.errors import UserError
+from regcache_jax.core.errors import UserError, installing
 from regcache_jax.encoders import catalog, tokenizers
 from regcache_jax.files.bounded import read_json
 
@@ -33,6 +33,8 @@ _SIDE_FILES = (
     "preprocessor_config.json",
     "processor_config.json",
 )
+ANSWERS = 10.0
+"""Seconds in which a hub that can be reached answers."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -55,11 +57,26 @@ class Source:
         texts = self.weights.with_name(self.weights.name.replace("_vision.npz", "_text.npz"))
         if texts != self.weights and texts.is_file():  # TIPS's towers are files of their own
             tensors = {**tensors, **read_tensors(texts)}
+        if any(name.startswith("visual_model.head.") for name in tensors):  # and so is the trunk of dino.txt
+            tensors = self._with_trunk(tensors)
         if self.part is None:
             return tensors
         return {
             name: tensor for name, tensor in tensors.items() if name.removeprefix("params/").startswith(f"{self.part}/")
         }
+
+    def _with_trunk(self, tensors: Tensors) -> Tensors:
+        """A dino.txt with its trunk, if that is not in the same file. Raises UserError where it does not stand beside it."""
+        below = "visual_model.backbone."
+        if any(name.startswith(below) for name in tensors):
+            return tensors
+        trunks = sorted(self.folder.glob("dinov3_vit*_pretrain_*.pth"))
+        if len(trunks) != 1:
+            raise UserError(
+                f"{self.weights} holds the head and the texts of a dino.txt; the file of its trunk (dinov3_vitl16_pretrain_lvd1689m-"
+                f"8aa4cbdd.pth) should stand beside it, there {'are several' if trunks else 'is none'}"
+            )
+        return {**tensors, **{f"{below}{name}": tensor for name, tensor in read_tensors(trunks[0]).items()}}
 
     @property
     def name(self) -> str:
@@ -141,7 +158,12 @@ def resolve(asked: str) -> Source:
     if _HUB_ID.fullmatch(asked) or row is not None:
         folder = _from_hub(catalog.repositories(asked), asked)
         return Source(asked, _weights(folder, asked), folder, row)
-    catalog.get(asked)  # raises, with the nearest names
+    if "://" in asked:
+        raise UserError(f"{asked}: a checkpoint is read from a disk or the hub; copy it here first")
+    try:
+        catalog.get(asked)  # raises, with the nearest names
+    except UserError as error:
+        raise UserError(f"there is no file or folder {asked}, and {error}") from None
     raise UserError(f"{asked} is neither a file, a folder nor an encoder that is known")
 
 
@@ -184,6 +206,10 @@ def _weights(folder: Path, asked: str) -> Path:
     others = sorted(file for file in folder.iterdir() if is_checkpoint(file.name) and file.is_file())
     if len(others) == 1:
         return others[0]
+    if (folder / "encoder.json").is_file():
+        raise UserError(
+            f"{folder} is a model folder already, which all commands take; with --to LAYOUT it becomes another library's"
+        )
     there = [file.name for file in others] or sorted(file.name for file in folder.iterdir())[:8]
     problem = "several checkpoints; name one of" if others else f"no checkpoint ({', '.join(WEIGHT_FILES)}); it holds"
     raise UserError(f"{folder} has {problem} {', '.join(there) or 'nothing'}")
@@ -207,9 +233,7 @@ def _from_hub(repositories: list[str], asked: str) -> Path:
         import huggingface_hub
         from huggingface_hub.errors import LocalEntryNotFoundError
     except ImportError:
-        raise UserError(
-            f"{asked} is not on this machine; to fetch it from the hub: pip install regcache-jax[hub]"
-        ) from None
+        raise UserError(f"{asked} is not on this machine; to fetch it from the hub: {installing('hub')}") from None
     for repository in repositories:
         try:
             cached = Path(huggingface_hub.snapshot_download(repository, local_files_only=True))
@@ -226,7 +250,8 @@ def _from_hub(repositories: list[str], asked: str) -> Path:
     close = catalog.nearest(asked)
     hint = f"; known names near it: {', '.join(close)}" if close and catalog.find(asked) is None else ""
     raise UserError(
-        f"{asked} is neither a local path nor in the hub's cache, and cannot be fetched ({'; '.join(reasons)}){hint}"
+        f"{asked} is neither a local path nor in the hub's cache, and cannot be fetched ({'; '.join(reasons)}){hint}; a folder with its "
+        "files, brought here in another way, converts as well"
     )
 
 
@@ -234,7 +259,10 @@ def _download(repository: str, asked: str) -> Path:
     """Fetches the weights and what belongs to them into the hub's cache. Raises what huggingface_hub raises."""
     import huggingface_hub
 
-    held = set(huggingface_hub.list_repo_files(repository))
+    listed = huggingface_hub.model_info(
+        repository, timeout=ANSWERS
+    ).siblings  # one try; `list_repo_files` waits and asks again, five times
+    held = {file.rfilename for file in listed or ()}
     looked_for = _in_order(asked, repository)
     weights = next((name for name in looked_for if name in held), None)
     if weights is None:

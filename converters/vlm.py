@@ -1,12 +1,13 @@
 """The vision tower of a vision-language model: found in the whole checkpoint, and ended where its language model reads it.
 
-A row of `VLMS` a `model_type`; everything else is the tower's own: its names are those of Hugging Face's CLIP and SigLIP, its sizes
-stand in `vision_config`. The projector, which belongs to the language model, is not ours: what we give is its input.
+A row of `VLMS` a `model_type`; everything else is the tower's own: its names are those of Hugging Face's CLIP, SigLIP or InternViT, its
+sizes stand in `vision_config`. The projector, which belongs to the language model, is not ours: what we give is its input.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -14,10 +15,12 @@ from typing import Any, NamedTuple
 from regcache_jax.converters.formats import PROCESSOR, section, setting
 from regcache_jax.converters.stored import Tensors
 
+from regcache_jax.core.counted import counted
 from regcache_jax.core.errors import UserError, shown
 from regcache_jax.core.spec import Tap
 
-_CLIP, _SIGLIP = "clip_vision_model", "siglip_vision_model"
+_CLIP, _SIGLIP, _INTERN = "clip_vision_model", "siglip_vision_model", "internvl_vision"
+_QWEN = ("qwen3_vl", "qwen3_vl_vision")
 _IDEFICS = {
     "hidden_size": 1152,
     "intermediate_size": 3072,
@@ -32,8 +35,9 @@ _IDEFICS = {
 @dataclasses.dataclass(frozen=True)
 class Vlm:
     """A kind of vision-language model: its name, what its language model takes of the tower (by config.json), the kinds of tower
-    that it may have, what fills in for `vision_config`, how its processor is read, and below which word its tower's tensors are
-    (after `model.` since transformers 5, and before it with `vision_model.` inside)."""
+    that it may have, what fills in for `vision_config`, how its processor is read, below which word its tower's tensors are
+    (after `model.` since transformers 5, and before it with `vision_model.` inside), how the names of such a tower alone begin, which parts
+    of it are read, and what `vision_config` calls its numbers of blocks and heads."""
 
     title: str
     tap: Callable[[Mapping[str, Any]], Tap]
@@ -41,11 +45,14 @@ class Vlm:
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     processor: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda told: told
     below: str = "vision_tower"
+    alone: str = "vision_model."
+    parts: str = "embeddings|encoder|layernorm|pre_layrnorm|post_layernorm|head"
+    counts: tuple[str, str] = ("num_hidden_layers", "num_attention_heads")
 
     def own_name(self, name: str) -> str | None:
         """What a tensor is called inside the tower; None for those of the rest."""
         below = rf"(?:{self.below}\.)+(?:vision_model\.)?" if self.below != "vision_model" else r"vision_model\."
-        found = re.match(rf"(?:model\.)?{below}(?=(?:embeddings|encoder|pre_layrnorm|post_layernorm|head)\.)", name)
+        found = re.match(rf"(?:model\.)?{below}(?=(?:{self.parts})\.)", name)
         return None if found is None else name[found.end() :]
 
     def is_tower(self, name: str) -> bool:
@@ -66,12 +73,17 @@ def _normed(config: Mapping[str, Any]) -> Tap:
     return Tap()
 
 
-def _llava_tap(config: Mapping[str, Any]) -> Tap:
-    """LLaVA's `vision_feature_layer` counts hidden states, of which there is one more than blocks: from the end both count alike."""
-    layer, strategy = config.get("vision_feature_layer", -2), config.get("vision_feature_select_strategy", "default")
-    if type(layer) is not int or layer >= -1:
+def _layer_tap(config: Mapping[str, Any], latest: int = -2) -> Tap:
+    """`vision_feature_layer` counts hidden states, of which there is one more than blocks: from the end both count alike. LLaVA's is one
+    before the last, behind which CLIP has a norm; InternVL has none."""
+    layer, strategy = (
+        config.get("vision_feature_layer", latest),
+        config.get("vision_feature_select_strategy", "default"),
+    )
+    if type(layer) is not int or layer > latest:
+        which = "one block before the last" if latest == -2 else "one block"
         raise UserError(
-            f"config.json: vision_feature_layer should be one block before the last, counted from the end (-2), got {shown(repr(layer))}"
+            f"config.json: vision_feature_layer should be {which}, counted from the end ({latest}), got {shown(repr(layer))}"
         )
     if strategy not in ("default", "full"):
         raise UserError(
@@ -95,8 +107,19 @@ def _idefics_tiles(told: Mapping[str, Any]) -> Mapping[str, Any]:
 VLMS: dict[str, Vlm] = {
     "gemma3": Vlm("Gemma 3", _normed),  # and MedGemma
     "paligemma": Vlm("PaliGemma", _normed),
-    "llava": Vlm("LLaVA", _llava_tap, (_CLIP, _SIGLIP)),
-    "llava_next": Vlm("LLaVA 1.6", _llava_tap, (_CLIP, _SIGLIP), processor=_tiles),
+    "llava": Vlm("LLaVA", _layer_tap, (_CLIP, _SIGLIP)),
+    "llava_next": Vlm("LLaVA 1.6", _layer_tap, (_CLIP, _SIGLIP), processor=_tiles),
+    "internvl": Vlm("InternVL", functools.partial(_layer_tap, latest=-1), (_INTERN,), alone=""),
+    "qwen3_vl": Vlm(
+        "Qwen3-VL",
+        lambda config: Tap(normed=False),
+        _QWEN,
+        processor=lambda told: {},  # which keeps the shape of pictures; here they are squashed
+        below="visual",
+        alone="",
+        parts="patch_embed|pos_embed|blocks",
+        counts=("depth", "num_heads"),
+    ),
     "idefics3": Vlm("Idefics 3", _normed, ("idefics3_vision", "idefics3"), _IDEFICS, _idefics_tiles, "vision_model"),
     "smolvlm": Vlm(
         "SmolVLM", _normed, ("smolvlm_vision", "idefics3_vision", "idefics3"), _IDEFICS, _idefics_tiles, "vision_model"
@@ -121,12 +144,11 @@ def tower_of(vlm: Vlm, tensors: Tensors, config: Mapping[str, Any], where: objec
         raise UserError(
             f"{where} is a {vlm.title} with a vision tower of kind {shown(repr(kind))}; {', '.join(vlm.towers)} can be read"
         )
-    found = {
-        f"vision_model.{inner}": each for name, each in tensors.items() if (inner := vlm.own_name(name)) is not None
-    }
+    found = {f"{vlm.alone}{inner}": each for name, each in tensors.items() if (inner := vlm.own_name(name)) is not None}
     if not found:
         raise UserError(f"{where} is a {vlm.title} without a vision tower: none of its tensors is below {vlm.below}")
-    own = {**vlm.defaults, **vision, "model_type": _CLIP if kind == _CLIP else _SIGLIP}
+    own = {**vlm.defaults, **vision, "model_type": kind if kind in (_CLIP, _INTERN, *_QWEN) else _SIGLIP}
+    own |= {ours: own[theirs] for ours, theirs in zip(Vlm.counts, vlm.counts, strict=True) if theirs in own}
     stated = setting(own, "num_hidden_layers", 12)
     numbers = {int(match[1]) for match in map(_BLOCK.match, found) if match}
     if numbers != set(range(stated)):
@@ -140,14 +162,16 @@ def tower_of(vlm: Vlm, tensors: Tensors, config: Mapping[str, Any], where: objec
     return _ended(vlm, Tower(found, own, tap, ()), stated + tap.block + 1)
 
 
-_BLOCK = re.compile(r"vision_model\.encoder\.layers\.(\d{1,4})\.")
+_BLOCK = re.compile(r"(?:(?:vision_model\.)?encoder\.layers?|blocks)\.(\d{1,4})\.")
 
 
 def _check_tokens(vision: Mapping[str, Any], where: object) -> None:
     """Raises UserError where PaliGemma's `num_image_tokens` is not the number of patches."""
     tokens = vision.get("num_image_tokens")
+    if tokens is None:
+        return
     side = setting(vision, "image_size", 224) // setting(vision, "patch_size", 16)
-    if tokens is not None and tokens != side * side:
+    if tokens != side * side:
         raise UserError(
             f"{where}: config.json says num_image_tokens {shown(repr(tokens))}, its tower has {side} x {side} patches"
         )
@@ -170,7 +194,7 @@ def _ended(vlm: Vlm, tower: Tower, count: int) -> Tower:
         f"took the vision tower of a {vlm.title}; its language model reads what leaves block {count - 1}, {norm} the final norm"
     ]
     if left := sorted(set(tower.tensors) - set(kept)):
-        notes.append(f"left out {len(left)} tensors of the tower that are not read ({left[0]}, ...)")
+        notes.append(f"not read of the tower: {counted(len(left), 'tensor')} ({left[0]}, ...)")
     if tower.tap.class_token:
         notes.append("its language model takes the class token too: tap=Tap(normed=False, class_token=True)")
     return Tower(kept, config, tower.tap, tuple(notes))

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from regcache_jax.converters.readers import Tensors
 
+from regcache_jax.core.counted import counted
 from regcache_jax.core.errors import UserError
 
 WRAPPERS: dict[str, str] = {
@@ -117,7 +118,9 @@ def unwrap(tensors: Tensors, fits: Callable[[Tensors], bool], file: object, want
     notes = [f"took the names below {beginning.rstrip('.')!r}"]
     if left:
         kinds = sorted({name.partition(".")[0] for name in left})
-        notes.append(f"left out {len(left)} other tensors ({', '.join(kinds[:6])}{', ...' if len(kinds) > 6 else ''})")
+        notes.append(
+            f"left out {counted(len(left), 'other tensor')} ({', '.join(kinds[:6])}{', ...' if len(kinds) > 6 else ''})"
+        )
     return Unwrapped(found, tuple(notes))
 
 

@@ -31,7 +31,7 @@ def export(model: checkpoints.Model | Encoder, layout: str = "big_vision") -> di
         )
     formats = {format.name: format for format in FORMATS}
     if layout not in formats:
-        raise UserError(f"no layout is called {layout!r}; there are huggingface, scales, {', '.join(formats)}")
+        raise UserError(f"no layout is called {layout!r}; there are huggingface, scales, qwix, {', '.join(formats)}")
     return disassemble(to_tree(encoder.params), formats[layout].rules)
 
 
@@ -51,8 +51,8 @@ def write(model: checkpoints.Model | Encoder, layout: str, out: epath.PathLike) 
     if layout == "scales":
         write_scales(encoder, out)
         return out
+    arrays = export(model, layout)
     if out.suffix not in (".npz", ".safetensors"):
         raise UserError(f"{out} should end in .npz (big_vision) or .safetensors")
-    arrays = export(model, layout)
     write_whole(out, npz_bytes(arrays) if out.suffix == ".npz" else safetensors.numpy.save(arrays))
     return out

@@ -17,7 +17,7 @@ if not (Path(__file__).parent / "converters").is_dir():
     __path__.append(str(Path(__file__).parents[1]))
 
 _HOMES = {
-    "BlockSpec": "core.spec",
+    "BlockSpec": "core.block_spec",
     "Encoder": "encoders.encoder",
     "EncoderSpec": "core.spec",
     "ImageSpec": "core.spec",

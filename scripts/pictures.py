@@ -13,35 +13,35 @@ from regcache_jax.report.plots import heat_map, norms_by_block, sheet
 from regcache_jax.report.sinks import sink_maps
 
 FOLDER = Path(__file__).parents[1] / "docs" / "pictures"
-SIDE, GAP, LEFT, TOP = 128, 12, 190, 40
-ROWS = ("picture", "without registers", "with registers")
+SIDE, GAP, LINE = 128, 12, 34
 
 
 def sinks(maps: list[dict]) -> str:
-    """One column a picture: the picture, its patches' norms without and with registers, on one scale."""
+    """One column a picture: the picture, its patches' norms without and with registers, on one scale. Narrow, so that its words can be
+    read on a telephone."""
     largest = max(value for each in maps for row in each["plain"] for value in row)
-    width, height = LEFT + len(maps) * (SIDE + GAP), TOP + 3 * (SIDE + GAP)
+    width, height = len(maps) * (SIDE + GAP) + GAP, 3 * (LINE + SIDE) + GAP
     parts = [
         f'<svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg" role="img" '
-        'font-family="system-ui, sans-serif" font-size="15">',
+        'font-family="system-ui, sans-serif" font-size="17">',
         "<title>Norms of the patches of a few pictures, without and with registers</title>",
         '<rect width="100%" height="100%" fill="#fff"/>',
     ]
-    for row, name in enumerate(ROWS):
-        parts.append(f'<text x="{LEFT - 16}" y="{TOP + row * (SIDE + GAP) + SIDE / 2}" text-anchor="end">{name}</text>')
+    numbers = [max(max(map(max, each[kind])) for each in maps) for kind in ("plain", "registers")]
+    captions = (
+        f"pictures, and the norms of their patches before block {maps[0]['block']}",
+        f"without registers (the largest: {numbers[0]:.0f}; bright is large)",
+        f"with registers (the largest: {numbers[1]:.0f}; black is deleted)",
+    )
+    for row, caption in enumerate(captions):
+        parts.append(f'<text x="{GAP}" y="{row * (LINE + SIDE) + 24}">{caption}</text>')
     for column, each in enumerate(maps):
-        left = LEFT + column * (SIDE + GAP)
+        left = GAP + column * (SIDE + GAP)
         image = f"data:image/png;base64,{each['thumbnail']}"
-        parts.append(f'<image x="{left}" y="{TOP}" width="{SIDE}" height="{SIDE}" href="{image}"/>')
+        parts.append(f'<image x="{left}" y="{LINE}" width="{SIDE}" height="{SIDE}" href="{image}"/>')
         for row, grid in enumerate((each["plain"], each["registers"]), 1):
             squares = heat_map(grid, largest, SIDE).split("</style>")[1].removesuffix("</svg>")
-            parts.append(f'<g transform="translate({left} {TOP + row * (SIDE + GAP)})">{squares}</g>')
-    numbers = [max(max(map(max, each[kind])) for each in maps) for kind in ("plain", "registers")]
-    for row, number in enumerate(numbers, 1):
-        top = TOP + row * (SIDE + GAP) + SIDE / 2 + 20
-        parts.append(f'<text x="{LEFT - 16}" y="{top}" text-anchor="end" fill="#555">largest: {number:.0f}</text>')
-    caption = f"norm of every patch at the input of block {maps[0]['block']}: dark is small, bright large"
-    parts.append(f'<text x="{LEFT}" y="26">{caption}</text>')
+            parts.append(f'<g transform="translate({left} {LINE + row * (LINE + SIDE)})">{squares}</g>')
     return "".join([*parts, "</svg>"])
 
 

@@ -20,6 +20,9 @@ if version("jaxlib").startswith("0.10."):  # later ones have no other emitters, 
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES} {QUICK}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+# Each worker has a core: threads of PyTorch and BLAS that wait for one another would only spin on it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from jaxtyping import install_import_hook
 

@@ -42,7 +42,25 @@ IMAGES = {
         trained_registers=2,
         position_table=False,
     ),
-    "no biases": _image(dataclasses.replace(BLOCKS, activation="quick_gelu"), False, "mean"),
+    "no biases": _image(
+        dataclasses.replace(BLOCKS, activation="quick_gelu", qkv_bias="none", bias=False), False, "mean"
+    ),
+    "rms": _image(
+        dataclasses.replace(
+            BLOCKS, activation="silu", gated_mlp=True, qkv_bias="none", bias=False, norm="rms", qk_norm="width"
+        ),
+        False,
+        "mean",
+        patch_norm=True,
+    ),
+    "inner norms": _image(
+        dataclasses.replace(
+            BLOCKS, qkv_bias="qv", qk_norm="head", inner_norms=True, rotary=Rotary(100.0, "interleaved")
+        ),
+        True,
+        "class",
+        patch_norm=True,
+    ),
 }
 KINDS = list(IMAGES)
 TEXTS = {
@@ -53,12 +71,28 @@ TOWER = _image(dataclasses.replace(BLOCKS, activation="quick_gelu"), True, "none
 """As LLaVA's: its patches are read, before the final norm."""
 INTERN = _image(dataclasses.replace(BLOCKS, layer_scale=True), True, "none", final_norm=False)
 VIT = _image(BLOCKS, True, "class")
+FURTHER = _image(
+    BLOCKS,
+    True,
+    "class_mean",
+    trained_registers=2,
+    further=dataclasses.replace(
+        BLOCKS, num_blocks=1, mlp_width=32, activation="silu", gated_mlp=True, layer_scale=True, qkv_bias="none"
+    ),
+)
+"""As dino.txt's."""
+PROBE = _image(dataclasses.replace(BLOCKS, norm="rms", bias=False), False, "probe", projection=16)
+"""As that of an AIMv2 with texts."""
 NAFLEX = naflex(EncoderSpec("naflex", "siglip", IMAGES["siglip"], PICTURE, TEXTS["siglip"]), "bilinear", max_patches=20)
 SHAPES = ((4, 5), (2, 9), (17, 1), (3, 3), (1, 12))
 """Rows and columns of patches of pictures of several shapes."""
 SPECS = (
     {kind: EncoderSpec(kind, "clip", image, PICTURE) for kind, image in {**IMAGES, "tower": TOWER}.items()}
     | {"intern": EncoderSpec("intern", "vit", INTERN, PICTURE, normalize=False)}
+    | {
+        "further": EncoderSpec("further", "dinov3", FURTHER, PICTURE),
+        "probe": EncoderSpec("probe", "aimv2", PROBE, PICTURE),
+    }
     | {"naflex": NAFLEX, "vit": EncoderSpec("vit", "vit", VIT, PICTURE, normalize=False, num_classes=5)}
     | {
         f"{kind} with text": EncoderSpec(f"{kind} with text", kind, IMAGES[kind], PICTURE, text)
@@ -83,10 +117,6 @@ def encoder(kind: str = "clip", seed: int = 0) -> Encoder:
     params = jax.tree_util.tree_map_with_path(draw, params)
     for norm in ("norm1", "norm2"):
         params["image"]["blocks"][norm]["scale"][:, :2] *= 8.0
-    if kind == "no biases":
-        for group in ("attention", "mlp"):
-            for layer in params["image"]["blocks"][group].values():
-                layer.pop("bias", None)
     return Encoder(from_tree(jax.tree.map(lambda leaf: jnp.asarray(leaf.astype(np.float32)), params)), spec=SPECS[kind])
 
 

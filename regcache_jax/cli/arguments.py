@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from regcache_jax.core.counted import counted
+from regcache_jax.core.errors import UserError
 from regcache_jax.core.objective import LabelFree
 from regcache_jax.core.options import like, option
 from regcache_jax.core.scheme import Scheme, Weights
@@ -196,7 +198,7 @@ def read_images(model: Model, dataset: Dataset, preprocess: Callable[[Any], np.n
     from regcache_jax.data import load_images
     from regcache_jax.data.batches import dullness
 
-    with progress(f"reading {len(dataset)} pictures of {dataset.name}"):
+    with progress(f"reading {counted(len(dataset), 'picture')} of {dataset.name}"):
         images = load_images(dataset, preprocess or model.preprocess)
     if (dull := dullness(images)) is not None:
         tell(f"{dataset.name}: {dull}")
@@ -220,3 +222,14 @@ def read_plan_file(path: str, model: Model) -> tuple[RegisterPlan, dict[str, Any
 def recipes_of(names: tuple[str, ...]) -> tuple[str, ...]:
     """The recipes that were named, or `all` of them."""
     return tuple(RECIPES) if names == ("all",) else names
+
+
+def read_texts(path: str) -> list[str]:
+    """The lines of a file that hold something. Raises UserError where none does."""
+    from regcache_jax.data.folders import lines
+    from regcache_jax.files.bounded import read_text
+
+    found = list(lines(read_text(path)))
+    if not found:
+        raise UserError(f"{path} holds no texts; give one a line")
+    return found

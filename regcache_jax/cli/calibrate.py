@@ -10,6 +10,7 @@ import click
 from regcache_jax.cli.arguments import CalibrationData, JsonArgs, read_images, read_plan
 from regcache_jax.cli.options import takes
 from regcache_jax.cli.screen import digits, print_table, progress, say, write_json
+from regcache_jax.core.counted import counted
 from regcache_jax.core.options import option
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def calibrate(model: str, data: CalibrationData, chosen: CalibrateArgs) -> None:
         inputs = INPUTS if chosen.integer_attention else SITES
         found = observe(encoder, batches, groups=chosen.groups, inputs=inputs)
     found.belonging_to(encoder).save(chosen.out)
-    say(f"{model} -> {chosen.out}: {found.num_images} pictures, {'with' if plan else 'no'} registers")
+    say(f"{model} -> {chosen.out}: {counted(found.num_images, 'picture')}, {'with' if plan else 'no'} registers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,7 @@ def calibration(file: str, chosen: BitsArgs, shown: JsonArgs) -> None:
     found = Calibration.load(file)
     columns, rows = ranges_of(found, chosen.bits)
     lines = [(*row[:3], *map(digits, row[3:])) for row in rows]
-    print_table(f"{file}: {found.num_images} pictures, {chosen.bits} bits", columns, lines)
+    print_table(f"{file}: {counted(found.num_images, 'picture')}, {chosen.bits} bits", columns, lines)
     sites = [dict(zip(columns, row, strict=True)) for row in rows]
     tree = {"images": found.num_images, "groups": found.groups, "bits": chosen.bits, "sites": sites}
     write_json(shown.json, tree)

@@ -88,14 +88,14 @@ def compare(model: str, pictures: TestedData, error: LabelFreeArgs, chosen: Comp
 
     Scales and registers come from the calibration split (of a folder without splits from four pictures in five, the fifth is
     measured on); error (against the float encoder, of what --objective says), accuracy and
-    cost are those on DATA. Writes compare.json, .csv, .md, .png and .html.
+    cost are those on DATA. Writes compare.json, .csv, .md, .svg (error over cost) and .html.
     """
     import numpy as np
 
     from regcache_jax.files.lock import held
     from regcache_jax.files.workdir import Workdir
     from regcache_jax.models import folder as checkpoints
-    from regcache_jax.report.compared import compared_page
+    from regcache_jax.report.compared import compared_page, compared_sheet
     from regcache_jax.studies import grid, sheets
     from regcache_jax.studies.cells import cells_of
     from regcache_jax.studies.choice import equals
@@ -148,7 +148,8 @@ def compare(model: str, pictures: TestedData, error: LabelFreeArgs, chosen: Comp
     for entry in entries:
         tried.setdefault(entry.cell.bits, []).append(_tried(entry, entry.name in front, entry.name in equal))
     write_text(f"{chosen.out}/compare.html", compared_page(title, tried, price.unit))
-    say(f"{', '.join(Path(path).name for path in written)}, compare.html -> {chosen.out}")
+    write_text(f"{chosen.out}/compare.svg", compared_sheet(title, tried, price.unit))
+    say(f"{', '.join(Path(path).name for path in written)}, compare.svg, compare.html -> {chosen.out}")
 
 
 def _two_sets(pictures: TestedData, chosen: CompareArgs) -> tuple[Dataset, Dataset]:

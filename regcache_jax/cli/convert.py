@@ -57,7 +57,10 @@ def models(words: tuple[str, ...], output: JsonArgs) -> None:
             }
         )
     print_table(
-        "Encoders: image + text parameters; published zero-shot (DINOv2: k-NN) top-1 on ImageNet", columns, shown
+        "Encoders: image + text parameters; published zero-shot (DINOv2: k-NN) top-1 on ImageNet",
+        columns,
+        shown,
+        spare=("px", "tokens", "published", "parameters (M)", "since", "open_clip"),
     )
     for reason in dict.fromkeys(row.reason for row in rows if row.reason):
         tell(f"not yet: {reason}")

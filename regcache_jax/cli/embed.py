@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from regcache_jax.cli.arguments import DataArgs, ParallelArgs, Processes, TestedData
+from regcache_jax.cli.arguments import DataArgs, ParallelArgs, Processes, TestedData, read_texts
 from regcache_jax.cli.options import takes
 from regcache_jax.cli.screen import foretell, progress, say, tell
+from regcache_jax.core.counted import counted
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.options import like, option
 from regcache_jax.embedding.options import SetOptions
@@ -56,7 +57,9 @@ class EmbedArgs(ParallelArgs, Processes):
     def __post_init__(self) -> None:
         asked = [name for name in ("verify", "merge") if getattr(self, name) is not None]
         sources = [name for name in ("images", "dataset") if getattr(self, name) is not None]
-        if len(asked) > 1 or (asked and sources):
+        if len(asked) > 1:
+            raise UserError("--verify and --merge exclude each other; --merge verifies as well")
+        if asked and sources:
             raise UserError(f"--{asked[0]} stands alone: it reads neither --images nor --dataset")
         if not asked and len(sources) != 1:
             raise UserError("one of --images and --dataset says what is embedded")
@@ -125,8 +128,8 @@ def _verify(folder: str) -> None:
     with progress(f"reading {folder}") as update:
         checked = check_set(folder, update)
     say(
-        f"{folder} is whole: {checked.rows:,} pictures in {checked.layout.partitions:,} partitions, {checked.unreadable:,} unreadable, "
-        "every file as it was written"
+        f"{folder} is whole: {counted(checked.rows, 'picture')} in {counted(checked.layout.partitions, 'partition')}, "
+        f"{checked.unreadable:,} unreadable, every file as it was written"
     )
 
 
@@ -139,13 +142,11 @@ def _merge(folder: str, out: str) -> None:
     with progress(f"reading {folder}") as update:
         checked = check_set(folder, update)
         merge(checked, out)
-    say(f"{checked.rows} pictures -> {out}")
+    say(f"{counted(checked.rows, 'picture')} -> {out}")
 
 
 def _one_file(model: str, chosen: EmbedArgs, kept: SetOptions) -> None:
-    from regcache_jax.data.folders import lines
     from regcache_jax.evaluation.embedding import embed_pictures, embed_texts, write_embeddings
-    from regcache_jax.files.bounded import read_text
     from regcache_jax.files.paths import refuse_existing
     from regcache_jax.models import folder as checkpoints
     from regcache_jax.studies.pace import Pace
@@ -160,19 +161,19 @@ def _one_file(model: str, chosen: EmbedArgs, kept: SetOptions) -> None:
         tell(note)
     text_features = None
     if chosen.texts is not None:
-        text_features = embed_texts(loaded, list(lines(read_text(chosen.texts))))
+        text_features = embed_texts(loaded, read_texts(chosen.texts))
     if len(data) >= MANY:
         foretell(Pace(loaded.encoder).passes(len(data)), "with --out FOLDER what is done is kept, and more may join")
-    with progress(f"embedding {len(data)} pictures", len(data)) as update:
+    with progress(f"embedding {counted(len(data), 'picture')}", len(data)) as update:
         found = embed_pictures(
             loaded, data, chosen.batch_size, strict=chosen.strict, parallel=chosen.parallel, progress=update
         )
     write_embeddings(chosen.out, found, text_features)
     for message in found.unreadable:
         tell(f"regcache: {message}")
-    say(f"{len(found.paths)} pictures -> {chosen.out}")
+    say(f"{counted(len(found.paths), 'picture')} -> {chosen.out}")
     if found.unreadable:
-        raise UserError(f"{len(found.unreadable)} of {len(data)} pictures could not be read")
+        raise UserError(f"{len(found.unreadable)} of {counted(len(data), 'picture')} could not be read")
 
 
 def _partitions(model: str, chosen: EmbedArgs, kept: SetOptions, told: Events) -> None:
@@ -195,8 +196,10 @@ def _partitions(model: str, chosen: EmbedArgs, kept: SetOptions, told: Events) -
             Pace(loaded.encoder).passes(known),
             "for all, by this process alone; what is done is kept, and more may join",
         )
-    with progress(f"embedding into {chosen.out}, {len(parts)} partitions") as update:
+    with progress(f"embedding into {chosen.out}, {counted(len(parts), 'partition')}") as update:
         running = Running(chosen.batch_size, chosen.parallel, chosen.workers, tell, moving(update), told)
         done = embed_set(loaded, parts, chosen.out, kept, running)
     unreadable = f", {done.unreadable:,} unreadable" if done.unreadable else ""
-    say(f"{done.pictures:,} pictures here{unreadable}; all {done.partitions:,} partitions are in {chosen.out}")
+    say(
+        f"{counted(done.pictures, 'picture')} here{unreadable}; {chosen.out} is whole: {counted(done.partitions, 'partition')}"
+    )

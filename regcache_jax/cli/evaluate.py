@@ -96,7 +96,7 @@ class LoopArgs(ParallelArgs):
         "So many pictures may be unreadable; they are listed and left out.", 0, unit="pictures", least=0
     )
     workdir: str | None = option(
-        "Folder (or gs://) that keeps what is done, so that an evaluation that was killed goes on.", None, path="any"
+        "Folder (or gs://) that keeps what is done, so that an evaluation that was killed goes on.", None, path="folder"
     )
     keep_every: int = option("With --workdir: pictures, about, between two files.", 1024, unit="pictures", least=1)
 
@@ -115,7 +115,9 @@ class LoopArgs(ParallelArgs):
 class ResultArgs(JsonArgs):
     """Where results are written."""
 
-    results: str | None = option("Folder for one file a row, as `clip_benchmark build` reads them.", None, path="any")
+    results: str | None = option(
+        "Folder for one file a row, as `clip_benchmark build` reads them.", None, path="folder"
+    )
 
 
 @click.command()
@@ -157,9 +159,12 @@ def evaluate(
     from regcache_jax.files import results
     from regcache_jax.files.store import Cache
     from regcache_jax.models import folder as checkpoints
+    from regcache_jax.models.description import read_description
     from regcache_jax.quantization.quantize import quantize
 
     processes.join()
+    for folder in models:
+        read_description(folder)  # one that is none is said before another is measured
     task = TASKS[chosen.task]
     data, bank = _pictures(pictures, chosen, task.trained)
     scheme, protocol = bits.read(), PROTOCOLS[words.protocol]
@@ -230,12 +235,14 @@ def evaluate(
             float_metrics = reference.metrics if encoder.scheme is None else None
     measures = dict.fromkeys(name for row in rows for name in row["metrics"])  # the first row has no cosine to itself
     columns = ("model", "scheme", "registers", *measures)
+    short = [Path(row["pretrained"]).name for row in rows]
+    names = short if len(set(short)) == len(short) else [row["pretrained"] for row in rows]
     shown = [
         (
-            row["pretrained"], row["quantization"]["scheme"], row["quantization"]["registers"],
-            *(row["metrics"].get(name) for name in columns[3:]),
+            name, row["quantization"]["scheme"], "yes" if row["quantization"]["registers"] else "no",
+            *(row["metrics"].get(measure) for measure in measures),
         )
-        for row in rows
+        for name, row in zip(names, rows, strict=True)
     ]  # fmt: skip
     seen = rows[0]["quantization"]["examples"]
     print_table(f"{chosen.task} on {data.name} ({data.split}, n = {seen})", columns, shown)
@@ -288,5 +295,5 @@ def _encode(
     with progress(f"{name}: {data.split} of {data.name}", len(data)) as update:
         rows = encode_dataset(step, encoder, data, preparation, setting, progress=update, watch=watch, tell=tell)
     if watch.elapsed:
-        tell(f"{name}: the devices waited for the host {watch.share:.0%} of {watch.elapsed:.1f} s")
+        tell(f"{name}: {watch.elapsed:.1f} s, {watch.share:.0%} of them waiting for pictures")
     return rows

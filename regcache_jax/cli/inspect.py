@@ -12,6 +12,7 @@ from regcache_jax.cli.arguments import InspectedData, JsonArgs, ObjectiveArgs, S
 from regcache_jax.cli.labels import class_vectors_of, labels_of
 from regcache_jax.cli.options import takes
 from regcache_jax.cli.screen import digits, foretell, print_table, progress, say, tell, write_json, write_text
+from regcache_jax.core.counted import counted
 from regcache_jax.core.options import like, option
 from regcache_jax.files.progress import moving
 
@@ -185,7 +186,8 @@ def inspect(
     say(verdict.where)
     if count:
         tell(
-            f"now, on {len(chosen_pictures)} pictures: what each outlier costs, and each site (--sensitivity-images 0 leaves this out)"
+            f"now, on {counted(len(chosen_pictures), 'picture')}: what each outlier costs, and each site "
+            "(--sensitivity-images 0 leaves this out)"
         )
         (batch,) = batches(data, loaded.preprocess, len(chosen_pictures), indices=chosen_pictures)
         measured = _measure(loaded.encoder, batch.image, scheme, profile, objective, answers)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import click
+import click.shell_completion
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.options import Meaning, meaning_of
@@ -82,7 +83,9 @@ def type_of(hint: Any, meaning: Meaning) -> click.ParamType:
         kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
         words = [kind for kind in kinds if typing.get_origin(kind) is Literal]
         if words and len(kinds) > 1:
-            return NumberOrWord(typing.get_args(words[0]), meaning)
+            number = Whole(meaning.least, meaning.most)
+            number.words = typing.get_args(words[0])
+            return number
         (hint,) = kinds
     if typing.get_origin(hint) is Literal:
         return click.Choice(typing.get_args(hint))
@@ -91,13 +94,53 @@ def type_of(hint: Any, meaning: Meaning) -> click.ParamType:
     if typing.get_origin(hint) is tuple:
         return Numbers() if typing.get_args(hint)[0] is int else Names()
     if hint is int:
-        return click.IntRange(meaning.least, meaning.most) if meaning.least is not None else click.INT
+        return Whole(meaning.least, meaning.most)
     if hint is float:
         bound = meaning.least if meaning.above is None else meaning.above
-        return click.FloatRange(bound, min_open=meaning.above is not None) if bound is not None else click.FLOAT
+        return Real(bound, min_open=meaning.above is not None)
     if meaning.path is not None:
         return click.Path(file_okay=meaning.path != "folder", dir_okay=meaning.path != "file")
     return click.STRING
+
+
+class Whole(click.IntRange):
+    """A whole number within bounds, or one of some words."""
+
+    words: tuple[str, ...] = ()
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number, or the word."""
+        if value in self.words:
+            return value
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            bounds = (
+                ""
+                if self.min is None
+                else f" from {self.min} on"
+                if self.max is None
+                else f" from {self.min} to {self.max}"
+            )
+            self.fail(f"takes {' or '.join([f'a whole number{bounds}', *self.words])}, got {value}", param, ctx)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem]:
+        """The words that begin so."""
+        return [click.shell_completion.CompletionItem(word) for word in self.words if word.startswith(incomplete)]
+
+
+class Real(click.FloatRange):
+    """A number within a bound."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            bound = "" if self.min is None else f" above {self.min:g}" if self.min_open else f" from {self.min:g} on"
+            self.fail(f"takes a number{bound}, got {value}", param, ctx)
 
 
 class OpenChoice(click.Choice[str]):
@@ -110,18 +153,6 @@ class OpenChoice(click.Choice[str]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The word."""
         return value if value in self._added else super().convert(value, param, ctx)
-
-
-class NumberOrWord(click.ParamType):
-    """A whole number, or one of some words."""
-
-    def __init__(self, words: tuple[str, ...], meaning: Meaning) -> None:
-        self.words, self.name = words, "|".join([meaning.unit or "number", *words])
-        self._number = click.IntRange(meaning.least, meaning.most)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The number, or the word."""
-        return value if value in self.words else self._number.convert(value, param, ctx)
 
 
 class Numbers(click.ParamType):

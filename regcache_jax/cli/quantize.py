@@ -18,10 +18,12 @@ from regcache_jax.cli.arguments import (
     read_images,
     read_plan,
     read_plan_file,
+    read_texts,
     recipes_of,
 )
 from regcache_jax.cli.options import takes
 from regcache_jax.cli.screen import BarsOfCells, digits, foretell, print_table, progress, say, tell, write_json
+from regcache_jax.core.counted import counted
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.objective import LabelFree
 from regcache_jax.core.options import like, option
@@ -177,12 +179,17 @@ def quantize(
     from regcache_jax.quantization.calibration import Calibration
     from regcache_jax.quantization.methods.table import methods_of
     from regcache_jax.registers.search.promise import Promise
+    from regcache_jax.studies.cells import cells_of
     from regcache_jax.studies.held_out import held_out_error
 
     scheme = bits.read()
     if scheme is None:
         raise UserError("scheme float quantises nothing; give w8a8, w6a6, w4a4 or the like")
     _check_together(scheme, pictures, chosen, choice)
+    if choice.recipes is not None:
+        cells_of(recipes_of(choice.recipes), (scheme.name,), {})
+    if chosen.texts is not None:
+        read_texts(chosen.texts)  # what is wrong with it is said before pictures are read
     price = choice.price("v5e:2x2" if importlib.util.find_spec("libtpu") else "model")
     methods_of(chosen.method)
     refuse_existing(written.out)
@@ -209,7 +216,7 @@ def quantize(
         with progress(f"quantising to {wanted.name}") as update:
             encoder = _quantized(loaded, images, wanted, chosen, kept, objective, moving(update))
         if promise is not None and held_out is not None and len(held_out):
-            with progress(f"measuring on {len(held_out)} held-out pictures"):
+            with progress(f"measuring on {counted(len(held_out), 'held-out picture')}"):
                 found, remark = held_out_error(loaded.encoder, encoder, held_out, objective)
             if promise.speaks_of(objective):
                 say(promise.compared(found))
@@ -234,7 +241,7 @@ def quantize(
     }
     tokenizers = [loaded.folder / name for name in checkpoints.tokenizer_files(loaded.folder)]
     checkpoints.save(written.out, encoder, metadata=made_from, tokenizer_files=tokenizers)
-    registers = "with" if encoder.plan is not None else "no"
+    registers = "with" if encoder.plan is not None and encoder.plan.has_registers else "no"
     say(f"{model} -> {written.out}: {made.name}, {made.method}, {made.activations} activations, {registers} registers")
     write_json(output.json, {**made_from, "scheme": made.to_json()})
 
@@ -285,13 +292,3 @@ def _auto(encoder: Encoder, images: np.ndarray, work: str, config: AutoConfig, p
     print_table(f"Recipes, the best first; cost: {price.unit}", columns, rows)
     say(f"chosen: {result.chosen.name}")
     return result.encoder, result.chosen.name
-
-
-def read_texts(path: str) -> list[str]:
-    """The lines of a file that hold something. Raises UserError where none does."""
-    from regcache_jax.files.bounded import read_text
-
-    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
-    if not lines:
-        raise UserError(f"{path} holds no texts; give one a line")
-    return lines

@@ -10,6 +10,7 @@ from regcache_jax.cli.arguments import JsonArgs, ObjectiveArgs, ReferenceData, S
 from regcache_jax.cli.labels import class_vectors_of, labels_of
 from regcache_jax.cli.options import some, takes
 from regcache_jax.cli.screen import foretell, print_table, progress, say, write_json
+from regcache_jax.core.counted import counted
 from regcache_jax.core.options import option
 from regcache_jax.core.search_config import SearchConfig
 from regcache_jax.files.progress import moving
@@ -116,7 +117,7 @@ def search(
     if refine is not None:
         say(refined.sentence() if refined else "there are no registers to refine")
     say(
-        f"{len(result.trials)} trials, {result.seconds:.0f} s, {result.block_flops:.3g} block operations -> {chosen.out}"
+        f"{counted(len(result.trials), 'trial')}, {result.seconds:.0f} s, {result.block_flops:.3g} block operations -> {chosen.out}"
     )
     run = {"seconds": result.seconds, "compilations": result.compilations, "trials": result.trials}
     write_json(output.json, {**metadata, **run})

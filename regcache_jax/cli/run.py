@@ -13,6 +13,7 @@ import click
 from regcache_jax.cli.arguments import Processes
 from regcache_jax.cli.options import takes
 from regcache_jax.cli.screen import Bars, print_table, say
+from regcache_jax.core.counted import counted
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.options import option
 
@@ -136,23 +137,30 @@ def say_what_would_be_done(config: ConfigDict, workdir: str) -> None:
 
     from regcache_jax import pipeline
     from regcache_jax.data import open_dataset
+    from regcache_jax.encoders import catalog
     from regcache_jax.files.places import as_path
     from regcache_jax.pipeline.table import kind_of, table_cells
 
     fields = pipeline.read_config(config)
     pipeline.check_config(fields)
+    if fields.model != "bundled" and "/" not in fields.model and not as_path(fields.model).exists():
+        catalog.get(fields.model)  # raises, with the nearest names
     for which in ("reference", "calibration", "evaluation", *(["bank"] if fields.task == "knn" else [])):
         given = getattr(fields, which)
         data = open_dataset(given.dataset, given.data_dir or None, given.split or None, given.limit or None)
-        say(f"{which}: {len(data)} pictures of {data.name} ({data.split})")
+        say(f"{which}: {counted(len(data), 'picture')} of {data.name} ({data.split})")
     cells = [f"{cell.bits} {kind_of(cell)}" for cell in table_cells(fields)]
     say(
-        f"{fields.model}: {len(fields.schemes)} searches ({', '.join(fields.schemes)}), then {len(cells)} rows: {', '.join(cells)}"
+        f"{fields.model}: {counted(len(fields.schemes), 'search')} ({', '.join(fields.schemes)}), then "
+        f"{counted(len(cells), 'row')}: {', '.join(cells)}"
     )
     kept = len(list(as_path(workdir).glob("stages/*.json")))
-    say(
-        f"{workdir}: {kept} stages are there; those that were made from the same things are kept. Nothing was run or written"
+    there = (
+        f"{counted(kept, 'stage')} there; what was made from the same things is kept"
+        if kept
+        else "nothing is there yet"
     )
+    say(f"{workdir}: {there}. Nothing was run or written")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +192,7 @@ class RunArgs:
     """What is run, and where."""
 
     config: str = option("Config file, or the name of one that comes with the package.")
-    workdir: str = option("Work folder (may be gs://); a run that was killed goes on in it.")
+    workdir: str = option("Work folder (may be gs://); a run that was killed goes on in it.", path="folder")
     dry_run: bool = option("Only check the config, and say what would be done.", False)
 
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from regcache_jax.cli.columns import Columns
 from regcache_jax.core.errors import escaped
 from regcache_jax.core.observer import Observer
 from regcache_jax.files.distributed import is_first
@@ -47,8 +48,8 @@ def wrapped(text: str, on_terminal: bool) -> str:
     """A text as it is written: on a terminal broken between words, in a pipe one line."""
     if not on_terminal:
         return text
-    width = shutil.get_terminal_size().columns
-    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+    width, indent = shutil.get_terminal_size().columns, " " * (len(text) - len(text.lstrip()))
+    return textwrap.fill(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def digits(number: float | None) -> str | None:
@@ -56,8 +57,9 @@ def digits(number: float | None) -> str | None:
     return None if number is None else f"{number:.3g}"
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table: drawn on a terminal, tab-separated in a pipe. Floats are shown with three digits after the point."""
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], spare: Sequence[str] = ()) -> None:
+    """A table: drawn on a terminal, tab-separated in a pipe. Floats are shown with three digits after the point. `spare` columns, the last
+    first, are left out of a terminal that is too narrow for whole words."""
     texts = [
         [f"{cell:.3f}" if isinstance(cell, float) else "" if cell is None else escaped(str(cell)) for cell in row]
         for row in rows
@@ -68,25 +70,25 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
         for line in ([escaped(column) for column in columns], *texts):
             click.echo("\t".join(line))
         return
-    console, table = Console(), Table(title=Text(escaped(title)), title_justify="left")
+    console, left = Console(), [*spare]
     heads = [escaped(column).replace("_", " ") for column in columns]  # so that it may wrap; a cut name is no name
-    for index, width in enumerate(widths(heads, texts, console.width - 3 * len(columns) - 1)):
-        numeric = all(isinstance(row[index], int | float) or row[index] is None for row in rows)
-        table.add_column(Text(heads[index]), justify="right" if numeric else "left", overflow="fold", width=width)
-    for row in texts:
+    shown = Columns(heads, texts)
+    while left and sum(shown.whole) > shown.room(console.width):
+        number = columns.index(left.pop())
+        columns = [*columns[:number], *columns[number + 1 :]]
+        shown = shown.without(number)
+    table = Table(
+        title=Text(escaped(title)),
+        title_justify="left",
+        box=None,
+        padding=(0, shown.gap(console.width), 0, 0),
+        pad_edge=False,
+    )
+    for head, figures, width in zip(shown.heads, shown.figures, shown.widths(console.width), strict=True):
+        table.add_column(Text(head), justify="right" if figures else "left", overflow="fold", width=width)
+    for row in shown.rows:
         table.add_row(*map(Text, row))  # no markup: brackets are brackets
     console.print(table)
-
-
-def widths(heads: Sequence[str], rows: Sequence[Sequence[str]], room: int) -> list[int]:
-    """How wide each column of a table is: as wide as its texts; where that is more than there is room for, the widest give way first, and
-    words of a head are broken last."""
-    found = [max(map(len, (head, *(row[index] for row in rows)))) for index, head in enumerate(heads)]
-    whole = [max(map(len, head.split()), default=1) for head in heads]
-    while sum(found) > room and max(found) > 1:
-        giving = [index for index, width in enumerate(found) if width > whole[index]] or range(len(found))
-        found[max(giving, key=found.__getitem__)] -= 1
-    return found
 
 
 class Bars(Observer, contextlib.AbstractContextManager):

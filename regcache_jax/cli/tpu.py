@@ -12,6 +12,7 @@ import click
 from regcache_jax.cli.arguments import JsonArgs, SchemeArgs
 from regcache_jax.cli.options import takes
 from regcache_jax.cli.screen import print_table, progress, say, write_json
+from regcache_jax.core.counted import counted
 from regcache_jax.core.options import like, option
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def tpu(name: str, chosen: TpuArgs, asked: ProgramArgs, output: JsonArgs) -> Non
     show_programs(f"{name} on {chosen.topology}", TPU_COLUMNS, found["programs"])
     hidden = {row["program"]: row["unestimated"] for row in found["programs"] if row.get("unestimated")}
     for program, count in hidden.items():
-        say(f"{program}: {count} instructions carry no estimate")
+        say(f"{program}: no estimate for {counted(count, 'instruction')}")
     if found["advice"] is not None:
         say(found["advice"])
     write_json(output.json, found)

@@ -20,6 +20,11 @@ def escaped(text: str) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
+def installing(extra: str) -> str:
+    """How an extra is installed, in the words of README."""
+    return f'`pip install ".[{extra}]"` in the clone of regcache_jax'
+
+
 class UserError(ValueError):
     """Bad input: the message says what was asked, what came and what would be right, and needs no traceback.
 

@@ -24,6 +24,12 @@ def heard(rows: Iterable[Row], progress: Progress, total: int | None) -> Iterabl
     return Heard(empty, progress, total).passing(rows)
 
 
+def in_parts(rows: Sequence[Row], parts: int, part: str) -> Iterator[int]:
+    """0 .. parts - 1, for one pass over rows that is made part by part (a block each, say): who hears of the rows hears of every part as
+    of its share of them."""
+    return rows.in_parts(parts, part) if isinstance(rows, Heard) else iter(range(parts))
+
+
 class Heard(Sequence[Row]):
     """Kept rows, heard at every pass; a pass more than there should be is counted as well."""
 
@@ -36,6 +42,15 @@ class Heard(Sequence[Row]):
             yield row
             self.done += len(row)  # type: ignore[arg-type]
             self.progress(self.done, None if self.total is None else max(self.done, self.total))
+
+    def in_parts(self, parts: int, part: str) -> Iterator[int]:
+        """The numbers of the parts of a pass."""
+        began, pictures = self.done, sum(len(row) for row in self.rows)  # type: ignore[arg-type, misc]
+        for number in range(parts):
+            yield number
+            self.done = began + pictures * (number + 1) // parts
+            total = None if self.total is None else max(self.done, self.total)
+            self.progress(self.done, total, f"{part} {number + 1} of {parts}")
 
     def __iter__(self) -> Iterator[Row]:
         return self.passing(self.rows)

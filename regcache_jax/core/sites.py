@@ -48,10 +48,11 @@ class QuantizedTensor(Struct):
 @typing.no_type_check
 @struct.dataclass
 class Norm(Struct):
-    """Scale and bias of a LayerNorm."""
+    """Scale and bias of a LayerNorm (over heads H, K where queries and keys are normed); an RMSNorm has no bias, but for one that a
+    method left."""
 
-    scale: Float[Array, "*L D"]
-    bias: Float[Array, "*L D"]
+    scale: Float[Array, "*L ..."]
+    bias: Float[Array, "*L ..."] | None = None
 
 
 @typing.no_type_check
@@ -127,22 +128,28 @@ class Grids(Struct):
 @typing.no_type_check
 @struct.dataclass
 class Attention(Struct):
-    """Head-major projections `[*L, D, H, K]`, and `out` `[*L, H, K, D]`."""
+    """Head-major projections `[*L, D, H, K]`, and `out` `[*L, H, K, D]`; the norms of queries and keys, and of what is mixed, where
+    there are any."""
 
     query: Dense = part(Dense)
     key: Dense = part(Dense)
     value: Dense = part(Dense)
     out: Dense = part(Dense, num_inputs=2)
+    query_norm: Norm | None = part(Norm, default=None)
+    key_norm: Norm | None = part(Norm, default=None)
+    norm: Norm | None = part(Norm, default=None)
 
 
 @typing.no_type_check
 @struct.dataclass
 class MLP(Struct):
-    """Two layers, `[*L, D, F]` and `[*L, F, D]`; beside the first a `gate` of the same shape in a gated MLP."""
+    """Two layers, `[*L, D, F]` and `[*L, F, D]`; beside the first a `gate` of the same shape in a gated MLP, before the second a norm
+    where there is one."""
 
     fc1: Dense = part(Dense)
     fc2: Dense = part(Dense)
     gate: Dense | None = part(Dense, default=None)
+    norm: Norm | None = part(Norm, default=None)
 
 
 class _Layered(Struct):
@@ -209,6 +216,26 @@ class Head(_Layered):
 
 @typing.no_type_check
 @struct.dataclass
+class Probe(Struct):
+    """Attention pooling by a learned query as it is, without an MLP. It is never quantised."""
+
+    query: Float[Array, "D"]
+    key: Dense = part(Dense)
+    value: Dense = part(Dense)
+    out: Dense = part(Dense, num_inputs=2)
+
+
+@typing.no_type_check
+@struct.dataclass
+class Further(Struct):
+    """Blocks behind the final norm, and the norm behind them. They are never quantised."""
+
+    blocks: Block = part(Block)
+    norm: Norm = part(Norm)
+
+
+@typing.no_type_check
+@struct.dataclass
 class ImageTower(Struct):
     """An image tower. `rotation` turns the residual stream inside the blocks (a method's)."""
 
@@ -218,8 +245,11 @@ class ImageTower(Struct):
     final_norm: Norm | None = part(Norm, default=None)
     class_token: Float[Array, "D"] | None = None
     registers: Float[Array, "R D"] | None = None
+    patch_norm: Norm | None = part(Norm, default=None)
     pre_norm: Norm | None = part(Norm, default=None)
     head: Head | None = part(Head, default=None)
+    probe: Probe | None = part(Probe, default=None)
+    further: Further | None = part(Further, default=None)
     projection: Dense | None = part(Dense, default=None)
     rotation: Float[Array, "D D"] | None = None
 

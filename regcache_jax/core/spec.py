@@ -6,16 +6,20 @@ leading axis L and attention projections are head-major. Leaves in brackets exis
     image/ patch_embedding/kernel [P, P, 3, D]  (bias [D])      text/ token_embedding [V, D]
            (class_token [D])  (registers [R, D])                      (position_embedding [T, D])
            (position_embedding [class token + grid**2, D])            blocks/...
-           (pre_norm/{scale, bias} [D])                               final_norm/{scale, bias} [D]
+           (patch_norm, pre_norm/{scale, bias} [D])                   final_norm/{scale, bias} [D]
            blocks/...                                                 (projection/{kernel [D, E], bias [E]})
            (final_norm/{scale, bias} [D])
-           (head/...)  (projection/{kernel [D, E], bias [E]})  (logit_scale [], logit_bias []: log temperature and offset)
+           (head/...)  (probe/...)  (further/...)
+           (projection/{kernel [D, E], bias [E]})             (logit_scale [], logit_bias []: log temperature and offset)
 
     blocks/ norm1/{scale, bias} [L, D]    attention/{query, key, value}/{kernel [L, D, H, K], (bias [L, H, K])}
-            norm2/{scale, bias} [L, D]    attention/out/{kernel [L, H, K, D], bias [L, D]}
-            mlp/fc1/{kernel [L, D, F], bias [L, F]}   mlp/fc2/{kernel [L, F, D], bias [L, D]}
-            (mlp/gate/{kernel [L, D, F], bias [L, F]}: SwiGLU)   (layer_scale1 [L, D], layer_scale2 [L, D])
+            norm2/{scale, bias} [L, D]    attention/out/{kernel [L, H, K, D], (bias [L, D])}
+            mlp/fc1/{kernel [L, D, F], (bias [L, F])}   mlp/fc2/{kernel [L, F, D], (bias [L, D])}
+            (mlp/gate/{kernel [L, D, F], (bias [L, F])}: SwiGLU)   (layer_scale1 [L, D], layer_scale2 [L, D])
+            (attention/{query_norm, key_norm}/{scale, bias} [L, K] or [L, H, K])
+            (attention/norm/{scale, bias} [L, D], mlp/norm/{scale, bias} [L, F])   an RMSNorm has no bias
     head/   probe [D], attention/{query, key, value, out}/..., norm/..., mlp/{fc1, fc2}/...: as one block, without axis L
+    probe/  query [D], {key, value, out}/...      further/ blocks/..., norm/{scale, bias} [D]
     (classifier/{kernel [E, C], bias [C]}: beside the towers)
 
 The hashed text tower of the bundled encoder has instead `embedding [V, C]`, `fc1/{kernel [C, F], bias}`, `fc2/{kernel
@@ -27,10 +31,22 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal, NamedTuple
 
-from regcache_jax.core.errors import UserError, shown
+from regcache_jax.core.block_spec import (  # noqa: F401 - the words of a block stand beside, and are words of a spec
+    BLOCKS,
+    NAME,
+    SIDE,
+    TOKENS,
+    WIDTH,
+    WORDS,
+    Activation,
+    BlockSpec,
+    ImpossibleSpec,
+    Rotary,
+    check_ranges,
+)
+from regcache_jax.core.errors import shown
 from regcache_jax.core.spec_json import added, from_json, to_json
 
-Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"]
 Resize = Literal["squash", "shortest", "patches"]
 Filter = Literal["bicubic", "bilinear", "bilinear_tf", "lanczos"]
 Interpolation = Literal[
@@ -41,74 +57,8 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 
-SIDE, WIDTH, BLOCKS, TOKENS, WORDS, NAME = 1 << 13, 1 << 16, 1 << 10, 1 << 16, 1 << 22, 300
-"""The most that a spec may state of pixels a side, of channels, of blocks (heads, trained registers, patches a side), of tokens, of words
-in a vocabulary, of characters in a name: far beyond what is known, far below what a mistake or a hostile file asks for."""
-LARGEST_BASE = 1e9
-"""Of rotary positions."""
 LARGEST_MEAN, SMALLEST_STD = 1000.0, 1e-6
 """Of preprocessing, whose values lie in 0..1 before it: beyond these, float32 would lose what a picture shows."""
-
-
-class ImpossibleSpec(UserError):
-    """A size or number that no encoder has."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Rotary:
-    """Positions that turn the queries and keys of patches; class tokens and trained registers have none and do not turn.
-
-    A head's K numbers are K/2 pairs: K/2 apart (`half`) or neighbours (`interleaved`). The first K/4 pairs turn with `first_axis`, the
-    others with the other axis, pair i at coordinate / base**(4 i / K). Coordinates are 2 pi times the patch's centre, from -1 to 1 along
-    its own side (`normalized`), or its number from `offset` on (`integer`). Angles are float32."""
-
-    base: float
-    layout: Literal["half", "interleaved"] = "half"
-    first_axis: Literal["rows", "columns"] = "rows"
-    coordinates: Literal["normalized", "integer"] = "normalized"
-    offset: int = 0
-
-    def __post_init__(self) -> None:
-        if not 1 < self.base <= LARGEST_BASE:
-            raise ImpossibleSpec(
-                f"the base of rotary positions must be above 1 and at most {LARGEST_BASE:g}, got {self.base}"
-            )
-        _check_ranges(self, offset=(0, BLOCKS))
-
-
-@dataclasses.dataclass(frozen=True)
-class BlockSpec:
-    """A stack of pre-norm transformer blocks: `num_blocks` of width D with H heads of size K and an MLP of width F.
-
-    `qkv_bias` says which of the projections to queries, keys and values have one. `padded`: rows of zeros are no tokens; nothing sees
-    them, and they leave every block as zeros."""
-
-    width: int
-    num_blocks: int
-    num_heads: int
-    mlp_width: int
-    activation: Activation
-    norm_eps: float
-    layer_scale: bool = False
-    gated_mlp: bool = False
-    causal: bool = False
-    qkv_bias: Literal["qkv", "qv", "none"] = added("qkv")
-    rotary: Rotary | None = added(None)
-    padded: bool = added(False)
-
-    def __post_init__(self) -> None:
-        _check_ranges(self, width=(1, WIDTH), num_blocks=(0, BLOCKS), num_heads=(1, BLOCKS), mlp_width=(1, 8 * WIDTH))
-        if self.width % self.num_heads:
-            raise ImpossibleSpec(f"width must be a multiple of num_heads, got {self.width} and {self.num_heads}")
-        if not 0 < self.norm_eps < 1:
-            raise ImpossibleSpec(f"norm_eps must be between 0 and 1, got {self.norm_eps}")
-        if self.rotary is not None and self.head_dim % 4:
-            raise ImpossibleSpec(f"rotary positions need heads of a multiple of 4, got {self.head_dim}")
-
-    @property
-    def head_dim(self) -> int:
-        """K = D / H."""
-        return self.width // self.num_heads
 
 
 class Protected(NamedTuple):
@@ -138,16 +88,19 @@ class ImageSpec:
 
     `pooling="none"`: what is read are its patches; where one feature a picture is asked for, their mean stands in. Without
     `final_norm` its tokens are what leaves the last block. Attention pooling (`map`) has as many heads and as wide an MLP as a block,
-    where it states no others.
+    where it states no others; `probe` is attention pooling whose learned query asks as it is, without an MLP behind. `class_mean`: the
+    class token, and beside it the mean of the patches. `further`: blocks of another shape behind the final norm, and a norm behind
+    them, which make the tokens that are pooled; they see no registers and are not quantised.
 
     `max_patches`: pictures of any shape come as sheets of at most so many patches (`encoders.sheets`), and the table of positions, that of
-    a picture of `image_size`, is resampled to the grid of each; its blocks are padded."""
+    a picture of `image_size`, is resampled to the grid of each; its blocks are padded. `patch_norm`: embedded patches are normed before
+    they are given positions."""
 
     image_size: int
     patch_size: int
     blocks: BlockSpec
     class_token: bool
-    pooling: Literal["class", "map", "mean", "none"]
+    pooling: Literal["class", "map", "mean", "none", "probe", "class_mean"]
     trained_registers: int = dataclasses.field(default=0, metadata={"json": "num_registers"})
     patch_bias: bool = True
     pre_norm: bool = False
@@ -160,9 +113,11 @@ class ImageSpec:
     head_heads: int | None = added(None)
     head_mlp_width: int | None = added(None)
     max_patches: int | None = added(None)
+    patch_norm: bool = added(False)
+    further: BlockSpec | None = added(None)
 
     def __post_init__(self) -> None:
-        _check_ranges(
+        check_ranges(
             self,
             image_size=(1, SIDE),
             patch_size=(1, self.image_size),
@@ -171,8 +126,14 @@ class ImageSpec:
             position_grid=(1, BLOCKS),
             max_patches=(1, TOKENS),
         )
-        _check_ranges(self.blocks, num_blocks=(1, BLOCKS))
+        check_ranges(self.blocks, num_blocks=(1, BLOCKS))
         _ = self.head  # which refuses heads that do not fill the width
+        if self.further is not None and (
+            self.further.width != self.blocks.width or self.further.rotary is not None or self.blocks.padded
+        ):
+            raise ImpossibleSpec(
+                "further blocks are as wide as those before them, without rotary positions, and not of sheets"
+            )
         if self.blocks.padded != (self.max_patches is not None):
             raise ImpossibleSpec("blocks are padded where pictures are sheets of patches (max_patches), and only there")
         table = self.position_table and self.position_interpolation == "bilinear_antialias"
@@ -219,16 +180,15 @@ class ImageSpec:
 
     @property
     def head(self) -> BlockSpec:
-        """Attention pooling as if it were a block: without rotary positions, with all biases."""
+        """Attention pooling as if it were a block: plain, with all biases."""
         heads, mlp_width = self.head_heads or self.blocks.num_heads, self.head_mlp_width or self.blocks.mlp_width
-        return dataclasses.replace(
-            self.blocks, num_heads=heads, mlp_width=mlp_width, gated_mlp=False, qkv_bias="qkv", rotary=None
-        )
+        plain = BlockSpec(self.blocks.width, 1, heads, mlp_width, self.blocks.activation, self.blocks.norm_eps)
+        return dataclasses.replace(plain, norm=self.blocks.norm, padded=self.blocks.padded)
 
     @property
     def feature_dim(self) -> int:
         """E, the size of a pooled feature."""
-        return self.projection or self.blocks.width
+        return self.projection or self.blocks.width * (2 if self.pooling == "class_mean" else 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,10 +208,10 @@ class TextSpec:
     position_table: bool = added(True)
 
     def __post_init__(self) -> None:
-        _check_ranges(self, vocab_size=(1, WORDS), context_length=(1, TOKENS), projection=(1, WIDTH))
-        _check_ranges(self, eot_id=(0, self.vocab_size - 1))
+        check_ranges(self, vocab_size=(1, WORDS), context_length=(1, TOKENS), projection=(1, WIDTH))
+        check_ranges(self, eot_id=(0, self.vocab_size - 1))
         if self.kind == "transformer":  # a bag of words has no blocks
-            _check_ranges(self.blocks, num_blocks=(1, BLOCKS))
+            check_ranges(self.blocks, num_blocks=(1, BLOCKS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,7 +231,7 @@ class Preprocessing:
     max_patches: int | None = added(None)
 
     def __post_init__(self) -> None:
-        _check_ranges(self, image_size=(1, SIDE), resize_size=(1, SIDE), patch_size=(1, SIDE), max_patches=(1, TOKENS))
+        check_ranges(self, image_size=(1, SIDE), resize_size=(1, SIDE), patch_size=(1, SIDE), max_patches=(1, TOKENS))
         if {self.patch_size is not None, self.max_patches is not None} != {self.resize == "patches"}:
             raise ImpossibleSpec("patch_size and max_patches are those of resize 'patches', and of no other")
         if not all(abs(each) <= LARGEST_MEAN for each in self.mean):  # NaN is not either
@@ -294,8 +254,8 @@ class Tokenization:
     eos_id: int | None = None
 
     def __post_init__(self) -> None:
-        _check_ranges(self, context_length=(1, TOKENS), vocab_size=(1, WORDS))
-        _check_ranges(self, **dict.fromkeys(("pad_id", "bos_id", "eos_id"), (0, self.vocab_size - 1)))
+        check_ranges(self, context_length=(1, TOKENS), vocab_size=(1, WORDS))
+        check_ranges(self, **dict.fromkeys(("pad_id", "bos_id", "eos_id"), (0, self.vocab_size - 1)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,7 +263,7 @@ class EncoderSpec:
     """One encoder: towers, preprocessing, tokenization and where it comes from. `text` is None for a lone image tower."""
 
     name: str
-    family: Literal["clip", "siglip", "dinov2", "dinov3", "vit", "pe", "tips"]
+    family: Literal["clip", "siglip", "dinov2", "dinov3", "vit", "pe", "tips", "aimv2"]
     image: ImageSpec
     preprocessing: Preprocessing
     text: TextSpec | None = None
@@ -315,7 +275,7 @@ class EncoderSpec:
     """Classes of the linear classifier on the pooled feature, where there is one."""
 
     def __post_init__(self) -> None:
-        _check_ranges(self, num_classes=(1, WORDS))
+        check_ranges(self, num_classes=(1, WORDS))
         if not 0 < len(self.name) <= NAME or not self.name.isprintable():
             raise ImpossibleSpec(f"name must be 1..{NAME} printable characters, got {shown(repr(self.name), 80)}")
 
@@ -327,11 +287,3 @@ class EncoderSpec:
     def from_json(cls, tree: dict[str, Any]) -> EncoderSpec:
         """The inverse of `to_json`. Raises ValueError naming the first field that is missing, unknown or not what it may be."""
         return from_json(cls, tree, "spec")
-
-
-def _check_ranges(spec: Any, **ranges: tuple[int, int]) -> None:
-    """Raises UserError for the first number outside its range; what is None is not asked."""
-    for name, (least, most) in ranges.items():
-        value = getattr(spec, name)
-        if value is not None and not least <= value <= most:
-            raise ImpossibleSpec(f"{name} must be {least}..{most}, got {value}")

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from regcache_jax.core.counted import counted
 from regcache_jax.core.errors import UserError
 from regcache_jax.data.cut import filled
 from regcache_jax.data.dataset import Dataset, Example
@@ -66,7 +67,9 @@ class Missing:
         self.faults[place] = message
         if len(self.faults) > self.allowed:
             listed = "; ".join(self.messages[:5]) + ("; ..." if len(self.faults) > 5 else "")
-            raise UserError(f"{len(self.faults)} pictures cannot be read, {self.allowed} may be missing: {listed}")
+            raise UserError(
+                f"{counted(len(self.faults), 'picture')} cannot be read, {self.allowed} may be missing: {listed}"
+            )
 
 
 def threads() -> int:
@@ -203,7 +206,7 @@ def load_images(
 def dullness(images: Float[np.ndarray, "n Y X 3"]) -> str | None:
     """What to say of pictures that give no scale and no register worth having: all the same, or each of one colour. Else None."""
     if len(images) > 1 and all(np.array_equal(image, images[0]) for image in images[1:]):
-        return f"all {len(images)} pictures are the same; scales and registers found on them fit no others"
+        return f"all pictures are the same ({len(images):,}); scales and registers found on them fit no others"
     if all((image == image[:1, :1]).all() for image in images):
-        return f"each of the {len(images)} pictures is of one colour; scales and registers found on them fit no others"
+        return f"every picture is of one colour ({len(images):,}); scales and registers found on them fit no others"
     return None

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from etils import epath
 
+from regcache_jax.core.counted import counted
 from regcache_jax.core.errors import UserError, shown
 from regcache_jax.data.dataset import Dataset, Example
 from regcache_jax.files.bounded import read_text
@@ -110,7 +111,7 @@ def folder_dataset(name: str, root: epath.Path, split: str | None) -> Dataset:
     if classes and (empty := sorted(set(seen.folders) - set(classes))):
         notes.append(f"{root}: no class without a picture: {shown(', '.join(empty))}")
     if classes and None in labels:
-        notes.append(f"{root}: {labels.count(None)} pictures lie in no folder and have no class")
+        notes.append(f"{root}: in no folder, and so without a class: {counted(labels.count(None), 'picture')}")
     return Dataset(
         name, split or "all", len(files), lambda index: Example(files[index], labels[index], "/".join(parts[index])),
         tuple(classes) or None, files=files, labels=labels, captions=captions,
@@ -126,4 +127,4 @@ def _others(seen: Seen, pictures: list[epath.Path]) -> str:
     if not counts:
         return ""
     listed = ", ".join(f"{suffix} {count}" for suffix, count in counts.most_common(8))
-    return f": {sum(counts.values())} entries are not read as pictures ({shown(listed)})"
+    return f": not read as pictures: {counted(sum(counts.values()), 'entry')} ({shown(listed)})"

@@ -80,7 +80,8 @@ def files_of(pattern: str) -> list[Found]:
     with ThreadPoolExecutor(THREADS) as pool:
         sizes = list(pool.map(_size, paths))
     if missing := [path for path, size in zip(paths, sizes, strict=True) if size is None]:
-        raise UserError(f"{len(missing)} of {len(paths)} files are not there; the first is {shown(missing[0])}")
+        more = f"; {len(missing):,} of {len(paths):,} files are missing" if len(missing) > 1 else ""
+        raise UserError(f"there is no file {shown(missing[0])}{more}")
     above = os.path.commonpath([str(path.parent) for path in paths])
     names = [os.path.relpath(str(path), above) for path in paths]
     return [Found(path, name, size or 0) for path, name, size in zip(paths, names, sizes, strict=True)]

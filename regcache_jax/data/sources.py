@@ -124,7 +124,7 @@ def _tfds(name: str, data_dir: str | None, split: str | None) -> Dataset:
         own = ["emoji", "folder", "wds/", "dummy"]
         known = [*own, *CLIP_BENCHMARK_NAMES, *tfds.list_builders(with_community_datasets=False)]
         near = difflib.get_close_matches(name, known, 3)
-        hint = f"did you mean {', '.join(near)}" if near else f"there are {', '.join(own)} and the names of TFDS"
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(own)} and the names of TFDS"
         raise UserError(f"unknown dataset {name!r}; {hint}") from None
     splits = builder.info.splits
     if not splits:

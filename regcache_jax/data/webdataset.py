@@ -14,6 +14,7 @@ from typing import BinaryIO, NamedTuple
 
 from etils import epath
 
+from regcache_jax.core.counted import counted
 from regcache_jax.core.errors import UserError, shown
 from regcache_jax.data.annotations import json_captions
 from regcache_jax.data.dataset import Dataset, Example, check_label
@@ -178,7 +179,11 @@ def shards_dataset(
         return texts or (json_captions(held["json"], f"{sample.name}.json") if "json" in held else ())
 
     left_out = len(every) - len(samples)
-    notes = (f"{where}: {left_out} of {len(every)} samples hold no picture and are left out",) if left_out else ()
+    notes = (
+        (f"{where}: left out, as without a picture: {left_out:,} of {counted(len(every), 'sample')}",)
+        if left_out
+        else ()
+    )
     return Dataset(
         name, split, len(samples), get, names, templates, files=shards, labels=[sample.label for sample in samples],
         captions=captions, naming=naming, notes=notes,

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from etils import epath
 from jaxtyping import Float
 
+from regcache_jax.core.counted import counted
 from regcache_jax.core.errors import UserError, shown
 from regcache_jax.embedding.layout import Described, Layout, Receipt, description, read_receipt
 from regcache_jax.files.bounded import open_in_pieces
@@ -49,7 +50,7 @@ def check_set(folder: epath.PathLike, progress: Callable[[int], None] | None = N
     missing = sorted(set(range(layout.partitions)) - layout.done())
     if missing:
         raise UserError(
-            f"{shown(folder)} is not finished: {len(missing)} of {layout.partitions} partitions are missing, the first is "
+            f"{shown(folder)} is not finished: missing are {len(missing):,} of {counted(layout.partitions, 'partition')}, the first is "
             f"{missing[0]}; embed again with the same settings to go on"
         )
 
@@ -72,8 +73,8 @@ def check_set(folder: epath.PathLike, progress: Callable[[int], None] | None = N
     if faults:
         more = f"; and {len(faults) - FAULTS_SHOWN} more" if len(faults) > FAULTS_SHOWN else ""
         raise UserError(
-            f"{shown(folder)}: {len(faults)} of {layout.partitions} partitions are damaged: {'; '.join(faults[:FAULTS_SHOWN])}{more}. "
-            "Remove those receipts and embed again with the same settings"
+            f"{shown(folder)}: damaged are {len(faults):,} of {counted(layout.partitions, 'partition')}: "
+            f"{'; '.join(faults[:FAULTS_SHOWN])}{more}. Remove those receipts and embed again with the same settings"
         )
     return Checked(layout, described, receipts)
 
@@ -87,7 +88,7 @@ def _fault(layout: Layout, described: Described, number: int, receipt: Receipt) 
         if file.stat().length != size or file_hash(file) != digest:
             return f"{name} is not as it was written"
         if (rows := _rows(file)) != (wanted := receipt["unreadable" if name.startswith("unreadable/") else "rows"]):
-            return f"{name} holds {rows} rows, not {wanted}"
+            return f"{name} holds {counted(rows, 'row')}, not {wanted}"
     expected = set(_feature_files(layout, described, number)) if receipt["rows"] else set()
     if lacking := expected - set(receipt["files"]):
         return f"partition {number} has no {', '.join(sorted(lacking))}"

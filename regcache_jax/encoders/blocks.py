@@ -18,8 +18,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from regcache_jax.core.plan import BlockRegister, RegisterPlan
 from regcache_jax.core.scheme import SITES, Scheme
-from regcache_jax.core.sites import Block, Dense, Norm, QuantizedTensor
+from regcache_jax.core.sites import Block, Dense, QuantizedTensor
 from regcache_jax.core.spec import Activation, BlockSpec
+from regcache_jax.encoders.norms import apply_norm, norm_heads, norm_mixed
 from regcache_jax.encoders.rounding import Run, attention_rounding, dense
 from regcache_jax.ops.attention import attend, attend_slot
 from regcache_jax.ops.delete import mark_largest
@@ -69,15 +70,6 @@ class BlocksOutput(NamedTuple):
     collected: dict[str, Any]
 
 
-def layer_norm(hidden: Float[Array, "*B D"], norm: Norm, eps: float) -> Float[Array, "*B D"]:
-    """LayerNorm over the last axis, computed in float32 in one pass (mean of squares less squared mean)."""
-    hidden32 = hidden.astype(jnp.float32)
-    mean = jnp.mean(hidden32, axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(hidden32), axis=-1, keepdims=True) - jnp.square(mean)
-    normed = (hidden32 - mean) * jax.lax.rsqrt(jnp.maximum(variance, 0.0) + eps)
-    return (normed * norm.scale.astype(jnp.float32) + norm.bias.astype(jnp.float32)).astype(hidden.dtype)
-
-
 def rows_there(hidden: Float[Array, "B N D"], spec: BlockSpec) -> Bool[Array, "B N"] | None:
     """Which rows are tokens, of a padded stack, whose other rows are zeros; None: all are."""
     return jnp.any(hidden != 0, axis=-1) if spec.padded else None
@@ -99,9 +91,10 @@ def encoder_block(
     `turn` is that of the tokens where positions are rotary (`Run.turn`); the trace has queries and keys as attention sees them."""
     spec, attention = run.spec, block.attention
     present = rows_there(hidden, spec) if present is None else present
-    normed = layer_norm(hidden, block.norm1, spec.norm_eps)
+    normed = apply_norm(hidden, block.norm1, spec)
     layers = attention.query, attention.key, attention.value
     query, key, value = dense(normed, layers, "qkv", run, block.grids.of("qkv"), present)
+    query, key = norm_heads(query, attention.query_norm, spec), norm_heads(key, attention.key_norm, spec)
     if spec.rotary is not None:
         assert turn is not None
         query, key = (rotate(each, turn, spec.rotary) for each in (query, key))
@@ -116,12 +109,13 @@ def encoder_block(
         attended = attend(query, key, value, visible, register, rounding=rounding)
     else:
         attended = attend_slot(query, key, value, slot, register, rounding, present)
-    output, normed_middle, features = after_attention(block, hidden, attended.mixed, run, present)
+    mixed = norm_mixed(attended.mixed, attention.norm, spec)
+    output, normed_middle, features = after_attention(block, hidden, mixed, run, present)
     if present is not None:
         output = jnp.where(present[..., None], output, 0)
     trace = BlockTrace(
         hidden, normed, query, key, value, attended.weights, attended.register_weights,
-        attended.mixed, normed_middle, features, present,
+        mixed, normed_middle, features, present,
     )  # fmt: skip
     return output, trace
 
@@ -133,7 +127,7 @@ def after_attention(
     run: Run,
     present: Bool[Array, "B N"] | None = None,
 ) -> tuple[Float[Array, "B N D"], Float[Array, "B N D"], Float[Array, "B N F"]]:
-    """The rest of a block behind attention's mixed values: its output, and the inputs of the two MLP layers."""
+    """The rest of a block behind attention's mixed values (normed where they are): its output, and the inputs of the two MLP layers."""
     spec, mlp = run.spec, block.mlp
 
     def apply(inputs: Float[Array, "B N ..."], site: str, *layers: Dense) -> list[Float[Array, "B N ..."]]:
@@ -144,7 +138,7 @@ def after_attention(
         update = update * block.layer_scale1.astype(update.dtype)
     middle = hidden + update
 
-    normed_middle = layer_norm(middle, block.norm2, spec.norm_eps)
+    normed_middle = apply_norm(middle, block.norm2, spec)
     rounded = isinstance(mlp.fc2.kernel, QuantizedTensor)
     activate = (INTEGER_ACTIVATIONS if rounded else ACTIVATIONS)[spec.activation]
     if mlp.gate is not None:
@@ -153,6 +147,8 @@ def after_attention(
     else:
         (up,) = apply(normed_middle, "fc1", mlp.fc1)
         features = activate(up)
+    if mlp.norm is not None:
+        features = apply_norm(features, mlp.norm, spec)
     if block.fc2_multiplier is not None:
         features = features * block.fc2_multiplier.astype(features.dtype)
     (update,) = apply(features, "fc2", mlp.fc2)

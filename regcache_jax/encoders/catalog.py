@@ -19,14 +19,15 @@ from regcache_jax.core.spec import (
     IMAGENET_MEAN,
     IMAGENET_STD,
 )
+from regcache_jax.encoders.dinotxt import dinotxt_row
 from regcache_jax.encoders.families import (
     EXACT_GELU,
     QUICK_GELU,
     clip_preprocessing,
-    internvit_spec,
     timm_preprocessing,
     vit_preprocessing,
 )
+from regcache_jax.encoders.normed_families import aimv2_row, eva_row, internvit_spec, qwen_spec
 from regcache_jax.encoders.rows import (
     NEXT,
     Row,
@@ -181,6 +182,15 @@ ROWS: tuple[Row, ...] = (
       for size, depth, count in (("L", 23, 291.42), ("G", 47, 1740.92)) for tiling in ("", "-Tiling")),
     *(Row(f"OpenGVLab/{name}", "InternViT", internvit_spec(name), image_parameters=304.01, since=NEXT)
       for name in ("InternViT-300M-448px", "InternViT-300M-448px-V2_5")),
+    *(Row(f"OpenGVLab/InternViT-6B-{name}", "InternViT", internvit_spec(f"InternViT-6B-{name}", depth, px, large=True), image_parameters=count, since=NEXT)
+      for name, depth, px, count in (
+          ("224px", 48, 224, 5902.79), ("448px-V1-2", 45, 448, 5536.5), ("448px-V1-5", 45, 448, 5536.5), ("448px-V2_5", 45, 448, 5536.5))),
+    # Apple's AIMv2; parameters as timm and transformers count them.
+    *(aimv2_row(size, px, count) for size, counts in (
+        ("large", (309.2, 309.53, 310.0)), ("huge", (680.85, 681.34, 682.03)), ("1B", (1234.96, 1235.61, 1236.53)), ("3B", (2720.66, 2721.64, 2723.02)))
+      for px, count in zip((224, 336, 448), counts, strict=True)),
+    *(aimv2_row("large", px, count, "-distilled") for px, count in ((224, 309.2), (336, 309.53))),
+    aimv2_row("large", 224, 313.13, "-lit"),
     # Google's TIPS; parameters as its code counts them (of version 2 its table repeats those of version 1).
     *(tips_row(f"google/tipsv2-{name}", f"tips_v2_{name}", size, 448, 32, count, texts)
       for name, size, count, texts in (
@@ -190,6 +200,10 @@ ROWS: tuple[Row, ...] = (
           ("s14_highres_distilled", "S", 448, 21.62, 33.58), ("b14_highres_distilled", "B", 448, 85.71, 109.63),
           ("l14_highres_distilled", "L", 448, 303.18, 183.92), ("so400m14_highres_largetext_distilled", "So400m", 448, 412.44, 448.3),
           ("g14_highres", "g/14", 448, 1134.65, 389.13), ("g14_lowres", "g/14", 224, 1134.65, 389.13))),
+    eva_row(("EVA02-B-16", "merged2b_s8b_b131k"), (16, 224), (86.26, 63.43, 74.72)),
+    eva_row(("EVA02-L-14", "merged2b_s4b_b131k"), (14, 224), (304.11, 123.65, 79.77)),
+    eva_row(("EVA02-L-14-336", "merged2b_s6b_b61k"), (14, 336), (304.43, 123.65, 80.39)),
+    dinotxt_row(),
     # Towers of vision-language models.
     *(tower_row("Gemma 3 tower", f"google/{name}", 416.9, ("So400m", 14, 896))
       for name in ("gemma-3-4b-it", "gemma-3-4b-pt", "gemma-3-12b-it", "gemma-3-12b-pt", "gemma-3-27b-it", "gemma-3-27b-pt",
@@ -199,6 +213,11 @@ ROWS: tuple[Row, ...] = (
     *(tower_row("LLaVA 1.5 tower", f"llava-hf/llava-1.5-{size}-hf", 290.9) for size in ("7b", "13b")),
     *(tower_row("LLaVA 1.6 tower", f"llava-hf/llava-v1.6-{size}-hf", 290.9) for size in ("mistral-7b", "vicuna-7b", "vicuna-13b", "34b")),
     *(tower_row("SmolVLM tower", f"HuggingFaceTB/SmolVLM-{size}-Instruct", 86.4, ("B", 16, 512), "lanczos") for size in ("256M", "500M")),
+    *(Row(f"Qwen/Qwen3-VL-{name}-{kind}", "Qwen3-VL tower", qwen_spec(f"Qwen3-VL-{name}-{kind}", size), image_parameters=count, since=NEXT)
+      for name, size, count in (("2B", "L", 305.46), ("4B", "L", 305.46), ("8B", "So400m", 415.01), ("30B-A3B", "So400m", 415.01), ("32B", "So400m", 415.01))
+      for kind in ("Instruct", "Thinking")),
+    *(Row(f"OpenGVLab/InternVL3-{size}-hf", "InternVL tower", internvit_spec(f"InternVL3-{size}-hf", 45, 448, large, squashed=True), image_parameters=5536.5 if large else 304.01, since=NEXT)
+      for size, large in (("1B", False), ("2B", False), ("8B", False), ("14B", False), ("38B", True), ("78B", True))),
     tower_row("SmolVLM tower", "HuggingFaceTB/SmolVLM-Instruct", 413.0, ("So400m", 14, 384), "lanczos"),
     tower_row("Idefics 3 tower", "HuggingFaceM4/Idefics3-8B-Llama3", 412.9, ("So400m", 14, 364), "lanczos"),
     naflex_row(None, "so400m", ("So400m", 16, 256), "siglip2_so400m16_naflex.npz", (427.9, 707.8, 83.5)),

@@ -15,6 +15,7 @@ from flax import struct
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from regcache_jax.core.counted import counted
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.names import from_tree
 from regcache_jax.core.plan import RegisterPlan, Schedule
@@ -60,7 +61,8 @@ class Encoder(Struct):
         schedule = plan.schedule()
         if schedule.delete_count >= self.spec.image.num_patches:
             raise UserError(
-                f"register plan deletes {schedule.delete_count} tokens; {self.spec.name} has {self.spec.image.num_patches} patches"
+                f"register plan deletes {counted(schedule.delete_count, 'token')}; "
+                f"{self.spec.name} has {self.spec.image.num_patches} patches"
             )
         return self.replace(plan=plan, schedule=schedule)
 

@@ -288,14 +288,6 @@ def vit_spec(
     return EncoderSpec(name, "vit", image, pictures, normalize=False, num_classes=num_classes)
 
 
-def internvit_spec(name: str) -> EncoderSpec:
-    """InternViT-300M: a plain ViT with LayerScale and no final norm, whose patches are read."""
-    stack = blocks("L", EXACT_GELU, 1e-6, layer_scale=True)
-    image = ImageSpec(448, 14, stack, class_token=True, pooling="none", final_norm=False)
-    pictures = clip_preprocessing(448, IMAGENET_MEAN, IMAGENET_STD)
-    return EncoderSpec(name, "vit", image, pictures, normalize=False)
-
-
 def siglip_tower_spec(name: str, shape: Shape, filter: Filter) -> EncoderSpec:
     """A SigLIP's image tower inside a vision-language model: no pooling, patches after the final norm."""
     size, patch, pixels = shape

@@ -27,8 +27,9 @@ _ZEROS, _ONES = nn.initializers.zeros_init(), nn.initializers.ones_init()
 _NORMAL = nn.initializers.normal(0.02)
 
 
-def _norm(width: int, stacked: tuple[int, ...] = ()) -> Table:
-    return {"scale": Leaf((*stacked, width), _ONES), "bias": Leaf((*stacked, width), _ZEROS)}
+def _norm(spec: BlockSpec, shape: tuple[int, ...], stacked: tuple[int, ...] = ()) -> Table:
+    table: Table = {"scale": Leaf((*stacked, *shape), _ONES)}
+    return {**table, "bias": Leaf((*stacked, *shape), _ZEROS)} if spec.norm == "layer" else table
 
 
 def _dense(
@@ -45,22 +46,28 @@ def _attention(spec: BlockSpec, stacked: tuple[int, ...] = ()) -> Table:
         name: _dense(width, heads, stacked, bias=name[0] in spec.qkv_bias.removeprefix("none"))
         for name in ("query", "key", "value")
     }
-    return {**table, "out": _dense(heads, width, stacked)}
+    table["out"] = _dense(heads, width, stacked, spec.bias)
+    if spec.qk_norm != "none":
+        normed = heads if spec.qk_norm == "width" else heads[1:]
+        table |= {name: _norm(spec, normed, stacked) for name in ("query_norm", "key_norm")}
+    return {**table, "norm": _norm(spec, width, stacked)} if spec.inner_norms else table
 
 
 def _mlp(spec: BlockSpec, stacked: tuple[int, ...] = ()) -> Table:
     width, hidden = (spec.width,), (spec.mlp_width,)
-    table = {"fc1": _dense(width, hidden, stacked), "fc2": _dense(hidden, width, stacked)}
-    return {**table, "gate": _dense(width, hidden, stacked)} if spec.gated_mlp else table
+    table = {"fc1": _dense(width, hidden, stacked, spec.bias), "fc2": _dense(hidden, width, stacked, spec.bias)}
+    if spec.gated_mlp:
+        table["gate"] = _dense(width, hidden, stacked, spec.bias)
+    return {**table, "norm": _norm(spec, hidden, stacked)} if spec.inner_norms else table
 
 
 def block_table(spec: BlockSpec) -> Table:
     """Parameters of the stacked blocks."""
     stacked = (spec.num_blocks,)
     table: Table = {
-        "norm1": _norm(spec.width, stacked),
+        "norm1": _norm(spec, (spec.width,), stacked),
         "attention": _attention(spec, stacked),
-        "norm2": _norm(spec.width, stacked),
+        "norm2": _norm(spec, (spec.width,), stacked),
         "mlp": _mlp(spec, stacked),
     }
     if spec.layer_scale:
@@ -80,17 +87,31 @@ def image_table(spec: ImageSpec) -> Table:
     if spec.position_table:
         table["position_embedding"] = Leaf((int(spec.class_token) + spec.stored_grid**2, width), _NORMAL)
     if spec.final_norm:
-        table["final_norm"] = _norm(width)
+        table["final_norm"] = _norm(blocks, (width,))
     if spec.class_token:
         table["class_token"] = Leaf((width,), _NORMAL)
     if spec.trained_registers:
         table["registers"] = Leaf((spec.trained_registers, width), _NORMAL)
     if spec.pre_norm:
-        table["pre_norm"] = _norm(width)
+        table["pre_norm"] = _norm(blocks, (width,))
+    if spec.patch_norm:
+        table["patch_norm"] = _norm(blocks, (width,))
     if spec.pooling == "map":
         table["head"] = {
-            "probe": Leaf((width,), _NORMAL), "attention": _attention(spec.head), "norm": _norm(width), "mlp": _mlp(spec.head),
-        }  # fmt: skip
+            "probe": Leaf((width,), _NORMAL),
+            "attention": _attention(spec.head),
+            "norm": _norm(spec.head, (width,)),
+            "mlp": _mlp(spec.head),
+        }
+    if spec.pooling == "probe":
+        heads = (blocks.num_heads, blocks.head_dim)
+        table["probe"] = {
+            "query": Leaf((width,), _NORMAL),
+            **{name: _dense((width,), heads, bias=blocks.bias) for name in ("key", "value")},
+            "out": _dense(heads, (width,)),
+        }
+    if spec.further is not None:
+        table["further"] = {"blocks": block_table(spec.further), "norm": _norm(spec.further, (width,))}
     if spec.projection is not None:
         table["projection"] = _dense((width,), (spec.projection,), bias=spec.projection_bias)
     return table
@@ -109,7 +130,7 @@ def text_table(spec: TextSpec) -> Table:
     table = {
         "token_embedding": Leaf((spec.vocab_size, width), _NORMAL),
         "blocks": block_table(spec.blocks),
-        "final_norm": _norm(width),
+        "final_norm": _norm(spec.blocks, (width,)),
     }
     if spec.position_table:
         table["position_embedding"] = Leaf((spec.context_length, width), _NORMAL)

@@ -22,8 +22,9 @@ from regcache_jax.core.plan import BlockRegister, Schedule
 from regcache_jax.core.sites import Block
 from regcache_jax.core.spec import BlockSpec, Protected
 from regcache_jax.core.struct import Struct
-from regcache_jax.encoders.blocks import after_attention, alike, encoder_block, layer_norm, rows_there, run_blocks
+from regcache_jax.encoders.blocks import after_attention, alike, encoder_block, rows_there, run_blocks
 from regcache_jax.encoders.forms import ATTENTION
+from regcache_jax.encoders.norms import apply_norm, norm_mixed
 from regcache_jax.encoders.rounding import Run, dense
 from regcache_jax.ops.delete import delete_largest
 from regcache_jax.ops.rotary import Turn
@@ -130,19 +131,20 @@ def formed_block(
 ) -> Float[Array, "B T D"]:
     """A block in the form of `run`; `encoder_block` with `slot` is the plain one. `class_alone`: only the class token (T = 1) asks, and
     goes on; it is chosen by a masked sum, as a slice of one row is dear on a TPU."""
-    assert run.spec.rotary is None  # no form turns queries and keys (`forms.form_for`)
-    layers, grid, eps = block.attention, block.grids.of("qkv"), run.spec.norm_eps
+    assert run.spec.rotary is None and run.spec.qk_norm == "none"  # see `forms.form_for`
+    layers, grid = block.attention, block.grids.of("qkv")
     project = functools.partial(dense, site="qkv", run=run, grid=grid, dtype=jnp.float32)
-    normed = layer_norm(hidden, block.norm1, eps)
+    normed = apply_norm(hidden, block.norm1, run.spec)
     if class_alone:
         key, value = project(normed, (layers.key, layers.value))
         row = jnp.arange(hidden.shape[1], dtype=jnp.int32)[:, None]
         hidden = jnp.sum(jnp.where(row == 0, hidden, 0), axis=1, keepdims=True)
-        (query,) = project(layer_norm(hidden, block.norm1, eps), (layers.query,))
+        (query,) = project(apply_norm(hidden, block.norm1, run.spec), (layers.query,))
     else:
         query, key, value = project(normed, (layers.query, layers.key, layers.value))
     mixed = ATTENTION[run.form.attention](query, key, value, slot, register, hidden.dtype, present)
-    return after_attention(block, hidden, mixed.astype(hidden.dtype), run)[0]
+    mixed = norm_mixed(mixed.astype(hidden.dtype), layers.norm, run.spec)
+    return after_attention(block, hidden, mixed, run)[0]
 
 
 def run_segment(

@@ -153,7 +153,7 @@ def _widened(tower: ImageTower) -> ImageTower:
 
     def wide(part: Any) -> Any:
         if isinstance(part, Norm):
-            return Norm(part.scale.astype(jnp.float32), part.bias.astype(jnp.float32))
+            return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), part)
         if isinstance(part, Dense) and part.bias is not None:
             return part.replace(bias=part.bias.astype(jnp.float32))
         return part

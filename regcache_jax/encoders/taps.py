@@ -47,7 +47,9 @@ def spec_at_tap(spec: EncoderSpec, tap: Tap) -> EncoderSpec:
     if tap.class_token and not image.class_token:
         raise UserError(f"{spec.name} has no class token to keep (class_token=False)")
     blocks = dataclasses.replace(image.blocks, num_blocks=count)
-    ended = dataclasses.replace(image, blocks=blocks, pooling="none", projection=None, final_norm=tap.normed)
+    ended = dataclasses.replace(
+        image, blocks=blocks, pooling="none", projection=None, final_norm=tap.normed, further=None
+    )
     return dataclasses.replace(spec, image=ended, num_classes=None)
 
 
@@ -69,6 +71,8 @@ def at_tap(encoder: Encoder, tap: Tap) -> Encoder:
         blocks=first_blocks(tower.blocks, count, encoder.scheme),
         final_norm=tower.final_norm if tap.normed else None,
         head=None,
+        probe=None,
+        further=None,
         projection=None,
     )
     params = encoder.params.replace(image=tower, text=None, logit_scale=None, logit_bias=None, classifier=None)

@@ -10,7 +10,8 @@ from jaxtyping import Array, Float, Int
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.sites import HashedText, TextTower
 from regcache_jax.core.spec import TextSpec
-from regcache_jax.encoders.blocks import Collectors, layer_norm, run_blocks
+from regcache_jax.encoders.blocks import Collectors, run_blocks
+from regcache_jax.encoders.norms import apply_norm
 from regcache_jax.encoders.rounding import Run, linear
 
 
@@ -61,7 +62,7 @@ def text_features(
         present = (ids != 0).at[:, 0].set(True)  # without a word attention still sees one row
         hidden = jnp.where(present[..., None], hidden, 0)
     output = run_blocks(tower.blocks, hidden, Run(spec.blocks, own), present=present, bias=bias, collect=collect)
-    tokens = layer_norm(output.hidden, tower.final_norm, spec.blocks.norm_eps)
+    tokens = apply_norm(output.hidden, tower.final_norm, spec.blocks)
     if averaged:
         words = (ids != 0)[..., None].astype(tokens.dtype)
         pooled = jnp.sum(tokens * words, axis=1, keepdims=True) / (jnp.sum(words, axis=1, keepdims=True) + 1e-8)

@@ -3,39 +3,18 @@
 from __future__ import annotations
 
 UNSUPPORTED: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "dino.txt": (
-        "its picture feature comes from two further blocks of another shape than the trunk's (convert the DINOv3 alone)",
-        "dinov3_vitl16_dinotxt",
-        ("dinov3_vitl16_dinotxt_tet1280d20h24l", "dinov3_vitl16_dinotxt_vision_head_and_text_encoder-a442d8f5.pth"),
-    ),
     "EVA-02": (
-        "it has norms inside attention and inside the MLP (E: behind them)",
-        "timm/eva02_large_patch14_clip_336",
+        "the norms of E/14 stand behind attention and MLP, not before them; B/16 and L/14 are supported",
+        "timm/eva02_enormous_patch14_clip_224",
         (
-            "timm/eva02_base_patch16_clip_224",
-            "timm/eva02_large_patch14_clip_224",
-            "timm/eva02_enormous_patch14_clip_224",
-            "open_clip:EVA02-B-16,merged2b_s8b_b131k",
-            "open_clip:EVA02-L-14,merged2b_s4b_b131k",
-            "open_clip:EVA02-L-14-336,merged2b_s6b_b61k",
             "open_clip:EVA02-E-14,laion2b_s4b_b115k",
             "open_clip:EVA02-E-14-plus,laion2b_s9b_b144k",
         ),
     ),
     "AIMv2": (
-        "it has RMSNorm, no biases, and a norm between its patches and their positions",
-        "apple/aimv2-large-patch14-224",
-        tuple(
-            f"apple/aimv2-{size}-patch14-{px}"
-            for size in ("large", "huge", "1B", "3B")
-            for px in (224, 336, 448)
-            if (size, px) != ("large", 224)
-        ),
-    ),
-    "InternViT": (
-        "the 6B has RMSNorm and norms of queries and keys; the 300M is supported",
-        "OpenGVLab/InternViT-6B-448px-V2_5",
-        ("OpenGVLab/InternViT-6B-448px-V1-5", "OpenGVLab/InternViT-6B-448px-V1-2", "OpenGVLab/InternViT-6B-224px"),
+        "its pictures may have any size, and its positions are sinusoids of them; the others are supported",
+        "apple/aimv2-large-patch14-native",
+        (),
     ),
     "C-RADIO": (
         "it crops its table of positions, has several class tokens and normalises pictures by itself",
@@ -60,6 +39,43 @@ UNSUPPORTED: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "open_clip:coca_ViT-L-14,laion2b_s13b_b90k",
             "laion/CoCa-ViT-B-32-laion2B-s13B-b90k",
             "open_clip:coca_ViT-B-32,laion2b_s13b_b90k",
+        ),
+    ),
+    "MobileCLIP": (
+        "its image tower is FastViT's, or begins with convolutions",
+        "apple/MobileCLIP-B",
+        (
+            *(f"apple/MobileCLIP-{size}" for size in ("S0", "S1", "S2", "B-LT")),
+            *(f"open_clip:MobileCLIP-{size},datacompdr" for size in ("S1", "S2", "B")),
+            "open_clip:MobileCLIP-B,datacompdr_lt",
+        ),
+    ),
+    "ViTamin": (
+        "its image tower begins with convolutions",
+        "jienengchen/ViTamin-L-224px",
+        tuple(
+            f"open_clip:ViTamin-{size},datacomp1b"
+            for size in ("S", "S-LTT", "B", "B-LTT", "L", "L-256", "L-336", "L2", "XL-256")
+        ),
+    ),
+    "ConvNeXt CLIP": (
+        "its image tower is a ConvNeXt, which has no attention",
+        "laion/CLIP-convnext_base_w-laion2B-s13B-b82K",
+        (
+            "laion/CLIP-convnext_large_d.laion2B-s26B-b102K-augreg",
+            "laion/CLIP-convnext_xxlarge-laion2B-s34B-b82K-augreg",
+            "open_clip:convnext_base_w,laion2b_s13b_b82k",
+            "open_clip:convnext_large_d,laion2b_s26b_b102k_augreg",
+            "open_clip:convnext_xxlarge,laion2b_s34b_b82k_augreg",
+        ),
+    ),
+    "Gemma 4 tower": (
+        "its blocks have norms before and behind attention and MLP, its values are normed too, its positions are a table an axis",
+        "google/gemma-4-E4B-it",
+        (
+            *(f"google/gemma-4-{size}-it" for size in ("E2B", "26B-A4B", "31B")),
+            "timm/gemma4_vit_167m_enc.gemma4_e4b_it",
+            "timm/gemma4_vit_570m_enc.gemma4_31b_it",
         ),
     ),
     "MobileCLIP 2": (

@@ -11,9 +11,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from regcache_jax.core.plan import BlockRegister, RegisterPlan, Schedule
 from regcache_jax.core.scheme import Scheme
-from regcache_jax.core.sites import Dense, Head, ImageTower, QuantizedTensor
+from regcache_jax.core.sites import Dense, Head, ImageTower, Probe, QuantizedTensor
 from regcache_jax.core.spec import ImageSpec
-from regcache_jax.encoders.blocks import ACTIVATIONS, BlockTrace, Collectors, layer_norm, rows_there, run_blocks
+from regcache_jax.encoders.blocks import ACTIVATIONS, BlockTrace, Collectors, rows_there, run_blocks
+from regcache_jax.encoders.norms import apply_norm
 from regcache_jax.encoders.rounding import Run, dense, linear, with_bias
 from regcache_jax.encoders.serving import num_rows, serve_blocks
 from regcache_jax.encoders.sheets import Grids, grids_of
@@ -59,8 +60,7 @@ def token_offsets(tower: ImageTower, spec: ImageSpec, num_patches: int) -> Float
     else:
         positions = resize_positions(table, prefix, spec.stored_grid, spec.grid, spec.position_interpolation)
     patches = positions[prefix:]
-    if tower.patch_embedding.bias is not None:
-        patches = patches + tower.patch_embedding.bias
+    patches = patches if (bias := offset_bias(tower)) is None else patches + bias
     pieces = [tower.class_token[None] + positions[:1]] if tower.class_token is not None else []
     if tower.registers is not None:
         pieces.append(tower.registers)
@@ -73,8 +73,23 @@ def sheet_offsets(tower: ImageTower, spec: ImageSpec, grids: Grids) -> Float[Arr
     assert table is not None
     places, sides = (grids.row, grids.column), (grids.rows, grids.columns)
     positions = positions_on_grids(table, spec.stored_grid, places, sides)
+    return positions if (bias := offset_bias(tower)) is None else positions + bias
+
+
+def offset_bias(tower: ImageTower) -> Float[Array, "D"] | None:
+    """The bias of the patch embedding, where it can be added to the positions: no norm stands between."""
+    return None if tower.patch_norm is not None else tower.patch_embedding.bias
+
+
+def norm_patches(tower: ImageTower, patches: Float[Array, "B N D"], spec: ImageSpec) -> Float[Array, "B N D"]:
+    """Embedded patches as they are given positions: normed, where they are; the rows of zeros in front of them stay zeros."""
+    if tower.patch_norm is None:
+        return patches
     bias = tower.patch_embedding.bias
-    return positions if bias is None else positions + bias
+    patches = patches if bias is None else patches + bias.astype(patches.dtype)
+    normed = apply_norm(patches, tower.patch_norm, spec.blocks)
+    row = jnp.arange(patches.shape[1], dtype=jnp.int32)[:, None]
+    return jnp.where(row < spec.num_protected, 0.0, normed)
 
 
 def embed_patches(
@@ -84,8 +99,8 @@ def embed_patches(
     rows: int | None = None,
     repeated: bool = True,
 ) -> Float[Array, "B P D"]:
-    """Patch embedding, class token, trained registers, positions, (CLIP) the norm before block 0 and (a method's) rotation. Where a sheet
-    has no patch there are zeros.
+    """Patch embedding (normed, where it is), class token, trained registers, positions, (CLIP) the norm before block 0 and (a method's)
+    rotation. Where a sheet has no patch there are zeros.
 
     `rows`, where given, pads the tokens to so many: by repeating the last one, or, if not `repeated`, with patches of zeros at its place,
     which a product takes for nothing (a sheet, by zeros)."""
@@ -102,8 +117,8 @@ def embed_patches(
     offsets = token_offsets(tower, spec, num_patches) if grids is None else sheet_offsets(tower, spec, grids)
     offsets = jnp.pad(offsets, (*((0, 0),) * (offsets.ndim - 2), (0, padding), (0, 0)), mode="edge")
     hidden = jnp.einsum("bnsc,scd->bnd", patches, kernel, preferred_element_type=jnp.float32)
-    hidden = (hidden + offsets.astype(jnp.float32)).astype(images.dtype)
-    hidden = layer_norm(hidden, tower.pre_norm, spec.blocks.norm_eps) if tower.pre_norm is not None else hidden
+    hidden = (norm_patches(tower, hidden, spec) + offsets.astype(jnp.float32)).astype(images.dtype)
+    hidden = apply_norm(hidden, tower.pre_norm, spec.blocks) if tower.pre_norm is not None else hidden
     if grids is not None:
         hidden = jnp.where(jnp.pad(grids.there, ((0, 0), (0, padding)))[..., None], hidden, 0)
     return hidden if tower.rotation is None else hidden @ tower.rotation.astype(hidden.dtype)
@@ -139,7 +154,7 @@ def _after_probe(
         return dense(inputs, (layer,), site, run, head.grids.of(site))[0]
 
     pooled = apply(mixed, "out", head.attention.out)
-    normed = layer_norm(pooled, head.norm, run.spec.norm_eps)
+    normed = apply_norm(pooled, head.norm, run.spec)
     features = ACTIVATIONS[run.spec.activation](apply(normed, "fc1", head.mlp.fc1))
     return (pooled + apply(features, "fc2", head.mlp.fc2))[:, 0], normed, features
 
@@ -169,6 +184,17 @@ def folded_pool(
     return _after_probe(head, with_bias(mixed, layer).astype(tokens.dtype)[:, None], Run(spec.head))[0]
 
 
+def probe_pool(
+    probe: Probe, tokens: Float[Array, "B N D"], present: Bool[Array, "B N"] | None = None
+) -> Float[Array, "B D"]:
+    """Attention pooling by a learned query as it is (AIMv2)."""
+    key, value = linear(tokens, probe.key), linear(tokens, probe.value)
+    query = probe.query.astype(tokens.dtype).reshape(1, 1, *key.shape[2:])
+    bias = None if present is None else jnp.where(present, 0.0, -jnp.inf)[:, None, None, :]
+    mixed = attend(jnp.broadcast_to(query, (len(tokens), *query.shape[1:])), key, value, bias).mixed
+    return linear(mixed, probe.out)[:, 0]
+
+
 def pool(
     tower: ImageTower,
     hidden: Float[Array, "B N D"],
@@ -176,13 +202,21 @@ def pool(
     present: Bool[Array, "B N"] | None = None,
     scheme: Scheme | None = None,
 ) -> tuple[Float[Array, "B E"], Float[Array, "B N D"]]:
-    """Final norm (where there is one), pooling and projection. Returns the features and the tokens they were pooled from."""
+    """Final norm and further blocks (where there are any), pooling and projection. Returns the features and the tokens they
+    were pooled from."""
     present = rows_there(hidden, spec.blocks) if present is None else present
     if tower.rotation is not None:
         hidden = hidden @ tower.rotation.T.astype(hidden.dtype)
-    tokens = hidden if tower.final_norm is None else layer_norm(hidden, tower.final_norm, spec.blocks.norm_eps)
+    tokens = hidden if tower.final_norm is None else apply_norm(hidden, tower.final_norm, spec.blocks)
+    if tower.further is not None:
+        assert spec.further is not None
+        tokens = run_blocks(tower.further.blocks, tokens, Run(spec.further), present=present).hidden
+        tokens = apply_norm(tokens, tower.further.norm, spec.further)
     if spec.pooling == "class":
         pooled = tokens[:, 0]
+    elif spec.pooling == "probe":
+        assert tower.probe is not None
+        pooled = probe_pool(tower.probe, tokens, present)
     elif spec.pooling == "map":
         assert tower.head is not None
         own = None if scheme is None else scheme.of_part("head")
@@ -192,9 +226,11 @@ def pool(
             pooled, _ = head_trace(tower.head, tokens, spec, present, own)
     else:
         there = jnp.ones(tokens.shape[:2], bool) if present is None else present
-        first = spec.num_protected if spec.pooling == "none" else 0
+        first = 0 if spec.pooling == "mean" else spec.num_protected
         weight = there[:, first:, None].astype(tokens.dtype)
         pooled = jnp.sum(tokens[:, first:] * weight, axis=1) / jnp.sum(weight, axis=1)
+        if spec.pooling == "class_mean":
+            pooled = jnp.concatenate([tokens[:, 0], pooled], axis=-1)
     if tower.projection is not None:
         pooled = linear(pooled[:, None], tower.projection)[:, 0]
     return pooled, tokens

@@ -21,7 +21,7 @@ from typing import Annotated
 
 import pydantic
 
-from regcache_jax.core.errors import UserError, shown
+from regcache_jax.core.errors import UserError, installing, shown
 from regcache_jax.files.bounded import decode, parse_json
 
 TOKENIZER_FILE, VOCABULARY_FILE, MERGES_FILE = "tokenizer.json", "vocab.json", "merges.txt"
@@ -196,7 +196,7 @@ def _sentencepiece(contents: Contents, vocab_size: int) -> Encode:
         import sentencepiece
     except ImportError:
         raise UserError(
-            f"{file} needs the sentencepiece package: pip install regcache-jax[text], or give the same tokenizer as {TOKENIZER_FILE}"
+            f"{file} needs the sentencepiece package ({installing('text')}), or the same tokenizer as {TOKENIZER_FILE}"
         ) from None
     return sentencepiece.SentencePieceProcessor(model_proto=content).encode
 

@@ -58,7 +58,7 @@ def embed_pictures(
     check_rows(model.encoder, found, dataset, model.encoder.spec.preprocessing)
     unreadable = [] if missing is None else missing.messages
     if not len(found["place"]):
-        raise UserError(f"none of the {len(dataset)} pictures could be read; the first: {unreadable[0]}")
+        raise UserError(f"no picture can be read (of {len(dataset):,}); the first: {unreadable[0]}")
     places = [int(place) for place in found["place"]]
     return Embedded(
         found["features"],
@@ -73,7 +73,7 @@ def embed_texts(
 ) -> Float[np.ndarray, "n E"]:
     """Features of texts, in their order. `cache`: where features of the same text tower and texts may be found."""
     if not texts:
-        raise UserError("the text file holds no text")
+        raise UserError("there is no text to embed; give one a line")
     ids = model.tokenize(texts)
 
     def make() -> np.ndarray:

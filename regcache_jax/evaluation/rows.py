@@ -17,6 +17,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int
 
+from regcache_jax.core.counted import counted
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.spec import Preprocessing
 from regcache_jax.data.batches import Missing, batches
@@ -122,10 +123,10 @@ def encode_dataset(
         pass
     whole = concatenate([done[start] for start in starts])
     if not len(whole["place"]):
-        raise UserError(f"none of the {len(dataset)} pictures could be read; the first: {missing.messages[0]}")
+        raise UserError(f"no picture can be read (of {len(dataset):,}); the first: {missing.messages[0]}")
     if len(missing.faults) > setting.allow_missing:
         raise UserError(
-            f"{len(missing.faults)} of {len(dataset)} pictures cannot be read and {setting.allow_missing} may be missing "
+            f"{len(missing.faults)} of {counted(len(dataset), 'picture')} cannot be read and {setting.allow_missing} may be missing "
             f"(--allow-missing {len(missing.faults)} leaves them out): {'; '.join(missing.messages)}"
         )
     return Rows(whole["features"], whole["label"], whole["place"], missing.messages)

@@ -158,7 +158,7 @@ def parse_json(content: bytes | str, schema: type[T] | types.GenericAlias, where
         return _adapter(schema).validate_json(text, strict=True)  # strict: "3" is no number, true is none
     except pydantic.ValidationError as error:
         faults = [_fault(each) for each in error.errors(include_url=False, include_context=False)]
-    more = f"; and {len(faults) - FAULTS_SHOWN} faults more" if len(faults) > FAULTS_SHOWN else ""
+    more = f"; and {len(faults) - FAULTS_SHOWN} more" if len(faults) > FAULTS_SHOWN else ""
     raise UserError(f"{shown(where)}: {'; '.join(faults[:FAULTS_SHOWN])}{more}")
 
 

@@ -133,7 +133,9 @@ class Lines:
         if self.done:
             how_far = f"{self.done}" if self.total is None else f"{self.done} of {self.total}"
         if self.total is not None and len(self.steps) >= ENOUGH:
-            how_far += f", about {statistics.median(self.steps) * max(self.total - self.done, 0):.0f} s left"
+            step = statistics.median(self.steps)
+            left = step * max(self.total - self.done - 1, 0) + max(step - (now - self.last), 0)
+            how_far += f", about {left:.0f} s left"
         click.echo(f"{self.label}: {how_far}{f' ({escaped(self.note)})' if self.note else ''}", err=True)
 
     def until(self, ended: threading.Event) -> None:

@@ -91,7 +91,7 @@ def wrong_lengths(there: Mapping[str, int], listed: Mapping[str, int]) -> list[s
 def refuse(folder: epath.Path, faults: list[str]) -> None:
     """Raises UserError where a folder has faults."""
     if faults:
-        more = f" and {len(faults) - FAULTS_SHOWN} files more" if len(faults) > FAULTS_SHOWN else ""
+        more = f" and {len(faults) - FAULTS_SHOWN} more" if len(faults) > FAULTS_SHOWN else ""
         shortly = "; ".join(faults[:FAULTS_SHOWN])
         raise UserError(f"{shown(folder)} is damaged or incomplete: {shortly}{more}; copy or make it again")
 

@@ -158,6 +158,10 @@ def export_again(encoder: Encoder, path: epath.PathLike) -> epath.Path:
     """Writes a file anew from the encoder it was made from, when JAX has come to read it no more: the program that stands beside it.
     Raises UserError where what stands there is damaged, or speaks of another encoder."""
     path = as_path(path)
+    if not facts_file(path).exists():
+        raise UserError(
+            f"there is no exported program {path} with {facts_file(path).name} beside it; without --again one is written"
+        )
     facts = read_json(facts_file(path), dict[str, Any])
     if not is_sealed(facts):
         raise UserError(

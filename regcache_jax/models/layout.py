@@ -11,7 +11,7 @@ import numpy as np
 
 from regcache_jax.core.names import LOW, NEGATIVE, OFFSETS, SCALES, to_names
 from regcache_jax.core.scheme import SITES, Scheme
-from regcache_jax.core.sites import Block, Dense, Head, TextTower
+from regcache_jax.core.sites import Block, Dense, Head, Parameters, TextTower
 from regcache_jax.core.spec import EncoderSpec
 from regcache_jax.encoders.parameters import parameter_shapes
 
@@ -41,6 +41,7 @@ def expected_leaves(spec: EncoderSpec, scheme: Scheme | None) -> dict[str, Expec
         return leaves
     width = spec.image.blocks.width
     leaves["image/rotation"] = Expected("float", ((width, width),), required=False)
+    leaves |= _biases_of_methods(shapes, leaves)
     _quantise(leaves, "image/blocks", shapes.image.blocks, scheme)
     head, text = scheme.of_part("head"), scheme.of_part("text")
     if head is not None and shapes.image.head is not None:
@@ -58,6 +59,24 @@ def faults(leaves: Mapping[str, jax.ShapeDtypeStruct], spec: EncoderSpec, scheme
         fault = expected[name].fault(leaf) if name in expected else "is not known"
         found += [] if fault is None else [f"{name} {fault}"]
     return found
+
+
+def _biases_of_methods(shapes: Parameters, leaves: Mapping[str, Expected]) -> dict[str, Expected]:
+    """The biases that methods and zero points leave in layers and norms of blocks that have none of their own."""
+    parts: dict[str, Block | Head] = {"image/blocks": shapes.image.blocks}
+    parts |= {} if shapes.image.head is None else {"image/head": shapes.image.head}
+    parts |= {"text/blocks": shapes.text.blocks} if isinstance(shapes.text, TextTower) else {}
+    found = {}
+    for where, part in parts.items():
+        stacked = int(isinstance(part, Block))
+        for site in SITES:
+            for name, layer in _layers(part, site):
+                found[f"{where}/{name}/bias"] = (
+                    layer.floats.shape[:stacked] + layer.floats.shape[stacked + layer.num_inputs :]
+                )
+        if isinstance(part, Block):
+            found |= {f"{where}/{name}/bias": getattr(part, name).scale.shape for name in ("norm1", "norm2")}
+    return {name: Expected("float", (shape,), required=False) for name, shape in found.items() if name not in leaves}
 
 
 def _quantise(leaves: dict[str, Expected], where: str, blocks: Block | Head, scheme: Scheme) -> None:

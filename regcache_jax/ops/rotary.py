@@ -43,7 +43,7 @@ def turn_of(rotary: Rotary, place: Int[Array, "#B N"], grid: tuple[int, int], he
 def _coordinate(rotary: Rotary, number: Int[Array, "#B N"], side: int) -> Float[Array, "#B N"]:
     number32 = number.astype(jnp.float32)
     if rotary.coordinates == "integer":
-        return number32 + rotary.offset
+        return (number32 if rotary.reference is None else number32 / side * rotary.reference) + rotary.offset
     return 2 * math.pi * (2 * ((number32 + 0.5) / side) - 1)
 
 

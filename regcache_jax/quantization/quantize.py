@@ -66,7 +66,7 @@ def quantize(
     if preparing or "images" in needs or "head" in scheme.also:
         batches = list(batches)
     if progress is not None:
-        passes = len(preparing) + 1 + ("images" in needs) + ("head" in scheme.also)
+        passes = len(preparing) + 1 + sum(method.passes for method in methods) + ("head" in scheme.also)
         total = passes * len(images) if isinstance(images, np.ndarray | Array) else None
         batches = heard(batches, progress, total)
     for method in methods:

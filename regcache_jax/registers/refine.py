@@ -18,6 +18,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float
 
+from regcache_jax.core.counted import counted
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.objective import LabelFree, Objective, checked
 from regcache_jax.core.options import check_fields, option, spelt_right
@@ -74,10 +75,10 @@ class RefineResult:
     def sentence(self) -> str:
         """What refining has brought, in one line."""
         if self.error >= self.error_before:
-            return f"refining brought nothing in {len(self.history)} passes; the plan is as it was searched"
+            return f"refining brought nothing in {counted(len(self.history), 'pass')}; the plan is as it was searched"
         change = 1 - self.error / self.error_before
         return (
-            f"refined in {len(self.history)} passes: error on held-back pictures {self.error_before:.3g} -> {self.error:.3g} "
+            f"refined in {counted(len(self.history), 'pass')}: error on held-back pictures {self.error_before:.3g} -> {self.error:.3g} "
             f"({change:.1%} less)"
         )
 

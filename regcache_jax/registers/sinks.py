@@ -48,7 +48,10 @@ def sinks_of(trace: BlockTrace, spec: ImageSpec) -> Sinks:
     seen = weights * sink[:, None, None, :].astype(jnp.float32)
     by_token = jnp.sum(seen, axis=-1)
     given = jnp.einsum("bhts,bshk->bthk", seen[..., : value.shape[1]], value)
-    length, got, whole = (jnp.linalg.norm(each, axis=-1) for each in (value, given, trace.out.astype(jnp.float32)))
+    mixed = trace.out.astype(jnp.float32)
+    if spec.blocks.inner_norms:  # what was mixed, before its norm
+        mixed = jnp.einsum("bhts,bshk->bthk", weights[..., : value.shape[1]], value)
+    length, got, whole = (jnp.linalg.norm(each, axis=-1) for each in (value, given, mixed))
     there = tokens_of(trace, spec)
     others = ~sink if there is None else ~sink & there
     ordinary = others & (jnp.arange(sink.shape[1]) >= spec.num_protected)

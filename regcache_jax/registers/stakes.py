@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from regcache_jax.core.counted import counted
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.objective import Objective, checked, name_of, reads_patches
 from regcache_jax.core.outputs import Answers, Outputs, image_errors
@@ -87,7 +88,7 @@ class Stakes:
 
     def sentences(self) -> list[str]:
         """How much there is to take, what all outliers together are worth, and what remedies leave, a line each."""
-        said = f"at stake: plain {self.scheme} has an error of {self.plain:.3g} ({self.objective}) on {self.images} pictures"
+        said = f"at stake: plain {self.scheme} has an error of {self.plain:.3g} ({self.objective}) on {counted(self.images, 'picture')}"
         if self.top1 is not None:
             said += f", and {100 * (self.top1[0] - self.top1[1]):+.1f} points of top-1 lost".replace("+-", "-")
         if self.plain < LITTLE:

@@ -8,7 +8,21 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from regcache_jax.report.document import document
-from regcache_jax.report.plots import BOTTOM, COLOURS, HEIGHT, LEFT, RIGHT, TOP, WIDTH, LogAxis, closed, opened, written
+from regcache_jax.report.numbers import amount
+from regcache_jax.report.plots import (
+    BOTTOM,
+    COLOURS,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    LogAxis,
+    closed,
+    opened,
+    sheet,
+    written,
+)
 from regcache_jax.report.tables import table
 
 ASIDE = 230
@@ -38,7 +52,8 @@ def compared_page(title: str, tried: Mapping[str, Sequence[Tried]], cost_unit: s
     parts = [
         f"<h1>{html.escape(title)}</h1>",
         "<p>Error: against the float encoder, without labels; a bar is one standard error either way. A line joins what nothing "
-        "beats in both error and cost. A ring cannot be told from the least error of its bits: there the cheapest is the one to take.</p>",
+        "beats in both error and cost. A ring cannot be told from the least error of its bits: there the cheapest is the one to take. "
+        f'<span style="color:{COLOURS[0]}">&#9679;</span> without registers, <span style="color:{COLOURS[1]}">&#9679;</span> with.</p>',
     ]
     for bits, entries in tried.items():
         parts.append(f"<h2>{html.escape(bits)}</h2>")
@@ -52,12 +67,29 @@ def compared_page(title: str, tried: Mapping[str, Sequence[Tried]], cost_unit: s
     return document(title, "".join(parts))
 
 
+def compared_sheet(title: str, tried: Mapping[str, Sequence[Tried]], cost_unit: str) -> str:
+    """Error over cost for every number of bits, as one picture."""
+    drawn = {
+        bits: [entry for entry in entries if entry.error is not None and entry.cost is not None]
+        for bits, entries in tried.items()
+    }
+    return sheet(
+        [
+            (f"{bits}: error over cost", error_over_cost(entries, cost_unit, bits))
+            for bits, entries in drawn.items()
+            if entries
+        ],
+        title,
+    )
+
+
 HEAD = ("recipe", "registers", "error", "&plusmn;", "worst picture", "cost", "top-1", "remark")
 
 
 def _row(entry: Tried) -> list[str]:
-    figures = (entry.error, entry.jitter, entry.worst, entry.cost)
+    figures = (entry.error, entry.jitter, entry.worst)
     shown = ["&ndash;" if figure is None else f"{figure:.3g}" for figure in figures]
+    cost = "&ndash;" if entry.cost is None else amount(entry.cost)
     accuracy = "&ndash;" if entry.accuracy is None else f"{100 * entry.accuracy:.1f} %"
     remarks = [
         *(["front"] if entry.front else []),
@@ -65,7 +97,7 @@ def _row(entry: Tried) -> list[str]:
         html.escape(entry.note),
     ]
     names = [html.escape(entry.name), "yes" if entry.registers else "no"]
-    return [*names, *shown, accuracy, ", ".join(filter(None, remarks))]
+    return [*names, *shown, cost, accuracy, f'<span class="remark">{", ".join(filter(None, remarks))}</span>']
 
 
 def error_over_cost(entries: Sequence[Tried], cost_unit: str, title: str) -> str:
@@ -86,7 +118,7 @@ def error_over_cost(entries: Sequence[Tried], cost_unit: str, title: str) -> str
     step = step if most / step >= 3 else step / 2 if most / step >= 1.5 else step / 4
     for tick in range(int(most / step) + 1):
         left = LEFT + tick * step / most * (right - LEFT)
-        parts.append(written(left, HEIGHT - BOTTOM + 18, f"{tick * step:g}", "middle"))
+        parts.append(written(left, HEIGHT - BOTTOM + 18, amount(tick * step) if tick % 2 == 0 else "", "middle"))
     parts.append(written((LEFT + right) / 2, HEIGHT - 6, f"cost: {cost_unit}", "middle"))
     front = sorted(place(entry) for entry in shown if entry.front)
     path = " ".join(f"{left:.1f},{top:.1f}" for left, top in front)

@@ -16,7 +16,7 @@ main{max-width:60rem;margin:0 auto;padding:2rem 1.2rem 4rem}
 h1{font-size:1.7rem;margin:.2rem 0}h2{font-size:1.25rem;margin:2.6rem 0 .6rem}h3{font-size:1rem;margin:1.6rem 0 .4rem}
 p,ul,ol{max-width:46rem}code,pre{font:.9em ui-monospace,monospace}pre{overflow-x:auto}
 .note{border-left:4px solid var(--first);padding:.6rem 1rem;background:var(--card)}
-.soft{color:var(--soft)}.wide{overflow-x:auto}.wide>svg{min-width:34rem}
+.soft{color:var(--soft)}.wide{overflow-x:auto}.wide>svg{min-width:calc(.7*var(--full))}.remark{display:block;text-align:left;min-width:9rem}
 .plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(24rem,100%),1fr));gap:.6rem 1.5rem;margin-bottom:1rem}
 table{border-collapse:collapse;background:var(--card);font-variant-numeric:tabular-nums;width:100%}
 th,td{padding:.35rem .7rem;border-bottom:1px solid var(--edge);text-align:right;white-space:nowrap}

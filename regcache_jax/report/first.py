@@ -52,7 +52,7 @@ def verdict(rows: Sequence[Json], story: Json) -> Iterator[str]:
             if low > 0
             else "does worse"
         )
-        yield f"Without registers, {ROW_LABELS[best]} {how}: {share(rows[index[scheme, best]])}, {points(rivals[best])}."
+        yield f"The best row without registers ({ROW_LABELS[best]}) {how}: {share(rows[index[scheme, best]])}, {points(rivals[best])}."
 
 
 GLANCE = (

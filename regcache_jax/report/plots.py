@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 COLOURS = ("var(--first, #c2410c)", "var(--second, #0f766e)", "var(--third, #6d28d9)", "var(--fourth, #64748b)")
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 300, 56, 42, 16, 16
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 520, 280, 64, 42, 16, 16
 
 
 class LogAxis:
@@ -59,7 +59,7 @@ def lines(
                 f"{row[index]:.3g}</title></circle>"
                 for index, (left, top) in points.items()
             ]
-        left, top = LEFT + (number % 2) * 290, HEIGHT + 12 + 22 * (number // 2)
+        left, top = beneath(number)
         parts.append(
             f'<line x1="{left}" x2="{left + 26}" y1="{top}" y2="{top}" stroke="{colour}" stroke-width="2.2"{style}/>'
         )
@@ -132,7 +132,7 @@ def scatter(groups: Mapping[str, Sequence[tuple[float, float]]], x_label: str, t
     every = [point for points in groups.values() for point in points]
     y = LogAxis([top for _, top in every])
     last = max((left for left, _ in every), default=1.0)
-    parts = [opened(WIDTH, HEIGHT + 22, title), y.grid()]
+    parts = [opened(WIDTH, HEIGHT + 22 * math.ceil(len(groups) / 2), title), y.grid()]
     for tick in sorted({round(last * part / 4) for part in range(5)}):
         parts.append(
             written(LEFT + tick / last * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM + 18, f"{tick:.0f}", "middle")
@@ -146,10 +146,15 @@ def scatter(groups: Mapping[str, Sequence[tuple[float, float]]], x_label: str, t
             for left, top in points
             if top > 0
         ]
-        left_edge = LEFT + number * 145
-        parts.append(f'<circle cx="{left_edge + 4}" cy="{HEIGHT + 12}" r="4" fill="{colour}"/>')
-        parts.append(written(left_edge + 14, HEIGHT + 16, name, "start"))
+        left, top = beneath(number)
+        parts.append(f'<circle cx="{left + 4}" cy="{top}" r="4" fill="{colour}"/>')
+        parts.append(written(left + 14, top + 4, name, "start"))
     return "".join([*parts, "</svg>"])
+
+
+def beneath(number: int) -> tuple[int, int]:
+    """Where an entry of a legend stands under a plot, two a line."""
+    return 8 + number % 2 * 256, HEIGHT + 12 + 22 * (number // 2)
 
 
 def bars(rows: Sequence[tuple[str, float, str]], line: tuple[str, float], title: str) -> str:
@@ -229,7 +234,7 @@ def opened(width: float, height: float, title: str) -> str:
     """The beginning of a picture with what it is called."""
     return (
         f'<svg viewBox="0 0 {width:g} {height:g}" xmlns="http://www.w3.org/2000/svg" role="img" '
-        f'font-family="system-ui, sans-serif" font-size="14" style="max-width:{width:g}px;width:100%">'
+        f'font-family="system-ui, sans-serif" font-size="14" style="--full:{width:g}px;max-width:{width:g}px;width:100%">'
         f"<title>{html.escape(title)}</title>"
         "<style>.grid{stroke:currentColor;stroke-opacity:.15}.across{stroke:currentColor;stroke-dasharray:3 3}"
         "text{fill:currentColor}</style>"

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from regcache_jax.core.counted import counted
 from regcache_jax.report.numbers import percent
 
 Json = dict[str, Any]
@@ -98,7 +99,7 @@ def chosen_table(searched: dict[str, Json]) -> str:
     body = []
     for scheme, found in searched.items():
         numbers = found["numbers"]
-        seen = f"blocks {numbers['start']} to {numbers['stop'] - 1}, {numbers['copies']:g} copies"
+        seen = f"blocks {numbers['start']} to {numbers['stop'] - 1}, {counted(numbers['copies'], 'copy')}"
         registers = f"{numbers['num_registers']} in {seen}" if numbers["stop"] > numbers["start"] else "none"
         deletes = (
             f"{numbers['delete_count']} before block {numbers['delete_block']}" if numbers["delete_count"] else "none"

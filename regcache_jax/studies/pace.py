@@ -1,7 +1,8 @@
 """How long work will take, before it begins: pictures that pass through an encoder, times what one takes on this machine.
 
-One block is run for a moment. That is good to a factor of two or three: what else the machine does, reading and decoding pictures and
-methods that fit something are left out. How often pictures pass was counted (`benchmarks/search.py`; block operations of the demo)."""
+One block is run for a moment. What else the machine does, reading and decoding pictures and methods that fit something are left out, so
+what is said is a range, from that to `SLOWER` times as much. How often pictures pass was counted (`benchmarks/search.py`; block operations
+of the demo)."""
 
 from __future__ import annotations
 
@@ -23,6 +24,8 @@ PICTURES, TIMES = 4, 3
 """That are run at once, and how often."""
 COMPILING = 3.0
 """Seconds until a program is compiled, on a CPU."""
+SLOWER = 3
+"""Times the estimate: the longest that work took beside it."""
 WORTH_SAYING = 60.0
 """Seconds; what takes less is not announced."""
 USUAL_TRIALS = 80
@@ -88,6 +91,6 @@ def forecast(seconds: float, bounded_by: str) -> str | None:
     """The sentence that goes before long work: how long, where, and what bounds it. None before short work."""
     if seconds < WORTH_SAYING:
         return None
-    devices, minutes = jax.local_devices(), seconds / 60
-    words = f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.0f} hours"
-    return f"about {words} on {len(devices)} x {devices[0].device_kind}; {bounded_by}"
+    devices, unit, word = jax.local_devices(), *((60, "minutes") if seconds < 5400 else (3600, "hours"))
+    longest = f"{SLOWER * seconds / unit:.0f} {word}"
+    return f"{seconds / unit:.0f} to {longest} on {len(devices)} x {devices[0].device_kind}; {bounded_by}"

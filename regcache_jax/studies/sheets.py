@@ -1,15 +1,13 @@
-"""What a comparison leaves for its readers: rows in CLIP_benchmark's keys, CSV, Markdown, a plot of error over cost."""
+"""What a comparison leaves for its readers: rows in CLIP_benchmark's keys, CSV, Markdown."""
 
 from __future__ import annotations
 
 import csv
-import importlib.util
 import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from etils import epath
-from jaxtyping import Float
 
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.files import results
@@ -41,9 +39,7 @@ def write_tables(
     float_metrics: Mapping[str, float],
     cost_unit: str = MODEL.unit,
 ) -> list[epath.Path]:
-    """Writes `compare.json` (CLIP_benchmark's keys), `compare.csv`, `compare.md` and, where matplotlib is, `compare.png`.
-
-    Returns what was written."""
+    """Writes `compare.json` (CLIP_benchmark's keys), `compare.csv` and `compare.md`. Returns what was written."""
     out = as_path(out)
     rows = [_row(entry, encoder, dataset, float_metrics, cost_unit) for entry in entries]
     results.write(out / "compare.json", rows)
@@ -69,11 +65,7 @@ def write_tables(
         )
     write_whole(out / "compare.csv", buffer.getvalue().encode())
     write_whole(out / "compare.md", markdown(entries).encode())
-    written = [out / "compare.json", out / "compare.csv", out / "compare.md"]
-    if importlib.util.find_spec("matplotlib") is not None:
-        write_whole(out / "compare.png", _plot(entries, cost_unit))
-        written.append(out / "compare.png")
-    return written
+    return [out / "compare.json", out / "compare.csv", out / "compare.md"]
 
 
 def _row(
@@ -134,31 +126,3 @@ def markdown(entries: Sequence[Entry], metric: str = "acc1") -> str:
             texts.append(f"**{text}**" if number is not None and number == best[column] else text)
         lines.append("| " + " | ".join([recipe, *texts]) + " |")
     return "\n".join(lines) + "\n"
-
-
-def _plot(entries: Sequence[Entry], cost_unit: str) -> bytes:
-    """Error over cost, a panel a number of bits, the Pareto front as a line."""
-    from matplotlib.figure import Figure
-
-    all_bits = list(dict.fromkeys(entry.cell.bits for entry in entries))
-    figure = Figure(figsize=(5 * len(all_bits), 4.5), layout="constrained")
-    for column, bits in enumerate(all_bits):
-        axes = figure.add_subplot(1, len(all_bits), column + 1)
-        shown = [e for e in entries if e.cell.bits == bits and e.error is not None and e.cost is not None]
-        for plan, marker in ((None, "o"), ("registers", "^")):
-            points = _points([entry for entry in shown if entry.cell.plan == plan])
-            axes.scatter(*points, marker=marker, label=plan or "no registers")
-        front = pareto(shown)
-        axes.plot(*_points(front), linewidth=1, color="0.5", label="Pareto front")
-        for entry, x, y in zip(front, *_points(front), strict=True):
-            axes.annotate(entry.cell.recipe, (x, y), (4, 4), textcoords="offset points", fontsize=8)
-        axes.set(title=bits, xlabel=f"cost ({cost_unit})", ylabel="label-free error", yscale="log")
-        axes.legend(fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
-
-
-def _points(entries: Sequence[Entry]) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
-    """Cost and error of entries that have both."""
-    return np.array([entry.cost for entry in entries], float), np.array([entry.error for entry in entries], float)

@@ -1,4 +1,4 @@
-"""What a program costs on a TPU, asked of the TPU compiler on a machine without one (`pip install regcache-jax[tpu]`).
+"""What a program costs on a TPU, asked of the TPU compiler on a machine without one (extra `tpu`).
 
 `libtpu` compiles for a described topology, and its `estimated_cycles` are the same everywhere. A process can describe one kind
 of chip, and must say which before JAX starts; so `report` runs this module as a child process, one for each question.

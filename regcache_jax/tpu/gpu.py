@@ -1,4 +1,4 @@
-"""What a program costs on a GPU that is not there, by XLA's own compiler (`pip install regcache-jax[cuda]`): kernels, bytes, products, and
+"""What a program costs on a GPU that is not there, by XLA's own compiler (extra `cuda`): kernels, bytes, products, and
 the time these cannot go below.
 
 Products are not tuned and none are Triton's, as both want a device to try on. What a device said of the same programs is in
@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from regcache_jax.core.errors import UserError
+from regcache_jax.core.errors import UserError, installing
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.spec import EncoderSpec
@@ -47,7 +47,7 @@ def report(
     gpu(target)
     asked = question(name_or_spec, target, programs, batches, scheme, plan)
     if importlib.util.find_spec(PLUGIN) is None:
-        raise UserError("XLA's GPU compiler is not here; `pip install regcache-jax[cuda]` brings it")
+        raise UserError(f"XLA's GPU compiler is not here; {installing('cuda')} brings it")
     flags = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
     environment = {"XLA_FLAGS": flags, "TF_CPP_MIN_LOG_LEVEL": "3"}
     about = f"the GPU compiler gave no answer for {target}"

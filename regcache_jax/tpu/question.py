@@ -12,7 +12,7 @@ import subprocess
 import sys
 from typing import Any
 
-from regcache_jax.core.errors import UserError
+from regcache_jax.core.errors import UserError, installing
 from regcache_jax.core.plan import RegisterPlan, Schedule
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.spec import EncoderSpec
@@ -80,7 +80,7 @@ def ask(module: str, request: dict[str, Any], environment: dict[str, str], about
     )
     if child.returncode:
         last = (child.stderr.strip().splitlines() or ["no message"])[-1]
-        hint = f"; `pip install regcache-jax[{extra}]` brings the compiler"
+        hint = f"; {installing(extra)} brings the compiler"
         missing = any(word in last for word in ("libtpu", "cuDNN", "cudnn", "No module named"))
         raise UserError(f"{about}: {last}{hint if missing else ''}")
     return json.loads(child.stdout.splitlines()[-1])

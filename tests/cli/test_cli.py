@@ -59,7 +59,7 @@ def test_help_is_there_before_anything_heavy_is_loaded():
             "is a group; give one of --config.search.align",
         ),
         (["run", "--config", "demo", "--workdir", "w", "--config.batch_size"], "--config.batch_size needs a value"),
-        (["inspect", MODEL, "--dataset", "emoji", "--limit", "0"], "0 is not in the range x>=1"),
+        (["inspect", MODEL, "--dataset", "emoji", "--limit", "0"], "takes a whole number from 1 on, got 0"),
         (["run", "--config", "demo", "--workdir", "w", "--confg.batch_size=1"], "no such option"),
         (["export", MODEL, "--out", "x", "--pictures", "480"], "such as 480x640, got '480'"),
         (["export", MODEL, "--out", "x", "--again", "--batches", "8"], "--again takes everything but --out from"),

@@ -63,7 +63,9 @@ def test_a_table_fits_80_columns_of_a_terminal(monkeypatch, capsys):
     show_programs("google/siglip-base-patch16-224 on v5e:2x2", TPU_COLUMNS, ROWS)
     output = re.sub(r"\x1b\[\d+m", "", capsys.readouterr().out)  # bold
     assert all(len(line) <= 80 for line in output.splitlines())
-    assert "│ +registers │" in output and re.search(r"flax-bf16 +│ +48 +│ +400000 ", output)  # nothing is cut or folded
+    assert re.search(r"^\+registers +\d+ ", output, re.MULTILINE) and re.search(
+        r"flax-bf16 +48 +400000 ", output
+    )  # nothing is cut or folded
 
 
 def test_an_encoder_of_a_folder_is_asked_for_with_its_own_scheme_and_plan(monkeypatch, tmp_path):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dino_txt
+import eva
 import jax
 import jax.numpy as jnp
 import layouts
 import numpy as np
 import perception
 import pytest
+import safetensors.torch
 import small
 import torch
 import transformers
 from commands import DATA, KNN
 from randomized import CLIP_TEXT, SMALL_IMAGE, draw_parameters, save_random
+from transformers.models.internvl.modeling_internvl import InternVLVisionConfig, InternVLVisionModel
 
 import regcache_jax as rc
 from regcache_jax.encoders.encoder import encode_image
@@ -61,15 +65,49 @@ def tower(folder):
     return (save_random(transformers.PaliGemmaForConditionalGeneration(config), folder / "source"),)
 
 
+def aimv2(folder):
+    small = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**small, "vocab_size": 120, "max_position_embeddings": 11, "eos_token_id": 119}
+    config = transformers.Aimv2Config(
+        vision_config={**small, "image_size": 40, "patch_size": 8}, text_config=text, projection_dim=24
+    )
+    return save_random(transformers.Aimv2Model(config), folder / "source"), "--check"
+
+
+def internvit_6b(folder):
+    config = InternVLVisionConfig(
+        **{**SMALL_IMAGE, "image_size": [40, 40], "patch_size": [8, 8]}, norm_type="rms_norm", use_qk_norm=True
+    )
+    return (save_random(InternVLVisionModel(config), folder / "source"),)
+
+
+def dinotxt(folder):
+    small = {"hidden_size": 128, "intermediate_size": 144, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.DINOv3ViTConfig(**small, patch_size=8, num_register_tokens=3, key_bias=False)
+    trunk = draw_parameters(transformers.DINOv3ViTModel(config))
+    torch.save(layouts.meta_from_dinov3(trunk.state_dict(), 2), folder / "dinov3_vitl16_pretrain_small.pth")
+    torch.save(dino_txt.drawn(), folder / "dinov3_vitl16_dinotxt_small.pth")
+    return folder / "dinov3_vitl16_dinotxt_small.pth", "--image-size", "40"
+
+
+def eva02(folder):
+    safetensors.torch.save_file(eva.drawn(texts=True), folder / "eva.safetensors")
+    return (folder / "eva.safetensors",)
+
+
 FAMILIES = {
     "PE Core": lambda folder: perception_encoder(folder, class_token=True, core=True, layer_scale=False),
     "PE Lang": lambda folder: perception_encoder(folder, class_token=False, core=False, layer_scale=True),
     "MetaCLIP 2": metaclip2,
     "TIPS": tips,
     "PaliGemma's tower": tower,
+    "AIMv2": aimv2,
+    "InternViT-6B": internvit_6b,
+    "dino.txt": dinotxt,
+    "EVA-02": eva02,
 }
-PATCHES = ("PE Lang", "PaliGemma's tower")
-"""Towers whose patches are read."""
+PATCHES = ("PE Lang", "PaliGemma's tower", "InternViT-6B")
+"""What is read of these are their patches."""
 
 
 @pytest.mark.slow

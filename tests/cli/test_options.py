@@ -78,10 +78,10 @@ def test_help_has_the_fields_words_unit_choices_bounds_and_default():
     ("arguments", "message"),
     [
         ([], "Missing option '--name'"),
-        (["--name", "pea", "--salt", "0"], "0.0 is not in the range x>0"),
+        (["--name", "pea", "--salt", "0"], "takes a number above 0, got 0"),
         (["--name", "pea", "--kind", "solid"], "'thick', 'thin'"),
         (["--name", "pea", "--leeks", "1,none"], "takes numbers from 1 on, such as 1,2, got '1,none'"),
-        (["--name", "pea", "--heat", "much"], "'much' is not a valid integer"),
+        (["--name", "pea", "--heat", "much"], "takes a whole number from 1 on or auto, got much"),
         (["--name", "pea", "--hot", "--kind", "thick"], "--hot goes with --kind thin"),
     ],
 )

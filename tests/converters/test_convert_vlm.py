@@ -33,10 +33,14 @@ def vlm(kind: str, **options) -> torch.nn.Module:
         "llava_next": ("LlavaNext", "clip_vision_model", "llama"),
         "idefics3": ("Idefics3", None, "llama"),
         "smolvlm": ("SmolVLM", None, "llama"),
+        "internvl": ("InternVL", "internvl_vision", "qwen2"),
     }[kind]
     vision = {**SMALL_IMAGE, **({"vision_use_head": False} if tower == "siglip_vision_model" else {})}
     if tower:
         vision["model_type"] = tower
+    if kind == "internvl":  # the tower of the 6B
+        vision |= {"image_size": [40, 40], "patch_size": [8, 8], "norm_type": "rms_norm", "use_qk_norm": True}
+        options = {"downsample_ratio": 1.0, **options}
     if kind == "gemma3":
         options = {"mm_tokens_per_image": 1, **options}
     if kind in ("idefics3", "smolvlm"):
@@ -47,7 +51,7 @@ def vlm(kind: str, **options) -> torch.nn.Module:
     return getattr(transformers, f"{title}ForConditionalGeneration")(config)
 
 
-KINDS = ("gemma3", "paligemma", "llava", "llava_next", "idefics3", "smolvlm")
+KINDS = ("gemma3", "paligemma", "llava", "llava_next", "idefics3", "smolvlm", "internvl")
 
 
 def taken(network: torch.nn.Module, kind: str) -> np.ndarray:
@@ -91,7 +95,7 @@ def test_a_tower_gives_what_its_language_model_takes_and_every_block_before(tmp_
     assert all(row.typical <= TYPICAL and row.worst <= WORST for row in rows.values()), rows
     image = model.encoder.spec.image
     ends_early = kind.startswith("llava")
-    assert image.pooling == "none" and image.final_norm != ends_early
+    assert image.pooling == "none" and image.final_norm != (ends_early or kind == "internvl")
     assert image.blocks.num_blocks == 3 - ends_early and len(rows) == image.blocks.num_blocks + 1
     assert "took the vision tower of a" in model.metadata["notes"][0]
 

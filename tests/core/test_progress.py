@@ -27,8 +27,9 @@ def test_rows_tell_how_many_pictures_have_passed_over_all_passes():
             lambda encoder, images, **told: rc.quantize(encoder, images, {"method": "smoothquant+gptq"}, **told),
             (10, 10),
         ),
+        (lambda encoder, images, **told: rc.quantize(encoder, images, {"method": "erq"}, **told), (15, 15)),
     ],
-    ids=["inspect", "quantize", "a method that prepares"],
+    ids=["inspect", "quantize", "a method that prepares", "one that goes through all blocks"],
 )
 def test_a_call_tells_of_all_its_pictures(call, last):
     told: list[tuple[int, int | None]] = []

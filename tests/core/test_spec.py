@@ -21,21 +21,17 @@ def test_a_spec_survives_json(spec):
 @pytest.mark.parametrize("kind", small.KINDS)
 def test_tokens_are_class_token_trained_registers_and_patches(kind):
     image = small.SPECS[kind].image
-    assert (
-        image.num_tokens
-        == {"clip": 17, "siglip": 16, "dinov2": 19, "dinov2-swiglu": 17, "dinov3": 19, "no biases": 16}[kind]
-    )
-    assert (
-        image.protected
-        == {
-            "clip": (1, 0),
-            "siglip": (0, 0),
-            "dinov2": (1, 2),
-            "dinov2-swiglu": (1, 0),
-            "dinov3": (1, 2),
-            "no biases": (0, 0),
-        }[kind]
-    )
+    protected = {
+        "clip": (1, 0),
+        "siglip": (0, 0),
+        "dinov2": (1, 2),
+        "dinov2-swiglu": (1, 0),
+        "dinov3": (1, 2),
+        "no biases": (0, 0),
+        "rms": (0, 0),
+        "inner norms": (1, 0),
+    }[kind]
+    assert image.protected == protected and image.num_tokens == sum(protected) + 16
 
 
 def test_pixels_that_fill_no_patch_are_dropped():
@@ -46,7 +42,11 @@ def test_pixels_that_fill_no_patch_are_dropped():
     ("path", "value", "message"),
     [
         (("name",), 7, "spec.name must be str, got 7"),
-        (("family",), "vgg", "spec.family must be one of clip, siglip, dinov2, dinov3, vit, pe, tips, got 'vgg'"),
+        (
+            ("family",),
+            "vgg",
+            "spec.family must be one of clip, siglip, dinov2, dinov3, vit, pe, tips, aimv2, got 'vgg'",
+        ),
         (("image", "image_size"), "224", "spec.image.image_size must be int, got '224'"),
         (("image", "image_size"), True, "spec.image.image_size must be int, got True"),
         (("image", "class_token"), 1, "spec.image.class_token must be bool, got 1"),

@@ -52,9 +52,9 @@ def test_hidden_entries_are_left_out_and_what_is_no_picture_is_counted_and_said(
     dataset = open_dataset("folder", str(tmp_path))
     assert names(dataset) == ["cat/a.png", "loose.png"] and dataset.classnames == ("cat",)
     counted, empty, loose = dataset.notes
-    assert "5 entries are not read as pictures" in counted and "links that lead nowhere 1" in counted
+    assert "not read as pictures: 5 entries" in counted and "links that lead nowhere 1" in counted
     assert "devices and pipes 1" in counted and ".txt 1" in counted  # a.txt holds a picture's captions
-    assert empty.endswith("no class without a picture: empty") and "1 pictures lie in no folder" in loose
+    assert empty.endswith("no class without a picture: empty") and "without a class: 1 picture" in loose
 
 
 def test_folders_of_numbers_are_classes_in_the_order_of_the_numbers(tmp_path):

@@ -52,7 +52,7 @@ def test_folders_in_a_shard_and_suffixes_in_capitals_are_read_and_what_others_le
 
 def test_a_sample_without_a_class_has_none_and_one_without_a_picture_is_left_out_and_said(tmp_path):
     dataset = opened(tmp_path, [("a.png", PICTURE), ("b.png", PICTURE), ("b.cls", b"1"), ("c.cls", b"0")])
-    assert dataset.labels == [None, 1] and "1 of 3 samples hold no picture" in dataset.notes[0]
+    assert dataset.labels == [None, 1] and "without a picture: 1 of 3 samples" in dataset.notes[0]
 
 
 def test_the_number_of_a_line_is_that_of_a_class_blank_ones_too(tmp_path):

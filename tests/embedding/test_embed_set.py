@@ -166,9 +166,7 @@ def test_unreadable_pictures_are_listed_up_to_a_share_and_one_more_ends_the_run(
     np.testing.assert_allclose(rows(tmp_path / "set"), expected(model, pictures / "torn", but=(4,)), atol=2e-6)
     listed = pq.read_table(tmp_path / "set" / "unreadable").to_pydict()
     assert listed["image_path"] == ["4.png"] and "cannot be read as a picture" in listed["error"][0]
-    with pytest.raises(
-        UserError, match=r"--allow-unreadable 0\) 1 pictures cannot be read, 0 may be missing: .*4\.png"
-    ):
+    with pytest.raises(UserError, match=r"--allow-unreadable 0\) 1 picture cannot be read, 0 may be missing: .*4\.png"):
         embedded(model, pictures / "torn", tmp_path / "none", allow_unreadable=0.0)
     assert not list((tmp_path / "none" / "partitions").glob(".*.lock"))  # its claim is let go
 
@@ -264,7 +262,7 @@ def turned(content: bytes) -> bytes:
         (
             "img_emb/img_emb_1.npy",
             turned,
-            r"1 of 3 partitions are damaged: img_emb/img_emb_1\.npy is not as it was written \(remove",
+            r"damaged are 1 of 3 partitions: img_emb/img_emb_1\.npy is not as it was written \(remove",
         ),
         ("metadata/metadata_2.parquet", lambda content: b"", r"metadata_2\.parquet is not as it was written"),
         (
@@ -273,7 +271,7 @@ def turned(content: bytes) -> bytes:
             r"partition_0\.json is not as it was",
         ),
         ("set.json", lambda content: content.replace(b"float32", b"float16"), r"set\.json is not as it was written"),
-        ("partitions/partition_2.json", None, "1 of 3 partitions are missing, the first is 2; embed again"),
+        ("partitions/partition_2.json", None, "missing are 1 of 3 partitions, the first is 2; embed again"),
         ("img_emb/img_emb_0.npy", None, r"img_emb_0\.npy is missing"),
     ],
 )
@@ -306,7 +304,12 @@ def test_the_command_embeds_checks_and_merges(regcache, model, pictures, tmp_pat
     status, out, err = regcache(
         "embed", model.folder, "--images", pictures / "torn", "--out", folder, "--partition", 3, "--batch-size", 2
     )
-    assert status == 0 and "6 pictures here, 1 unreadable; all 3 partitions" in out and "3 partitions ..." in err
+    assert (
+        status == 0
+        and "6 pictures here, 1 unreadable;" in out
+        and "is whole: 3 partitions" in out
+        and "3 partitions ..." in err
+    )
     status, out, _ = regcache("embed", "--verify", folder)
     assert status == 0 and "is whole: 6 pictures in 3 partitions, 1 unreadable" in out
     status, out, _ = regcache("embed", "--merge", folder, "--out", tmp_path / "all.npz")

@@ -34,7 +34,10 @@ def test_what_came_later_says_since_when():
         row
         for row in catalog.ROWS
         if row.supported
-        and (row.family.endswith(("tower", "CLIP 2")) or row.spec.family in ("dinov3", "vit", "pe", "tips"))
+        and (
+            row.family.endswith(("tower", "CLIP 2", "EVA-02"))
+            or row.spec.family in ("dinov3", "vit", "pe", "tips", "aimv2")
+        )
     ]
     assert later and {(row.supported, row.since) for row in later} == {(True, "0.2.0")}
 
@@ -135,10 +138,12 @@ def test_a_misspelt_name_gets_the_nearest_ones():
 @pytest.mark.parametrize(
     ("name", "missing"),
     [
-        ("dinov3_vitl16_dinotxt_tet1280d20h24l", "two further blocks"),
-        ("open_clip:EVA02-L-14-336,merged2b_s6b_b61k", "norms inside attention"),
-        ("apple/aimv2-1B-patch14-448", "RMSNorm, no biases"),
-        ("OpenGVLab/InternViT-6B-448px-V2_5", "norms of queries and keys"),
+        ("open_clip:EVA02-E-14-plus,laion2b_s9b_b144k", "not before them"),
+        ("apple/aimv2-large-patch14-native", "may have any size"),
+        ("google/gemma-4-E2B-it", "before and behind"),
+        ("open_clip:ViTamin-L-336,datacomp1b", "begins with convolutions"),
+        ("open_clip:convnext_base_w,laion2b_s13b_b82k", "no attention"),
+        ("apple/MobileCLIP-S1", "FastViT"),
         ("nvidia/C-RADIOv4-H", "several class tokens"),
         ("open_clip:ViT-bigG-14-CLIPA-336,datacomp1b", "BERT's words"),
         ("timm/MobileCLIP2-S0-OpenCLIP", "begins with convolutions"),

@@ -18,10 +18,6 @@ from regcache_jax.encoders.vision import image_features
 IDS = jnp.asarray([[48, 3, 4, 49, 0, 0]], jnp.int32)
 
 
-WHOLE = [kind for kind in small.SPECS if kind != "no biases"]
-"""The modules always have biases."""
-
-
 def pictures(spec, count):
     return jnp.asarray((small.images if spec.image.max_patches is None else small.sheets)(count))
 
@@ -31,7 +27,7 @@ def shapes(tree):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", WHOLE)
+@pytest.mark.parametrize("kind", small.SPECS)
 def test_init_gives_the_tree_of_the_parameter_table(kind):
     spec = small.SPECS[kind]
     ids = None if spec.text is None else IDS
@@ -41,7 +37,7 @@ def test_init_gives_the_tree_of_the_parameter_table(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", WHOLE)
+@pytest.mark.parametrize("kind", small.SPECS)
 def test_apply_gives_the_functional_tower_s_features_to_the_last_bit(kind):
     encoder = small.encoder(kind)
     spec, params = encoder.spec, encoder.params

@@ -13,8 +13,8 @@ import small
 import regcache_jax as rc
 from regcache_jax.core.scheme import Rule, Scheme
 from regcache_jax.core.spec import EncoderSpec, Tap
-from regcache_jax.encoders.blocks import layer_norm
 from regcache_jax.encoders.encoder import encode
+from regcache_jax.encoders.norms import layer_norm
 from regcache_jax.encoders.outputs import patch_tokens
 from regcache_jax.encoders.taps import at_tap, encode_patches
 from regcache_jax.models.folder import load, save

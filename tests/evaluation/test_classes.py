@@ -45,7 +45,7 @@ def test_a_class_without_training_pictures_is_never_right_and_that_is_said():
     found = run("knn", TRAINING, labelled("test", [0, 1, 1, -1], ("cat", "fox")))
     assert found.measured.metrics["acc1"] == pytest.approx(1 / 3) and found.examples == 3
     assert found.notes == [
-        "1 of 4 pictures have no class and are not counted",
+        "not counted, as without a class: 1 of 4 pictures",
         "no training picture is of fox: none of their pictures can be right",
     ]
 

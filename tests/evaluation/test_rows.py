@@ -132,7 +132,7 @@ def test_unreadable_pictures_are_counted_listed_and_left_out_as_far_as_allowed(s
 
 def test_no_picture_at_all_is_an_error_of_its_own(small, tmp_path):
     (tmp_path / "a.png").write_bytes(b"nothing")
-    with pytest.raises(UserError, match=r"none of the 1 pictures could be read; the first: .*a\.png"):
+    with pytest.raises(UserError, match=r"no picture can be read \(of 1\); the first: .*a\.png"):
         run(small, open_dataset("folder", str(tmp_path)), Setting(8, allow_missing=1))
     with pytest.raises(UserError, match="the dataset is empty"):
         run(small, open_dataset("emoji", split="test").chosen([]), Setting(8))

@@ -8,12 +8,14 @@ from pathlib import Path
 import nbclient
 import nbformat
 import pytest
+from optimised import OPTIMISED
 
 NOTEBOOK = Path(__file__).parents[2] / "docs" / "notebook.ipynb"
 
 
 @pytest.mark.slow
-def test_the_notebook_runs_and_registers_recover_the_accuracy_there():
+def test_the_notebook_runs_and_registers_recover_the_accuracy_there(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", OPTIMISED)  # of the kernel, a process of its own
     notebook = nbformat.read(NOTEBOOK, 4)
     assert not any(cell.get("outputs") for cell in notebook.cells)  # it is kept without what it gave
     nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()

@@ -40,9 +40,18 @@ def in_float64(tree):
     return jax.tree.map(convert, tree, is_leaf=lambda leaf: isinstance(leaf, QuantizedTensor))
 
 
-def norm(x, params, eps):
-    centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps) * params.scale + params.bias
+def norm(x, params, spec):
+    """LayerNorm or RMSNorm over the last axis; without parameters there is none."""
+    if params is None:
+        return x
+    centred = x if spec.norm == "rms" else x - x.mean(-1, keepdims=True)
+    scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + spec.norm_eps) * params.scale.reshape(x.shape[-1])
+    return scaled if params.bias is None else scaled + params.bias.reshape(x.shape[-1])
+
+
+def all_heads(function, heads):
+    """Of a token's heads [N, H, K] as one row."""
+    return function(heads.reshape(len(heads), -1)).reshape(heads.shape)
 
 
 def turned(heads, places, spec, side):
@@ -54,8 +63,13 @@ def turned(heads, places, spec, side):
         if place >= 0:
             centre = (np.array(divmod(int(place), side)) + 0.5) / side
             angles[token] = (2 * np.pi * (2 * centre - 1)[:, None] / period).reshape(-1)
-    pairs = (heads[..., : 2 * quarter] + 1j * heads[..., 2 * quarter :]) * np.exp(1j * angles)[:, None]
-    return np.concatenate([pairs.real, pairs.imag], axis=-1)
+    half = spec.rotary.layout == "half"
+    first, second = (
+        (heads[..., : 2 * quarter], heads[..., 2 * quarter :]) if half else (heads[..., ::2], heads[..., 1::2])
+    )
+    pairs = (first + 1j * second) * np.exp(1j * angles)[:, None]
+    parts = pairs.real, pairs.imag
+    return np.concatenate(parts, axis=-1) if half else np.stack(parts, axis=-1).reshape(heads.shape)
 
 
 def block_by_definition(params, x, spec, rows, places, side):
@@ -75,20 +89,27 @@ def block_by_definition(params, x, spec, rows, places, side):
     layer_scales = (1.0 if scale is None else scale for scale in (params.layer_scale1, params.layer_scale2))
     layer_scale1, layer_scale2 = layer_scales
 
-    normed = site(norm(x, params.norm1, spec.norm_eps), "qkv")
+    normed = site(norm(x, params.norm1, spec), "qkv")
     query, key, value = (layer(normed, "attention", name) for name in ("query", "key", "value"))
+    attention = params.attention
+    if spec.qk_norm == "head":
+        query, key = norm(query, attention.query_norm, spec), norm(key, attention.key_norm, spec)
+    elif spec.qk_norm == "width":
+        query = all_heads(lambda whole: norm(whole, attention.query_norm, spec), query)
+        key = all_heads(lambda whole: norm(whole, attention.key_norm, spec), key)
     if spec.rotary is not None:
         query, key = (turned(each, places, spec, side) for each in (query, key))
     key, value = np.concatenate([key, rows[0]]), np.concatenate([value, rows[1]])
     logits = np.einsum("thk,shk->hts", query, key) / math.sqrt(spec.head_dim)
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     mixed = np.einsum("hts,shk->thk", weights / weights.sum(-1, keepdims=True), value)
+    mixed = all_heads(lambda whole: norm(whole, attention.norm, spec), mixed)
     x = x + layer(site(mixed, "out"), "attention", "out", 2) * layer_scale1
-    normed = site(norm(x, params.norm2, spec.norm_eps), "fc1")
+    normed = site(norm(x, params.norm2, spec), "fc1")
     activate = ACTIVATIONS[spec.activation]
     features = layer(normed, "mlp", "fc1")
     features = activate(layer(normed, "mlp", "gate")) * features if spec.gated_mlp else activate(features)
-    return x + layer(site(features, "fc2"), "mlp", "fc2") * layer_scale2
+    return x + layer(site(norm(features, params.mlp.norm, spec), "fc2"), "mlp", "fc2") * layer_scale2
 
 
 def stack_by_definition(blocks, x, spec, plan, num_protected):

@@ -13,8 +13,8 @@ import small
 from regcache_jax.core.plan import Schedule, make_plan
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.spec import Rotary
-from regcache_jax.encoders.blocks import layer_norm
 from regcache_jax.encoders.encoder import encode
+from regcache_jax.encoders.norms import layer_norm
 from regcache_jax.encoders.rounding import Run, linear
 from regcache_jax.encoders.serving import TokenRegister, serve_blocks, serve_tokens, token_rows
 from regcache_jax.encoders.vision import embed_patches, image_features, serve_image

@@ -109,7 +109,7 @@ def test_the_first_screen_has_the_verdict_its_intervals_the_claim_beside_what_wa
     assert "Registers gain +17.6 points (+15.0 to +20.0) over plain rounding" in text
     assert "0.00158 &plusmn; 0.0002" in text and "0.04 (0.02 to 0.06)" in text  # 2 (1 - cosine)
     assert "2.3 MB of 8.2 MB" in text and "1.1 million of 2 million (55%)" in text and "config.cost=v5e:2x2" in text
-    assert "scales, per token does as well, as far as these pictures tell: 87.2 %, +0.2 points (-0.5 to +1.0)" in text
+    assert "scales, per token) does as well, as far as these pictures tell: 87.2 %, +0.2 points (-0.5 to +1.0)" in text
     assert "regcache embed models/w8a8 --images PICTURES" in text
 
 

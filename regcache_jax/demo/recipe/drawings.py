@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from regcache_jax.core.errors import UserError
+from regcache_jax.core.errors import UserError, installing
 from regcache_jax.data import emoji
 
 SIDE = emoji.SIDE
@@ -190,7 +190,7 @@ def _read(path: Path) -> UInt8[np.ndarray, "64 64 4"]:
         try:
             import resvg_py
         except ImportError:
-            raise UserError("vector drawings need resvg: pip install regcache-jax[recipe]") from None
+            raise UserError(f"vector drawings need resvg: {installing('recipe')}") from None
         source = io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_path=str(path), width=2 * SIDE, height=2 * SIDE)))
     with Image.open(source) as picture:
         return np.asarray(picture.convert("RGBA").resize((SIDE, SIDE), Image.Resampling.LANCZOS))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 
+from regcache_jax.core.counted import counted
 from regcache_jax.core.errors import UserError, shown
 from regcache_jax.evaluation.classes import Joined
 from regcache_jax.evaluation.job import Found
@@ -20,7 +21,7 @@ def classified(rows: Rows, labels: Int[np.ndarray, "n"], score: Scorer, referenc
     found = measure(Labelled(rows.features[known], labels[known]), score, reference)
     found = found._replace(places=rows.places[known])
     unknown = int((~known).sum())
-    notes = [f"{unknown} of {len(known)} pictures have no class and are not counted"] if unknown else []
+    notes = [f"not counted, as without a class: {unknown:,} of {counted(len(known), 'picture')}"] if unknown else []
     return Found(found, int(known.sum()), rows.missing, notes)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from regcache_jax.core.counted import counted
 from regcache_jax.core.errors import UserError
 from regcache_jax.encoders.encoder import encode_image
 from regcache_jax.evaluation.embedding import embed_texts
@@ -32,7 +33,7 @@ def run(job: Job) -> Found:
     metrics = retrieval_metrics(rows.features, texts, picture, recall_at=job.options.recall_at)
     measured = Measured(metrics, rows.features, nearest_texts(rows.features, texts))
     left_out = len(captions) - len(described)
-    notes = [f"{left_out} of {len(captions)} pictures have no caption and are left out"] if left_out else []
+    notes = [f"left out, as without a caption: {left_out:,} of {counted(len(captions), 'picture')}"] if left_out else []
     return Found(compared(measured, job.reference), len(own), rows.missing, notes)
 
 

@@ -23,7 +23,7 @@ from regcache_jax.core.sites import Block
 from regcache_jax.encoders.blocks import BlockTrace, run_blocks, segment
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.rounding import Run, round_input
-from regcache_jax.quantization.methods.by_block import State, entering, plan_of_block
+from regcache_jax.quantization.methods.by_block import State, all_entering, blocks_of, plan_of_block
 from regcache_jax.quantization.methods.folding import with_blocks
 from regcache_jax.quantization.methods.method import Method
 from regcache_jax.quantization.methods.observed import Observed
@@ -59,11 +59,11 @@ def bias_correction(encoder: Encoder, quantized: Encoder, seen: Observed) -> Enc
     """Corrects the biases of all quantised layers; float layers are left alone."""
     spec, scheme = encoder.spec.image, quantized.scheme
     assert scheme is not None
-    states = [entering(encoder, images) for images in seen.images]
+    states = all_entering(encoder, seen.images)
     original = encoder.params.image.blocks
     blocks = quantized.params.image.blocks
     alone = dataclasses.replace(spec.blocks, num_blocks=1)
-    for block in range(spec.blocks.num_blocks):
+    for block in blocks_of(encoder, seen.images, "biases"):
         own = scheme.segments(block, block + 1)[0][2]
         run = Run(alone, own.running, spec.protected)
         step = functools.partial(_run_block, plan=plan_of_block(encoder.plan, block), run=run)
@@ -100,5 +100,9 @@ def _corrected(
 
 
 METHOD = Method(
-    "bias_correction", "rounding no longer shifts the mean of a layer's output", ("images",), finish=bias_correction
+    "bias_correction",
+    "rounding no longer shifts the mean of a layer's output",
+    ("images",),
+    finish=bias_correction,
+    passes=1,
 )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from regcache_jax.core.plan import RegisterPlan
+from regcache_jax.core.progress import in_parts
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.vision import embed_patches
 
@@ -25,7 +28,17 @@ def plan_of_block(plan: RegisterPlan | None, block: int) -> RegisterPlan | None:
     )  # fmt: skip
 
 
-def entering(encoder: Encoder, images: Float[Array | np.ndarray, "B Y X 3"]) -> State:
-    """The state that enters the first block."""
+def all_entering(encoder: Encoder, batches: Sequence[Float[Array | np.ndarray, "_ Y X 3"]]) -> list[State]:
+    """The states of all batches that enter the first block. The pass over them is that of the blocks, so here nobody hears of it: rows are
+    taken by number."""
+    return [_entering(encoder, batches[number]) for number in range(len(batches))]
+
+
+def _entering(encoder: Encoder, images: Float[Array | np.ndarray, "B Y X 3"]) -> State:
     hidden = embed_patches(encoder.params.image, jnp.asarray(images, encoder.dtype), encoder.spec.image)
     return hidden, None if encoder.plan is None else jnp.ones(hidden.shape[:2], bool)
+
+
+def blocks_of(encoder: Encoder, batches: Sequence[Float[Array | np.ndarray, "_ Y X 3"]], method: str) -> Iterator[int]:
+    """The numbers of the blocks, one after the other; who hears of the batches hears how far a method is."""
+    return in_parts(batches, encoder.spec.image.blocks.num_blocks, f"{method}: block")

@@ -29,7 +29,7 @@ from regcache_jax.encoders.rounding import Run, round_input
 from regcache_jax.ops.integers import quantize_weight
 from regcache_jax.quantization.kernels import Rounder
 from regcache_jax.quantization.methods.bias_correction import bias_correction
-from regcache_jax.quantization.methods.by_block import State, entering, plan_of_block
+from regcache_jax.quantization.methods.by_block import State, all_entering, blocks_of, plan_of_block
 from regcache_jax.quantization.methods.gptq import round_with_moments
 from regcache_jax.quantization.methods.method import Method
 from regcache_jax.quantization.methods.observed import Observed
@@ -86,10 +86,10 @@ def rounded_moments(encoder: Encoder, seen: Observed, scheme: Scheme) -> dict[st
     """Moments of every site, a block, streamed over the calibration set with the plan in place: block after block, so that what one
     block shows of one batch is there at a time. Sums are about the first batch's means: so nothing is lost where channels hardly vary."""
     spec = encoder.spec.image
-    states = [entering(encoder, images) for images in seen.images]
+    states = all_entering(encoder, seen.images)
     run = Run(dataclasses.replace(spec.blocks, num_blocks=1), None, spec.protected)
     found: dict[str, list[Moments]] = {site: [] for site in SITES}
-    for number in range(spec.blocks.num_blocks):
+    for number in blocks_of(encoder, seen.images, "erq"):
         own = scheme.segments(number, number + 1)[0][2].running
         blocks = segment(encoder.params.image.blocks, number, number + 1, None)
         grids = {site: jax.tree.map(operator.itemgetter(number), grid) for site, grid in seen.grids.items()}
@@ -155,4 +155,5 @@ METHOD = Method(
     ("images",),
     round=erq_rounder,
     finish=bias_correction,
+    passes=2,
 )

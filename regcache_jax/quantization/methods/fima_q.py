@@ -35,7 +35,7 @@ from regcache_jax.encoders.encoder import Encoder, normalize
 from regcache_jax.encoders.rounding import Run
 from regcache_jax.encoders.vision import pool
 from regcache_jax.quantization.methods.adaround import Learned, settled, simulated, start_of_rounding, up
-from regcache_jax.quantization.methods.by_block import State, entering, plan_of_block
+from regcache_jax.quantization.methods.by_block import State, all_entering, blocks_of, plan_of_block
 from regcache_jax.quantization.methods.folding import with_blocks
 from regcache_jax.quantization.methods.method import Method
 from regcache_jax.quantization.methods.observed import Observed
@@ -180,9 +180,9 @@ def fima_q(encoder: Encoder, quantized: Encoder, seen: Observed) -> Encoder:
     if scheme.activations == "float" or any(blocks.grids.of(site).offset is not None for site in SITES):
         raise UserError("method fima_q goes with activations that are quantised without zero points or noise")
     alone = dataclasses.replace(image.blocks, num_blocks=1)
-    exact = _joined([entering(encoder, images) for images in seen.images])
+    exact = _joined(all_entering(encoder, seen.images))
     rounded, rng = exact, np.random.default_rng(SEED)
-    for number in range(image.blocks.num_blocks):
+    for number in blocks_of(encoder, seen.images, "fima_q"):
         run = Run(alone, scheme.segments(number, number + 1)[0][2], image.protected)
         plan = plan_of_block(encoder.plan, number)
         float_block = jax.tree.map(lambda leaf, n=number: leaf[n : n + 1], original)
@@ -246,4 +246,5 @@ METHOD = Method(
     ("images",),
     finish=fima_q,
     rounds_again=True,
+    passes=1,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -11,7 +12,21 @@ from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.ops.integers import largest_integer
 
 NORMS = {"qkv": "norm1", "fc1": "norm2"}
-"""The norm whose output is a site's input."""
+"""The norm whose output is a site's input, in every block."""
+
+
+def norm_before(blocks: Block, site: str) -> Norm | None:
+    """The norm whose output is a site's input; None where there is none."""
+    inner = {"out": blocks.attention.norm, "fc2": blocks.mlp.norm}
+    return inner[site] if site in inner else getattr(blocks, NORMS[site])
+
+
+def with_norm(blocks: Block, site: str, norm: Norm) -> Block:
+    """The blocks with another norm in front of a site."""
+    if site in NORMS:
+        return blocks.replace(**{NORMS[site]: norm})
+    group = "attention" if site == "out" else "mlp"
+    return blocks.replace(**{group: getattr(blocks, group).replace(norm=norm)})
 
 
 def divisible_sites(scheme: Scheme) -> tuple[str, ...]:
@@ -38,16 +53,14 @@ def with_blocks(encoder: Encoder, blocks: Block) -> Encoder:
 def divide_inputs(encoder: Encoder, site: str, factors: Float[Array, "L C"]) -> Encoder:
     """Divides every channel of a site's input by a factor and multiplies the kernels that read it.
 
-    The division goes where it costs nothing: into the norm before `qkv` and `fc1`; into the value projection (and the plan's
-    value rows) before `out`, as attention mixes channels alike; into the ungated half of a gated MLP before `fc2`. After
-    an activation function it stays a product with a constant vector, `fc2_multiplier`, which a compiler fuses."""
+    The division goes where it costs nothing: into the norm before a site, as there is one before `qkv` and `fc1`; else into the value
+    projection (and the plan's value rows) before `out`, as attention mixes channels alike; into the ungated half of a gated MLP
+    before `fc2`. After an activation function it stays a product with a constant vector, `fc2_multiplier`, which a compiler fuses."""
     blocks, plan = encoder.params.image.blocks, encoder.plan
     read = {name: layer.replace(kernel=_scaled(layer, factors)) for name, layer in blocks.layers(site).items()}
     blocks = blocks.with_layers(read)
-    if site in NORMS:
-        norm = getattr(blocks, NORMS[site])
-        divided = Norm(norm.scale / factors.astype(norm.scale.dtype), norm.bias / factors.astype(norm.bias.dtype))
-        blocks = blocks.replace(**{NORMS[site]: divided})
+    if (norm := norm_before(blocks, site)) is not None:
+        blocks = with_norm(blocks, site, jax.tree.map(lambda leaf: leaf / factors.astype(leaf.dtype), norm))
     elif site == "out":
         by_head = factors.reshape(len(factors), encoder.spec.image.blocks.num_heads, -1)
         blocks = blocks.with_layers({"value": _divided(blocks.attention.value, by_head)})
@@ -62,14 +75,16 @@ def divide_inputs(encoder: Encoder, site: str, factors: Float[Array, "L C"]) -> 
 
 
 def shift_inputs(encoder: Encoder, site: str, shift: Float[Array, "L C"]) -> Encoder:
-    """Subtracts a number from every channel of a norm's output (`qkv`, `fc1`) and adds its product to the biases after it."""
+    """Subtracts a number from every channel of a norm's output (`qkv`, `fc1`) and adds its product to the biases after it; an RMSNorm
+    gets a bias for it."""
     blocks = encoder.params.image.blocks
     norm = getattr(blocks, NORMS[site])
     shifted = {}
     for name, layer in blocks.layers(site).items():
         product = jnp.sum(_scaled(layer, shift), axis=1)
         shifted[name] = layer.replace(bias=product if layer.bias is None else product + layer.bias)
-    lowered = norm.replace(bias=norm.bias - shift.astype(norm.bias.dtype))
+    shift = shift.astype(norm.scale.dtype)
+    lowered = norm.replace(bias=-shift if norm.bias is None else norm.bias - shift)
     return with_blocks(encoder, blocks.with_layers(shifted).replace(**{NORMS[site]: lowered}))
 
 

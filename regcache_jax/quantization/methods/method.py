@@ -22,7 +22,8 @@ Finish = Callable[[Encoder, Encoder, Observed], Encoder]
 class Method:
     """A method either prepares, or rounds and finishes (`round` None: to the nearest; `rounds_again`: finishing rounds the kernels, too,
     so that nothing else may round them). `needs`: what it wants to know of the calibration set, which is gathered in one pass
-    over the encoder as it stands before that step. `summary` is one line for a table."""
+    over the encoder as it stands before that step. `passes`: how often it goes through the whole set again (`images`), for who is told
+    how far it is. `summary` is one line for a table."""
 
     name: str
     summary: str
@@ -31,3 +32,4 @@ class Method:
     round: Round | None = None
     finish: Finish | None = None
     rounds_again: bool = False
+    passes: int = 0

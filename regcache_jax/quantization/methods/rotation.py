@@ -71,10 +71,12 @@ def fold_norms(blocks: Block) -> Block:
         norm = getattr(blocks, norm_name)
         for name, layer in blocks.layers(site).items():
             kernel, ending = layer.floats, (1,) * (layer.floats.ndim - 2)
-            bias = jnp.sum(kernel * norm.bias.reshape(*norm.bias.shape, *ending), axis=1)
-            bias = bias if layer.bias is None else bias + layer.bias
+            bias = layer.bias
+            if norm.bias is not None:
+                moved = jnp.sum(kernel * norm.bias.reshape(*norm.bias.shape, *ending), axis=1)
+                bias = moved if bias is None else bias + moved
             folded[name] = layer.replace(kernel=kernel * norm.scale.reshape(*norm.scale.shape, *ending), bias=bias)
-        plain = Norm(jnp.ones_like(norm.scale), jnp.zeros_like(norm.bias))
+        plain = Norm(jnp.ones_like(norm.scale), None if norm.bias is None else jnp.zeros_like(norm.bias))
         blocks = blocks.replace(**{norm_name: plain})
     for scale_name, name, layer in (
         ("layer_scale1", "out", blocks.attention.out),
@@ -116,9 +118,14 @@ def rotate_residual(encoder: Encoder, matrix: Float[np.ndarray, "D D"]) -> Encod
 
 
 def rotate(encoder: Encoder, seen: Observed, scheme: Scheme) -> Encoder:
-    """Rotates values (by a Hadamard matrix where the head size is a power of two) and the residual stream."""
+    """Rotates values (by a Hadamard matrix where the head size is a power of two) and the residual stream. Raises UserError where a norm
+    stands between values and what reads them."""
     rng = np.random.default_rng(SEED)
     blocks = encoder.spec.image.blocks
+    if blocks.inner_norms:
+        raise UserError(
+            f"{encoder.spec.name} norms what attention has mixed, and no rotation of values passes a norm; take another method"
+        )
     size = blocks.head_dim
     encoder = rotate_residual(encoder, rotation_that_keeps_means(blocks.width, rng))
     return rotate_values(encoder, hadamard(size) if size & (size - 1) == 0 else random_orthogonal(size, rng))

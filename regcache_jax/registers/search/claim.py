@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
+from regcache_jax.core.counted import counted
 from regcache_jax.core.objective import Objective
 from regcache_jax.core.outputs import Answers, Outputs, image_errors
 from regcache_jax.core.plan import RegisterPlan
@@ -33,7 +34,7 @@ class Claim:
 
     def sentence(self) -> str:
         """The figures, in a few words."""
-        return f"{self.error:.3g} +- {self.spread:.1g} on {self.images} held-out pictures (worst {self.worst:.3g})"
+        return f"{self.error:.3g} +- {self.spread:.1g} on {counted(self.images, 'held-out picture')} (worst {self.worst:.3g})"
 
 
 def claim_of(errors: list[Float[np.ndarray, "k"]], others: Float[np.ndarray, "m"] | None = None) -> Claim:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from regcache_jax.core.counted import counted
 from regcache_jax.core.objective import reads_patches
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.scheme import Scheme
@@ -72,8 +73,10 @@ class SearchResult:
         """The verdict in one line."""
         figures = f"error {self.baseline_error:.3g} -> {self.claim.sentence()}"
         ended = "" if self.complete else "; the budget ended the search early"
+        if not self.helps and not self.complete:
+            return f"no plan that helps was found before the budget ended the search: {figures}"
         if not self.helps:
-            return f"registers gain nothing here: {figures}; use the scheme without a plan{ended}"
+            return f"registers gain nothing here: {figures}; use the scheme without a plan"
         return f"registers take away {self.gain:.1%} of the quantisation error: {figures}{ended}"
 
     def remarks(self) -> list[str]:
@@ -85,7 +88,7 @@ class SearchResult:
             said.append(remark)
         if self.numbers.delete_count and reads_patches(self.objective):
             said.append(
-                f"deleting {self.numbers.delete_count} patches (their places are filled in) moves the outputs, in float, by "
+                f"deleting {counted(self.numbers.delete_count, 'patch')} (their places are filled in) moves the outputs, in float, by "
                 f"{self.moved_by_deletion:.3g} of these {self.moved:.3g}"
             )
         if self.numbers.stop > self.numbers.start and self.spare < 0.2:
