@@ -70,6 +70,8 @@ def story() -> dict:
         "intervals": [{"acc1": [0.84, 0.89], "cosine": [0.97, 0.99]}] * 8, "schemes": {"w8a8": changed},
         "bytes": {"float": 8_200_000, "w8a8": 2_300_000},
     }  # fmt: skip
+    patches = {"plain": {"mean": 0.05, "worst": 0.4, "maps": [[[0.1, 0.7], [0, 0]]]}}
+    patches["registers"] = {"mean": 0.01, "worst": 0.02, "maps": [[[0.1, 0.2], [0, 0]]]}
     maps = [{"name": "cat", "block": 1, "thumbnail": PIXEL, "plain": [[1, 90], [2, 3]], "registers": [[1, 2], [2, 3]]}]
     return {
         "inspect": {
@@ -82,7 +84,13 @@ def story() -> dict:
             },
         },
         "search": {"w8a8": searched},
-        "figures": {"scheme": "w8a8", "profile": profile(2.0), "errors": [[1e-4, 2e-4], [1e-5, 3e-4]], "maps": maps},
+        "figures": {
+            "scheme": "w8a8",
+            "profile": profile(2.0),
+            "errors": [[1e-4, 2e-4], [1e-5, 3e-4]],
+            "maps": maps,
+            "patches": {"pictures": 64, "rows": patches},
+        },
         "costs": {"unit": "int8 multiply-adds an image", "of": {"float": [2e6], "w8a8": [1e6, 1.1e6]}},
         "changes": changes,
         "config": {"model": "bundled", "weights": "channel", "expected_acc1": 0.87, "search": {"chunk": 64}},

@@ -54,7 +54,7 @@ class CompareArgs:
 
 
 def accuracy_of(model: Model, data: Dataset) -> Judge | None:
-    """Zero-shot accuracy from the pictures' features; None without a text tower or without classes."""
+    """Zero-shot accuracy from the pictures' features; None without a text tower, a tokenizer (which is said) or classes."""
     import numpy as np
 
     from regcache_jax.data.prompts import class_names, templates
@@ -66,8 +66,13 @@ def accuracy_of(model: Model, data: Dataset) -> Judge | None:
     labels = [data[index].label for index in range(len(data))]
     if model.encoder.spec.text is None or data.classnames is None or None in labels:
         return None
+    try:
+        tokenize = model.tokenize
+    except UserError as error:
+        tell(f"accuracy is left out: {error}")
+        return None
     known = np.array(labels, np.int32)
-    vectors = class_vectors(model.encoder, model.tokenize, class_names(data).texts, templates(data).texts)
+    vectors = class_vectors(model.encoder, tokenize, class_names(data).texts, templates(data).texts)
 
     def evaluate(features: np.ndarray) -> Mapping[str, float]:
         return measure(Labelled(features, known), lambda rows: rows @ vectors.T).metrics

@@ -108,7 +108,7 @@ def encoder_block(
             visible = absent if bias is None else bias + absent
         attended = attend(query, key, value, visible, register, rounding=rounding)
     else:
-        attended = attend_slot(query, key, value, slot, register, rounding)
+        attended = attend_slot(query, key, value, slot, register, rounding, present)
     mixed = norm_mixed(attended.mixed, attention.norm, spec)
     output, normed_middle, features = after_attention(block, hidden, mixed, run, present)
     if present is not None:

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.outputs import Outputs
 from regcache_jax.core.sites import ImageTower
 from regcache_jax.core.spec import EncoderSpec, ImageSpec
 from regcache_jax.encoders.encoder import Encoder, encode, normalize
+from regcache_jax.encoders.sheets import grids_of
 from regcache_jax.encoders.vision import ImageOutput, pool
-from regcache_jax.ops.delete import fill_absent, fill_deleted
+from regcache_jax.ops.delete import fill_absent, fill_deleted, fill_lines
 
 
-def patch_tokens(output: ImageOutput, spec: ImageSpec) -> Float[Array, "B P D"]:
+def patch_tokens(
+    output: ImageOutput, spec: ImageSpec, images: Float[Array, "B Y X 3"] | None = None
+) -> Float[Array, "B P D"]:
     """The patch tokens after the final norm, in float32, one for every place of the grid: deleted ones are filled in, whether they are
     marked (search form) or gone (serving form). Of a sheet: one for every line, zeros where there is no patch. Raises UserError for
-    sheets of which patches were deleted, as their neighbours are not known here."""
+    sheets of which patches were deleted where the `images` are not given, which say who their neighbours were."""
     patches = output.tokens[:, spec.num_protected :].astype(jnp.float32)
     if spec.max_patches is not None:
-        if output.kept is not None or output.present is None:
+        assert output.present is not None
+        if images is not None:
+            return _lines(patches, output.present, output.kept, images)
+        if output.kept is not None:
             raise UserError(
                 "patches of pictures of any shape (NaFlex) are read without deletion; use a plan that deletes nothing"
             )
@@ -31,6 +38,20 @@ def patch_tokens(output: ImageOutput, spec: ImageSpec) -> Float[Array, "B P D"]:
     if output.present is not None:
         return fill_absent(patches, output.present[:, spec.num_protected :], spec.grid)
     return patches
+
+
+def _lines(
+    patches: Float[Array, "B M D"],
+    present: Bool[Array, "B M"],
+    places: Int[Array, "B M"] | None,
+    images: Float[Array, "B N C 3"],
+) -> Float[Array, "B N D"]:
+    """Patches on the lines of their sheets, those that are gone filled in."""
+    grids = grids_of(images)
+    if places is not None:  # -1: no token
+        place = jax.nn.one_hot(places, images.shape[1], dtype=jnp.float32)
+        patches, present = jnp.einsum("bmn,bmd->bnd", place, patches), jnp.sum(place, axis=1) > 0
+    return fill_lines(patches, present, grids.there, jnp.stack([grids.row, grids.column]))
 
 
 def outputs_of(output: ImageOutput, spec: EncoderSpec, patches: bool) -> Outputs:

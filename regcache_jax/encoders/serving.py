@@ -16,13 +16,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from regcache_jax.core.plan import BlockRegister, Schedule
 from regcache_jax.core.sites import Block
 from regcache_jax.core.spec import BlockSpec, Protected
 from regcache_jax.core.struct import Struct
-from regcache_jax.encoders.blocks import after_attention, alike, encoder_block, run_blocks
+from regcache_jax.encoders.blocks import after_attention, alike, encoder_block, rows_there, run_blocks
 from regcache_jax.encoders.forms import ATTENTION
 from regcache_jax.encoders.norms import apply_norm, norm_mixed
 from regcache_jax.encoders.rounding import Run, dense
@@ -94,13 +94,13 @@ def serve_blocks(
 
     `tile=None`: as many rows as tokens, registers beside keys and values. `tile=8`: padded rows, registers in the padding.
     `num_tokens`, where given, says that later rows of `hidden` are padding already (repetitions of the last token). A padded stack has
-    rows of zeros among its tokens, masks them, and has registers beside keys and values in every case."""
+    rows of zeros among its tokens, and masks them."""
     tokens, kept, padded = num_tokens or hidden.shape[1], None, run.spec.padded
     whole = tokens
     for first, last in segments(schedule, run.spec.num_blocks):
         seen = registers if schedule.start <= first < schedule.stop else None
         deletes = schedule.delete_count if first == schedule.delete_block else 0
-        rows = num_rows(tokens - deletes, 0 if seen is None or padded else seen.key.shape[1], tile)
+        rows = num_rows(tokens - deletes, 0 if seen is None else seen.key.shape[1], tile)
         if deletes:
             hidden, kept = delete_largest(
                 hidden, deletes, sum(run.protected), num_tokens=tokens, rows=rows, padded=padded
@@ -108,7 +108,7 @@ def serve_blocks(
             tokens -= deletes
         elif rows != hidden.shape[1]:
             hidden = hidden[:, :rows] if rows < hidden.shape[1] else repeat_last(hidden, rows, padded)
-        turn, slot = run.turn(whole, kept, more=rows - tokens), None if rows == tokens or padded else tokens
+        turn, slot = run.turn(whole, kept, more=rows - tokens), None if rows == tokens else tokens
         alone = run.form.class_alone and last == run.spec.num_blocks
         for begin, end, part, own in alike(blocks, run, first, last - 1 if alone else last):
             rows_seen = jax.tree.map(lambda leaf, begin=begin, end=end: leaf[begin:end], seen)
@@ -125,6 +125,7 @@ def formed_block(
     run: Run,
     slot: int,
     register: BlockRegister | None,
+    present: Bool[Array, "B P"] | None = None,
     *,
     class_alone: bool = False,
 ) -> Float[Array, "B T D"]:
@@ -141,7 +142,7 @@ def formed_block(
         (query,) = project(apply_norm(hidden, block.norm1, run.spec), (layers.query,))
     else:
         query, key, value = project(normed, (layers.query, layers.key, layers.value))
-    mixed = ATTENTION[run.form.attention](query, key, value, slot, register, hidden.dtype)
+    mixed = ATTENTION[run.form.attention](query, key, value, slot, register, hidden.dtype, present)
     mixed = norm_mixed(mixed.astype(hidden.dtype), layers.norm, run.spec)
     return after_attention(block, hidden, mixed, run)[0]
 
@@ -160,22 +161,27 @@ def run_segment(
     """Runs all blocks of a stack that are quantised alike, each seeing its own `registers` (None: nothing).
 
     `slot`: tokens end there, see `attend_slot`. `bias` is added to all attention logits, `turn` is that of rotary positions. `unroll`
-    writes the blocks out one by one (longer compilation, and a compiler's cost estimate that counts every block)."""
+    writes the blocks out one by one (longer compilation, and a compiler's cost estimate that counts every block). Rows of a padded stack
+    that are zeros are no tokens, and are zeros in what it gives."""
+    present = rows_there(hidden, run.spec)
 
     def step(
         hidden: Float[Array, "B P D"], layer: tuple[Block, BlockRegister | None]
     ) -> tuple[Float[Array, "B P D"], None]:
         block, register = layer
         if run.form.attention != "slot":
-            return formed_block(block, hidden, run, slot or hidden.shape[1], register), None
-        return encoder_block(block, hidden, run, register=register, slot=slot, bias=bias, turn=turn)[0], None
+            return formed_block(block, hidden, run, slot or hidden.shape[1], register, present), None
+        return encoder_block(block, hidden, run, register=register, slot=slot, bias=bias, present=present, turn=turn)[
+            0
+        ], None
 
     layers = (blocks, registers)
-    if not unroll:
-        return jax.lax.scan(step, hidden, layers)[0]
-    for number in range(blocks.num_blocks):
-        hidden, _ = step(hidden, jax.tree.map(lambda leaf, number=number: leaf[number], layers))
-    return hidden
+    if unroll:
+        for number in range(blocks.num_blocks):
+            hidden, _ = step(hidden, jax.tree.map(lambda leaf, number=number: leaf[number], layers))
+    else:
+        hidden, _ = jax.lax.scan(step, hidden, layers)
+    return hidden if present is None else jnp.where(present[..., None], hidden, 0)
 
 
 def isolated_bias(num_tokens: int, copies: Float[Array, ""], num_registers: int) -> Float[Array, "1 1 S S"]:

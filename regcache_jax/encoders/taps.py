@@ -25,14 +25,14 @@ from regcache_jax.encoders.outputs import patch_tokens
 def encode_patches(
     encoder: Encoder, images: Float[Array | np.ndarray, "B Y X 3"], tap: Tap | None = None
 ) -> Float[Array, "B P D"]:
-    """Float32 features of the patches of preprocessed images, row by row, one for every place of the grid: deleted ones are filled in
-    from their neighbours. They are the encoder's own (the last block's, after the final norm where it has one), or those of `tap`,
-    whose class token, where it is asked for, stands in front.
+    """Float32 features of the patches of preprocessed images, row by row, one for every place of the grid (of a sheet: one for every line,
+    zeros where there is no patch): deleted ones are filled in from their neighbours. They are the encoder's own (the last block's, after
+    the final norm where it has one), or those of `tap`, whose class token, where it is asked for, stands in front.
 
     Raises UserError for a block or a norm that the encoder does not have."""
     ended = encoder if tap is None else at_tap(encoder, tap)
     output, spec = encode(ended, images), ended.spec.image
-    patches = patch_tokens(output, spec)
+    patches = patch_tokens(output, spec, jnp.asarray(images))
     if tap is None or not tap.class_token:
         return patches
     return jnp.concatenate([output.tokens[:, :1].astype(jnp.float32), patches], axis=1)

@@ -282,7 +282,7 @@ def serve_formed(
 ) -> ImageOutput:
     """`serve_image` of a program whose blocks run as `run` says, form included."""
     spare = 0
-    if registers is not None and schedule.start == 0 < schedule.stop and not spec.blocks.padded:
+    if registers is not None and schedule.start == 0 < schedule.stop:
         spare = registers.key.shape[1]
     num_tokens = spec.num_protected + math.prod(grid_of(images, spec))
     rows = num_rows(num_tokens, spare, tile)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from regcache_jax.core.plan import BlockRegister
 from regcache_jax.ops.half_octaves import logarithmic_matmul
@@ -150,17 +150,19 @@ def attend_slot(
     slot: int,
     register: BlockRegister | None,
     rounding: Rounding | None = None,
+    present: Bool[Array, "B N"] | None = None,
 ) -> Attended:
-    """Serving form: rows `slot`, `slot + 1`, ... repeat the last token, and the first R of them carry the registers.
+    """Serving form: rows `slot`, `slot + 1`, ... repeat the last token, and the first R of them carry the registers. Where pictures have
+    tokens of different number, `present` says which rows are tokens, and what the others hold is of no matter.
 
     Rows are selected, not written or joined, and counted (a token once, a register `copies` times, a repeated token never)
     after the exponential, not biased before it: a TPU then runs projection, product and softmax as one fusion. A repeated
     token cannot lift the largest logit. Integer products hide the padding instead, and keep registers beside it in float."""
     if rounding is not None:
-        row = jnp.arange(key.shape[1], dtype=jnp.int32)
-        hidden = jnp.where(row < slot, 0.0, -jnp.inf)[None, None, None]
-        return attend(query, key, value, hidden, register, rounding=rounding)
+        return attend(query, key, value, row_bias(key.shape[1], slot, None, present), register, rounding=rounding)
     key, value = select_registers(key, value, slot, register)
+    if present is not None:
+        return attend(query, key, value, row_bias(key.shape[1], slot, register, present))
     return attend(query, key, value, count=row_counts(key.shape[1], slot, register))
 
 
@@ -186,6 +188,22 @@ def row_counts(num_rows: int, slot: int, register: BlockRegister | None) -> Floa
         for index in range(register.key.shape[0]):
             count = jnp.where(row == slot + index, jnp.exp(register.logit_bias[index])[:, None], count)
     return count
+
+
+def row_bias(
+    num_rows: int, slot: int, register: BlockRegister | None, present: Bool[Array, "B N"] | None = None
+) -> Float[Array, "#B #H 1 N"] | None:
+    """What is added to the logits of each row: nothing to a token's, log copies to a register's, and -inf to padding's, which may hold
+    anything. None: all are tokens."""
+    if slot == num_rows and present is None:
+        return None
+    row = jnp.arange(num_rows, dtype=jnp.int32)
+    is_token = (row < slot)[None] if present is None else present
+    bias = jnp.where(is_token, 0.0, -jnp.inf)[:, None]
+    if register is not None:
+        for index in range(register.key.shape[0]):
+            bias = jnp.where(row == slot + index, register.logit_bias[index][:, None], bias)
+    return bias[:, :, None]
 
 
 def attend_reference(

@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from regcache_jax.core.plan import BlockRegister
-from regcache_jax.ops.attention import attend_slot, select_registers
+from regcache_jax.ops.attention import attend_slot, row_bias, select_registers
 
 
 def attend_plain(
@@ -24,9 +24,10 @@ def attend_plain(
     slot: int,
     register: BlockRegister | None,
     dtype: Any,
+    present: Bool[Array, "B N"] | None = None,
 ) -> Float[Array, "B T H K"]:
     """The reference: `attend_slot` of what is narrowed to `dtype` first."""
-    return attend_slot(query.astype(dtype), key.astype(dtype), value.astype(dtype), slot, register).mixed
+    return attend_slot(query.astype(dtype), key.astype(dtype), value.astype(dtype), slot, register, None, present).mixed
 
 
 def attend_kept(
@@ -36,11 +37,14 @@ def attend_kept(
     slot: int,
     register: BlockRegister | None,
     dtype: Any,
+    present: Bool[Array, "B N"] | None = None,
 ) -> Float[Array, "B T H K"]:
     """One head a product, whose inputs are narrowed to `dtype` as it reads them. The first three are float32."""
     key, value = select_registers(key, value, slot, register)
     query = (query * query.shape[-1] ** -0.5).astype(dtype)
-    return _mix(query, held(key).astype(dtype), held(value).astype(dtype), row_bias(key.shape[1], slot, register))
+    return _mix(
+        query, held(key).astype(dtype), held(value).astype(dtype), row_bias(key.shape[1], slot, register, present)
+    )
 
 
 def attend_pairs(
@@ -50,6 +54,7 @@ def attend_pairs(
     slot: int,
     register: BlockRegister | None,
     dtype: Any,
+    present: Bool[Array, "B N"] | None = None,
 ) -> Float[Array, "B T P C"]:
     """Heads 2p and 2p + 1 side by side in the C = 2 K channels of pair p: with heads of 64 a product fills a TPU's 128 lanes.
 
@@ -57,8 +62,8 @@ def attend_pairs(
     half = query.shape[-1] // 2
     is_even = jnp.arange(2 * half, dtype=jnp.int32) < half
     key, value = select_registers(key, value, slot, register)
-    bias = row_bias(key.shape[1], slot, register)
-    biases = [bias if bias is None or len(bias) == 1 else bias[parity::2] for parity in (0, 1)]
+    bias = row_bias(key.shape[1], slot, register, present)
+    biases = [bias if bias is None or bias.shape[1] == 1 else bias[:, parity::2] for parity in (0, 1)]
     query = query * half**-0.5
     queries = jnp.where(is_even, query, 0.0), jnp.where(is_even, 0.0, query)
     key, value = held(key).astype(dtype), held(value).astype(dtype)
@@ -73,23 +78,27 @@ def attend_flash(
     slot: int,
     register: BlockRegister | None,
     dtype: Any,
+    present: Bool[Array, "B N"] | None = None,
     implementation: Literal["cudnn", "xla"] | None = None,
 ) -> Float[Array, "B T H K"]:
     """Flash attention by cuDNN; on other platforms, and in float32 (which cuDNN has not), JAX's own, if no `implementation` is asked for.
     Repeated tokens are cut off, registers are rows behind the tokens, and their copies a bias of the logits."""
     query, key, value = query.astype(dtype), key[:, :slot].astype(dtype), value[:, :slot].astype(dtype)
-    bias = None
+    bias, num_registers = None, 0 if register is None else len(register.key)
     if register is not None:
         key, value = (
             jnp.concatenate([tokens, jnp.broadcast_to(rows.astype(dtype), (len(tokens), *rows.shape))], axis=1)
             for tokens, rows in ((key, register.key), (value, register.value))
         )
-        heads = jnp.broadcast_to(register.logit_bias.T, (query.shape[2], len(register.key)))
+        heads = jnp.broadcast_to(register.logit_bias.T, (query.shape[2], num_registers))
         bias = jnp.pad(heads, ((0, 0), (slot, 0)))[None, :, None].astype(dtype)
         bias = jnp.broadcast_to(bias, (1, query.shape[2], query.shape[1], key.shape[1]))
+    mask = None
+    if present is not None:
+        mask = jnp.pad(present[:, :slot], ((0, 0), (0, num_registers)), constant_values=True)[:, None, None]
     if implementation is None:
         implementation = "cudnn" if jax.default_backend() == "gpu" and jnp.dtype(dtype).itemsize == 2 else "xla"
-    return jax.nn.dot_product_attention(query, key, value, bias, implementation=implementation)
+    return jax.nn.dot_product_attention(query, key, value, bias, mask, implementation=implementation)
 
 
 def held(array: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -98,28 +107,15 @@ def held(array: Float[Array, "..."]) -> Float[Array, "..."]:
     return jax.lax.bitcast_convert_type(jax.lax.optimization_barrier(bits), jnp.float32)
 
 
-def row_bias(num_rows: int, slot: int, register: BlockRegister | None) -> Float[Array, "#H N"] | None:
-    """What is added to the logits of each row: nothing to a token's, log copies to a register's, and -inf to padding's, which may hold
-    anything. None: all are tokens."""
-    if slot == num_rows:
-        return None
-    row = jnp.arange(num_rows, dtype=jnp.int32)
-    bias = jnp.where(row < slot, 0.0, -jnp.inf)[None]
-    if register is not None:
-        for index in range(register.key.shape[0]):
-            bias = jnp.where(row == slot + index, register.logit_bias[index][:, None], bias)
-    return bias
-
-
 def _mix(
     query: Float[Array, "B T H K"],
     key: Float[Array, "B N H K"],
     value: Float[Array, "B N H K"],
-    bias: Float[Array, "#H N"] | None,
+    bias: Float[Array, "#B #H 1 N"] | None,
 ) -> Float[Array, "B T H K"]:
     """Softmax of the biased logits, times values; in float32."""
     logits = jnp.einsum("bthk,bshk->bhts", query, key, preferred_element_type=jnp.float32)
-    logits = logits if bias is None else logits + bias[:, None, :]
+    logits = logits if bias is None else logits + bias
     terms = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
     shares = (terms * (1.0 / jnp.sum(terms, axis=-1, keepdims=True))).astype(value.dtype)
     return jnp.einsum("bhts,bshk->bthk", shares, value, preferred_element_type=jnp.float32)

@@ -94,6 +94,21 @@ def fill_deleted(patches: Float[Array, "B M D"], positions: Int[Array, "B M"], g
     return fill_absent(placed, jnp.sum(one_hot, axis=1) > 0, grid).astype(patches.dtype)
 
 
+def fill_lines(
+    patches: Float[Array, "B N D"], kept: Bool[Array, "B N"], there: Bool[Array, "B N"], places: Int[Array, "2 B N"]
+) -> Float[Array, "B N D"]:
+    """The same of pictures of any shape, whose patches (`there`) have these rows and columns; zeros where there is none. Where no patch is
+    `kept` may lie anything."""
+    row, column = (jnp.abs(each[:, :, None] - each[:, None, :]) <= 1 for each in places)
+    kept32 = jnp.where(kept[..., None], patches.astype(jnp.float32), 0.0)
+    near = (row & column & kept[:, None, :]).astype(jnp.float32)
+    count = jnp.sum(near, axis=-1, keepdims=True)
+    everywhere = jnp.sum(kept32, axis=1, keepdims=True) / jnp.sum(kept, axis=1, dtype=jnp.float32)[:, None, None]
+    beside = jnp.einsum("bmn,bnd->bmd", near, kept32) / jnp.maximum(count, 1.0)
+    filled = jnp.where(kept[..., None], kept32, jnp.where(count > 0, beside, everywhere))
+    return jnp.where(there[..., None], filled, 0.0).astype(patches.dtype)
+
+
 def fill_absent(patches: Float[Array, "B P D"], there: Bool[Array, "B P"], grid: int) -> Float[Array, "B P D"]:
     """The same where absent patches still have their places, with anything in them."""
     batch, num_places, width = patches.shape

@@ -16,6 +16,7 @@ from regcache_jax.registers.inspect import inspect
 from regcache_jax.registers.sensitivity import sensitivity
 from regcache_jax.registers.stakes import PICTURES, measure_stakes
 from regcache_jax.registers.verdict import judge
+from regcache_jax.report.patches import patch_figures
 from regcache_jax.report.sinks import sink_maps
 from regcache_jax.studies.cells import Cell
 from regcache_jax.studies.cost import price_of
@@ -96,20 +97,23 @@ class Stages:
         return own.workdir.stage(f"quantize_{name}", made_from, make, [folder])
 
     def figures(self) -> Stage:
-        """What the report draws: norms and sensitivity with the registers in place, and sink maps of a few pictures."""
+        """What the report draws: norms and sensitivity with the registers in place, sink maps of a few pictures, errors of patches."""
         own, scheme = self.material, self.config.schemes[0]
 
         def make() -> Json:
             encoder = own.encoder.with_plan(self.plan(model_cell(scheme)))
+            model = checkpoints.load(own.workdir.path / model_folder(scheme)).encoder
+            rounded = {"plain": self.encoder_of(Cell(scheme)), "registers": model}
             profile = inspect(encoder, own.images("reference"), batch_size=self.config.search.chunk)
             return {
                 "scheme": scheme,
                 "profile": profile.to_json(),
                 "errors": sensitivity(encoder, own.images("reference")[:SENSITIVITY_PICTURES], Scheme()).tolist(),
                 "maps": sink_maps(own.encoder, encoder, own.dataset("evaluation"), own.model),
+                "patches": patch_figures(own.encoder, rounded, own.dataset("evaluation"), own.model),
             }
 
-        made_from = ["with sensitivity", self.search(scheme).made_from, own.data_identity("evaluation")]
+        made_from = ["with patches", self.quantize(scheme).made_from, own.data_identity("evaluation")]
         return own.workdir.stage("figures", made_from, make)
 
     def costs(self) -> Stage:

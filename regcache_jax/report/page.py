@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -66,6 +67,8 @@ def page(rows: Sequence[Json], story: Json) -> str:
         norms_by_block({"no registers": story["inspect"]["profile"], "registers": story["figures"]["profile"]}),
         "<h3>Where the large tokens sit</h3>",
         sink_section(story),
+        "<h3>How near every patch is</h3>",
+        patch_section(story["figures"]),
         "<h2>What was chosen, and why</h2>",
         search_section(story["search"]),
         "<h2>How it was made</h2>",
@@ -143,10 +146,9 @@ def sink_section(story: Json) -> str:
         f"{max(map(max, entry['registers'])):.0f} with registers</figcaption></figure>"
         for entry in maps
     ]
-    block, grid = maps[0]["block"], len(maps[0]["plain"])
+    block = maps[0]["block"]
     shares = [
-        _grid(profile["sink_share"][block], grid)
-        for profile in (story["inspect"]["profile"], story["figures"]["profile"])
+        _grid(profile["sink_share"][block]) for profile in (story["inspect"]["profile"], story["figures"]["profile"])
     ]
     counts = [
         profile["sinks_per_image"][block] for profile in (story["inspect"]["profile"], story["figures"]["profile"])
@@ -165,8 +167,34 @@ def sink_section(story: Json) -> str:
     )
 
 
-def _grid(tokens: Sequence[float], side: int) -> list[list[float]]:
-    """The patches of a row of tokens (class token and trained registers stand before them) as rows of the grid."""
+def patch_section(figures: Json) -> str:
+    """How near patches are to their float selves without and with registers, on average and at worst, and where they are not."""
+    rows, scheme = figures["patches"]["rows"], html.escape(figures["scheme"])
+    largest = max(value for found in rows.values() for grid in found["maps"] for row in grid for value in row)
+    said = "; ".join(
+        f"{label}: {rows[name]['mean']:.3g} on average, {rows[name]['worst']:.3g} exceeded by one patch in a hundred"
+        for name, label in (("plain", "without registers"), ("registers", "with registers"))
+    )
+    shown = [
+        f'<figure><div class="row"><img alt="{html.escape(entry["name"])}" src="data:image/png;base64,{entry["thumbnail"]}">'
+        f"{heat_map(plain, largest, title='error of patches without registers')}"
+        f"{heat_map(registers, largest, title='error of patches with registers')}</div>"
+        f"<figcaption>{html.escape(entry['name'])}: largest {max(map(max, plain)):.2g} without, {max(map(max, registers)):.2g} with "
+        "registers</figcaption></figure>"
+        for entry, plain, registers in zip(
+            figures["maps"], rows["plain"]["maps"], rows["registers"]["maps"], strict=True
+        )
+    ]
+    return (
+        f"<p>What reads patches (a language model, a dense head) sees each place. Length of the difference over the length of the float "
+        f"patch, {scheme}, {figures['patches']['pictures']} pictures: {said}. Each picture, then its patches without and with registers, "
+        f'brightest at {largest:.2g}:</p><div class="maps">{"".join(shown)}</div>'
+    )
+
+
+def _grid(tokens: Sequence[float]) -> list[list[float]]:
+    """The patches of a row of tokens (the few tokens in front of them fill no further row) as rows of the grid."""
+    side = math.isqrt(len(tokens))
     patches = list(tokens)[-side * side :]
     return [patches[first : first + side] for first in range(0, side * side, side)]
 

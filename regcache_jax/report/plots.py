@@ -178,9 +178,9 @@ def bars(rows: Sequence[tuple[str, float, str]], line: tuple[str, float], title:
 
 
 def heat_map(rows: Sequence[Sequence[float]], largest: float, size: int = 128, title: str = "") -> str:
-    """A grid of values, dark for small and bright for `largest`, on a logarithmic scale."""
-    side = size / len(rows)
-    parts = [opened(size, size, title)]
+    """A grid of values, dark for small and bright for `largest`, on a logarithmic scale; its longer side is `size`."""
+    side = size / max(len(rows), len(rows[0]))
+    parts = [opened(side * len(rows[0]), side * len(rows), title)]
     for row_number, row in enumerate(rows):
         for column, value in enumerate(row):
             parts.append(

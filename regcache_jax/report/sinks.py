@@ -37,11 +37,15 @@ def _norms(
     ).collected
 
 
+def example_numbers(dataset: Dataset) -> list[int]:
+    """A few pictures, spread over a dataset."""
+    return np.linspace(0, len(dataset) - 1, min(PICTURES, len(dataset))).astype(int).tolist()
+
+
 def sink_maps(plain: Encoder, registered: Encoder, dataset: Dataset, model: Model) -> list[dict[str, Any]]:
     """For a few pictures spread over a dataset: a thumbnail (PNG, base64) and the patches' norms at the input of the block
     where they are largest, as rows of the grid, without and with registers."""
-    numbers = np.linspace(0, len(dataset) - 1, min(PICTURES, len(dataset))).astype(int)
-    examples = [dataset[int(number)] for number in numbers]
+    examples = [dataset[number] for number in example_numbers(dataset)]
     images = jnp.asarray(np.stack([model.preprocess(example.image) for example in examples]), plain.dtype)
     spec = plain.spec.image
     before, after = (

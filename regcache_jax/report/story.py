@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from etils import epath
 from pydantic import Base64Bytes, Field
@@ -88,10 +88,22 @@ class _Map(TypedDict):
     registers: Grid
 
 
+class _Nearness(TypedDict):
+    mean: Finite
+    worst: Finite
+    maps: Annotated[list[Grid], Field(min_length=1)]
+
+
+class _Patches(TypedDict):
+    pictures: Annotated[int, Field(ge=1)]
+    rows: dict[Literal["plain", "registers"], _Nearness]
+
+
 class _Figures(TypedDict):
     scheme: str
     profile: _Profile
     errors: Grid
+    patches: _Patches
     maps: Annotated[list[_Map], Field(min_length=1)]
 
 
@@ -200,8 +212,15 @@ def _faults_of_story(story: Json) -> list[str]:
     faults = [
         f"story.json has a map of block {each['block']} and {blocks} blocks" for each in maps if each["block"] >= blocks
     ]
-    sides = {len(row) for each in maps for name in ("plain", "registers") for row in (each[name], *each[name])}
-    return faults[:1] + (["the maps in story.json are not square and of one size"] if len(sides) > 1 else [])
+    patches = [found["maps"] for found in story["figures"]["patches"]["rows"].values()]
+    of_picture = [[each["plain"], each["registers"], *of] for each, *of in zip(maps, *patches, strict=False)]
+    shapes = [{(len(grid), len(row)) for grid in grids for row in grid} for grids in of_picture]
+    whole = (
+        len(patches) == 2
+        and all(len(found) == len(maps) for found in patches)
+        and all(len(each) == 1 for each in shapes)
+    )
+    return faults[:1] + ([] if whole else ["the maps in story.json are not of the same pictures, or of several sizes"])
 
 
 def _faults_of_changes(story: Json, num_rows: int) -> list[str]:

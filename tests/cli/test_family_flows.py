@@ -1,15 +1,17 @@
-"""The whole way of a small random encoder of each newer family, by the commands that a user types."""
+"""The whole way of a small random encoder of each newer family, by the commands that a user types; a TPU's cost is asked of one block."""
 
 from __future__ import annotations
 
 import dino_txt
 import eva
+import jax
 import jax.numpy as jnp
 import layouts
 import numpy as np
 import perception
 import pytest
 import safetensors.torch
+import small
 import torch
 import transformers
 from commands import DATA, KNN
@@ -18,6 +20,10 @@ from transformers.models.internvl.modeling_internvl import InternVLVisionConfig,
 
 import regcache_jax as rc
 from regcache_jax.encoders.encoder import encode_image
+from regcache_jax.encoders.taps import encode_patches
+from regcache_jax.models.export import load
+from regcache_jax.tpu.ask import shallow
+from regcache_jax.tpu.programs import PROGRAMS
 
 
 def perception_encoder(folder, **options):
@@ -43,6 +49,20 @@ def tips(folder):
     ):
         np.savez(folder / f"small_{name}.npz", **arrays)
     return (folder / "small_vision.npz",)
+
+
+def tower(folder):
+    vision = {**SMALL_IMAGE, "num_hidden_layers": 2, "vision_use_head": False, "model_type": "siglip_vision_model"}
+    text = {
+        "model_type": "gemma",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    text |= {"num_key_value_heads": 1, "vocab_size": 100, "head_dim": 16, "pad_token_id": 0}
+    config = transformers.PaliGemmaConfig(vision_config=vision, text_config=text, image_token_id=99)
+    return (save_random(transformers.PaliGemmaForConditionalGeneration(config), folder / "source"),)
 
 
 def aimv2(folder):
@@ -80,12 +100,13 @@ FAMILIES = {
     "PE Lang": lambda folder: perception_encoder(folder, class_token=False, core=False, layer_scale=True),
     "MetaCLIP 2": metaclip2,
     "TIPS": tips,
+    "PaliGemma's tower": tower,
     "AIMv2": aimv2,
     "InternViT-6B": internvit_6b,
     "dino.txt": dinotxt,
     "EVA-02": eva02,
 }
-PATCHES = ("PE Lang", "InternViT-6B")
+PATCHES = ("PE Lang", "PaliGemma's tower", "InternViT-6B")
 """What is read of these are their patches."""
 
 
@@ -100,14 +121,30 @@ def test_a_family_goes_all_the_way_from_its_file_to_a_figure_of_an_int8_encoder(
         ("search", model, *DATA, *objective, "--max-trials", "2", "--out", plan),
         ("quantize", model, *DATA, "--registers", plan, "--out", int8),
         ("evaluate", int8, "--dataset", "emoji", *KNN),
+        ("export", int8, "--out", tmp_path / "int8.stablehlo", "--platforms", "cpu"),
     )
     for step in steps:
         status, out, error = regcache(*step)
         assert status == 0, (step[0], error)
-    assert "acc1" in out
+        assert step[0] != "evaluate" or "acc1" in out
     exact, rounded = (rc.load(folder).encoder for folder in (model, int8))
     side = exact.spec.image.image_size
     pixels = np.random.default_rng(0).standard_normal((2, side, side, 3)).astype(np.float32)
+    exported = jax.jit(load(tmp_path / "int8.stablehlo"))(pixels)
+    served = encode_patches if family in PATCHES else encode_image
+    np.testing.assert_allclose(exported, served(rounded, pixels), rtol=2e-2, atol=2e-2)  # an integer's step
     exact, rounded = (encode_image(encoder, pixels) for encoder in (exact, rounded))
     cosine = jnp.sum(exact * rounded, -1) / jnp.linalg.norm(exact, axis=-1) / jnp.linalg.norm(rounded, axis=-1)
     assert float(cosine.min()) > 0.99
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["dinov3", "naflex"])
+def test_the_tpu_compiler_is_asked_of_rotary_positions_and_of_pictures_of_any_shape(tmp_path, regcache, kind):
+    encoder = small.encoder(kind)
+    one = jax.tree.map(lambda leaf: leaf[:1], encoder.params.image.blocks)
+    params = encoder.params.replace(image=encoder.params.image.replace(blocks=one))
+    rc.save(tmp_path / "model", encoder.replace(params=params, spec=shallow(encoder.spec, 1)))
+    status, out, error = regcache("tpu", tmp_path / "model", "--batches", "1")
+    assert status == 0, error
+    assert len([line for line in out.splitlines() if line.count("\t") == 6]) == 1 + len(PROGRAMS)

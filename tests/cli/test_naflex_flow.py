@@ -47,7 +47,10 @@ def test_a_naflex_goes_all_the_way_from_its_folder_to_int8_features(tmp_path, re
         ("search", model, *data, "--max-trials", "3", "--out", plan),
         ("quantize", model, *data, "--registers", plan, "--out", rounded),
         ("evaluate", model, rounded, *data, "--task", "knn", "--neighbours", "3"),
+        ("evaluate", model, rounded, *data, "--task", "tower", "--json", tmp_path / "tower.json"),
+        ("compare", model, *data, "--bits", "8", "--methods", "rtn", "--registers", plan, "--out", tmp_path / "compared"),
         ("embed", rounded, "--images", pictures, "--out", tmp_path / "features.npz"),
+        ("embed", rounded, "--images", pictures, "--features", "patches", "--partition", "16", "--out", tmp_path / "set"),
         ("export", rounded, "--out", tmp_path / "int8.stablehlo", "--platforms", "cpu"),
     )  # fmt: skip
     for step in steps:
@@ -60,5 +63,15 @@ def test_a_naflex_goes_all_the_way_from_its_folder_to_int8_features(tmp_path, re
     assert float(jnp.sum(features[0] * features[1], -1).min()) > 0.99
     np.testing.assert_allclose(jax.jit(load(tmp_path / "int8.stablehlo"))(sheets), features[1], rtol=1e-2, atol=1e-2)
     assert json.loads((tmp_path / "int8.stablehlo.json").read_text())["input"]["shape"] == ["batch", 24, 65, 3]
-    status, _, error = regcache("evaluate", model, *data, "--task", "tower")
+    compared = json.loads((tmp_path / "compared" / "compare.json").read_text())
+    assert [row["quantization"]["registers"] for row in compared] == [False, True]
+    tower = json.loads((tmp_path / "tower.json").read_text())[1]
+    assert 0 < tower["metrics"]["patch_error"] < 0.2
+    sides = {(len(each["errors"]), len(each["errors"][0])) for each in tower["quantization"]["patch_error_maps"]}
+    assert len(sides) > 1 and all(
+        rows * columns <= 24 for rows, columns in sides
+    )  # maps as wide and high as their pictures
+    (patches,) = (np.load(file) for file in (tmp_path / "set").glob("img_emb/*.npy"))
+    assert patches.shape == (16, 24, 48) and sorted((patches.any(-1)).sum(1)) == sorted(sheets[:, :, -1, 0].sum(1))
+    status, _, error = regcache("evaluate", model, *data, "--task", "dense")
     assert status == 1 and "needs the same places in all pictures" in error

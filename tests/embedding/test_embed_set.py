@@ -311,7 +311,12 @@ def test_the_command_embeds_checks_and_merges(regcache, model, pictures, tmp_pat
     status, out, err = regcache(
         "embed", model.folder, "--images", pictures / "torn", "--out", folder, "--partition", 3, "--batch-size", 2
     )
-    assert status == 0 and "6 pictures here, 1 unreadable;" in out and "is whole: 3 partitions" in out and "3 partitions ..." in err
+    assert (
+        status == 0
+        and "6 pictures here, 1 unreadable;" in out
+        and "is whole: 3 partitions" in out
+        and "3 partitions ..." in err
+    )
     status, out, _ = regcache("embed", "--verify", folder)
     assert status == 0 and "is whole: 6 pictures in 3 partitions, 1 unreadable" in out
     status, out, _ = regcache("embed", "--merge", folder, "--out", tmp_path / "all.npz")

@@ -31,20 +31,30 @@ def normal(seed: int, *shape: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32))
 
 
-KINDS = [("siglip", Form(folded_probe=True, outputs_first=True)), ("dinov2", Form(class_alone=True))]
+KINDS = [
+    ("siglip", Form(folded_probe=True, outputs_first=True)),
+    ("dinov2", Form(class_alone=True)),
+    ("naflex", Form(folded_probe=True)),
+]
+
+
+def pictures(kind: str, count: int) -> jax.Array:
+    """Pictures as an encoder takes them."""
+    return (small.sheets if kind == "naflex" else small.images)(count)
 
 
 @functools.cache
 def encoder(kind: str) -> Encoder:
     """An int8 encoder of four heads, with registers of different weights a head and a deletion."""
     spec = small.SPECS[kind]
-    spec = dataclasses.replace(spec, image=dataclasses.replace(spec.image, blocks=BLOCKS))
+    blocks = dataclasses.replace(BLOCKS, padded=spec.image.blocks.padded)
+    spec = dataclasses.replace(spec, image=dataclasses.replace(spec.image, blocks=blocks))
     params = init_params(spec, jax.random.key(0))
     params = jax.tree.map(lambda leaf: leaf + 0.1 * normal(leaf.size, *leaf.shape), params)
     copies = jnp.asarray(np.tile(np.float32([0.5, 3, 7, 20]), (BLOCKS.num_blocks, 1)))
     rows = normal(1, 2, BLOCKS.num_blocks, 2, HEADS, HEAD_DIM)
     plan = make_plan(*rows, copies=copies, start=1, delete_block=1, delete_count=3)
-    return quantize(Encoder(params, spec=spec).with_plan(plan), small.images(8), Scheme())
+    return quantize(Encoder(params, spec=spec).with_plan(plan), pictures(kind, 8), Scheme())
 
 
 @pytest.mark.parametrize("attend", [attend_kept, attend_pairs, attend_flash])
@@ -59,16 +69,18 @@ def test_what_padding_holds_is_of_no_matter_to_a_form(attend, registers):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("present", [None, np.array([[True] * 16, [True, False, True, True] * 4])])
 @pytest.mark.parametrize("weights", ["none", "shared", "a head each"])
-def test_attention_of_every_form_is_that_of_the_plain_one(weights):
+def test_attention_of_every_form_is_that_of_the_plain_one(weights, present):
     query, key, value = (normal(seed, 2, 16, HEADS, HEAD_DIM) for seed in (0, 1, 2))
     register = None
     if weights != "none":
         bias = normal(5, 2, 1 if weights == "shared" else HEADS)
         register = BlockRegister(*normal(4, 2, 2, HEADS, HEAD_DIM), bias)
-    plain = attend_plain(query, key, value, 11, register, jnp.float32)
+    present = None if present is None else jnp.asarray(present & (np.arange(16) < 11))
+    plain = attend_plain(query, key, value, 11, register, jnp.float32, present)
     for attend in (attend_kept, attend_flash):
-        found = attend(query, key, value, 11, register, jnp.float32)
+        found = attend(query, key, value, 11, register, jnp.float32, present)
         np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-6)  # float32, sums in another order
 
     def paired(array):
@@ -76,7 +88,7 @@ def test_attention_of_every_form_is_that_of_the_plain_one(weights):
 
     if register is not None:
         register = register.replace(key=paired(register.key), value=paired(register.value))
-    pairs = attend_pairs(paired(query), paired(key), paired(value), 11, register, jnp.float32)
+    pairs = attend_pairs(paired(query), paired(key), paired(value), 11, register, jnp.float32, present)
     np.testing.assert_allclose(pairs.reshape(plain.shape), plain, rtol=1e-5, atol=1e-6)
 
 
@@ -87,7 +99,7 @@ def features(kind: str, form: Form, dtype=jnp.float32) -> np.ndarray:
     assert isinstance(schedule, Schedule)
     weights = prepare(own.params.image, scheme, own.plan, form)
     run = jax.jit(lambda weights, images: serve(weights, images, spec, schedule, scheme, form).features)
-    return np.asarray(run(weights, jnp.asarray(small.images(4), dtype)), np.float32)
+    return np.asarray(run(weights, jnp.asarray(pictures(kind, 4), dtype)), np.float32)
 
 
 @pytest.mark.slow
@@ -131,6 +143,9 @@ def test_a_form_is_chosen_by_chip_shape_and_scheme():
     base = catalog.get("google/siglip-base-patch16-224").spec.image
     largest = catalog.get("google/siglip-so400m-patch14-384").spec.image
     clip = catalog.get("openai/clip-vit-large-patch14").spec.image
+    sheets = catalog.get("google/siglip2-base-patch16-naflex").spec.image
+    assert form_for("v5e", sheets, Scheme()) == Form("pairs", folded_probe=True)
+    assert form_for("gpu", sheets, Scheme()) == PLAIN
     assert form_for("v5e", base, Scheme()) == Form("pairs", folded_probe=True)
     assert form_for("v6e", largest, Scheme()) == Form("kept", folded_probe=True)  # heads of 72
     assert form_for("v5p", clip, Scheme()) == Form("slot", class_alone=True)

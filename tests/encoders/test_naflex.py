@@ -15,11 +15,12 @@ from regcache_jax.core.errors import UserError
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.spec import EncoderSpec, ImpossibleSpec, Preprocessing
 from regcache_jax.encoders.encoder import encode
+from regcache_jax.encoders.outputs import patch_tokens
 from regcache_jax.encoders.preprocess import preprocess
 from regcache_jax.encoders.sheets import cells_of, fitted, grids_of, sheet_of
 from regcache_jax.encoders.taps import encode_patches
 from regcache_jax.encoders.vision import image_features
-from regcache_jax.ops.delete import delete_largest, mark_largest
+from regcache_jax.ops.delete import delete_largest, fill_absent, fill_lines, mark_largest
 from regcache_jax.ops.positions import positions_on_grids, resize_matrix
 from regcache_jax.quantization.calibrate import calibrate
 from regcache_jax.quantization.calibration import observe
@@ -191,14 +192,32 @@ def test_padding_never_enters_what_inspect_candidates_and_stakes_find():
 
 
 @pytest.mark.slow
-def test_patches_are_read_line_by_line_and_not_after_a_deletion():
+def test_patches_are_read_line_by_line_and_deleted_ones_are_filled_in_alike_in_both_forms():
     encoder, sheets = small.encoder("naflex"), small.sheets(5)
-    patches = encode_patches(encoder, sheets)
-    there = np.asarray(grids_of(sheets).there)
+    patches, there = encode_patches(encoder, sheets), np.asarray(grids_of(sheets).there)
     np.testing.assert_array_equal(np.abs(patches).max(axis=-1) > 0, there)
     np.testing.assert_allclose(encode_patches(encoder, alone(1))[0], patches[1, :18], **CLOSE)
+    deleting = encoder.with_plan(small.plan(2))
+    found, spec = encode_patches(deleting, sheets), encoder.spec.image
+    searched = image_features(encoder.params.image, sheets, spec, plan=deleting.plan)
+    assert int(searched.present.sum()) == there.sum() - 2 * len(sheets)
+    np.testing.assert_allclose(found, patch_tokens(searched, spec, sheets), **CLOSE)
+    np.testing.assert_array_equal(np.abs(found).max(axis=-1) > 0, there)
     with pytest.raises(UserError, match="without deletion"):
-        encode_patches(encoder.with_plan(small.plan(2)), sheets)
+        patch_tokens(encode(deleting, sheets), spec)
+
+
+def test_what_fills_a_deleted_patch_of_a_sheet_is_what_fills_it_in_a_square():
+    patches, rng = jax.random.normal(jax.random.key(0), (3, 16, 5)), np.random.default_rng(0)
+    kept = jnp.asarray(rng.uniform(size=(3, 16)) > [[0.2], [0.6], [0.93]])  # of the last nearly nothing is left
+    places = jnp.broadcast_to(jnp.arange(16, dtype=jnp.int32), (3, 16))
+    lines = jnp.pad(patches, ((0, 0), (0, 4), (0, 0)), constant_values=7.0)
+    found = fill_lines(
+        lines, *(jnp.pad(each, ((0, 0), (0, 4))) for each in (kept, kept | True)),
+        jnp.pad(jnp.stack([places // 4, places % 4]), ((0, 0), (0, 0), (0, 4)), mode="edge"),
+    )  # fmt: skip
+    np.testing.assert_allclose(found[:, :16], fill_absent(patches, kept, 4), rtol=1e-6, atol=1e-6)
+    assert not np.asarray(found[:, 16:]).any()
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 import pytest
-import small
 from PIL import Image
 
 from regcache_jax.core.errors import UserError
@@ -35,13 +34,12 @@ def test_classes_that_cannot_be_matched_are_refused(names, message):
 
 
 def test_errors_of_patches_are_relative_and_lie_where_they_are():
-    spec = small.IMAGES["siglip"]
     known = np.ones((2 * 16, 3), np.float32)
     found = known.copy()
     found[16 + 5] *= 3.0  # row 1, column 1 of the second picture
     errors = patch_errors(found, known)
     assert errors[21] == pytest.approx(2.0) and errors.sum() == pytest.approx(2.0)
-    maps = error_maps(errors, ["a", "b"], spec)
+    maps = error_maps(errors, ["a", "b"], [(4, 4), (4, 4)])
     assert maps[1]["picture"] == "b" and maps[1]["errors"][1][1] == 2.0 and np.sum(maps[0]["errors"]) == 0
     assert patch_errors(known[:1], 0 * known[:1])[0] == pytest.approx(3**0.5)
 

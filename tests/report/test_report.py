@@ -93,6 +93,16 @@ def test_the_page_needs_no_network_and_escapes_names(rows, story):
     assert "trained and planted on purpose" in text
 
 
+def test_the_page_says_how_near_patches_are_and_draws_pictures_of_any_shape(rows, story):
+    story["figures"]["maps"][0].update(plain=[[1, 90, 3]], registers=[[1, 2, 3]])
+    for found in story["figures"]["patches"]["rows"].values():
+        found["maps"] = [[[0.1, 0.7, 0.2]]]
+    text = page(rows, story)
+    assert "without registers: 0.05 on average, 0.4 exceeded by one patch in a hundred; with registers: 0.01" in text
+    drawn = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"[^>]*><title>error of patches', text)
+    assert drawn == [("128", "42.6667")] * 2
+
+
 def test_the_first_screen_has_the_verdict_its_intervals_the_claim_beside_what_was_found_and_commands(rows, story):
     text = plain(page(rows, story).split("<h2>Results</h2>")[0])
     assert "87.0 % of 816 pictures are right (84.0 to 89.0); the float encoder has 87.0 % (84.0 to 89.0)" in text
@@ -214,7 +224,11 @@ SPOILT = {
     "intervals of other rows": (lambda rows, story: story["changes"].update(intervals=[]), "intervals for 0 of 8 rows"),
     "no costs": (lambda rows, story: story["costs"]["of"].update(w8a8=[1.0]), "no costs for w8a8"),
     "no bytes": (lambda rows, story: story["changes"].update(bytes={}), "no bytes for w8a8"),
-    "maps of two sizes": (lambda rows, story: story["figures"]["maps"][0].update(plain=[[1.0]]), "not square"),
+    "maps of two sizes": (lambda rows, story: story["figures"]["maps"][0].update(plain=[[1.0]]), "of several sizes"),
+    "patches of other pictures": (
+        lambda rows, story: story["figures"]["patches"]["rows"]["plain"]["maps"].append([[1.0]]),
+        "not of the same pictures",
+    ),
 }
 
 
