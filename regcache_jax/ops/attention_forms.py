@@ -87,7 +87,7 @@ def attend_flash(
     bias, num_registers = None, 0 if register is None else len(register.key)
     if register is not None:
         key, value = (
-            jnp.concatenate([tokens, jnp.broadcast_to(rows.astype(dtype), (len(tokens), *rows.shape))], axis=1)
+            jnp.concatenate([tokens, jnp.broadcast_to(rows.astype(dtype), (tokens.shape[0], *rows.shape))], axis=1)
             for tokens, rows in ((key, register.key), (value, register.value))
         )
         heads = jnp.broadcast_to(register.logit_bias.T, (query.shape[2], num_registers))

@@ -269,7 +269,7 @@ def test_every_method_runs_with_registers_rules_and_zero_points(name):
 def test_one_block_alone_runs_as_it_does_in_the_stack():
     encoder = small.encoder("dinov2").with_plan(small.plan(delete_count=2))
     spec = encoder.spec.image
-    state = by_block.entering(encoder, small.images(4))
+    (state,) = by_block.all_entering(encoder, [small.images(4)])
     alone = dataclasses.replace(spec.blocks, num_blocks=1)
     blocks = encoder.params.image.blocks
     whole = run_blocks(blocks, state[0], Run(spec.blocks, None, spec.protected), plan=encoder.plan)
