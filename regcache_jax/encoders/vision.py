@@ -191,7 +191,7 @@ def probe_pool(
     key, value = linear(tokens, probe.key), linear(tokens, probe.value)
     query = probe.query.astype(tokens.dtype).reshape(1, 1, *key.shape[2:])
     bias = None if present is None else jnp.where(present, 0.0, -jnp.inf)[:, None, None, :]
-    mixed = attend(jnp.broadcast_to(query, (len(tokens), *query.shape[1:])), key, value, bias).mixed
+    mixed = attend(jnp.broadcast_to(query, (tokens.shape[0], *query.shape[1:])), key, value, bias).mixed
     return linear(mixed, probe.out)[:, 0]
 
 
