@@ -32,7 +32,7 @@ SPEC = EncoderSpec(
     ImageSpec(16, 8, BlockSpec(16, 1, 2, 32, "gelu", 1e-6), class_token=True, pooling="class"),
     Preprocessing(16, "squash", "bilinear", 16, HALF, HALF),
 )
-SAMPLE = 0.02
+SAMPLE = 0.1
 """Seconds between two looks at the memory of the processes."""
 
 

@@ -34,10 +34,10 @@ BATCHES = {
 }
 
 RATIOS = ("registers / int8", "deletion / int8", "deletion / peer")
-BOUNDS = {  # at most so much, in the order of RATIOS; asked were 1.01 of registers everywhere
+BOUNDS = {  # at most so much, in the order of RATIOS
     "google/siglip-base-patch16-224": (1.01, 0.98, 0.62),
-    "openai/clip-vit-base-patch16": (1.0105, 0.98, 0.60),
-    "openai/clip-vit-large-patch14": (1.012, 0.95, 0.52),
+    "openai/clip-vit-base-patch16": (1.01, 0.98, 0.60),
+    "openai/clip-vit-large-patch14": (1.01, 0.95, 0.52),
     "google/siglip-so400m-patch14-384": (1.01, 1.00, 0.57),
 }
 TOPOLOGY = "v5e:2x2"

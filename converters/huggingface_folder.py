@@ -33,7 +33,7 @@ ACTIVATIONS = {
     "silu": "silu",
     "relu": "relu",
 }
-RESAMPLING = {"bilinear": 2, "bicubic": 3}
+RESAMPLING = {"lanczos": 1, "bilinear": 2, "bicubic": 3}
 EMBEDDINGS = tuple(
     f"{tower}.embeddings.{kind}.weight"
     for tower in ("vision_model", "text_model")
@@ -81,6 +81,10 @@ def write_folder(model: Model | Encoder, out: epath.PathLike) -> epath.Path:
             f"{encoder.spec.name} is a {encoder.spec.family}; written for transformers are {', '.join(FAMILIES)}"
         )
     compressed.refuse_inexpressible(encoder)
+    if (filter := encoder.spec.preprocessing.filter) not in RESAMPLING:
+        raise UserError(
+            f"{encoder.spec.name} resizes pictures by {filter}; transformers has {', '.join(RESAMPLING)} (convert with another --filter)"
+        )
     rules = _rules(family.format, encoder.spec.image.blocks.gated_mlp)
     written = compressed.tensors_of(encoder, rules)
     if "logit_scale" in written:  # a number in CLIP, an array of one in SigLIP

@@ -122,7 +122,8 @@ def run_internvit(folder: Path, images: np.ndarray) -> dict[str, np.ndarray]:
     )
     config = InternVLVisionConfig(
         **{key: told[key] for key in kept if key in told},
-        **{key: [told.get(key, default)] * 2 for key, default in (("image_size", 448), ("patch_size", 14))},
+        image_size=[told.get("image_size", 448)] * 2,
+        patch_size=[told.get("patch_size", 14)] * 2,
         attention_bias=any(name.endswith(".q_proj.bias") for name in state),
         use_qk_norm=any(".q_norm." in name for name in state),
         norm_type="layer_norm" if any(name.endswith(".layernorm_before.bias") for name in state) else "rms_norm",

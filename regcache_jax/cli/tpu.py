@@ -86,6 +86,11 @@ GPU_COLUMNS: dict[str, Column] = {
 }
 
 
+def short(program: str) -> str:
+    """The name of a program as a narrow table has it."""
+    return program.replace("int8+registers+", "+").replace("int8+", "+")
+
+
 def show_programs(title: str, columns: dict[str, Column], rows: list[dict[str, Any]]) -> None:
     """A table of programs, a row each and 80 columns wide: the batch, the figures (the first is what it costs), and the cost to that of the
     Flax peer at the same batch, or each at its best. Then what could not be compiled, and the forms."""
@@ -97,14 +102,23 @@ def show_programs(title: str, columns: dict[str, Column], rows: list[dict[str, A
     for row in done:
         peer = best or peers.get(row["batch"])
         figures = [column(row) for column in columns.values()]
-        label = row["program"].replace("int8+registers+", "+").replace("int8+", "+")
-        cells.append((label, row["batch"], *figures, None if peer is None else first(row) / peer))
+        cells.append((short(row["program"]), row["batch"], *figures, None if peer is None else first(row) / peer))
     print_table(title, ("program", "batch", *columns, "/ flax"), cells)
     for row in rows:
         if "fault" in row:
             say(f"{row['program']} at batch {row['batch']}: {row['fault']}")
     for form in dict.fromkeys(row["form"] for row in done if row["program"].startswith("int8")):
         say(f"int8 in the form: {form}")
+
+
+def show_kinds(rows: list[dict[str, Any]]) -> None:
+    """Where the kernels of each program are, and what they move and take, by kind."""
+    cells = [
+        (short(row["program"]), row["batch"], kind, each["kernels"], each["bytes"] / 1e6, each["seconds"] * 1e6)
+        for row in rows
+        for kind, each in row["by_kind"].items()
+    ]
+    print_table("by kind of kernel", ("program", "batch", "kind", "kernels", "MB", "us"), cells)
 
 
 @click.command()
@@ -144,4 +158,5 @@ def gpu(name: str, chosen: GpuArgs, asked: ProgramArgs, output: JsonArgs) -> Non
     with progress(f"compiling {name} for {chosen.target}"):
         found = compiler.report(encoder, chosen.target, chosen.batches, scheme, plan)
     show_programs(f"{name} on {chosen.target}, an image", GPU_COLUMNS, found["programs"])
+    show_kinds(found["programs"])
     write_json(output.json, found)

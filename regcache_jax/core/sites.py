@@ -97,12 +97,14 @@ class Dense(Struct):
 class Grid(Struct):
     """What rounds an input: a calibrated scale, one number or one a token group (G: class token, trained registers, patches);
     what is added before rounding (a number, or one a channel; already taken from the biases after); the scale of negative
-    values where they have their own. `enabled` turns a simulated grid off by a traced flag."""
+    values where they have their own. `enabled` turns a simulated grid off by a traced flag. `inverse`, in serving programs alone, is
+    one scale's reciprocal."""
 
     scale: Float[Array, "*L *G"] | None = None
     offset: Float[Array, "*L *C"] | None = None
     negative: Float[Array, "*L"] | None = None
     enabled: Bool[Array, "*L"] | None = None
+    inverse: Float[Array, "*L"] | None = None
 
 
 @typing.no_type_check

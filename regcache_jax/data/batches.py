@@ -25,6 +25,9 @@ from regcache_jax.data.dataset import Dataset, Example
 MEMORY_LIMIT = 4 << 30
 """Bytes of pictures that `load_images` keeps in memory."""
 
+TOGETHER = 8
+"""Pictures that a thread decodes as one piece, at most: what grain does for a piece costs as much as a small picture."""
+
 Preprocess = Callable[[Any], np.ndarray]
 """From a picture to the array `[S, S, 3]` that a tower takes."""
 
@@ -97,16 +100,19 @@ class Decoded(NamedTuple):
 
 
 class Decoding:
-    """Examples at some places of a dataset, decoded when they are asked for: what grain's workers read."""
+    """Examples at some places of a dataset, `together` of them a piece, decoded when they are asked for: what grain's workers read."""
 
-    def __init__(self, dataset: Dataset, places: Sequence[int], preprocess: Preprocess) -> None:
-        self._dataset, self._places, self._preprocess = dataset, places, preprocess
+    def __init__(self, dataset: Dataset, places: Sequence[int], preprocess: Preprocess, together: int) -> None:
+        self._dataset, self._places, self._preprocess, self._together = dataset, places, preprocess, together
 
     def __len__(self) -> int:
-        return len(self._places)
+        return -(-len(self._places) // self._together)
 
-    def __getitem__(self, index: Any) -> Decoded:
-        place = int(self._places[int(index)])
+    def __getitem__(self, index: Any) -> list[Decoded]:
+        first = int(index) * self._together
+        return [self._decoded(int(place)) for place in self._places[first : first + self._together]]
+
+    def _decoded(self, place: int) -> Decoded:
         try:
             example, image = load_example(self._dataset, place, self._preprocess)
         except UserError as error:
@@ -134,13 +140,15 @@ def batches(
     order = range(len(dataset)) if indices is None else indices
     mine = order[share.process :: share.processes]
     largest_share = -(-len(order) // share.processes)
-    decoded = _decoded(Decoding(dataset, mine, preprocess), workers, ahead * batch_size)
+    together = max(1, min(TOGETHER, ahead * batch_size // (4 * threads())))
+    pieces = _pieces(Decoding(dataset, mine, preprocess, together), workers, max(1, ahead * batch_size // together))
+    decoded = itertools.chain.from_iterable(pieces)
     for _ in range(0, largest_share, batch_size):
         yield _assemble(list(itertools.islice(decoded, batch_size)), batch_size, preprocess, missing)
 
 
-def _decoded(source: Decoding, workers: int, ahead: int) -> Iterator[Decoded]:
-    """All examples of a source in order, `ahead` of them made before they are asked for."""
+def _pieces(source: Decoding, workers: int, ahead: int) -> Iterator[list[Decoded]]:
+    """All pieces of a source in order, `ahead` of them made before they are asked for."""
     if not len(source):
         return iter(())
     import grain
@@ -148,13 +156,13 @@ def _decoded(source: Decoding, workers: int, ahead: int) -> Iterator[Decoded]:
 
     if not flags.FLAGS.is_parsed():  # grain asks absl's flags, which belong to programs that absl has started
         flags.FLAGS.mark_as_parsed()
-    reading = grain.ReadOptions(num_threads=max(1, threads() // max(1, workers)), prefetch_buffer_size=max(1, ahead))
-    examples = grain.MapDataset.source(source).to_iter_dataset(reading)
+    reading = grain.ReadOptions(num_threads=max(1, threads() // max(1, workers)), prefetch_buffer_size=ahead)
+    pieces = grain.MapDataset.source(source).to_iter_dataset(reading)
     if workers:
         buffered = max(1, ahead // workers)
         options = grain.MultiprocessingOptions(num_workers=min(workers, len(source)), per_worker_buffer_size=buffered)
-        examples = examples.mp_prefetch(options)
-    return iter(examples)
+        pieces = pieces.mp_prefetch(options)
+    return iter(pieces)
 
 
 def _assemble(row: list[Decoded], batch_size: int, preprocess: Preprocess, missing: Missing | None) -> Batch:

@@ -43,6 +43,14 @@ def free(layout: Layout, own: set[int]) -> Iterator[Claim]:
         yield Claim(number, holding)
 
 
+def sweep(layout: Layout) -> None:
+    """Removes the locks of finished partitions whose makers were killed between the receipt and the end of their claim."""
+    there = layout.receipt(0).parent
+    for lock in there.glob(".*.lock"):
+        with contextlib.suppress(UserError), held(there / lock.name[1:].removesuffix(".lock")):
+            pass
+
+
 def _order(layout: Layout) -> list[int]:
     """The partitions that are not done, those first that no other process begins with."""
     done = layout.done()

@@ -7,11 +7,10 @@ processes, a set ends with the same files.
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
 
@@ -23,38 +22,24 @@ from jaxtyping import Array, Float
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.spec import Tap
-from regcache_jax.data.batches import Batch, Share, batches
 from regcache_jax.data.parts import Part
-from regcache_jax.embedding.claims import free
+from regcache_jax.embedding.claims import sweep
+from regcache_jax.embedding.hand import Hand, Making, Running
 from regcache_jax.embedding.layout import Described, Layout, describe
 from regcache_jax.embedding.options import Features, SetOptions
-from regcache_jax.embedding.partition import EncodeTexts, Partition
+from regcache_jax.embedding.partition import EncodeTexts
 from regcache_jax.embedding.tally import Tally
 from regcache_jax.encoders.encoder import Encoder, encode, encode_image
 from regcache_jax.encoders.identity import image_identity
 from regcache_jax.encoders.taps import at_tap, encode_patches
-from regcache_jax.evaluation.loop import Parallel, each_batch, encoding, round_up
-from regcache_jax.evaluation.rows import check_rows
+from regcache_jax.evaluation.loop import encoding, round_up
 from regcache_jax.evaluation.watch import Watch
 from regcache_jax.evaluation.zero_shot import encode_ids, text_identity
-from regcache_jax.files.events import Events, nobody
 from regcache_jax.files.identity import fingerprint
 from regcache_jax.models.folder import Model
 
 POLL = 1.0
 """Seconds between two looks for a partition that another process has given up, once none is free."""
-
-
-class Running(NamedTuple):
-    """How one process works. `batch_size`: pictures a step; `workers`: processes that decode (0: threads). `tell` hears of what was left
-    out, `moved` of pictures done, of how many, with a note, `events` of the start, of each partition and of the end."""
-
-    batch_size: int = 32
-    parallel: Parallel = "jit"
-    workers: int = 0
-    tell: Callable[[str], None] = lambda line: None
-    moved: Callable[[int, int, str], None] = lambda done, total, note: None
-    events: Events = nobody
 
 
 class Done(NamedTuple):
@@ -100,9 +85,9 @@ def embed_set(
     pictures in a partition than may be."""
     if options.block is not None:
         model = dataclasses.replace(model, encoder=at_tap(model.encoder, Tap(options.block, normed=False)))
-    spec, running = model.encoder.spec, running or Running()
+    running = running or Running()
     step = encode_for(options.features, model.encoder)
-    if options.captions and (spec.text is None or options.features != "pooled"):
+    if options.captions and (model.encoder.spec.text is None or options.features != "pooled"):
         raise UserError("--captions needs a text tower, and --features pooled")
     encode_texts = _text_encoder(model) if options.captions else None
     layout = Layout(folder, len(parts))
@@ -110,66 +95,19 @@ def embed_set(
     size = round_up(running.batch_size)
     described = _described(model, parts, options, size, step)
     belongs_to = describe(layout.folder, dict(described))
+    done = len(layout.done())
     running.events(
-        "start",
-        folder=str(layout.folder),
-        set=belongs_to,
-        partitions=len(parts),
-        done=len(layout.done()),
-        batch_size=size,
+        "start", folder=str(layout.folder), set=belongs_to, partitions=len(parts), done=done, batch_size=size
     )
     watch = Watch()
     tally = Tally(layout, parts, running.moved, watch)
-    pending: collections.deque[Partition] = collections.deque()
-
-    def work() -> Iterator[Batch]:
-        """The batches of one free partition after the other."""
-        for claim in free(layout, own := {each.claim.number for each in pending}):
-            with contextlib.ExitStack() as failed:
-                failed.push(claim.let_go)
-                dataset = parts[claim.number].open()
-                partition = Partition(claim, dataset, described, options.allow_unreadable, size)
-                failed.pop_all()
-            for note in dataset.notes:
-                running.tell(note)
-            tally.opened(claim.number, len(dataset))
-            own.add(claim.number)
-            pending.append(partition)
-            yield from batches(
-                dataset, model.preprocess, size,
-                indices=partition.indices, share=Share(0, 1), missing=partition.missing, workers=running.workers,
-            )  # fmt: skip
-
-    def write() -> None:
-        """Writes the partitions whose last batch has come."""
-        while pending and not pending[0].left:
-            partition = pending.popleft()
-            written = partition.write(layout, belongs_to, encode_texts)
-            tally.finished(partition.claim.number, written["unreadable"])
-            seconds = round(time.monotonic() - partition.began, 3)
-            running.events("partition", number=partition.claim.number, seconds=seconds, **written)
-
-    try:
+    making = Making(described, belongs_to, options.allow_unreadable, size, encode_texts)
+    with contextlib.closing(Hand(model, parts, layout, making, running, tally)) as hand:
         while len(layout.done()) < len(parts):
-            rows = each_batch(
-                encoding(step), model.encoder, work(),
-                parallel=running.parallel, micro_batch="auto", watch=watch, alone=True,
-            )  # fmt: skip
-            worked = False
-            for output in rows:
-                worked = True
-                write()
-                check_rows(model.encoder, output, pending[0].dataset, spec.preprocessing)
-                pending[0].add(output["features"], output["place"])
-                tally.add(pending[0].claim.number, len(output["place"]))
-                write()
-            write()
-            if not worked:
+            if not hand.embed_free(encoding(step), watch):
                 time.sleep(POLL)
                 tally.show()
-    finally:
-        for partition in pending:
-            partition.give_up()
+    sweep(layout)
     seconds = round(time.perf_counter() - watch.began, 3)
     running.events(
         "end", pictures=tally.pictures, unreadable=tally.unreadable, seconds=seconds, waited=round(watch.waited, 3)

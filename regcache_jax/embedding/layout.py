@@ -72,13 +72,16 @@ class Layout:
 
     def receipt(self, number: int) -> epath.Path:
         """Where a partition's receipt lies, or will."""
-        return self.folder / RECEIPTS / f"partition_{number:0{len(str(self.partitions))}d}.json"
+        return self.folder / RECEIPTS / self._receipt(number)
 
     def done(self) -> set[int]:
         """The partitions that are whole."""
         there = self.folder / RECEIPTS
         names = {file.name for file in there.iterdir()} if there.is_dir() else set()
-        return {number for number in range(self.partitions) if self.receipt(number).name in names}
+        return {number for number in range(self.partitions) if self._receipt(number) in names}
+
+    def _receipt(self, number: int) -> str:
+        return f"partition_{number:0{len(str(self.partitions))}d}.json"
 
 
 def describe(folder: epath.Path, described: dict[str, object]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from regcache_jax.data.parts import Part
 from regcache_jax.embedding.layout import Layout
@@ -28,15 +28,18 @@ class Tally:
         self._shown = 0.0
         self._current: dict[int, int] = {}
         self.pictures = self.unreadable = 0
+        self._measure()
 
     def opened(self, number: int, count: int) -> None:
         """A partition of this process, and how many pictures it holds."""
         self._counts[number], self._current[number] = count, 0
+        self._measure()
 
     def finished(self, number: int, unreadable: int) -> None:
         """This process has written a partition."""
         self._done.add(number)
         self._current.pop(number)
+        self._measure()
         self.unreadable += unreadable
         self.show()
 
@@ -54,16 +57,22 @@ class Tally:
         self._shown = now
         if now - self._looked > LOOK:
             self._looked, self._done = now, self._done | self._layout.done()
-        known = [count for count in self._counts.values() if count is not None]
-        usual = sum(known) / len(known) if known else 0.0
-
-        def size(numbers: set[int]) -> int:
-            return round(sum(usual if (count := self._counts[number]) is None else count for number in numbers))
-
-        done = size(self._done - self._before) + sum(self._current.values())
+            self._measure()
         speed = self.pictures / max(now - self._began, 1e-3)
         waited = self._watch.waited / max(time.perf_counter() - self._watch.began, 1e-3)
         note = f"{speed:,.0f}/s here, waiting for pictures {waited:.0%}"
         if self.unreadable:
             note += f", {self.unreadable:,} unreadable"
-        self._moved(done, size(set(self._counts) - self._before), note)
+        self._moved(self._written + sum(self._current.values()), self._total, note)
+
+    def _measure(self) -> None:
+        """Adds up how many pictures there are and how many are written: not at each move of the display, as there may be 100,000
+        partitions."""
+        known = [count for count in self._counts.values() if count is not None]
+        usual = sum(known) / len(known) if known else 0.0
+
+        def size(numbers: Iterable[int]) -> int:
+            return round(sum(usual if (count := self._counts[number]) is None else count for number in numbers))
+
+        self._written = size(self._done - self._before)
+        self._total = size(self._counts.keys() - self._before)

@@ -63,6 +63,12 @@ class Form:
         return self.attention != "slot"
 
     @property
+    def keeps_wide(self) -> bool:
+        """Whether keys and values stand in float32 until a product reads them; so do registers, then, whose widening would be two
+        operations a block."""
+        return self.attention in ("kept", "pairs")
+
+    @property
     def name(self) -> str:
         """As it stands in reports and metadata."""
         parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

@@ -145,19 +145,20 @@ def dense(
 ) -> list[Float[Array, "B N ..."]]:
     """Applies layers that share one input: float kernels, integer kernels, or float kernels with a simulated integer
     input (a scheme over float kernels; `grid.enabled` may turn it off). `dtype` of what they give: the input's, if None."""
-    scheme = run.scheme
-    if scheme is not None and (scheme.activations == "float" or site in scheme.float_sites):
-        scheme = None
-    if scheme is not None and present is not None:  # what is absent must not stretch a measured scale
-        inputs = jnp.where(present.reshape(present.shape + (1,) * (inputs.ndim - 2)), inputs, 0)
-    if scheme is not None and isinstance(layers[0].kernel, QuantizedTensor):
-        products = _integer_products(inputs, layers, site, scheme, run.protected, grid)
-    else:
-        if scheme is not None:
-            simulated = round_input(inputs, grid, site, scheme, run.protected)
-            inputs = simulated if grid.enabled is None else jnp.where(grid.enabled, simulated, inputs)
-        products = tuple(float_product(inputs, layer) for layer in layers)
-    return [with_bias(*pair).astype(dtype or inputs.dtype) for pair in zip(products, layers, strict=True)]
+    with jax.named_scope(site):  # what a profiler calls it
+        scheme = run.scheme
+        if scheme is not None and (scheme.activations == "float" or site in scheme.float_sites):
+            scheme = None
+        if scheme is not None and present is not None:  # what is absent must not stretch a measured scale
+            inputs = jnp.where(present.reshape(present.shape + (1,) * (inputs.ndim - 2)), inputs, 0)
+        if scheme is not None and isinstance(layers[0].kernel, QuantizedTensor):
+            products = _integer_products(inputs, layers, site, scheme, run.protected, grid)
+        else:
+            if scheme is not None:
+                simulated = round_input(inputs, grid, site, scheme, run.protected)
+                inputs = simulated if grid.enabled is None else jnp.where(grid.enabled, simulated, inputs)
+            products = tuple(float_product(inputs, layer) for layer in layers)
+        return [with_bias(*pair).astype(dtype or inputs.dtype) for pair in zip(products, layers, strict=True)]
 
 
 def _integer_products(
@@ -180,7 +181,8 @@ def _integer_products(
         per_token=scheme.activations == "token",
     )
     if grid.negative is None:
-        return run(shifted, scale=scale)
+        inverse = None if grid.inverse is None else grid.inverse.reshape((1,) * inputs.ndim)
+        return run(shifted, scale=scale, inverse=inverse)
     above = run(jnp.maximum(shifted, 0), scale=scale)
     below = run(jnp.minimum(shifted, 0), scale=grid.negative.reshape(1, 1, 1))
     return tuple(one + other for one, other in zip(above, below, strict=True))

@@ -2,7 +2,7 @@
 
 Whatever follows from weights alone is worked out before the program runs: small vectors stand in float32, calibrated scales
 are multiplied into those of the kernels, and each block's parameters and registers are arrays of their own. On a TPU every
-such conversion is an operation of its own, and together they cost a twentieth of an int8 block (docs/performance.md).
+such conversion is an operation of its own, and together they cost a twentieth of an int8 block (docs/performance_tried.md).
 The same numbers are multiplied as without it: float32 holds every bfloat16, and scales are multiplied in the same order.
 """
 
@@ -18,12 +18,13 @@ from jaxtyping import Array, Float, Int8, Num
 
 from regcache_jax.core.plan import BlockRegister, RegisterPlan, Schedule
 from regcache_jax.core.scheme import SITES, Scheme
-from regcache_jax.core.sites import Block, Dense, ImageTower, Norm, QuantizedTensor
+from regcache_jax.core.sites import Block, Dense, Grid, ImageTower, Norm, QuantizedTensor
 from regcache_jax.core.spec import ImageSpec
 from regcache_jax.encoders.forms import PLAIN, Form
 from regcache_jax.encoders.rounding import Run
 from regcache_jax.encoders.serving import TILE
 from regcache_jax.encoders.vision import ImageOutput, fold_probe, grid_of, serve_formed
+from regcache_jax.ops.rounders import reciprocal
 
 
 class ServingWeights(NamedTuple):
@@ -39,10 +40,12 @@ def prepare(image: ImageTower, scheme: Scheme | None, plan: RegisterPlan | None,
     """The weights of `serve` from an image tower's parameters and a plan, for the same form."""
     dtype = image.patch_embedding.floats.dtype
     image = _widened(image).replace(patch_embedding=image.patch_embedding)
-    blocks = image.blocks if scheme is None else _with_product_scales(image.blocks, scheme)
+    blocks = image.blocks if scheme is None else _with_site_scales(image.blocks, scheme)
     registers = None if plan is None else plan.rows()
     if registers is not None and not (scheme and scheme.products):  # beside integer products registers stay in float32
-        registers = registers.replace(key=registers.key.astype(dtype), value=registers.value.astype(dtype))
+        kept = jnp.float32 if form.keeps_wide else dtype
+        rows = {name: getattr(registers, name).astype(dtype).astype(kept) for name in ("key", "value")}
+        registers = registers.replace(**rows)
     if form.attention == "pairs":
         blocks = _in_pairs(blocks)
         registers = registers and registers.replace(key=_pairs(registers.key, 2), value=_pairs(registers.value, 2))
@@ -161,16 +164,19 @@ def _widened(tower: ImageTower) -> ImageTower:
     return jax.tree.map(wide, tower, is_leaf=lambda part: isinstance(part, Norm | Dense))
 
 
-def _with_product_scales(blocks: Block, scheme: Scheme) -> Block:
-    """What the sums of an integer product are multiplied by, beside its kernel: where a site has one calibrated scale."""
+def _with_site_scales(blocks: Block, scheme: Scheme) -> Block:
+    """What the sums of an integer product are multiplied by, beside its kernel, and what its input is: where a site has one calibrated
+    scale. On a GPU every reciprocal would be a kernel of its own."""
     scaled: dict[str, Dense] = {}
+    grids: dict[str, Grid] = {}
     for site in SITES if scheme.calibrated else ():
         grid = blocks.grids.of(site)
         if grid.scale is None or grid.scale.ndim > 1 or grid.negative is not None:
             continue
+        grids[site] = grid.replace(inverse=reciprocal(grid.scale))
         for name, layer in blocks.layers(site).items():
             if isinstance(layer.kernel, QuantizedTensor):
                 columns = jnp.squeeze(layer.kernel.scale, layer.input_axes)
                 scale = grid.scale.reshape((-1,) + (1,) * (columns.ndim - 1))
                 scaled[name] = layer.replace(product_scale=scale * columns)
-    return blocks.with_layers(scaled)
+    return blocks.with_layers(scaled).with_grids(grids)

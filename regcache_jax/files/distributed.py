@@ -119,7 +119,8 @@ def _alone() -> bool:
 
 
 def _service() -> Any:
-    """JAX's coordination service, which has no public name: unlike a collective it waits without a limit and holds no device."""
+    """JAX's coordination service, which has no public name. What has one does not do: `multihost_utils` sends by collectives, in which
+    those that wait for hours would hold their devices and meet time limits, and Orbax's public barrier carries no values."""
     from jax._src.distributed import global_state
 
     return global_state.client

@@ -26,7 +26,7 @@ BATCHES = (1, 8, 32)
 """Batch sizes for which the server compiles the program, where none are asked for."""
 DELAY = 2000
 """Microseconds that a request may wait for others."""
-TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32"}
+TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32", "bfloat16": "TYPE_BF16"}
 
 CONFIG = """\
 name: "{name}"
@@ -45,10 +45,8 @@ def export_triton(
     """Writes the model `folder` of a repository, or its next version where it is there, and returns the version's folder. The server
     compiles the program for `batches`, and fills smaller ones up.
 
-    Raises UserError for bfloat16 outputs, and where the model that is there takes or gives something else."""
+    Raises UserError for bytecode, and where the model that is there takes or gives something else."""
     folder = as_path(folder)
-    if program.outputs != "float32":
-        raise UserError("Triton's Python back end gives NumPy arrays, which have no bfloat16; leave --outputs out")
     if program.bytecode:
         raise UserError("a Triton model runs the program by JAX and needs no --bytecode")
     config = config_of(encoder, folder.name, program, batches or BATCHES)

@@ -30,6 +30,7 @@ class TritonPythonModel:
                 f"{folder}/program.stablehlo is not what was exported: its hash differs"
             )
         self.shape, self.dtype = tuple(facts["input"]["shape"][1:]), np.dtype(facts["input"]["dtype"])
+        self.host = jax.devices("cpu")[0] if facts["output"]["dtype"] != "float32" else None
         self.sizes = sorted(json.loads(args["model_config"])["dynamic_batching"]["preferred_batch_size"])
         self.program = jax.jit(export.deserialize(bytearray(program)).call)
         for size in self.sizes:
@@ -55,7 +56,7 @@ class TritonPythonModel:
         except Exception as error:  # whatever JAX raises, every request has its answer
             return [self.refused(f"the program failed: {error}") for _ in images]
         return [
-            pb_utils.InferenceResponse([pb_utils.Tensor.from_dlpack("features", own)])
+            pb_utils.InferenceResponse([pb_utils.Tensor.from_dlpack("features", self.passed(own))])
             if np.isfinite(own).all()
             else self.refused("features are not finite: a picture holds NaN, or values far too large")
             for own in np.split(features, np.cumsum([len(each) for each in images])[:-1])
@@ -70,6 +71,10 @@ class TritonPythonModel:
             filled = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
             parts.append(np.asarray(self.program(filled))[: len(part)])
         return np.concatenate(parts)
+
+    def passed(self, features: np.ndarray) -> np.ndarray | jax.Array:
+        """What the server can take by DLPack: NumPy passes no bfloat16, an array of JAX on the host does."""
+        return features if features.dtype == np.float32 else jax.device_put(features, self.host)
 
     def refused(self, message: str) -> pb_utils.InferenceResponse:
         """An answer that says what is wrong."""

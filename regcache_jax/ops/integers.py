@@ -24,13 +24,18 @@ def largest_integer(bits: int) -> int:
 
 
 def quantize(
-    inputs: Float[Array, "..."], bits: int, axes: tuple[int, ...], scale: Float[Array, "..."] | None = None
+    inputs: Float[Array, "..."],
+    bits: int,
+    axes: tuple[int, ...],
+    scale: Float[Array, "..."] | None = None,
+    inverse: Float[Array, "..."] | None = None,
 ) -> tuple[QuantizedTensor, Callable[[Array], Array]]:
-    """Rounds to integers of `bits`; the scale is shared along `axes` (measured) or given (broadcast to the inputs).
+    """Rounds to integers of `bits`; the scale is shared along `axes` (measured) or given (broadcast to the inputs),
+    `inverse` its reciprocal where that is at hand.
 
     Returns the integers with their scale, and the straight-through gradient: from the cotangent of the dequantised values to that of the
     inputs. An all-zero array is rounded as if its largest value were 1."""
-    integers, scale, gradient = rounder()(inputs.astype(jnp.float32), largest_integer(bits), axes, scale)
+    integers, scale, gradient = rounder()(inputs.astype(jnp.float32), largest_integer(bits), axes, scale, inverse)
     return QuantizedTensor(integers, scale), gradient
 
 
@@ -134,7 +139,7 @@ def made_once(values: Int8[Array, "..."], kernels: tuple[Int8[Array, "..."], ...
 
 def made_once_wide(values: Int8[Array, "..."], kernels: tuple[Int8[Array, "..."], ...]) -> Readers:
     """The same integers, kept as float32 and narrowed by each product as it reads them, which a TPU does in passing; to pack
-    four rows into one when they are written costs it as much as half the product (docs/performance.md).
+    four rows into one when they are written costs it as much as half the product (docs/performance_tried.md).
 
     Each reader stands behind a barrier of its own, joined to its kernel: or the readers would share one narrowing, packed."""
     wide = jax.lax.optimization_barrier(values.astype(jnp.float32))
@@ -151,13 +156,14 @@ def quantized_dense(
     num_contracted: int,
     per_token: bool,
     product_scales: tuple[Float[Array, "..."] | None, ...] | None = None,
+    inverse: Float[Array, "..."] | None = None,
 ) -> tuple[Float[Array, "..."], ...]:
     """Multiplies one input by several kernels, the input quantised once. Returns float32 products, one a kernel.
 
     `scale`: the calibrated scale, broadcast to `inputs`; None measures one, a token or for the whole array. `product_scales`:
-    `scale` times each kernel's own, where that was worked out before (None: it is here). Gradients pass
+    `scale` times each kernel's own, and `inverse` its reciprocal, where these were worked out before (None: they are here). Gradients pass
     straight through to `inputs`; integers and scales get none."""
-    return _quantized_dense_forward(inputs, weights, scale, bits, num_contracted, per_token, product_scales)[0]
+    return _quantized_dense_forward(inputs, weights, scale, bits, num_contracted, per_token, product_scales, inverse)[0]
 
 
 def _quantized_dense_forward(
@@ -168,10 +174,11 @@ def _quantized_dense_forward(
     num_contracted: int,
     per_token: bool,
     product_scales: tuple[Float[Array, "..."] | None, ...] | None,
+    inverse: Float[Array, "..."] | None,
 ) -> tuple[tuple[Float[Array, "..."], ...], Any]:
     contracted = tuple(range(inputs.ndim - num_contracted, inputs.ndim))
     axes = contracted if per_token else tuple(range(inputs.ndim))
-    quantized, gradient = quantize(inputs, bits, axes, scale)
+    quantized, gradient = quantize(inputs, bits, axes, scale, inverse)
     readers = jax.lax.platform_dependent(
         quantized.values, tuple(weight.values for weight in weights), tpu=made_once_wide, default=made_once
     )
@@ -190,7 +197,7 @@ def _quantized_dense_forward(
 
 def _quantized_dense_backward(
     bits: int, num_contracted: int, per_token: bool, residuals: Any, cotangents: tuple[Float[Array, "..."], ...]
-) -> tuple[Float[Array, "..."], None, None, None]:
+) -> tuple[Float[Array, "..."], None, None, None, None]:
     gradient, weights, like = residuals
     total: Any = 0.0
     for weight, cotangent in zip(weights, cotangents, strict=True):
@@ -200,7 +207,7 @@ def _quantized_dense_backward(
             tuple(range(num_contracted, weight.values.ndim)),
         )
         total = total + jax.lax.dot_general(cotangent, weight.dequantize(), (axes, ((), ())))
-    return gradient(total).astype(like.dtype), None, None, None
+    return gradient(total).astype(like.dtype), None, None, None, None
 
 
 quantized_dense.defvjp(_quantized_dense_forward, _quantized_dense_backward)

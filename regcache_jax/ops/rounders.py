@@ -24,16 +24,25 @@ LAST_PLACE = 1.5 * 2.0**23
 """Added to a small float32, it leaves the nearest integer (of two the even one) in the last bits: beyond 2**23 there are no fractions."""
 
 
+def reciprocal(scale: Float[Array, "..."]) -> Float[Array, "..."]:
+    """What `by_lax` multiplies by: 1 for a scale so small that it has no reciprocal."""
+    inverse = jnp.reciprocal(scale)
+    return jnp.where(jnp.isinf(inverse), 1.0, inverse)
+
+
 def by_lax(
-    inputs: Float[Array, "..."], largest: int, axes: tuple[int, ...], scale: Float[Array, "..."] | None
+    inputs: Float[Array, "..."],
+    largest: int,
+    axes: tuple[int, ...],
+    scale: Float[Array, "..."] | None,
+    inverse: Float[Array, "..."] | None = None,
 ) -> Rounded:
-    """Times the reciprocal of the scale, cut at `largest`, to the nearest (half to even)."""
+    """Times the reciprocal of the scale (`inverse`, where that was worked out before), cut at `largest`, to the nearest (half to even)."""
     measured = scale is None
     if scale is None:
         peak = jnp.max(jnp.abs(inputs), axis=axes, keepdims=True)
         scale = jnp.where(peak == 0, 1.0, peak) / largest
-    inverse = jnp.reciprocal(scale)
-    steps = inputs * jnp.where(jnp.isinf(inverse), 1.0, inverse)
+    steps = inputs * (reciprocal(scale) if inverse is None else inverse)
     return (
         _nearest(jnp.clip(steps, -largest, largest)),
         scale,
@@ -57,9 +66,13 @@ def _inside(inside: Array, cotangent: Array) -> Array:
 
 
 def by_aqt(
-    inputs: Float[Array, "..."], largest: int, axes: tuple[int, ...], scale: Float[Array, "..."] | None
+    inputs: Float[Array, "..."],
+    largest: int,
+    axes: tuple[int, ...],
+    scale: Float[Array, "..."] | None,
+    inverse: Float[Array, "..."] | None = None,
 ) -> Rounded:
-    """AQT's quantiser, symmetric, its largest integer in the middle of the last bucket."""
+    """AQT's quantiser, symmetric, its largest integer in the middle of the last bucket. It takes the reciprocal of a scale itself."""
     try:
         from aqt.jax.v2 import aqt_quantizer, aqt_tensor, calibration, utils
         from aqt.jax.v2.numerics import int_numerics

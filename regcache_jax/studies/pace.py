@@ -25,7 +25,7 @@ PICTURES, TIMES = 4, 3
 COMPILING = 3.0
 """Seconds until a program is compiled, on a CPU."""
 SLOWER = 3
-"""Times the estimate: the longest that work took beside it."""
+"""Times the estimate: the upper end of what is said. A choice: on a machine in use by others, work has taken four times as long."""
 WORTH_SAYING = 60.0
 """Seconds; what takes less is not announced."""
 USUAL_TRIALS = 80

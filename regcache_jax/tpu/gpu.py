@@ -28,7 +28,7 @@ from regcache_jax.ops.attention_forms import attend_flash
 from regcache_jax.tpu.gpus import gpu
 from regcache_jax.tpu.programs import PROGRAMS, program
 from regcache_jax.tpu.question import Question, ask, question
-from regcache_jax.tpu.roofline import counted, kernels
+from regcache_jax.tpu.roofline import by_kind, counted, kernels
 
 PLUGIN = "jax_cuda12_plugin"
 
@@ -41,7 +41,8 @@ def report(
     plan: RegisterPlan | None = None,
     programs: tuple[str, ...] = PROGRAMS,
 ) -> dict[str, Any]:
-    """Compiles `programs` of an encoder for one of `gpus.GPUS` and returns a row for each at each of `batches`.
+    """Compiles `programs` of an encoder for one of `gpus.GPUS` and returns a row for each at each of `batches`; bytes and seconds are
+    those of an image.
 
     Raises UserError for an unknown name or target, and where the compiler (the extra `cuda`) is missing."""
     gpu(target)
@@ -76,6 +77,10 @@ def measure(asked: Question, name: str, batch: int) -> dict[str, Any]:
         "products": counted(found),
         "bytes_per_image": sum(kernel.moved for kernel in found) / batch,
         "seconds_per_image": sum(kernel.seconds(target) for kernel in found) / batch,
+        "by_kind": {
+            kind: {name: value / batch if name != "kernels" else value for name, value in each.items()}
+            for kind, each in by_kind(found, target).items()
+        },
         "temp_bytes": memory.temp_size_in_bytes,
         "argument_bytes": memory.argument_size_in_bytes - images.size * images.dtype.itemsize,
     }

@@ -47,6 +47,11 @@ ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 INSTRUCTION = re.compile(r"\s+(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(.*)")
 
 
+KINDS = ("int8 products", "float products", "attention", "behind int32 sums", "between")
+"""What kernels do: `attention` is cuDNN's, a kernel `behind int32 sums` reads those that an integer product wrote, to scale them and go
+on, and `between` are norms, roundings and copies."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Instruction:
     """A line of HLO: its name, the arrays of its type (dtype, shape), what it does, to which others, and the rest of the line."""
@@ -65,9 +70,10 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """What is started once: bytes read and written, and of the products inside the dtype of their inputs and their operations."""
+    """What is started once: one of `KINDS`, bytes read and written, and of each product inside the dtype of its inputs and operations."""
 
     name: str
+    kind: str
     moved: int
     products: tuple[tuple[str, float], ...]
 
@@ -93,8 +99,19 @@ def kernels(text: str) -> list[Kernel]:
             dataclasses.replace(each, arrays=each.arrays[:1]) if is_library else each
         )  # the second is the library's own room
         products = _library_products(each, known) if is_library else _products([*body, each])
-        found.append(Kernel(each.name, written.size + sum(read), products))
+        kind = _kind(each, products, [known[name] for name in each.operands if name in known])
+        found.append(Kernel(each.name, kind, written.size + sum(read), products))
     return found
+
+
+def _kind(each: Instruction, products: tuple[tuple[str, float], ...], read: list[Instruction]) -> str:
+    """One of `KINDS`."""
+    if "__cudnn$fmha" in each.rest:
+        return "attention"
+    if products:
+        return "int8 products" if products[0][0] == "s8" else "float products"
+    sums = any(dtype == "s32" and len(shape) > 1 for other in read for dtype, shape in other.arrays)
+    return "behind int32 sums" if sums else "between"
 
 
 def _computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
@@ -162,3 +179,17 @@ def _product(each: Instruction, known: dict[str, Instruction], contracted: str) 
 def counted(found: list[Kernel]) -> dict[str, int]:
     """How many products there are, by the dtype of their inputs."""
     return dict(collections.Counter(dtype for kernel in found for dtype, _ in kernel.products))
+
+
+def by_kind(found: list[Kernel], gpu: Gpu) -> dict[str, dict[str, float]]:
+    """Of each kind that is there: how many kernels, the bytes that they move, and the seconds that these cannot go below."""
+    groups = {kind: [kernel for kernel in found if kernel.kind == kind] for kind in KINDS}
+    return {
+        kind: {
+            "kernels": len(group),
+            "bytes": sum(kernel.moved for kernel in group),
+            "seconds": sum(kernel.seconds(gpu) for kernel in group),
+        }
+        for kind, group in groups.items()
+        if group
+    }

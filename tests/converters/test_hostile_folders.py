@@ -103,7 +103,7 @@ def test_a_shard_that_is_left_over_twice_there_or_the_index_itself_is_refused(sh
     tree["weight_map"]["surprise"] = extra.name
     save_file({name: np.zeros(1, np.float32) for name in ("surprise", "logit_scale")}, extra)
     index.write_text(json.dumps(tree))
-    refused(shards, tmp_path, r"places 1 tensors elsewhere or not at all: .*logit_scale \(model-00009")
+    refused(shards, tmp_path, r"places 1 tensor elsewhere or not at all: .*logit_scale \(model-00009")
     tree["weight_map"]["surprise"] = index.name
     index.write_text(json.dumps(tree))
     refused(shards, tmp_path, "names files that are no .safetensors shards")
@@ -166,7 +166,7 @@ def test_a_part_of_a_configuration_that_is_no_object_is_named(part):
 def test_another_kind_of_model_is_refused_with_the_kinds_that_are_known(folder, tmp_path):
     save_file({"bert.weight": np.zeros(2, np.float32)}, folder / "model.safetensors")
     (folder / "config.json").write_text('{"model_type": "bert"}')
-    refused(folder, tmp_path, "holds a 'bert'; encoders that can be converted: clip, ")
+    refused(folder, tmp_path, "holds a 'bert'; encoders that can be converted: .*clip, ")
 
 
 @pytest.mark.parametrize("model_type", ["siglip", "siglip2"])

@@ -217,6 +217,24 @@ def test_what_cannot_be_expressed_is_refused_by_name(few, tmp_path):
         assert not (tmp_path / "folder").exists()
 
 
+def test_a_filter_that_transformers_has_not_is_named(few, tmp_path):
+    spec = few[0].spec
+    tensorflow, lanczos = (
+        few[0].replace(
+            spec=dataclasses.replace(spec, preprocessing=dataclasses.replace(spec.preprocessing, filter=name))
+        )
+        for name in ("bilinear_tf", "lanczos")
+    )
+    with pytest.raises(
+        UserError, match=r"resizes pictures by bilinear_tf; transformers has lanczos, bilinear, bicubic"
+    ):
+        write_folder(tensorflow, tmp_path / "tf")
+    assert (
+        json.loads((write_folder(lanczos, tmp_path / "folder") / "preprocessor_config.json").read_text())["resample"]
+        == 1
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),

@@ -298,6 +298,13 @@ def test_what_a_check_named_is_made_again(whole, model, pictures, tmp_path):
     assert check_set(copy).rows == COUNT and outcome(copy) == outcome(whole)
 
 
+def test_what_a_maker_left_that_was_killed_just_after_its_receipt_is_removed(whole, model, pictures):
+    left = whole / "partitions" / ".partition_1.json.lock"
+    left.write_text("{}")
+    embedded(model, pictures / "whole", whole)
+    assert not left.exists()
+
+
 @pytest.mark.slow
 def test_the_command_embeds_checks_and_merges(regcache, model, pictures, tmp_path):
     folder = tmp_path / "set"

@@ -56,6 +56,22 @@ def test_pictures_equal_transformers_to_within_one_grey_level(family, size):
     assert (np.abs(ours - expected.transpose(1, 2, 0)) <= grey_level * 1.001).all()
 
 
+@pytest.mark.parametrize("family", CASES)
+def test_levels_are_divided_by_255_less_mean_over_std_to_the_last_bit(family):
+    spec = CASES[family][0]
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 37, 3), np.uint8))
+    mean, std = np.asarray(spec.mean, np.float32), np.asarray(spec.std, np.float32)
+    expected = (resize_and_crop(picture, spec) / np.float32(255) - mean) / std
+    assert np.array_equal(preprocess(picture, spec), expected)
+
+
+def test_a_picture_of_the_caller_s_own_is_left_as_it_is():
+    picture = Image.new("RGB", (10, 4))
+    picture.getexif()[0x0112] = 6  # a quarter turn
+    assert open_picture(picture).size == (4, 10)
+    assert picture.size == (10, 4) and picture.getexif()[0x0112] == 6
+
+
 def test_bilinear_without_antialias_takes_the_nearest_pixels_only():
     column = np.zeros((1, 8, 3), np.uint8)
     column[0, :, :] = np.arange(0, 80, 10)[:, None]

@@ -11,6 +11,7 @@ import sys
 import types
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
@@ -35,7 +36,7 @@ class Tensor:
 
     @classmethod
     def from_dlpack(cls, name: str, values: np.ndarray) -> Tensor:
-        return cls(name, np.from_dlpack(values))
+        return cls(name, np.from_dlpack(values) if isinstance(values, np.ndarray) else jnp.from_dlpack(values))
 
     def __dlpack__(self, **how):
         return self.values.__dlpack__(**how)
@@ -157,9 +158,18 @@ def test_the_next_version_lies_beside_the_first_and_another_program_is_refused(v
         assert (second / name).read_bytes() == (version / name).read_bytes()
 
 
-def test_what_a_triton_model_cannot_be_is_refused(encoder, tmp_path):
-    with pytest.raises(UserError, match="have no bfloat16"):
-        export_triton(encoder, tmp_path / "x", dataclasses.replace(PROGRAM, outputs="bfloat16"))
+def test_features_in_bfloat16_pass_by_dlpack(encoder, utilities, tmp_path):
+    version = Path(export_triton(encoder, tmp_path / "half", dataclasses.replace(PROGRAM, outputs="bfloat16"), (2,)))
+    assert "data_type: TYPE_BF16 dims: [24]" in (version.parent / "config.pbtxt").read_text()
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 20, 30, 3), np.uint8)
+    one, two = serve(version).execute([request(pictures[:1]), request(pictures[1:])])
+    assert one.features().dtype == two.features().dtype == jnp.bfloat16
+    wanted = encode_image(encoder, np.stack([preprocess(each, encoder.spec.preprocessing) for each in pictures]))
+    found = np.concatenate([one.features(), two.features()]).astype(np.float32)
+    np.testing.assert_allclose(found, wanted, atol=2e-2)  # as above, and half a step of 2**-8
+
+
+def test_a_triton_model_has_no_bytecode(encoder, tmp_path):
     with pytest.raises(UserError, match="needs no --bytecode"):
         export_triton(encoder, tmp_path / "x", dataclasses.replace(PROGRAM, bytecode=True))
     assert list(tmp_path.iterdir()) == []

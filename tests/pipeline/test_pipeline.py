@@ -87,7 +87,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(regcache, tmp_path
     status, out, err = regcache("run", "--config", "demo", "--workdir", tmp_path / "run", "--dry-run", *SMALL)
     assert status == 0, err
     assert "reference: 24 pictures of emoji (train)" in out and "evaluation: 32 pictures of emoji (test)" in out
-    assert "1 searches (w8a8), then 9 rows: float plain, float registers, w8a8 plain" in out
+    assert "1 search (w8a8), then 9 rows: float plain, float registers, w8a8 plain" in out
     assert not (tmp_path / "run").exists()
     status, _, err = regcache("run", "--config", "demo", "--workdir", tmp_path, "--dry-run", "--config.rows=best")
     assert status == 1 and "rows best are unknown" in err

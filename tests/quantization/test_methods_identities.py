@@ -70,7 +70,7 @@ def test_rotation_refuses_a_plan_that_deletes_by_largest_channel():
 
 def test_rotation_refuses_a_norm_between_values_and_what_reads_them():
     with pytest.raises(UserError, match="no rotation of values passes a norm"):
-        METHODS["rotation"].prepare(small.encoder("inner norms"), None, W4A6)
+        prepared_by("rotation", small.encoder("inner norms"), W4A6)
 
 
 @pytest.mark.slow

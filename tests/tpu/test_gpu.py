@@ -10,7 +10,7 @@ import small
 from regcache_jax.core.errors import UserError
 from regcache_jax.tpu import ask, gpu
 from regcache_jax.tpu.gpus import GPUS
-from regcache_jax.tpu.roofline import counted, kernels
+from regcache_jax.tpu.roofline import by_kind, counted, kernels
 
 TEXT = """HloModule jit_f, is_scheduled=true
 
@@ -47,6 +47,17 @@ def test_the_time_of_a_kernel_is_that_of_its_bytes_or_of_its_products():
     assert kernels(TEXT.replace("s8[64,100]", "s8[64,100000]").replace("s32[8,100]", "s32[8000,100000]"))[0].seconds(
         h100
     ) == pytest.approx(max(2 * 64 * 8e8 / 1978.9e12, (8 * 64 + 64e5 + 4 * 8e8) / 3.35e12))
+
+
+def test_kernels_are_counted_by_what_they_do():
+    found = kernels(TEXT)
+    assert [kernel.kind for kernel in found] == ["int8 products", "behind int32 sums", "between"]
+    parts = by_kind(found, GPUS["h100"])
+    assert list(parts) == ["int8 products", "behind int32 sums", "between"]  # kinds that are not there are left out
+    assert parts["between"]["kernels"] == 1 and parts["between"]["bytes"] == found[2].moved
+    assert sum(part["seconds"] for part in parts.values()) == pytest.approx(
+        sum(kernel.seconds(GPUS["h100"]) for kernel in found)
+    )
 
 
 def test_a_program_with_a_loop_is_refused():
