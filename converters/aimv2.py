@@ -6,6 +6,7 @@ SiLU, heads of 128) all published models share. Without texts its patches are re
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from regcache_jax.converters.formats import Format, Given, preprocessing, settin
 from regcache_jax.converters.huggingface_clip import block_spec, sub_config
 
 from regcache_jax.core.errors import UserError
-from regcache_jax.core.spec import EncoderSpec, TextSpec
+from regcache_jax.core.spec import BlockSpec, EncoderSpec, TextSpec
 from regcache_jax.encoders import families, normed_families
 
 _QKV = ("query", "key", "value")
@@ -145,7 +146,7 @@ def spec(given: Given, names: Names) -> EncoderSpec:
     return normed_families.aimv2_spec(given.name, image, pictures, text)
 
 
-def _blocks(given: Given, names: Names, block: str, config: Mapping[str, Any], width: int) -> Any:
+def _blocks(given: Given, names: Names, block: str, config: Mapping[str, Any], width: int) -> BlockSpec:
     """The blocks of a tower."""
     for name in ("qkv_bias", "use_bias", "mlp_bias"):
         if setting(config, name, False):
@@ -160,16 +161,12 @@ def _blocks(given: Given, names: Names, block: str, config: Mapping[str, Any], w
     )
 
 
-def _spec_in(names: Names) -> Any:
-    return lambda given: spec(given, names)
-
-
 FORMATS = (
     Format(
         name="AIMv2",
         marks=("image_encoder.preprocessor.patchifier.norm.weight", "image_encoder.trunk.blocks.*.norm_1.weight"),
         rules=APPLE.rules(),
-        spec=_spec_in(APPLE),
+        spec=functools.partial(spec, names=APPLE),
         model_types=("aimv2",),
         classes=r"A[Ii][Mm]v2",
         prefixes=(("preprocessor.", "image_encoder.preprocessor."), ("trunk.", "image_encoder.trunk.")),
@@ -178,7 +175,7 @@ FORMATS = (
         name="Hugging Face AIMv2",
         marks=("vision_model.embeddings.rms_norm.weight", "vision_model.encoder.layers.*.ffn.gate_proj.weight"),
         rules=HUGGING_FACE.rules(),
-        spec=_spec_in(HUGGING_FACE),
+        spec=functools.partial(spec, names=HUGGING_FACE),
         model_types=("aimv2", "aimv2_vision_model"),
         classes=r"A[Ii][Mm]v2",
         prefixes=tuple((f"{part}.", f"vision_model.{part}.") for part in ("embeddings", "encoder", "rms_norm", "head")),
@@ -187,7 +184,7 @@ FORMATS = (
         name="timm AIMv2",
         marks=("patch_embed.norm.weight", "blocks.*.mlp.fc1_g.weight", "pos_embed"),
         rules=TIMM.rules(),
-        spec=_spec_in(TIMM),
+        spec=functools.partial(spec, names=TIMM),
         unless=("cls_token", "patch_embed.norm.bias"),
     ),
 )

@@ -83,7 +83,6 @@ SCRIPT = """
             return {**super().__call__(batch), "worker": [os.getpid()] * count}
 
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=10**8)
-    ray.data.DataContext.get_current().wait_for_min_actors_s = 200  # both are there before work is handed out
     found = ray.data.read_binary_files(str(pictures), include_paths=True, override_num_blocks=6)
     rows = found.map_batches(
         Watched, fn_constructor_kwargs={"model": str(model), "batch_size": 4}, batch_size=2, num_cpus=0.5,
@@ -94,13 +93,13 @@ SCRIPT = """
 
 
 def test_two_workers_of_ray_give_the_rows_of_the_command(model, pictures, embedded, tmp_path):
-    arguments = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(model), str(pictures), str(tmp_path / "out")]
-    (tmp_path / "workers").mkdir()
-    arguments.append(str(tmp_path / "workers"))
+    out, workers = tmp_path / "out", tmp_path / "workers"
+    workers.mkdir()
+    arguments = [sys.executable, "-c", textwrap.dedent(SCRIPT), *map(str, (model, pictures, out, workers))]
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    table = pq.read_table(tmp_path / "out").to_pylist()
+    table = pq.read_table(out).to_pylist()
     assert len(table) == COUNT and len({row["worker"] for row in table}) == 2
     check([(row["path"].rsplit("/", 1)[1], row["embedding"], row["error"]) for row in table], embedded)
     assert set(table[0]) == {"path", "embedding", "error", "worker"}
