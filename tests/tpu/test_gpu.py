@@ -49,6 +49,32 @@ def test_the_time_of_a_kernel_is_that_of_its_bytes_or_of_its_products():
     ) == pytest.approx(max(2 * 64 * 8e8 / 1978.9e12, (8 * 64 + 64e5 + 4 * 8e8) / 3.35e12))
 
 
+WRITTEN_OVER = """HloModule jit_g, is_scheduled=true
+
+%fused_write (p0: bf16[800,64], p1: f32[64]) -> bf16[8,100,64] {
+  %p0 = bf16[800,64]{1,0} parameter(0)
+  %whole = bf16[8,100,64]{2,1,0} bitcast(%p0)
+  %p1 = f32[64]{0} parameter(1)
+  %narrow = bf16[64]{0} convert(%p1)
+  %rows = bf16[8,1,64]{2,1,0} broadcast(%narrow), dimensions={2}
+  %zero = s32[] constant(0)
+  %place = s32[] constant(99)
+  ROOT %written = bf16[8,100,64]{2,1,0} dynamic-update-slice(%whole, %rows, %zero, %place, %zero)
+}
+
+ENTRY %main (x: bf16[800,64], r: f32[64]) -> bf16[8,100,64] {
+  %x = bf16[800,64]{1,0} parameter(0)
+  %r = f32[64]{0} parameter(1)
+  ROOT %fusion = bf16[8,100,64]{2,1,0} fusion(%x, %r), kind=kLoop, calls=%fused_write
+}
+"""
+
+
+def test_what_is_written_over_in_place_costs_the_part_that_is_written():
+    (written,) = kernels(WRITTEN_OVER)
+    assert written.moved == 4 * 64 + 2 * 8 * 64  # a register's row, and that row of eight pictures
+
+
 def test_kernels_are_counted_by_what_they_do():
     found = kernels(TEXT)
     assert [kernel.kind for kernel in found] == ["int8 products", "behind int32 sums", "between"]
@@ -85,4 +111,5 @@ def test_the_gpu_compiler_costs_two_blocks_or_one_line_says_what_brings_it():
     programs = ("flax-bf16", "int8", "int8+registers+deletion")
     peer, plain, _ = gpu.report(spec, batches=(8,), programs=programs)["programs"]
     assert peer["products"].keys() == {"bf16"} and plain["products"]["s8"] >= 8  # qkv as one, out, fc1 and fc2 a block
+    assert "behind int32 sums" not in plain["by_kind"]  # each product scales its own
     assert all(row["kernels"] and 0 < row["seconds_per_image"] < 1e-3 for row in (peer, plain))
