@@ -158,5 +158,7 @@ def gpu(name: str, chosen: GpuArgs, asked: ProgramArgs, output: JsonArgs) -> Non
     with progress(f"compiling {name} for {chosen.target}"):
         found = compiler.report(encoder, chosen.target, chosen.batches, scheme, plan)
     show_programs(f"{name} on {chosen.target}, an image", GPU_COLUMNS, found["programs"])
+    for program in dict.fromkeys(row["program"] for row in found["programs"] if row["library"] == "cuBLAS"):
+        say(f"{program}: products by cuBLAS, as XLA has no tiles for Triton's without tuning")
     show_kinds(found["programs"])
     write_json(output.json, found)

@@ -127,7 +127,7 @@ def _quantized_matmul_backward(
 quantized_matmul.defvjp(_quantized_matmul_forward, _quantized_matmul_backward)
 
 
-Readers = tuple[tuple[Int8[Array, "..."], Int8[Array, "..."]], ...]
+Readers = tuple[tuple[Num[Array, "..."], Int8[Array, "..."]], ...]
 """What each of several products multiplies: the integers of their common input, and its own kernel."""
 
 
