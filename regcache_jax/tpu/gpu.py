@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import os
 import sys
 from typing import Any
 
@@ -32,6 +33,7 @@ from regcache_jax.tpu.question import Question, ask, question
 from regcache_jax.tpu.roofline import by_kind, counted, kernels
 
 PLUGIN = "jax_cuda12_plugin"
+BY_CUBLAS = "--xla_gpu_enable_triton_gemm=false"
 
 
 def report(
@@ -41,17 +43,18 @@ def report(
     scheme: Scheme | None = None,
     plan: RegisterPlan | None = None,
     programs: tuple[str, ...] = PROGRAMS,
+    triton: bool = True,
 ) -> dict[str, Any]:
     """Compiles `programs` of an encoder for one of `gpus.GPUS` and returns a row for each at each of `batches`; bytes and seconds are
-    those of an image.
+    those of an image. `triton`: False has all products by cuBLAS.
 
     Raises UserError for an unknown name or target, and where the compiler (the extra `cuda`) is missing."""
     gpu(target)
     asked = question(name_or_spec, target, programs, batches, scheme, plan)
     if importlib.util.find_spec(PLUGIN) is None:
         raise UserError(f"XLA's GPU compiler is not here; {installing('cuda')} brings it")
-    flags = "--xla_gpu_autotune_level=0"
-    environment = {"XLA_FLAGS": flags, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    flags = ["--xla_gpu_autotune_level=0", *([] if triton else [BY_CUBLAS])]
+    environment = {"XLA_FLAGS": " ".join(flags), "TF_CPP_MIN_LOG_LEVEL": "3"}
     about = f"the GPU compiler gave no answer for {target}"
     rows = ask("regcache_jax.tpu.gpu", asked.to_json(), environment, about, "cuda")
     return {"model": asked.spec.name, "target": target, "programs": rows}
@@ -69,7 +72,8 @@ def measure(asked: Question, name: str, batch: int) -> dict[str, Any]:
     placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), (weights, images))
     lowered = jax.jit(function).trace(*placed).lower()
     try:
-        compiled, library = lowered.compile(), "Triton"
+        library = "cuBLAS" if BY_CUBLAS in os.environ["XLA_FLAGS"] else "Triton"
+        compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:  # which XLA says of some products as long as nothing is tuned
         if "find output tile sizes" not in str(error):
             raise
