@@ -70,6 +70,7 @@ class GpuArgs:
 
     target: str = option("What is compiled for: h100, a100 or l4.", "h100")
     batches: tuple[int, ...] = option("Pictures, as 1,8,32.", (32,), least=1)
+    cublas: bool = option("Products by cuBLAS alone, as a device may find them faster than Triton's.", False)
 
 
 TPU_COLUMNS: dict[str, Column] = {
@@ -156,7 +157,10 @@ def gpu(name: str, chosen: GpuArgs, asked: ProgramArgs, output: JsonArgs) -> Non
 
     encoder, scheme, plan = asked.read(name)
     with progress(f"compiling {name} for {chosen.target}"):
-        found = compiler.report(encoder, chosen.target, chosen.batches, scheme, plan)
+        found = compiler.report(encoder, chosen.target, chosen.batches, scheme, plan, triton=not chosen.cublas)
     show_programs(f"{name} on {chosen.target}, an image", GPU_COLUMNS, found["programs"])
+    by_cublas = [row["program"] for row in found["programs"] if row["library"] == "cuBLAS"]
+    for program in [] if chosen.cublas else dict.fromkeys(by_cublas):
+        say(f"{program}: products by cuBLAS, as XLA has no tiles for Triton's without tuning")
     show_kinds(found["programs"])
     write_json(output.json, found)

@@ -138,7 +138,7 @@ def after_attention(
         update = update * block.layer_scale1.astype(update.dtype)
     middle = hidden + update
 
-    normed_middle = apply_norm(middle, block.norm2, spec)
+    normed_middle = apply_norm(middle, block.norm2, spec, two_passes=run.form.two_passes)
     rounded = isinstance(mlp.fc2.kernel, QuantizedTensor)
     activate = (INTEGER_ACTIVATIONS if rounded else ACTIVATIONS)[spec.activation]
     if mlp.gate is not None:

@@ -20,6 +20,9 @@ from regcache_jax.ops.attention_forms import attend_flash, attend_kept, attend_p
 LANES = 128
 """Columns of a TPU's matrix unit."""
 
+TILE = 8
+"""Rows of a TPU's registers: the multiple to which a serving program pads its tokens."""
+
 Attention = Literal["slot", "kept", "pairs", "flash"]
 
 ATTENTION: dict[str, Callable[..., Float[Array, "B T H K"]]] = {
@@ -67,6 +70,16 @@ class Form:
         """Whether keys and values stand in float32 until a product reads them; so do registers, then, whose widening would be two
         operations a block."""
         return self.attention in ("kept", "pairs")
+
+    @property
+    def two_passes(self) -> bool:
+        """Whether the norms of blocks take the mean away before they square: one kernel of a GPU."""
+        return self.attention == "flash"
+
+    @property
+    def tile(self) -> int:
+        """Tokens and registers are padded to a multiple of so many rows."""
+        return 1 if self.attention == "flash" else TILE
 
     @property
     def name(self) -> str:

@@ -12,11 +12,17 @@ from regcache_jax.core.sites import Norm
 from regcache_jax.core.spec import BlockSpec
 
 
-def layer_norm(hidden: Float[Array, "*B D"], norm: Norm, eps: float) -> Float[Array, "*B D"]:
-    """LayerNorm over the last axis, computed in float32 in one pass (mean of squares less squared mean)."""
+def layer_norm(
+    hidden: Float[Array, "*B D"], norm: Norm, eps: float, *, two_passes: bool = False
+) -> Float[Array, "*B D"]:
+    """LayerNorm over the last axis, computed in float32 in one pass (mean of squares less squared mean), or in two (mean square of what is
+    left without the mean), of which XLA makes a single kernel on a GPU."""
     hidden32 = hidden.astype(jnp.float32)
     mean = jnp.mean(hidden32, axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(hidden32), axis=-1, keepdims=True) - jnp.square(mean)
+    if two_passes:
+        variance = jnp.mean(jnp.square(hidden32 - mean), axis=-1, keepdims=True)
+    else:
+        variance = jnp.mean(jnp.square(hidden32), axis=-1, keepdims=True) - jnp.square(mean)
     normed = (hidden32 - mean) * jax.lax.rsqrt(jnp.maximum(variance, 0.0) + eps)
     return _scaled(normed, norm).astype(hidden.dtype)
 
@@ -33,9 +39,13 @@ def _scaled(normed: Float[Array, "*B D"], norm: Norm) -> Float[Array, "*B D"]:
     return scaled if norm.bias is None else scaled + norm.bias.astype(jnp.float32)
 
 
-def apply_norm(hidden: Float[Array, "*B D"], norm: Norm, spec: BlockSpec) -> Float[Array, "*B D"]:
-    """The norm that a spec says."""
-    return (rms_norm if spec.norm == "rms" else layer_norm)(hidden, norm, spec.norm_eps)
+def apply_norm(
+    hidden: Float[Array, "*B D"], norm: Norm, spec: BlockSpec, *, two_passes: bool = False
+) -> Float[Array, "*B D"]:
+    """The norm that a spec says; `two_passes` of a LayerNorm."""
+    if spec.norm == "rms":
+        return rms_norm(hidden, norm, spec.norm_eps)
+    return layer_norm(hidden, norm, spec.norm_eps, two_passes=two_passes)
 
 
 def norm_heads(heads: Float[Array, "*B N H K"], norm: Norm | None, spec: BlockSpec) -> Float[Array, "*B N H K"]:

@@ -29,9 +29,6 @@ from regcache_jax.encoders.rounding import Run, dense
 from regcache_jax.ops.delete import delete_largest
 from regcache_jax.ops.rotary import Turn
 
-TILE = 8
-"""Rows of a TPU's registers: the multiple to which a serving program pads its tokens."""
-
 
 @typing.no_type_check  # JAX rebuilds pytrees with whatever leaves a transformation has
 @struct.dataclass
@@ -134,12 +131,13 @@ def formed_block(
     assert run.spec.rotary is None and run.spec.qk_norm == "none"  # see `forms.form_for`
     layers, grid = block.attention, block.grids.of("qkv")
     project = functools.partial(dense, site="qkv", run=run, grid=grid, dtype=jnp.float32)
-    normed = apply_norm(hidden, block.norm1, run.spec)
+    norm = functools.partial(apply_norm, norm=block.norm1, spec=run.spec, two_passes=run.form.two_passes)
+    normed = norm(hidden)
     if class_alone:
         key, value = project(normed, (layers.key, layers.value))
         row = jnp.arange(hidden.shape[1], dtype=jnp.int32)[:, None]
         hidden = jnp.sum(jnp.where(row == 0, hidden, 0), axis=1, keepdims=True)
-        (query,) = project(apply_norm(hidden, block.norm1, run.spec), (layers.query,))
+        (query,) = project(norm(hidden), (layers.query,))
     else:
         query, key, value = project(normed, (layers.query, layers.key, layers.value))
     mixed = ATTENTION[run.form.attention](query, key, value, slot, register, hidden.dtype, present)

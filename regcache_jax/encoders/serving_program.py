@@ -22,7 +22,6 @@ from regcache_jax.core.sites import Block, Dense, Grid, ImageTower, Norm, Quanti
 from regcache_jax.core.spec import ImageSpec
 from regcache_jax.encoders.forms import PLAIN, Form
 from regcache_jax.encoders.rounding import Run
-from regcache_jax.encoders.serving import TILE
 from regcache_jax.encoders.vision import ImageOutput, fold_probe, grid_of, serve_formed
 from regcache_jax.ops.rounders import reciprocal
 
@@ -81,7 +80,7 @@ def serve(
     tower = weights.around.replace(blocks=join_blocks(blocks) if isinstance(blocks, tuple) else blocks)
     registers = None if weights.registers is None else join_blocks(weights.registers)
     run = Run(spec.blocks, scheme, spec.protected, grid_of(images, spec), form)
-    return serve_formed(tower, images, spec, schedule, registers, run, TILE, unroll)
+    return serve_formed(tower, images, spec, schedule, registers, run, form.tile, unroll)
 
 
 Stacked = TypeVar("Stacked", Block, BlockRegister)

@@ -82,17 +82,21 @@ def attend_flash(
     implementation: Literal["cudnn", "xla"] | None = None,
 ) -> Float[Array, "B T H K"]:
     """Flash attention by cuDNN; on other platforms, and in float32 (which cuDNN has not), JAX's own, if no `implementation` is asked for.
-    Repeated tokens are cut off, registers are rows behind the tokens, and their copies a bias of the logits."""
-    query, key, value = query.astype(dtype), key[:, :slot].astype(dtype), value[:, :slot].astype(dtype)
+    Registers are written over the rows behind the tokens, which a compiler does in place, and their copies are a bias of the logits; what
+    padding is left is cut off."""
     bias, num_registers = None, 0 if register is None else len(register.key)
+    query, key, value = (
+        query.astype(dtype), key[:, : slot + num_registers].astype(dtype), value[:, : slot + num_registers].astype(dtype),
+    )  # fmt: skip
     if register is not None:
         key, value = (
-            jnp.concatenate([tokens, jnp.broadcast_to(rows.astype(dtype), (tokens.shape[0], *rows.shape))], axis=1)
+            jax.lax.dynamic_update_slice_in_dim(
+                tokens, jnp.broadcast_to(rows.astype(dtype), (tokens.shape[0], *rows.shape)), slot, axis=1
+            )
             for tokens, rows in ((key, register.key), (value, register.value))
         )
-        heads = jnp.broadcast_to(register.logit_bias.T, (query.shape[2], num_registers))
-        bias = jnp.pad(heads, ((0, 0), (slot, 0)))[None, :, None].astype(dtype)
-        bias = jnp.broadcast_to(bias, (1, query.shape[2], query.shape[1], key.shape[1]))
+        bias = jnp.pad(register.logit_bias.T, ((0, 0), (slot, 0)))[None, :, None].astype(dtype)
+        bias = jnp.broadcast_to(bias, (1, bias.shape[1], query.shape[1], key.shape[1]))
     mask = None
     if present is not None:
         mask = jnp.pad(present[:, :slot], ((0, 0), (0, num_registers)), constant_values=True)[:, None, None]

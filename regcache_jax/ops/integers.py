@@ -140,7 +140,7 @@ def _quantized_matmul_backward(
 quantized_matmul.defvjp(_quantized_matmul_forward, _quantized_matmul_backward)
 
 
-Readers = tuple[tuple[Int8[Array, "..."], Int8[Array, "..."]], ...]
+Readers = tuple[tuple[Num[Array, "..."], Int8[Array, "..."]], ...]
 """What each of several products multiplies: the integers of their common input, and its own kernel."""
 
 
@@ -150,14 +150,19 @@ def made_once(values: Int8[Array, "..."], kernels: tuple[Int8[Array, "..."], ...
     return tuple((values, kernel) for kernel in kernels)
 
 
+def made_apart(values: Num[Array, "..."], kernels: tuple[Int8[Array, "..."], ...]) -> Readers:
+    """The same, each reader behind a barrier of its own, joined to its kernel. XLA's GPU compiler would make one product of all, whose sums
+    it writes as int32 for others to scale; apart, each product scales its own."""
+    values = jax.lax.optimization_barrier(values)
+    return tuple(jax.lax.optimization_barrier((values, kernel)) for kernel in kernels)
+
+
 def made_once_wide(values: Int8[Array, "..."], kernels: tuple[Int8[Array, "..."], ...]) -> Readers:
     """The same integers, kept as float32 and narrowed by each product as it reads them, which a TPU does in passing; to pack
     four rows into one when they are written costs it as much as half the product (docs/performance_tried.md).
 
     Each reader stands behind a barrier of its own, joined to its kernel: or the readers would share one narrowing, packed."""
-    wide = jax.lax.optimization_barrier(values.astype(jnp.float32))
-    apart = [jax.lax.optimization_barrier((wide, kernel)) for kernel in kernels]
-    return tuple((own.astype(jnp.int8), kernel) for own, kernel in apart)
+    return tuple((own.astype(jnp.int8), kernel) for own, kernel in made_apart(values.astype(jnp.float32), kernels))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
@@ -193,7 +198,11 @@ def _quantized_dense_forward(
     axes = contracted if per_token else tuple(range(inputs.ndim))
     quantized, gradient = quantize(inputs, bits, axes, scale, inverse)
     readers = jax.lax.platform_dependent(
-        quantized.values, tuple(weight.values for weight in weights), tpu=made_once_wide, default=made_once
+        quantized.values,
+        tuple(weight.values for weight in weights),
+        tpu=made_once_wide,
+        cuda=made_apart,
+        default=made_once,
     )
     row_scale = jnp.squeeze(quantized.scale, contracted)
     products = []

@@ -1,8 +1,9 @@
 """What a program costs on a GPU that is not there, by XLA's own compiler (extra `cuda`): kernels, bytes, products, and
 the time these cannot go below.
 
-Products are not tuned and none are Triton's, as both want a device to try on. What a device said of the same programs is in
-docs/performance.md.
+Nothing is tuned, as that wants a device to try on. Products are Triton's wherever XLA can have them, which scale and round in passing what
+they add up; a program for which it has none without tuning gets cuBLAS's, and a device may find these faster. What one said of the same
+programs is in docs/performance.md.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import os
 import sys
 from typing import Any
 
@@ -31,6 +33,7 @@ from regcache_jax.tpu.question import Question, ask, question
 from regcache_jax.tpu.roofline import by_kind, counted, kernels
 
 PLUGIN = "jax_cuda12_plugin"
+BY_CUBLAS = "--xla_gpu_enable_triton_gemm=false"
 
 
 def report(
@@ -40,17 +43,18 @@ def report(
     scheme: Scheme | None = None,
     plan: RegisterPlan | None = None,
     programs: tuple[str, ...] = PROGRAMS,
+    triton: bool = True,
 ) -> dict[str, Any]:
     """Compiles `programs` of an encoder for one of `gpus.GPUS` and returns a row for each at each of `batches`; bytes and seconds are
-    those of an image.
+    those of an image. `triton`: False has all products by cuBLAS.
 
     Raises UserError for an unknown name or target, and where the compiler (the extra `cuda`) is missing."""
     gpu(target)
     asked = question(name_or_spec, target, programs, batches, scheme, plan)
     if importlib.util.find_spec(PLUGIN) is None:
         raise UserError(f"XLA's GPU compiler is not here; {installing('cuda')} brings it")
-    flags = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
-    environment = {"XLA_FLAGS": flags, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    flags = ["--xla_gpu_autotune_level=0", *([] if triton else [BY_CUBLAS])]
+    environment = {"XLA_FLAGS": " ".join(flags), "TF_CPP_MIN_LOG_LEVEL": "3"}
     about = f"the GPU compiler gave no answer for {target}"
     rows = ask("regcache_jax.tpu.gpu", asked.to_json(), environment, about, "cuda")
     return {"model": asked.spec.name, "target": target, "programs": rows}
@@ -66,13 +70,21 @@ def measure(asked: Question, name: str, batch: int) -> dict[str, Any]:
     described = topologies.get_topology_desc(platform="cuda", target_config=target.description, topology="1x1x1")
     device = NamedSharding(Mesh(np.array(described.devices[:1]), ("data",)), PartitionSpec())
     placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), (weights, images))
-    compiled = jax.jit(function).trace(*placed).lower().compile()
+    lowered = jax.jit(function).trace(*placed).lower()
+    try:
+        library = "cuBLAS" if BY_CUBLAS in os.environ["XLA_FLAGS"] else "Triton"
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:  # which XLA says of some products as long as nothing is tuned
+        if "find output tile sizes" not in str(error):
+            raise
+        compiled, library = lowered.compile({"xla_gpu_enable_triton_gemm": False}), "cuBLAS"
     found, memory = kernels(compiled.as_text() or ""), compiled.memory_analysis()
     assert memory is not None
     return {
         "program": name,
         "form": form.name,
         "batch": batch,
+        "library": library,
         "kernels": len(found),
         "products": counted(found),
         "bytes_per_image": sum(kernel.moved for kernel in found) / batch,

@@ -14,9 +14,9 @@ from regcache_jax.core.plan import Schedule, empty_plan
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.sites import Block, Grid, ImageTower
 from regcache_jax.core.spec import EncoderSpec, ImageSpec
-from regcache_jax.encoders.forms import PLAIN, Form
+from regcache_jax.encoders.forms import PLAIN, TILE, Form
 from regcache_jax.encoders.parameters import parameter_shapes
-from regcache_jax.encoders.serving import TILE, num_rows
+from regcache_jax.encoders.serving import num_rows
 from regcache_jax.encoders.serving_program import ServingWeights, prepare, serve
 from regcache_jax.quantization.kernels import quantize_kernels
 from regcache_jax.quantization.parts import head_stack, with_rounded_stack

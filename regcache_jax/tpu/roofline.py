@@ -93,14 +93,18 @@ def kernels(text: str) -> list[Kernel]:
         if each.operation in FREE:
             continue
         body = computations[_called(each)] if each.operation == "fusion" else []
-        read = [_read(index, known[name], body) for index, name in enumerate(each.operands) if name in known]
+        place, part = _in_place(body) or (None, each.size)
+        read = [
+            _read(index, known[name], body)
+            for index, name in enumerate(each.operands)
+            if name in known and index != place
+        ]
         is_library = each.operation == "custom-call"
-        written = (
-            dataclasses.replace(each, arrays=each.arrays[:1]) if is_library else each
-        )  # the second is the library's own room
+        if is_library:  # the second array is the library's own room
+            part = dataclasses.replace(each, arrays=each.arrays[:1]).size
         products = _library_products(each, known) if is_library else _products([*body, each])
         kind = _kind(each, products, [known[name] for name in each.operands if name in known])
-        found.append(Kernel(each.name, kind, written.size + sum(read), products))
+        found.append(Kernel(each.name, kind, part + sum(read), products))
     return found
 
 
@@ -148,6 +152,17 @@ def _read(index: int, operand: Instruction, body: list[Instruction]) -> int:
     if readers and all(each.operation in ("slice", "dynamic-slice") for each in readers):
         return min(operand.size, sum(each.size for each in readers))
     return operand.size
+
+
+def _in_place(body: list[Instruction]) -> tuple[int, int] | None:
+    """The operand over which a fusion writes a part, which is in place, and the bytes of that part; None: it writes something new."""
+    if not body or body[-1].operation != "dynamic-update-slice":
+        return None
+    known = {each.name: each for each in body}
+    whole, part = (known[name] for name in body[-1].operands[:2])
+    while whole.operation == "bitcast":
+        whole = known[whole.operands[0]]
+    return (int(whole.operands[0]), part.size) if whole.operation == "parameter" else None
 
 
 def _products(body: list[Instruction]) -> tuple[tuple[str, float], ...]:

@@ -36,6 +36,15 @@ def test_an_rms_norm_divides_by_the_root_of_the_mean_square_and_subtracts_nothin
     np.testing.assert_allclose(apply_norm(hidden, Norm(scale), spec), wanted, rtol=1e-5)
 
 
+@pytest.mark.parametrize("two_passes", [False, True])
+def test_a_layer_norm_is_the_same_in_one_pass_and_in_two(two_passes):
+    spec, hidden, norm = small.BLOCKS, drawn(2, 3, 24) + 5.0, Norm(drawn(24, seed=1), drawn(24, seed=2))
+    exact = np.asarray(hidden, np.float64)
+    centred = exact - exact.mean(axis=-1, keepdims=True)
+    wanted = centred / np.sqrt(np.mean(centred**2, axis=-1, keepdims=True) + spec.norm_eps) * norm.scale + norm.bias
+    np.testing.assert_allclose(apply_norm(hidden, norm, spec, two_passes=two_passes), wanted, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["layer", "rms"])
 def test_queries_and_keys_are_normed_a_head_at_a_time_or_all_at_once(kind):
     heads, scale = drawn(2, 5, 3, 8), 1.0 + drawn(3, 8, seed=1)

@@ -12,7 +12,7 @@ from regcache_jax.core.plan import Schedule
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.data.batches import Batch
 from regcache_jax.encoders.encoder import encode_image
-from regcache_jax.encoders.serving import TILE
+from regcache_jax.encoders.forms import TILE
 from regcache_jax.encoders.serving_program import join_blocks, prepare, serve, split_blocks
 from regcache_jax.encoders.vision import serve_image
 from regcache_jax.evaluation import loop

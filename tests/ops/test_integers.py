@@ -23,6 +23,7 @@ from regcache_jax.encoders.rounding import token_scale
 from regcache_jax.ops.integers import (
     fake_quantize,
     largest_integer,
+    made_apart,
     made_once,
     made_once_wide,
     quantize_weight,
@@ -270,10 +271,10 @@ def test_schemes_have_names_and_survive_json():
 
 
 @pytest.mark.slow
-def test_integers_kept_wide_for_a_tpu_are_the_same_integers_for_every_reader():
+def test_integers_held_apart_or_wide_for_a_chip_are_the_same_for_every_reader():
     values = jnp.arange(-127, 128, dtype=jnp.int8)
     kernels = (jnp.ones(3, jnp.int8), jnp.zeros(2, jnp.int8))
-    for form in (made_once, made_once_wide):
+    for form in (made_once, made_apart, made_once_wide):
         for (own, kernel), asked in zip(jax.jit(form)(values, kernels), kernels, strict=True):
             np.testing.assert_array_equal(own, values)
             np.testing.assert_array_equal(kernel, asked)
