@@ -25,13 +25,13 @@ def export(model: checkpoints.Model | Encoder, layout: str = "big_vision") -> di
 
     Raises UserError for a layout that there is not or that cannot hold this encoder, and for a quantised one."""
     encoder = model.encoder if isinstance(model, checkpoints.Model) else model
+    formats = {format.name: format for format in FORMATS}
+    if layout not in formats:
+        raise UserError(f"no layout is called {layout!r}; there are huggingface, scales, qwix, {', '.join(formats)}")
     if encoder.scheme is not None:
         raise UserError(
             f"{encoder.spec.name} is quantised; that layout holds float encoders (`huggingface` writes int8 ones too)"
         )
-    formats = {format.name: format for format in FORMATS}
-    if layout not in formats:
-        raise UserError(f"no layout is called {layout!r}; there are huggingface, scales, qwix, {', '.join(formats)}")
     return disassemble(to_tree(encoder.params), formats[layout].rules)
 
 

@@ -104,6 +104,8 @@ def test_trees_that_our_integers_cannot_be_are_refused_by_name(tmp_path):
     with pytest.raises(UserError, match="has a register plan, for which Qwix's trees have no place"):
         converters.write(encoder.with_plan(small.random_plan(start=1, stop=2)), "qwix", tmp_path / "tree")
     assert not (tmp_path / "tree").exists()
+    with pytest.raises(UserError, match="no layout is called 'qvix'"):
+        converters.write(encoder, "qvix", tmp_path / "tree")
     converters.write(encoder, "qwix", tmp_path / "tree")
     for damage, message in (
         (lambda told: told.pop("scheme"), "qwix.json"),
