@@ -108,8 +108,9 @@ def write_qwix(model: Model | Encoder, out: epath.PathLike) -> epath.Path:
     with whole_folder(out) as beside:
         save_parameters(beside, tree)
         (beside / TOLD_FILE).write_text(json.dumps(told, indent=2) + "\n")
-        for name in tokenizer_files(model.folder) if isinstance(model, Model) else ():
-            (model.folder / name).copy(beside / name)
+        if isinstance(model, Model):
+            for name in tokenizer_files(model.folder):
+                (model.folder / name).copy(beside / name)
     return as_path(out)
 
 
