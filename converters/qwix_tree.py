@@ -114,9 +114,9 @@ def write_qwix(model: Model | Encoder, out: epath.PathLike) -> epath.Path:
     return as_path(out)
 
 
-def is_qwix(source: epath.PathLike) -> bool:
-    """Whether this is a folder of Qwix's arrays."""
-    return as_path(source).is_dir() and (as_path(source) / TOLD_FILE).exists()
+def is_qwix(source: str | Path) -> bool:
+    """Whether this is a folder of Qwix's arrays, on a disk as all that is converted."""
+    return (Path(source) / TOLD_FILE).is_file()
 
 
 def read_qwix(folder: epath.PathLike) -> Encoder:
