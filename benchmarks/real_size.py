@@ -3,9 +3,9 @@
     python benchmarks/real_size.py [NAME] [--json FILE] [--work DIR]
 
 NAME is one of LAYOUTS (CLIP ViT-B/16, if it is left out). Converted, inspected, searched with a small budget, quantised, evaluated; the
-newer families on few pictures, and exported; of the tower of 4,096 tokens no search. The weights are random, so accuracy and error mean
-nothing; what is measured is what the stages take. With --work, what was made and measured stays in DIR, and a benchmark that was stopped
-goes on behind its last finished stage.
+newer families on few pictures, and also exported and compiled for a TPU. The weights are random, so accuracy and error mean nothing; what
+is measured is what the stages take. With --work, what was made and measured stays in DIR, and a benchmark that was stopped goes on behind
+its last finished stage.
 """
 
 from __future__ import annotations
@@ -129,18 +129,17 @@ def stages_of(name: str, root: Path) -> dict[str, list[str]]:
 def few_pictures(name: str, root: Path) -> dict[str, list[str]]:
     """The same of a newer family: patches are what is compared."""
     model, plan, model8 = (str(root / name) for name in ("model", "plan.safetensors", "model8"))
-    long = spec_of(name).image.num_tokens > 1000
-    count, batch = ("2", "1") if long else ("16", "8")
-    data = ["--dataset", "emoji", "--limit", count, "--batch-size", batch]
-    registers = [] if long else ["--registers", plan]
-    stages = {
-        f"inspect, {count} pictures, the verdict": ["inspect", model, *data, "--sensitivity-images", "0"],
-        f"search, {count} pictures, 4 trials": ["search", model, *data, "--max-trials", "4", "--out", plan],
-        f"quantize, {count} pictures": ["quantize", model, *data, *registers, "--out", model8],
-        f"patches of float and int8, {count} pictures": ["evaluate", model, model8, *data, "--task", "tower"],
+    count, batch, trials, at_once = (1, 1, 2, 1) if spec_of(name).image.num_tokens > 1000 else (16, 8, 4, 16)
+    data = ["--dataset", "emoji", "--limit", str(count), "--batch-size", str(batch)]
+    pictures = "one picture" if count == 1 else f"{count} pictures"
+    return {
+        f"inspect, {pictures}, the verdict": ["inspect", model, *data, "--sensitivity-images", "0"],
+        f"search, {pictures}, {trials} trials": ["search", model, *data, "--max-trials", str(trials), "--out", plan],
+        f"quantize, {pictures}": ["quantize", model, *data, "--registers", plan, "--out", model8],
+        f"patches of float and int8, {pictures}": ["evaluate", model, model8, *data, "--task", "tower"],
         "export int8": ["export", model8, "--platforms", "cpu", "--out", str(root / "int8.stablehlo")],
+        "five programs by the TPU's compiler": ["tpu", model8, "--batches", str(at_once)],
     }
-    return {stage: command for stage, command in stages.items() if not (long and command[0] == "search")}
 
 
 def run_stages(name: str, root: Path) -> list[dict]:
