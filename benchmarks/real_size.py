@@ -129,14 +129,16 @@ def stages_of(name: str, root: Path) -> dict[str, list[str]]:
 def few_pictures(name: str, root: Path) -> dict[str, list[str]]:
     """The same of a newer family: patches are what is compared."""
     model, plan, model8 = (str(root / name) for name in ("model", "plan.safetensors", "model8"))
-    count, batch, trials, at_once = (1, 1, 2, 1) if spec_of(name).image.num_tokens > 1000 else (16, 8, 4, 16)
-    data = ["--dataset", "emoji", "--limit", str(count), "--batch-size", str(batch)]
-    pictures = "one picture" if count == 1 else f"{count} pictures"
+    long = spec_of(name).image.num_tokens > 1000
+    count, few, trials, batch, at_once = (1, 4, 1, 1, 1) if long else (16, 16, 4, 8, 16)
+    data = ["--dataset", "emoji", "--batch-size", str(batch), "--limit"]
+    own, pictures = [*data, str(count)], "one picture" if long else f"{count} pictures"
+    budget = ["--max-trials", str(trials), "--objective", "patches" if long else "pooled"]
     return {
-        f"inspect, {pictures}, the verdict": ["inspect", model, *data, "--sensitivity-images", "0"],
-        f"search, {pictures}, {trials} trials": ["search", model, *data, "--max-trials", str(trials), "--out", plan],
-        f"quantize, {pictures}": ["quantize", model, *data, "--registers", plan, "--out", model8],
-        f"patches of float and int8, {pictures}": ["evaluate", model, model8, *data, "--task", "tower"],
+        f"inspect, {pictures}, the verdict": ["inspect", model, *own, "--sensitivity-images", "0"],
+        f"search, {few} pictures, trials: {trials}": ["search", model, *data, str(few), *budget, "--out", plan],
+        f"quantize, {pictures}": ["quantize", model, *own, "--registers", plan, "--out", model8],
+        f"patches of float and int8, {pictures}": ["evaluate", model, model8, *own, "--task", "tower"],
         "export int8": ["export", model8, "--platforms", "cpu", "--out", str(root / "int8.stablehlo")],
         "five programs by the TPU's compiler": ["tpu", model8, "--batches", str(at_once)],
     }
