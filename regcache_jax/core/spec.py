@@ -89,7 +89,8 @@ class ImageSpec:
     `pooling="none"`: what is read are its patches; where one feature a picture is asked for, their mean stands in. Without
     `final_norm` its tokens are what leaves the last block. Attention pooling (`map`) has as many heads and as wide an MLP as a block,
     where it states no others; `probe` is attention pooling whose learned query asks as it is, without an MLP behind. `class_mean`: the
-    class token, and beside it the mean of the patches. `further`: blocks of another shape behind the final norm, and a norm behind
+    class token, and beside it the mean of the patches. `normed_mean`: the mean of the patches that leave the last block, which the final
+    norm then norms; its tokens are those patches. `further`: blocks of another shape behind the final norm, and a norm behind
     them, which make the tokens that are pooled; they see no registers and are not quantised.
 
     `max_patches`: pictures of any shape come as sheets of at most so many patches (`encoders.sheets`), and the table of positions, that of
@@ -100,7 +101,7 @@ class ImageSpec:
     patch_size: int
     blocks: BlockSpec
     class_token: bool
-    pooling: Literal["class", "map", "mean", "none", "probe", "class_mean"]
+    pooling: Literal["class", "map", "mean", "none", "probe", "class_mean", "normed_mean"]
     trained_registers: int = dataclasses.field(default=0, metadata={"json": "num_registers"})
     patch_bias: bool = True
     pre_norm: bool = False
@@ -245,10 +246,10 @@ class Tokenization:
     """How text becomes ids `[T]`: which tokenizer, which cleaning (before the tokenizer's own; see `tokenizers.CLEANING`),
     how it is padded to `context_length`."""
 
-    kind: Literal["clip", "sentencepiece", "xlm", "hashed"]
+    kind: Literal["clip", "sentencepiece", "xlm", "bert", "hashed"]
     context_length: int
     vocab_size: int
-    cleaning: Literal["none", "lower", "lower_ascii", "canonicalize", "drop_punctuation", "clip"]
+    cleaning: Literal["none", "lower", "lower_ascii", "canonicalize", "drop_punctuation", "clip", "whitespace"]
     pad_id: int
     bos_id: int | None = None
     eos_id: int | None = None

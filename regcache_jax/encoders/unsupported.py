@@ -27,11 +27,6 @@ UNSUPPORTED: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "nvidia/C-RADIOv4-SO400M",
         ),
     ),
-    "CLIPA": (
-        "its pictures are pooled by the mean before the final norm, its texts at the last place, by BERT's words",
-        "UCSC-VLAA/ViT-H-14-CLIPA-datacomp1B",
-        tuple(f"open_clip:ViT-{size}-14-CLIPA{px},datacomp1b" for size in ("L", "H", "bigG") for px in ("", "-336")),
-    ),
     "CoCa": (
         "its pictures are pooled by attention with many queries, its texts by a token of their own",
         "laion/CoCa-ViT-L-14-laion2B-s13B-b90k",

@@ -207,7 +207,8 @@ def pool(
     present = rows_there(hidden, spec.blocks) if present is None else present
     if tower.rotation is not None:
         hidden = hidden @ tower.rotation.T.astype(hidden.dtype)
-    tokens = hidden if tower.final_norm is None else apply_norm(hidden, tower.final_norm, spec.blocks)
+    last = spec.pooling == "normed_mean"
+    tokens = hidden if tower.final_norm is None or last else apply_norm(hidden, tower.final_norm, spec.blocks)
     if tower.further is not None:
         assert spec.further is not None
         tokens = run_blocks(tower.further.blocks, tokens, Run(spec.further), present=present).hidden
@@ -231,6 +232,9 @@ def pool(
         pooled = jnp.sum(tokens[:, first:] * weight, axis=1) / jnp.sum(weight, axis=1)
         if spec.pooling == "class_mean":
             pooled = jnp.concatenate([tokens[:, 0], pooled], axis=-1)
+        if last:
+            assert tower.final_norm is not None
+            pooled = apply_norm(pooled, tower.final_norm, spec.blocks)
     if tower.projection is not None:
         pooled = linear(pooled[:, None], tower.projection)[:, 0]
     return pooled, tokens

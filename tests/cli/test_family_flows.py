@@ -17,7 +17,7 @@ import small
 import torch
 import transformers
 from commands import DATA, KNN
-from randomized import CLIP_TEXT, SMALL_IMAGE, draw_parameters, save_random
+from randomized import CLIP_TEXT, SMALL_IMAGE, clip, draw_parameters, save_random
 from transformers.models.internvl.modeling_internvl import InternVLVisionConfig, InternVLVisionModel
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionConfig, Qwen3VLVisionModel
 
@@ -98,6 +98,16 @@ def eva02(folder):
     return (folder / "eva.safetensors",)
 
 
+def clipa(folder):
+    state = layouts.open_clip_from_clip(draw_parameters(clip()).state_dict(), 3, 2)
+    kept = {name: tensor for name, tensor in state.items() if ".ln_pre." not in name}
+    safetensors.torch.save_file(kept, folder / "open_clip_model.safetensors")
+    vision = {"head_width": 12, "pool_type": "avg", "final_ln_after_pool": True}
+    told = {"vision_cfg": vision, "text_cfg": {"pool_type": "last", "no_causal_mask": True, "heads": 2}}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": told}))
+    return (folder,)
+
+
 def in_its_checkpoint(network, folder, below, told):
     """A tower's tensors as they stand in the whole checkpoint, whose configuration says what it is."""
     tensors = {f"{below}{name}": each.contiguous() for name, each in draw_parameters(network).state_dict().items()}
@@ -129,6 +139,7 @@ FAMILIES = {
     "InternViT-6B": internvit_6b,
     "dino.txt": dinotxt,
     "EVA-02": eva02,
+    "CLIPA": clipa,
     "InternVL's tower": internvl,
     "Qwen3-VL's tower": qwen3_vl,
 }
