@@ -32,6 +32,7 @@ from regcache_jax.converters import (
     openai,
     perception_encoder,
     qwen_vit,
+    radio,
     sources,
     timm,
     timm_vit,
@@ -65,6 +66,7 @@ FORMATS: list[Format] = [
     dinotxt.FORMAT,
     *eva.FORMATS,
     qwen_vit.FORMAT,
+    radio.FORMAT,
     huggingface_clip.FORMAT,
     intern_vit.HUGGING_FACE,  # before ViT, whose norms have its names
     intern_vit.FORMAT,  # before SigLIP's image tower, whose patch embedding has its name

@@ -90,8 +90,9 @@ class ImageSpec:
     `final_norm` its tokens are what leaves the last block. Attention pooling (`map`) has as many heads and as wide an MLP as a block,
     where it states no others; `probe` is attention pooling whose learned query asks as it is, without an MLP behind. `class_mean`: the
     class token, and beside it the mean of the patches. `normed_mean`: the mean of the patches that leave the last block, which the final
-    norm then norms; its tokens are those patches. `further`: blocks of another shape behind the final norm, and a norm behind
-    them, which make the tokens that are pooled; they see no registers and are not quantised.
+    norm then norms; its tokens are those patches. `summary_tokens`: so many of the tokens in front, class token first, stand side by
+    side as the feature of `class` (several class tokens, which count as trained registers). `further`: blocks of another shape behind
+    the final norm, and a norm behind them, which make the tokens that are pooled; they see no registers and are not quantised.
 
     `max_patches`: pictures of any shape come as sheets of at most so many patches (`encoders.sheets`), and the table of positions, that of
     a picture of `image_size`, is resampled to the grid of each; its blocks are padded. `patch_norm`: embedded patches are normed before
@@ -116,6 +117,7 @@ class ImageSpec:
     max_patches: int | None = added(None)
     patch_norm: bool = added(False)
     further: BlockSpec | None = added(None)
+    summary_tokens: int = added(1)
 
     def __post_init__(self) -> None:
         check_ranges(
@@ -126,6 +128,7 @@ class ImageSpec:
             projection=(1, WIDTH),
             position_grid=(1, BLOCKS),
             max_patches=(1, TOKENS),
+            summary_tokens=(1, max(1, self.num_protected if self.pooling == "class" else 1)),
         )
         check_ranges(self.blocks, num_blocks=(1, BLOCKS))
         _ = self.head  # which refuses heads that do not fill the width
@@ -189,7 +192,7 @@ class ImageSpec:
     @property
     def feature_dim(self) -> int:
         """E, the size of a pooled feature."""
-        return self.projection or self.blocks.width * (2 if self.pooling == "class_mean" else 1)
+        return self.projection or self.blocks.width * (2 if self.pooling == "class_mean" else self.summary_tokens)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,6 +29,7 @@ from regcache_jax.encoders.families import (
     vit_preprocessing,
 )
 from regcache_jax.encoders.normed_families import aimv2_row, eva_row, internvit_spec, qwen_spec
+from regcache_jax.encoders.radio import radio_row
 from regcache_jax.encoders.rows import (
     NEXT,
     Row,
@@ -171,6 +172,12 @@ ROWS: tuple[Row, ...] = (
     metaclip2_row("facebook/metaclip-2-worldwide-giant", "ViT-bigG-14-worldwide", ("bigG", 14, 224), _EXACT, (1844.91, 1785.5, None)),
     metaclip2_row("facebook/metaclip-2-worldwide-giant-378", "ViT-bigG-14-worldwide-378", ("bigG", 14, 378), _EXACT, (1845.69, 1785.5, None)),
     mobileclip2_row("timm/MobileCLIP2-L-14-OpenCLIP", "MobileCLIP2-L-14", ("L", 14, 224), (303.97, 123.65, None)),
+    # C-RADIO; which tokens are read stands in its files (of version 4 by its report: SAM has no summary).
+    radio_row(3, "B", "B", 3, 10),
+    radio_row(3, "L", "L", 3, 10),
+    radio_row(3, "H", "H", 3, 10),
+    radio_row(4, "H", "H", 2, 10),
+    radio_row(4, "SO400M", "So400m", 2, 10),
     # CLIPA; parameters and accuracy of open_clip's tables.
     clipa_row("L", 224, (303.96, 110.25, 79.6)),
     clipa_row("L", 336, (304.29, 110.25, 80.3)),

@@ -88,7 +88,7 @@ def form_for(chip: str | None, spec: ImageSpec, scheme: Scheme | None) -> Form:
 
     Only blocks in float (on a GPU), or with one calibrated scale a site and quantised alike, have another form than the plain one: the
     others were not measured."""
-    blocks, folded, alone = spec.blocks, spec.pooling == "map", spec.pooling == "class"
+    blocks, folded, alone = spec.blocks, spec.pooling == "map", spec.pooling == "class" and spec.summary_tokens == 1
     if blocks.rotary is not None or blocks.qk_norm != "none":
         return PLAIN  # no form turns or norms queries and keys head by head
     if blocks.padded and chip == "gpu":  # not measured: a mask beside cuDNN's bias
