@@ -1,4 +1,4 @@
-"""C-RADIO by the names of its folders, against its definition: class tokens, positions of patches alone, pixels normalised by its numbers."""
+"""C-RADIO by the names of its folders, against its definition: class tokens, positions of patches alone, pixels by its own numbers."""
 
 from __future__ import annotations
 
