@@ -1,4 +1,4 @@
-"""NVIDIA's C-RADIO, by the names of its Hugging Face folders (`radio_model.model.*`) and of its own files (`base_model.*`).
+"""NVIDIA's C-RADIO, by the names of its Hugging Face folders (`radio_model.model.*`).
 
 Pixels of 0..1 go into the published model, which normalises them by the numbers of its `input_conditioner`: here those are preprocessing.
 Epsilon, heads and exact GELU are timm's. What its adaptors make of the tokens for other models, and a rotation of patches behind the last
@@ -48,7 +48,7 @@ def spec(given: Given) -> EncoderSpec:
 
 
 def _classes(given: Given, tokens: int) -> int:
-    """How many class tokens are read; their numbers stand in the file, or (none there) all in front are."""
+    """How many class tokens are read; their numbers stand in the file."""
     stored = given.tensors.get("summary_idxs")
     if stored is None:
         raise UserError(
@@ -75,7 +75,7 @@ FORMAT = Format(
     rules=RULES,
     spec=spec,
     classes="RADIO",
-    prefixes=(("radio_model.model.", ""), ("radio_model.", ""), ("base_model.", "")),
+    prefixes=(("radio_model.model.", ""), ("radio_model.", "")),
     ignored=("summary_idxs", "input_conditioner.*"),
     heads=(f"{_PATCHES}.video_embedder.*", "adaptors.*", "feature_normalizer.*", "inter_feature_normalizer.*"),
 )

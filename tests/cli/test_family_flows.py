@@ -12,6 +12,7 @@ import layouts
 import numpy as np
 import perception
 import pytest
+import radio
 import safetensors.torch
 import small
 import torch
@@ -140,6 +141,7 @@ FAMILIES = {
     "dino.txt": dinotxt,
     "EVA-02": eva02,
     "CLIPA": clipa,
+    "C-RADIO": lambda folder: (radio.folder(folder, radio.drawn()), "--image-size", "40"),
     "InternVL's tower": internvl,
     "Qwen3-VL's tower": qwen3_vl,
 }
