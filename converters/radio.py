@@ -54,18 +54,26 @@ def _classes(given: Given, tokens: int) -> int:
         raise UserError(
             f"{given.name} lacks summary_idxs, which says how many of its {tokens} tokens in front are read"
         )
-    numbers = stored.read().reshape(-1).tolist()
-    if not numbers or numbers != list(range(len(numbers))):
-        raise UserError(f"{given.name} reads the tokens {numbers}; those that are read must be the first ones")
-    return len(numbers)
+    count = math.prod(stored.shape)
+    numbers = stored.read().reshape(-1).tolist() if 0 < count <= tokens else []
+    if not numbers or numbers != list(range(count)):
+        raise UserError(
+            f"{given.name} reads the tokens {numbers or list(stored.shape)}; those that are read must be the first ones"
+        )
+    return count
 
 
 def _numbers(given: Given) -> dict[str, tuple[float, ...]]:
-    """Mean and standard deviation of pixels, as the file has them."""
+    """Mean and standard deviation of pixels, as the file has them; CLIP's, which all published ones have, where it has none. Raises
+    UserError for what is no three numbers."""
     found = {}
     for ours, theirs in (("mean", "norm_mean"), ("std", "norm_std")):
-        if (stored := given.tensors.get(f"input_conditioner.{theirs}")) is not None:
-            found[ours] = tuple(float(f"{number:.8g}") for number in stored.read().reshape(-1))
+        name = f"input_conditioner.{theirs}"
+        if (stored := given.tensors.get(name)) is None:
+            continue
+        if math.prod(stored.shape) != 3:
+            raise UserError(f"{given.name}: {name} is {list(stored.shape)}, expected three numbers")
+        found[ours] = tuple(float(f"{number:.8g}") for number in stored.read().reshape(-1))
     return found
 
 
