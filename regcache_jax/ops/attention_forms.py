@@ -121,13 +121,11 @@ def _mix(
 ) -> Float[Array, "B T H K"]:
     """Softmax of the biased logits, times values; in float32. Where the logits are more than a chip holds, chunk by chunk of the queries;
     the last chunk is filled up with zeros."""
-    num_queries, alone = (
-        query.shape[1],
-        key.shape[1] * key.shape[2] * (query.shape[0] if isinstance(query.shape[0], int) else 1),
-    )
-    if num_queries * alone <= ON_CHIP:
+    num_queries, pictures = query.shape[1], query.shape[0] if isinstance(query.shape[0], int) else 1  # 1: any number
+    of_one_query = pictures * key.shape[1] * key.shape[2]
+    if num_queries * of_one_query <= ON_CHIP:
         return _mix_at_once(query, key, value, bias)
-    chunk = 2 ** max(3, int(math.log2(CHUNK / alone)))
+    chunk = 2 ** max(3, int(math.log2(CHUNK / of_one_query)))
     count = -(-num_queries // chunk)
     query = jnp.pad(query, ((0, 0), (0, count * chunk - num_queries), (0, 0), (0, 0)))
     chunks = jnp.swapaxes(query.reshape(-1, count, chunk, *query.shape[2:]), 0, 1)
