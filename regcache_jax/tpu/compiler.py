@@ -21,6 +21,8 @@ CHIPS: dict[str, tuple[str, float, float]] = {
     "v5p": ("v5p-8", 1.75e9, 262_144.0),
     "v6e": ("v6e-4", 1.75e9, 1_048_576.0),
 }
+NOTHING = ("ConcatBitcast", "AllocateBuffer")
+"""Calls that take no time: the slices of one prefetched weight named as one array, and the place of what a loop puts together."""
 ABSURD = 1e12
 """More cycles than any image costs: an estimate above it is a fault of the compiler's (2.5e20 has been seen)."""
 
@@ -43,8 +45,7 @@ def estimates(text: str) -> tuple[int, dict[str, int]]:
     """The sum of the estimated cycles in a compiled program's text, and how many custom calls, sorts and loops carry none.
 
     A loop's body counts as often as it runs: as the one number says that its condition compares with; a loop whose condition has
-    another form counts once, and is told. ConcatBitcast, which names the slices of one prefetched weight as one array, does nothing and is
-    left out. Raises UserError for an absurd figure."""
+    another form counts once, and is told. Calls of `NOTHING` are left out. Raises UserError for an absurd figure."""
     computations, cycles = _computations(text), 0
     turns, unestimated = _turns(computations)
     for name, lines in computations.items():
@@ -55,8 +56,8 @@ def estimates(text: str) -> tuple[int, dict[str, int]]:
                 raise UserError(f"{told}, which cannot be: figure thrown out")
             cycles += turns[name] * int(estimate[1]) if estimate else 0
             kind = re.search(r'custom_call_target="([^"]+)"| (sort)\(', line)
-            if kind and "ConcatBitcast" not in line and not estimate:
-                label = kind[1] or kind[2]
+            label = kind and (kind[1] or kind[2])
+            if label and label not in NOTHING and not estimate:
                 unestimated[label] = unestimated.get(label, 0) + 1
     return cycles, unestimated
 
