@@ -72,6 +72,7 @@ def test_wrong_use_exits_2_and_says_what_would_be_right(regcache, arguments, mes
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -23,6 +23,7 @@ from regcache_jax.quantization.quantize import quantize
 MEASURED = Scheme(activations="token")
 
 
+@pytest.mark.slow
 def test_qwix_multiplies_our_kernels_to_our_products():
     encoder = quantize(small.encoder("siglip"), None, MEASURED)
     kernel = to_qwix(encoder)["image"]["blocks"]["mlp"]["fc1"]["kernel"]

@@ -58,6 +58,7 @@ def encoder(kind: str) -> Encoder:
     return quantize(Encoder(params, spec=spec).with_plan(plan), pictures(kind, 8), Scheme())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attend", [attend_kept, attend_pairs, attend_flash])
 @pytest.mark.parametrize("registers", [0, 2])
 def test_what_padding_holds_is_of_no_matter_to_a_form(attend, registers):
