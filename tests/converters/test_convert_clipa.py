@@ -55,6 +55,7 @@ def by_transformers(network, images, ids):
         return pictures, network.text_projection(text.final_layer_norm(hidden)[:, -1])
 
 
+@pytest.mark.slow
 def test_features_of_pictures_and_texts_are_those_of_its_definition(tmp_path, network):
     encoder = read_checkpoint(written(tmp_path, network)).encoder
     assert encoder.spec.image.pooling == "normed_mean" and not encoder.spec.image.pre_norm

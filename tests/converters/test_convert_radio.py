@@ -21,6 +21,7 @@ def state():
     return radio.drawn()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pixels", [40, 96])
 def test_features_and_patches_are_those_of_its_definition_at_a_smaller_and_a_larger_grid(tmp_path, state, pixels):
     encoder = read_checkpoint(radio.folder(tmp_path, state), choices=Choices(image_size=pixels)).encoder

@@ -94,6 +94,7 @@ def test_attention_of_every_form_is_that_of_the_plain_one(weights, present):
     np.testing.assert_allclose(pairs.reshape(plain.shape), plain, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attend", [attend_kept, attend_pairs])
 def test_queries_in_chunks_attend_as_all_at_once(attend, monkeypatch):
     query, key, value = (normal(seed, 2, 21, HEADS, HEAD_DIM) for seed in (0, 1, 2))
