@@ -33,6 +33,7 @@ from regcache_jax.converters import (
     perception_encoder,
     qwen_vit,
     qwix_tree,
+    radio,
     sources,
     timm,
     timm_vit,
@@ -67,6 +68,7 @@ FORMATS: list[Format] = [
     dinotxt.FORMAT,
     *eva.FORMATS,
     qwen_vit.FORMAT,
+    radio.FORMAT,
     huggingface_clip.FORMAT,
     intern_vit.HUGGING_FACE,  # before ViT, whose norms have its names
     intern_vit.FORMAT,  # before SigLIP's image tower, whose patch embedding has its name
