@@ -14,7 +14,7 @@ from regcache_jax.converters.formats import Format, Given, num_heads
 from regcache_jax.converters.meta_dinov2 import BLOCKS, MLP
 
 from regcache_jax.core.errors import UserError
-from regcache_jax.core.spec import EncoderSpec
+from regcache_jax.core.spec import EncoderSpec, Preprocessing
 from regcache_jax.encoders import radio
 
 _PATCHES = "patch_generator"
@@ -44,7 +44,7 @@ def spec(given: Given) -> EncoderSpec:
         grid=given.side(given.shape(f"{_PATCHES}.pos_embed", 3)[1]),
         final_norm=given.has("norm.weight"),
     )
-    return dataclasses.replace(found, preprocessing=dataclasses.replace(found.preprocessing, **_numbers(given)))
+    return dataclasses.replace(found, preprocessing=_scaled(given, found.preprocessing))
 
 
 def _classes(given: Given, tokens: int) -> int:
@@ -63,18 +63,21 @@ def _classes(given: Given, tokens: int) -> int:
     return count
 
 
-def _numbers(given: Given) -> dict[str, tuple[float, ...]]:
-    """Mean and standard deviation of pixels, as the file has them; CLIP's, which all published ones have, where it has none. Raises
-    UserError for what is no three numbers."""
-    found = {}
-    for ours, theirs in (("mean", "norm_mean"), ("std", "norm_std")):
-        name = f"input_conditioner.{theirs}"
-        if (stored := given.tensors.get(name)) is None:
-            continue
-        if math.prod(stored.shape) != 3:
-            raise UserError(f"{given.name}: {name} is {list(stored.shape)}, expected three numbers")
-        found[ours] = tuple(float(f"{number:.8g}") for number in stored.read().reshape(-1))
-    return found
+def _scaled(given: Given, pixels: Preprocessing) -> Preprocessing:
+    """Pixels by the file's own mean and standard deviation; CLIP's, which all published ones have, where it has none. Raises UserError for
+    what is no three numbers."""
+    mean, std = _three(given, "norm_mean", pixels.mean), _three(given, "norm_std", pixels.std)
+    return dataclasses.replace(pixels, mean=mean, std=std)
+
+
+def _three(given: Given, name: str, otherwise: tuple[float, float, float]) -> tuple[float, float, float]:
+    stored = given.tensors.get(f"input_conditioner.{name}")
+    if stored is None:
+        return otherwise
+    if math.prod(stored.shape) != 3:
+        raise UserError(f"{given.name}: input_conditioner.{name} is {list(stored.shape)}, expected three numbers")
+    red, green, blue = (float(f"{number:.8g}") for number in stored.read().reshape(-1))
+    return red, green, blue
 
 
 FORMAT = Format(
