@@ -3,9 +3,9 @@
     python benchmarks/real_size.py [NAME] [--json FILE] [--work DIR]
 
 NAME is one of LAYOUTS (CLIP ViT-B/16, if it is left out). Converted, inspected, searched with a small budget, quantised, evaluated; the
-newer families on few pictures, and exported; of the tower of 4,096 tokens no search. The weights are random, so accuracy and error mean
-nothing; what is measured is what the stages take. With --work, what was made and measured stays in DIR, and a benchmark that was stopped
-goes on behind its last finished stage.
+newer families on few pictures, and also exported and compiled for a TPU. The weights are random, so accuracy and error mean nothing; what
+is measured is what the stages take. With --work, what was made and measured stays in DIR, and a benchmark that was stopped goes on behind
+its last finished stage.
 """
 
 from __future__ import annotations
@@ -130,17 +130,18 @@ def few_pictures(name: str, root: Path) -> dict[str, list[str]]:
     """The same of a newer family: patches are what is compared."""
     model, plan, model8 = (str(root / name) for name in ("model", "plan.safetensors", "model8"))
     long = spec_of(name).image.num_tokens > 1000
-    count, batch = ("2", "1") if long else ("16", "8")
-    data = ["--dataset", "emoji", "--limit", count, "--batch-size", batch]
-    registers = [] if long else ["--registers", plan]
-    stages = {
-        f"inspect, {count} pictures, the verdict": ["inspect", model, *data, "--sensitivity-images", "0"],
-        f"search, {count} pictures, 4 trials": ["search", model, *data, "--max-trials", "4", "--out", plan],
-        f"quantize, {count} pictures": ["quantize", model, *data, *registers, "--out", model8],
-        f"patches of float and int8, {count} pictures": ["evaluate", model, model8, *data, "--task", "tower"],
+    count, few, trials, batch, at_once = (1, 4, 1, 1, 1) if long else (16, 16, 4, 8, 16)
+    data = ["--dataset", "emoji", "--batch-size", str(batch), "--limit"]
+    own, pictures = [*data, str(count)], "one picture" if long else f"{count} pictures"
+    budget = ["--max-trials", str(trials), "--objective", "patches" if long else "pooled"]
+    return {
+        f"inspect, {pictures}, the verdict": ["inspect", model, *own, "--sensitivity-images", "0"],
+        f"search, {few} pictures, trials: {trials}": ["search", model, *data, str(few), *budget, "--out", plan],
+        f"quantize, {pictures}": ["quantize", model, *own, "--registers", plan, "--out", model8],
+        f"patches of float and int8, {pictures}": ["evaluate", model, model8, *own, "--task", "tower"],
         "export int8": ["export", model8, "--platforms", "cpu", "--out", str(root / "int8.stablehlo")],
+        "five programs by the TPU's compiler": ["tpu", model8, "--batches", str(at_once)],
     }
-    return {stage: command for stage, command in stages.items() if not (long and command[0] == "search")}
 
 
 def run_stages(name: str, root: Path) -> list[dict]:

@@ -43,10 +43,15 @@ def draw(network: torch.nn.Module) -> torch.nn.Module:
     return network.eval()
 
 
-def write_checkpoint(folder: Path) -> transformers.CLIPModel:
-    """A folder as the hub has it; its tokenizer is not used."""
+def write_checkpoint(folder: Path, width: int = 768) -> transformers.CLIPModel:
+    """A folder as the hub has it; its tokenizer is not used. `width` is the image tower's, in heads of 64."""
     config = transformers.CLIPConfig(
-        vision_config={"hidden_act": "quick_gelu"},
+        vision_config={
+            "hidden_act": "quick_gelu",
+            "hidden_size": width,
+            "intermediate_size": 4 * width,
+            "num_attention_heads": width // 64,
+        },
         text_config={"hidden_act": "quick_gelu", "eos_token_id": 49407, "bos_token_id": 49406},
     )
     network = draw(transformers.CLIPModel(config))

@@ -36,6 +36,7 @@ def get_config() -> ConfigDict:
         "strong",
         "token",
     )  # keys of pipeline.KINDS
+    config.auto = ""  # a model folder of `quantize --auto`: its patches stand in the page beside those of plain rounding and registers
     config.cost = "model"  # of operations; or a TPU (v5e:2x2, say), whose compiler is asked for cycles (extra `tpu`)
 
     config.search = ConfigDict({"chunk": 64, "align": 0, "max_trials": 0, "max_minutes": 0.0})  # 0: no limit

@@ -4,6 +4,7 @@ from regcache_jax.converters.check import Difference, check, refuse_differences
 from regcache_jax.converters.conversion import convert, read_checkpoint, register
 from regcache_jax.converters.engine import Rule
 from regcache_jax.converters.formats import Format, Given
+from regcache_jax.converters.qwix_tree import is_qwix, read_qwix
 from regcache_jax.converters.reference import find_reference
 from regcache_jax.converters.writing import export, write
 
@@ -16,7 +17,9 @@ __all__ = [
     "convert",
     "export",
     "find_reference",
+    "is_qwix",
     "read_checkpoint",
+    "read_qwix",
     "refuse_differences",
     "register",
     "write",

@@ -147,17 +147,18 @@ def run_ours(encoder: Encoder, images: np.ndarray, ids: np.ndarray | None) -> di
         features, collected = text(encoder.params.text, jnp.asarray(ids))
         named["text"] = (np.asarray(features), np.asarray(collected["hidden"]))
         if encoder.params.logit_scale is not None:
-            logits = _logits(encoder, output.features, features)
+            logits = np.asarray(_logits(encoder, output.features, features))
     if encoder.params.classifier is not None:
         logits = np.asarray(class_scores(encoder.params.classifier, output.features))
     return named_rows(named, logits)
 
 
-def _logits(encoder: Encoder, image: Float[Array, "n E"], text: Float[Array, "m E"]) -> np.ndarray:
+@jax.jit
+def _logits(encoder: Encoder, image: Float[Array, "n E"], text: Float[Array, "m E"]) -> Float[Array, "n m"]:
     """Scores of every picture with every text, with the checkpoint's temperature and offset."""
     scores = jnp.exp(jnp.asarray(encoder.params.logit_scale, jnp.float32)) * (normalize(image) @ normalize(text).T)
     bias = encoder.params.logit_bias
-    return np.asarray(scores if bias is None else scores + jnp.asarray(bias, jnp.float32))
+    return scores if bias is None else scores + jnp.asarray(bias, jnp.float32)
 
 
 def difference(what: str, ours: np.ndarray, theirs: np.ndarray) -> Difference:

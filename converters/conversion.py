@@ -32,6 +32,8 @@ from regcache_jax.converters import (
     openai,
     perception_encoder,
     qwen_vit,
+    qwix_tree,
+    radio,
     sources,
     timm,
     timm_vit,
@@ -44,12 +46,13 @@ from regcache_jax.converters.compressed_reading import Compressed
 from regcache_jax.converters.engine import assemble
 from regcache_jax.converters.formats import PROCESSOR, Format, Given, section
 from regcache_jax.converters.readers import Tensors
+from regcache_jax.converters.tokenizer_files import find_tokenizer
 
 from regcache_jax.core.conversion import Choices
 from regcache_jax.core.errors import UserError, shown
 from regcache_jax.core.names import from_tree, to_names
 from regcache_jax.core.spec import EncoderSpec, ImpossibleSpec, Tap
-from regcache_jax.encoders import catalog, tokenizers
+from regcache_jax.encoders import catalog
 from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.parameters import parameter_shapes
 from regcache_jax.encoders.taps import spec_at_tap
@@ -65,6 +68,7 @@ FORMATS: list[Format] = [
     dinotxt.FORMAT,
     *eva.FORMATS,
     qwen_vit.FORMAT,
+    radio.FORMAT,
     huggingface_clip.FORMAT,
     intern_vit.HUGGING_FACE,  # before ViT, whose norms have its names
     intern_vit.FORMAT,  # before SigLIP's image tower, whose patch embedding has its name
@@ -128,8 +132,12 @@ def convert(
     Raises UserError with every fault found; then nothing is left behind."""
     out = as_path(out)
     refuse_existing(out)
-    found = sources.resolve(str(source))
     asked = Choices(**choices)
+    if qwix_tree.is_qwix(source):
+        return qwix_tree.convert_qwix(
+            as_path(source), out, tokenizer, alone=name is None and (dtype, asked) == ("float32", Choices())
+        )
+    found = sources.resolve(str(source))
     if tokenizer is not None and not tokenizer.exists():
         raise UserError(f"--tokenizer should be a file or a folder that holds one, got {tokenizer}")
     encoder, format, tensors, notes = read_checkpoint(found, name=name, dtype=dtype, choices=asked)
@@ -285,21 +293,3 @@ def check_classes(config: Mapping[str, Any], format: Format, source: sources.Sou
             f"{source.folder}: config.json says architectures {shown(', '.join(strange), 60)}, the tensors are those of {format.name}; "
             "one of the files is of another model (a class of your own: take `architectures` out of config.json)"
         )
-
-
-def find_tokenizer(spec: EncoderSpec, given: Path | None, folder: Path) -> list[epath.Path]:
-    """The tokenizer's files: those given, else those beside the weights, if there are any.
-
-    Raises UserError for given ones that this encoder's text cannot be read with."""
-    if spec.tokenization is None:
-        return []
-    kind = spec.tokenization.kind
-    if given is None:
-        return tokenizers.find_files(kind, folder)
-    alone = [patterns[0] for patterns in tokenizers.FILES[kind] if len(patterns) == 1]
-    is_one = given.is_file() and any(fnmatch.fnmatchcase(given.name, pattern) for pattern in alone)
-    files = [as_path(given)] if is_one else tokenizers.find_files(kind, given)
-    if not files:
-        wanted = tokenizers.expected_files(kind)
-        raise UserError(f"--tokenizer should be {wanted}, or a folder that holds it, got {given}")
-    return files

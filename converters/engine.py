@@ -68,6 +68,14 @@ oihw_to_hwio = Arrangement(
     lambda array, ours: array.transpose(2, 3, 1, 0),
     lambda array: array.transpose(3, 2, 0, 1),
 )
+# [D] <-> [1, D], and [R, D] as it is: rows of one table
+rows = Arrangement(lambda ours: (1, *ours)[-2:], keep.to_ours, lambda array: array.reshape(-1, array.shape[-1]))
+# [D, 3 * P * P] <-> [P, P, 3, D]: a convolution's kernel as that of a linear layer
+flat_oihw_to_hwio = Arrangement(
+    lambda ours: (ours[3], ours[2] * ours[0] * ours[1]),
+    lambda array, ours: array.reshape(ours[3], ours[2], *ours[:2]).transpose(2, 3, 1, 0),
+    lambda array: array.transpose(3, 2, 0, 1).reshape(array.shape[3], -1),
+)
 # [in, H * K] <-> [in, H, K] and [H * K, out] <-> [H, K, out]: Flax's Dense around heads
 in_out_to_heads = Arrangement(
     lambda ours: (ours[0], int(np.prod(ours[1:]))), keep.to_ours, lambda array: array.reshape(len(array), -1)
@@ -116,13 +124,19 @@ class _Step:
     rule: Rule
     block: int | None
 
-    def our_shape(self, shapes: Mapping[str, Shape]) -> Shape:
-        shape = shapes[self.rule.paths[0]]
+    def our_shape(self, path: str | None, shapes: Mapping[str, Shape]) -> Shape:
+        """The shape of a part; one that must be zero is as the first."""
+        shape = shapes[path or self.rule.paths[0]]
         return shape if self.block is None else shape[1:]
 
+    def lengths(self, shapes: Mapping[str, Shape]) -> list[int]:
+        """How much of their tensor's axis each part takes."""
+        parts = (self.rule.arrangement.their_shape(self.our_shape(path, shapes)) for path in self.rule.parts)
+        return [(part or (1,))[self.rule.axis] for part in parts]
+
     def their_shape(self, shapes: Mapping[str, Shape]) -> Shape:
-        shape = list(self.rule.arrangement.their_shape(self.our_shape(shapes)) or (1,))
-        shape[self.rule.axis] *= len(self.rule.parts)
+        shape = list(self.rule.arrangement.their_shape(self.our_shape(None, shapes)) or (1,))
+        shape[self.rule.axis] = sum(self.lengths(shapes))
         return tuple(shape)
 
 
@@ -153,13 +167,13 @@ def assemble(
             not_finite.append(f"{step.theirs} ({tensors[step.theirs].file})")
             continue
         array = array.reshape(step.their_shape(shapes))
-        parts = np.split(array, len(step.rule.parts), axis=step.rule.axis) if len(step.rule.parts) > 1 else [array]
+        parts = np.split(array, np.cumsum(step.lengths(shapes))[:-1], axis=step.rule.axis)
         for path, part in zip(step.rule.parts, parts, strict=True):
             if path is None:
                 not_zero += [step.theirs] if np.any(part) else []
                 continue
             target = flat_tree[path] if step.block is None else flat_tree[path][step.block]
-            target[...] = step.rule.arrangement.to_ours(part, step.our_shape(shapes))
+            target[...] = step.rule.arrangement.to_ours(part, step.our_shape(path, shapes))
     if not_finite:
         raise UserError(
             f"{what} holds values that are not finite (NaN, infinite, or beyond float32): {_names(not_finite)}"

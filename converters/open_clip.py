@@ -11,8 +11,8 @@ from regcache_jax.converters.engine import Rule, out_in_to_in_out
 from regcache_jax.converters.formats import Format, Given, filter_of, num_heads, section, setting, three_numbers
 
 from regcache_jax.core.errors import UserError
-from regcache_jax.core.spec import BlockSpec, EncoderSpec, Preprocessing, TextSpec
-from regcache_jax.encoders import families
+from regcache_jax.core.spec import Activation, BlockSpec, EncoderSpec, Preprocessing, TextSpec
+from regcache_jax.encoders import clipa, families
 
 CONFIG = "open_clip_config.json"
 _TRUNK = "visual.trunk."
@@ -72,7 +72,7 @@ def clip_spec(given: Given) -> EncoderSpec:
         spec = dataclasses.replace(spec, preprocessing=row.preprocessing)
         if row.text is not None and row.text.pooling == "eot" and row.text.eot_id is not None:
             return families.with_metaclip2_words(spec, row.text.eot_id)
-        return spec
+        return clipa.with_mean_and_words(spec) if row.image.pooling == "normed_mean" else spec
     if not model:
         raise UserError(
             f"{given.name} is a CLIP in open_clip's names, which does not say which GELU it was trained with; name its row "
@@ -82,17 +82,37 @@ def clip_spec(given: Given) -> EncoderSpec:
     text_width = given.shape("token_embedding.weight", 2)[1]
     spec = openai.clip_spec(
         given,
-        "quick_gelu" if setting(model, "quick_gelu", False, CONFIG) else "gelu",
+        _activation(model),
         width // setting(vision, "head_width", 64, CONFIG),
         setting(text, "heads", max(1, text_width // 64), CONFIG),
     )
     spec = dataclasses.replace(spec, preprocessing=preprocessing(given.config, spec.preprocessing))
     pooling, causal = setting(text, "pool_type", "argmax", CONFIG), not setting(text, "no_causal_mask", False, CONFIG)
+    mean = setting(vision, "pool_type", "tok", CONFIG) == "avg" and setting(
+        vision, "final_ln_after_pool", False, CONFIG
+    )
+    if mean and pooling == "last" and not causal:
+        return clipa.with_mean_and_words(spec)
+    if mean or setting(vision, "pool_type", "tok", CONFIG) != "tok":
+        raise UserError(
+            f"{CONFIG}: pictures of a CLIP are pooled by their class token (pool_type tok), or all as in a CLIPA"
+        )
     if pooling not in ("argmax", "eos") or not causal:
         raise UserError(
             f"{CONFIG}: texts of a CLIP are causal and read at their end (pool_type argmax or eos), got {pooling!r}, causal {causal}"
         )
     return spec if pooling == "argmax" else families.with_metaclip2_words(spec, setting(text, "eos_id", 2, CONFIG))
+
+
+def _activation(model: Mapping[str, Any]) -> Activation:
+    """The activation of both towers. Raises UserError for options of it that they do not share, or that are not known."""
+    told = [section(section(model, part, CONFIG), "act_kwargs", CONFIG) for part in ("vision_cfg", "text_cfg")]
+    if told[0] != told[1] or told[0] not in ({}, {"approximate": "tanh"}):
+        raise UserError(
+            f"{CONFIG}: act_kwargs of both towers should be absent, or approximate tanh; got {told[0]} and {told[1]}"
+        )
+    quick = setting(model, "quick_gelu", False, CONFIG)
+    return "quick_gelu" if quick else "gelu_tanh" if told[0] else "gelu"
 
 
 def clip_trunk_spec(given: Given) -> EncoderSpec:

@@ -29,6 +29,8 @@ RULES = (
     Rule("pos_embed", "image/position_embedding", one_in_front),
     Rule(PATCHES_ALONE, "image/position_embedding", without_class_row),
     *BLOCKS,
+    Rule("fc_norm.weight", "image/final_norm/scale"),
+    Rule("fc_norm.bias", "image/final_norm/bias"),
     *MLP,
     Rule("head.weight", "classifier/kernel", out_in_to_in_out),
     Rule("head.bias", "classifier/bias"),
@@ -59,7 +61,7 @@ def spec(given: Given) -> EncoderSpec:
             qkv_bias="qkv" if given.has("blocks.*.attn.qkv.bias") else "none",
         ),
         class_token=True,
-        pooling="class",
+        pooling="normed_mean" if given.has("fc_norm.weight") else "class",
         position_interpolation="bicubic_antialias",
     )
     return EncoderSpec(
@@ -76,10 +78,11 @@ def with_named_positions(tensors: dict[str, StoredTensor]) -> dict[str, StoredTe
 
 
 def _refuse_other_pooling(given: Given) -> None:
-    if given.has("fc_norm.*") or given.config.get("global_pool", "token") != "token":
+    held, how = ("avg", "the mean, a norm behind it") if given.has("fc_norm.weight") else ("token", "its class token")
+    if given.config.get("global_pool", held) != held:
+        told = shown(repr(given.config["global_pool"]))
         raise UserError(
-            f"{given.name} pools other than by its class token (global_pool {shown(repr(given.config.get('global_pool', 'avg')))}), "
-            "which is not supported yet for plain ViTs"
+            f"{given.name} is pooled by {how} (global_pool {held}), going by its tensors; config.json says {told}"
         )
     if given.has("dist_token"):
         raise UserError(f"{given.name} is a distilled DeiT with a second class token, which is not supported yet")

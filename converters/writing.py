@@ -25,29 +25,29 @@ def export(model: checkpoints.Model | Encoder, layout: str = "big_vision") -> di
 
     Raises UserError for a layout that there is not or that cannot hold this encoder, and for a quantised one."""
     encoder = model.encoder if isinstance(model, checkpoints.Model) else model
+    formats = {format.name: format for format in FORMATS}
+    if layout not in formats:
+        raise UserError(f"no layout is called {layout!r}; there are huggingface, scales, qwix, {', '.join(formats)}")
     if encoder.scheme is not None:
         raise UserError(
             f"{encoder.spec.name} is quantised; that layout holds float encoders (`huggingface` writes int8 ones too)"
         )
-    formats = {format.name: format for format in FORMATS}
-    if layout not in formats:
-        raise UserError(f"no layout is called {layout!r}; there are huggingface, scales, qwix, {', '.join(formats)}")
     return disassemble(to_tree(encoder.params), formats[layout].rules)
 
 
 def write(model: checkpoints.Model | Encoder, layout: str, out: epath.PathLike) -> epath.Path:
     """Writes the parameters as one file in the layout of another library: `.npz` or `.safetensors`, whole or not at all. `huggingface`: a
-    folder that transformers loads, of an int8 encoder too; `scales`: the calibrated scales alone, a line of JSON a site; `qwix`: an
-    Orbax checkpoint of Qwix's arrays.
+    folder that transformers loads, of an int8 encoder too; `scales`: the calibrated scales alone, a line of JSON a site; `qwix`: a
+    folder of Qwix's arrays.
 
     Raises UserError for a file that exists, another ending, or an encoder that the layout cannot hold."""
     out = as_path(out)
     refuse_existing(out)
     if layout == "huggingface":
         return write_folder(model, out)
-    encoder = model.encoder if isinstance(model, checkpoints.Model) else model
     if layout == "qwix":
-        return write_qwix(encoder, out)
+        return write_qwix(model, out)
+    encoder = model.encoder if isinstance(model, checkpoints.Model) else model
     if layout == "scales":
         write_scales(encoder, out)
         return out

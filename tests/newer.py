@@ -7,7 +7,7 @@ import numpy as np
 import small
 
 from regcache_jax.core.spec import TextSpec
-from regcache_jax.encoders import dinotxt, families, normed_families
+from regcache_jax.encoders import dinotxt, families, normed_families, radio
 from regcache_jax.encoders.encoder import Encoder, init_params
 
 SIZE = (24, 2, 3, 40)
@@ -25,6 +25,7 @@ SPECS = {
     "EVA-02": normed_families.eva_spec(
         "small", normed_families.eva_image(SIZE, 4, 16, 16), families.clip_text(SIZE, 16, 6, 50)
     ),
+    "C-RADIO": radio.radio_spec("small", SIZE, 2, 5, patch=4, pixels=16, grid=7),
     "Qwen": normed_families.qwen_spec("small", SIZE, 4, 16),
 }
 

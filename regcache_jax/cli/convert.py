@@ -93,7 +93,8 @@ def convert(source: str, chosen: ConvertArgs, choices: Choices, output: JsonArgs
 
     With --to LAYOUT the way back: SOURCE is a model folder, and a .npz ("big_vision", "big_vision scanned") or .safetensors
     file is written; with --to huggingface a folder that transformers loads, int8 in compressed-tensors' layout; with --to scales
-    the calibrated scales, a line of JSON a site; with --to qwix an Orbax checkpoint of Qwix's arrays.
+    the calibrated scales, a line of JSON a site; with --to qwix a folder of Qwix's arrays, which
+    SOURCE may be as well.
     """
     from regcache_jax import converters
     from regcache_jax.core.errors import UserError
@@ -110,6 +111,9 @@ def convert(source: str, chosen: ConvertArgs, choices: Choices, output: JsonArgs
         from regcache_jax.converters.conversion import read_checkpoint
 
         refuse_existing(chosen.out)
+        if converters.is_qwix(source):
+            say(f"{source}: {converters.read_qwix(source).spec.name}, qwix; {chosen.out} would be written")
+            return
         with progress(f"reading {source}"):
             found = read_checkpoint(source, name=chosen.name, dtype=chosen.dtype, choices=choices)
         for note in found.notes:

@@ -94,7 +94,8 @@ def type_of(hint: Any, meaning: Meaning) -> click.ParamType:
     if typing.get_origin(hint) is tuple:
         return Numbers() if typing.get_args(hint)[0] is int else Names()
     if hint is int:
-        return Whole(meaning.least, meaning.most)
+        unbounded = meaning.least is None and meaning.most is None
+        return click.INT if unbounded else Whole(meaning.least, meaning.most)
     if hint is float:
         bound = meaning.least if meaning.above is None else meaning.above
         return Real(bound, min_open=meaning.above is not None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import runpy
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,13 +36,10 @@ def load_config(name: str) -> ConfigDict:
         if not path.exists():
             known = ", ".join(sorted(file.stem for file in packaged.glob("*.py") if file.stem != "__init__"))
             raise UserError(f"there is no config {name}; give a file, or one of {known}")
-    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    if spec is None or spec.loader is None:
+    if path.suffix != ".py":
         raise UserError(f"{path} is not a config: a Python file (.py) with get_config()")
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        config = module.get_config()
+        config = runpy.run_path(str(path))["get_config"]()  # leaves no compiled file beside the user's
     except Exception as error:  # a config is the user's own program
         raise UserError(f"config {path} fails: {type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):

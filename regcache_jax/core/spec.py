@@ -89,8 +89,10 @@ class ImageSpec:
     `pooling="none"`: what is read are its patches; where one feature a picture is asked for, their mean stands in. Without
     `final_norm` its tokens are what leaves the last block. Attention pooling (`map`) has as many heads and as wide an MLP as a block,
     where it states no others; `probe` is attention pooling whose learned query asks as it is, without an MLP behind. `class_mean`: the
-    class token, and beside it the mean of the patches. `further`: blocks of another shape behind the final norm, and a norm behind
-    them, which make the tokens that are pooled; they see no registers and are not quantised.
+    class token, and beside it the mean of the patches. `normed_mean`: the mean of the patches that leave the last block, which the final
+    norm then norms; its tokens are those patches. `summary_tokens`: so many of the tokens in front, class token first, stand side by
+    side as the feature of `class` (several class tokens, which count as trained registers). `further`: blocks of another shape behind
+    the final norm, and a norm behind them, which make the tokens that are pooled; they see no registers and are not quantised.
 
     `max_patches`: pictures of any shape come as sheets of at most so many patches (`encoders.sheets`), and the table of positions, that of
     a picture of `image_size`, is resampled to the grid of each; its blocks are padded. `patch_norm`: embedded patches are normed before
@@ -100,7 +102,7 @@ class ImageSpec:
     patch_size: int
     blocks: BlockSpec
     class_token: bool
-    pooling: Literal["class", "map", "mean", "none", "probe", "class_mean"]
+    pooling: Literal["class", "map", "mean", "none", "probe", "class_mean", "normed_mean"]
     trained_registers: int = dataclasses.field(default=0, metadata={"json": "num_registers"})
     patch_bias: bool = True
     pre_norm: bool = False
@@ -115,6 +117,7 @@ class ImageSpec:
     max_patches: int | None = added(None)
     patch_norm: bool = added(False)
     further: BlockSpec | None = added(None)
+    summary_tokens: int = added(1)
 
     def __post_init__(self) -> None:
         check_ranges(
@@ -125,6 +128,7 @@ class ImageSpec:
             projection=(1, WIDTH),
             position_grid=(1, BLOCKS),
             max_patches=(1, TOKENS),
+            summary_tokens=(1, max(1, self.num_protected if self.pooling == "class" else 1)),
         )
         check_ranges(self.blocks, num_blocks=(1, BLOCKS))
         _ = self.head  # which refuses heads that do not fill the width
@@ -188,7 +192,7 @@ class ImageSpec:
     @property
     def feature_dim(self) -> int:
         """E, the size of a pooled feature."""
-        return self.projection or self.blocks.width * (2 if self.pooling == "class_mean" else 1)
+        return self.projection or self.blocks.width * (2 if self.pooling == "class_mean" else self.summary_tokens)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,10 +249,10 @@ class Tokenization:
     """How text becomes ids `[T]`: which tokenizer, which cleaning (before the tokenizer's own; see `tokenizers.CLEANING`),
     how it is padded to `context_length`."""
 
-    kind: Literal["clip", "sentencepiece", "xlm", "hashed"]
+    kind: Literal["clip", "sentencepiece", "xlm", "bert", "hashed"]
     context_length: int
     vocab_size: int
-    cleaning: Literal["none", "lower", "lower_ascii", "canonicalize", "drop_punctuation", "clip"]
+    cleaning: Literal["none", "lower", "lower_ascii", "canonicalize", "drop_punctuation", "clip", "whitespace"]
     pad_id: int
     bos_id: int | None = None
     eos_id: int | None = None

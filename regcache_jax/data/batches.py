@@ -7,10 +7,12 @@ equally many batches, as the steps of a program that spans them must.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
+import gc
 import itertools
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -141,16 +143,18 @@ def batches(
     mine = order[share.process :: share.processes]
     largest_share = -(-len(order) // share.processes)
     together = max(1, min(TOGETHER, ahead * batch_size // (4 * threads())))
-    pieces = _pieces(Decoding(dataset, mine, preprocess, together), workers, max(1, ahead * batch_size // together))
-    decoded = itertools.chain.from_iterable(pieces)
-    for _ in range(0, largest_share, batch_size):
-        yield _assemble(list(itertools.islice(decoded, batch_size)), batch_size, preprocess, missing)
+    source = Decoding(dataset, mine, preprocess, together)
+    with contextlib.closing(_decoded(source, workers, max(1, ahead * batch_size // together))) as decoded:
+        for _ in range(0, largest_share, batch_size):
+            yield _assemble(list(itertools.islice(decoded, batch_size)), batch_size, preprocess, missing)
+    if workers:
+        gc.collect()  # grain ends by an error that keeps its last piece: shared memory, which would be told of as leaked
 
 
-def _pieces(source: Decoding, workers: int, ahead: int) -> Iterator[list[Decoded]]:
-    """All pieces of a source in order, `ahead` of them made before they are asked for."""
+def _decoded(source: Decoding, workers: int, ahead: int) -> Generator[Decoded, None, None]:
+    """All examples of a source in order, `ahead` pieces of them made before they are asked for."""
     if not len(source):
-        return iter(())
+        return
     import grain
     from absl import flags
 
@@ -162,7 +166,9 @@ def _pieces(source: Decoding, workers: int, ahead: int) -> Iterator[list[Decoded
         buffered = max(1, ahead // workers)
         options = grain.MultiprocessingOptions(num_workers=min(workers, len(source)), per_worker_buffer_size=buffered)
         pieces = pieces.mp_prefetch(options)
-    return iter(pieces)
+    with contextlib.closing(iter(pieces)) as made:
+        for piece in made:
+            yield from piece
 
 
 def _assemble(row: list[Decoded], batch_size: int, preprocess: Preprocess, missing: Missing | None) -> Batch:

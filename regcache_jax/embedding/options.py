@@ -20,7 +20,8 @@ class SetOptions:
         "The feature that tasks use, the class token after the final norm, or all patch tokens.", "pooled"
     )
     block: int | None = option(
-        "Of patches: those that leave this block, not normed; the last, normed, by default.", None
+        "Of patches: those that leave this block (0: the first; -1: the last), not normed; by default the last, normed.",
+        None,
     )
     format: Format = option(
         "Files as clip-retrieval lays them out, or parquet with a column of fixed-size lists.", "clip-retrieval"

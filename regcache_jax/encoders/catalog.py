@@ -19,6 +19,7 @@ from regcache_jax.core.spec import (
     IMAGENET_MEAN,
     IMAGENET_STD,
 )
+from regcache_jax.encoders.clipa import clipa_row
 from regcache_jax.encoders.dinotxt import dinotxt_row
 from regcache_jax.encoders.families import (
     EXACT_GELU,
@@ -28,6 +29,7 @@ from regcache_jax.encoders.families import (
     vit_preprocessing,
 )
 from regcache_jax.encoders.normed_families import aimv2_row, eva_row, internvit_spec, qwen_spec
+from regcache_jax.encoders.radio import radio_row
 from regcache_jax.encoders.rows import (
     NEXT,
     Row,
@@ -170,6 +172,20 @@ ROWS: tuple[Row, ...] = (
     metaclip2_row("facebook/metaclip-2-worldwide-giant", "ViT-bigG-14-worldwide", ("bigG", 14, 224), _EXACT, (1844.91, 1785.5, None)),
     metaclip2_row("facebook/metaclip-2-worldwide-giant-378", "ViT-bigG-14-worldwide-378", ("bigG", 14, 378), _EXACT, (1845.69, 1785.5, None)),
     mobileclip2_row("timm/MobileCLIP2-L-14-OpenCLIP", "MobileCLIP2-L-14", ("L", 14, 224), (303.97, 123.65, None)),
+    # C-RADIO; which tokens are read stands in its files (of version 4 by its report: SAM has no summary).
+    radio_row(3, "B", "B", 3, 10),
+    radio_row(3, "L", "L", 3, 10),
+    radio_row(3, "H", "H", 3, 10),
+    radio_row(4, "H", "H", 2, 10),
+    radio_row(4, "SO400M", "So400m", 2, 10),
+    # CLIPA; parameters and accuracy of open_clip's tables.
+    clipa_row("L", 224, (303.96, 110.25, 79.6)),
+    clipa_row("L", 336, (304.29, 110.25, 80.3)),
+    clipa_row("H", 224, (632.07, 336.16, 81.5)),
+    clipa_row("H", 336, (632.48, 336.16, 81.8)),
+    clipa_row("H", 336, (632.48, 336.16, 79.1), "laion2b"),
+    clipa_row("bigG", 224, (1844.9, 672.32, 82.7)),
+    clipa_row("bigG", 336, (1845.44, 672.32, 83.1)),
     # Meta's Perception Encoders; parameters as its code counts them, accuracy of its README.
     pe_row("Core", ("T", 16, 384), (6.14, 63.41, 62.1), open_clip="PE-Core-T-16-384"),
     pe_row("Core", ("S", 16, 384), (23.78, 63.41, 72.7), open_clip="PE-Core-S-16-384"),

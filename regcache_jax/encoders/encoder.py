@@ -20,8 +20,8 @@ from regcache_jax.core.errors import UserError
 from regcache_jax.core.names import from_tree
 from regcache_jax.core.plan import RegisterPlan, Schedule
 from regcache_jax.core.scheme import Scheme
-from regcache_jax.core.sites import Dense, Grids, Parameters, QuantizedTensor
-from regcache_jax.core.spec import EncoderSpec
+from regcache_jax.core.sites import Dense, Grids, HashedText, Parameters, QuantizedTensor, TextTower
+from regcache_jax.core.spec import EncoderSpec, TextSpec
 from regcache_jax.core.struct import Struct
 from regcache_jax.encoders.forms import PLAIN, Form, form_for
 from regcache_jax.encoders.parameters import Leaf, parameter_table
@@ -139,6 +139,11 @@ def encode(
 
 def encode_image(encoder: Encoder, images: Float[Array | np.ndarray, "B Y X 3"]) -> Float[Array, "B E"]:
     """Float32 features of preprocessed images, of unit length where the encoder's task wants it."""
+    return _image_features(encoder, images)
+
+
+@jax.jit
+def _image_features(encoder: Encoder, images: Float[Array, "B Y X 3"]) -> Float[Array, "B E"]:
     features = encode(encoder, images, features_only=True).features
     return normalize(features) if encoder.spec.normalize else features.astype(jnp.float32)
 
@@ -153,4 +158,11 @@ def encode_text(encoder: Encoder, ids: Int[Array | np.ndarray, "B T"]) -> Float[
         raise UserError(f"{encoder.spec.name} has no text tower")
     if encoder.spec.tokenization is not None:
         check_ids(ids, encoder.spec.tokenization, padding_seen=not text.blocks.causal)
-    return normalize(text_features(encoder.params.text, jnp.asarray(ids), text, scheme=encoder.scheme)[0])
+    return _text_features(encoder.params.text, jnp.asarray(ids), spec=text, scheme=encoder.scheme)
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "scheme"))
+def _text_features(
+    tower: TextTower | HashedText, ids: Int[Array, "B T"], *, spec: TextSpec, scheme: Scheme | None
+) -> Float[Array, "B E"]:
+    return normalize(text_features(tower, ids, spec, scheme=scheme)[0])

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.spec import ImageSpec
-from regcache_jax.ops.attention_forms import attend_flash, attend_kept, attend_pairs, attend_plain
+from regcache_jax.ops.attention_forms import ON_CHIP, attend_flash, attend_kept, attend_pairs, attend_plain
 
 LANES = 128
 """Columns of a TPU's matrix unit."""
@@ -99,24 +99,25 @@ def chip_of(device: jax.Device) -> str | None:
 def form_for(chip: str | None, spec: ImageSpec, scheme: Scheme | None) -> Form:
     """The form of an image tower on a chip (`v4`, `v5e`, `v5p`, `v6e`, `gpu`; None: the plain one).
 
-    Only blocks in float (on a GPU), or with one calibrated scale a site and quantised alike, have another form than the plain one: the
-    others were not measured."""
-    blocks, folded, alone = spec.blocks, spec.pooling == "map", spec.pooling == "class"
+    Only blocks in float (on a GPU, and where pictures are so long that queries come in chunks), or with one calibrated scale a site and
+    quantised alike, have another form than the plain one: the others were not measured."""
+    blocks, folded, alone = spec.blocks, spec.pooling == "map", spec.pooling == "class" and spec.summary_tokens == 1
     if blocks.rotary is not None or blocks.qk_norm != "none":
         return PLAIN  # no form turns or norms queries and keys head by head
     if blocks.padded and chip == "gpu":  # not measured: a mask beside cuDNN's bias
         return PLAIN
+    wide: Attention = "pairs" if 2 * blocks.head_dim == LANES and blocks.num_heads % 2 == 0 else "kept"
+    if scheme is None and chip == "gpu":
+        return Form("flash", folded, alone)
     if scheme is None:
-        return Form("flash", folded, alone) if chip == "gpu" else PLAIN
+        is_long = blocks.num_heads * spec.num_tokens**2 > ON_CHIP
+        return Form(wide, folded, alone) if is_long and chip in WIDE_CHIPS else PLAIN
     if chip is None or not plainly_static(scheme):
         return PLAIN
     folded = folded and "head" not in scheme.also
     if chip == "gpu":
         return Form("flash", folded, alone, outputs_first=True)
-    attention: Attention = "slot"
-    if chip in WIDE_CHIPS:
-        attention = "pairs" if 2 * blocks.head_dim == LANES and blocks.num_heads % 2 == 0 else "kept"
-    return Form(attention, folded, alone)
+    return Form(wide if chip in WIDE_CHIPS else "slot", folded, alone)
 
 
 def plainly_static(scheme: Scheme) -> bool:

@@ -12,8 +12,9 @@ from regcache_jax.core.outputs import Outputs
 from regcache_jax.core.sites import ImageTower
 from regcache_jax.core.spec import EncoderSpec, ImageSpec
 from regcache_jax.encoders.encoder import Encoder, encode, normalize
+from regcache_jax.encoders.pooling import pool
 from regcache_jax.encoders.sheets import grids_of
-from regcache_jax.encoders.vision import ImageOutput, pool
+from regcache_jax.encoders.vision import ImageOutput
 from regcache_jax.ops.delete import fill_absent, fill_deleted, fill_lines
 
 

@@ -21,8 +21,9 @@ from regcache_jax.core.scheme import SITES, Scheme
 from regcache_jax.core.sites import Block, Dense, Grid, ImageTower, Norm, QuantizedTensor
 from regcache_jax.core.spec import ImageSpec
 from regcache_jax.encoders.forms import PLAIN, Form
+from regcache_jax.encoders.pooling import fold_probe
 from regcache_jax.encoders.rounding import Run
-from regcache_jax.encoders.vision import ImageOutput, fold_probe, grid_of, serve_formed
+from regcache_jax.encoders.vision import ImageOutput, grid_of, serve_formed
 from regcache_jax.ops.rounders import reciprocal
 
 

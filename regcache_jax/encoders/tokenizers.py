@@ -32,6 +32,7 @@ FILES: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "clip": ((TOKENIZER_FILE,), (VOCABULARY_FILE, MERGES_FILE), (ORIGINAL_FILE,)),
     "sentencepiece": ((TOKENIZER_FILE,), ("*.model",)),
     "xlm": ((TOKENIZER_FILE,),),  # its `*.model` numbers words otherwise
+    "bert": ((TOKENIZER_FILE,),),
     "hashed": (),
 }
 """For each kind of tokenizer the sets of files that hold it, the preferred one first; `*.model` counts where there is one."""
@@ -63,11 +64,11 @@ _FIXES = {number: unicodedata.normalize("NFKC", chr(number)) for number in _COMP
 _FIXES |= dict.fromkeys([0x2BC, *range(0x2018, 0x201C)], "'") | dict.fromkeys(range(0x201C, 0x2020), '"')
 
 
-def _clip(text: str) -> str:
-    """open_clip's and OpenAI's cleaning for sound text: they also repair text that was decoded wrongly, which we do not."""
+def _whitespace(text: str) -> str:
+    """open_clip's cleaning for sound text: it also repairs text that was decoded wrongly, which we do not."""
     fixed = unicodedata.normalize("NFC", html.unescape(text).translate(_FIXES))
     shown = "".join(letter for letter in fixed if letter.isspace() or unicodedata.category(letter) != "Cc")
-    return _collapse(html.unescape(shown.replace("\ufeff", ""))).lower()
+    return _collapse(html.unescape(shown.replace("\ufeff", "")))
 
 
 CLEANING: dict[str, Callable[[str], str]] = {
@@ -76,7 +77,8 @@ CLEANING: dict[str, Callable[[str], str]] = {
     "lower_ascii": _lower_ascii,  # SigLIP 2 in big_vision
     "canonicalize": lambda text: _without_punctuation(text.replace("_", " ")),  # SigLIP in big_vision and open_clip
     "drop_punctuation": _without_punctuation,  # SigLIP in transformers: here an underscore joins two words
-    "clip": _clip,
+    "clip": lambda text: _whitespace(text).lower(),  # OpenAI's too
+    "whitespace": _whitespace,  # BERT's words in open_clip, which are lower case by themselves
 }
 
 

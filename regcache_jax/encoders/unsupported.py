@@ -17,20 +17,9 @@ UNSUPPORTED: dict[str, tuple[str, str, tuple[str, ...]]] = {
         (),
     ),
     "C-RADIO": (
-        "it crops its table of positions, has several class tokens and normalises pictures by itself",
-        "nvidia/C-RADIOv3-B",
-        (
-            "nvidia/C-RADIOv3-L",
-            "nvidia/C-RADIOv3-H",
-            "nvidia/C-RADIOv3-g",
-            "nvidia/C-RADIOv4-H",
-            "nvidia/C-RADIOv4-SO400M",
-        ),
-    ),
-    "CLIPA": (
-        "its pictures are pooled by the mean before the final norm, its texts at the last place, by BERT's words",
-        "UCSC-VLAA/ViT-H-14-CLIPA-datacomp1B",
-        tuple(f"open_clip:ViT-{size}-14-CLIPA{px},datacomp1b" for size in ("L", "H", "bigG") for px in ("", "-336")),
+        "its MLP is gated, and what lies where is not known; B, L, H and So400m are supported",
+        "nvidia/C-RADIOv3-g",
+        ("c-radio_v3-g",),
     ),
     "CoCa": (
         "its pictures are pooled by attention with many queries, its texts by a token of their own",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -27,6 +28,7 @@ def agreement(found: Int[np.ndarray, "n"], reference: Int[np.ndarray, "n"]) -> f
     return float(np.mean((found == reference) & (found != NO_PREDICTION)))
 
 
+@jax.jit
 def count_hits(scores: Float[Array, "B C"], labels: Array, mask: Array) -> dict[str, Array]:
     """Seen, top-1 and top-5 hits of each class `[C]`. A label's rank is how many classes are not behind it: those of lower score are,
     and of equal score those of larger number. So a NaN, of the label or of another class, costs ranks."""

@@ -21,7 +21,7 @@ port of the first process, how many there are, and which this one is, from 0."""
 
 WAIT_MS = 24 * 60 * 60 * 1000
 _failed: list[str] = []  # what has stopped the first process and, told of it, all the others
-_numbers = itertools.count()  # of the outcomes handed on: every process counts alike
+_numbers = itertools.count()  # of the barriers: every process counts alike
 
 
 def initialize() -> None:
@@ -76,18 +76,15 @@ def from_first(make: Callable[[], Any]) -> Any:
     What `make` raises is raised in the first; the others raise a UserError that says it."""
     if _alone():
         return make()
-    key = f"regcache/outcome/{next(_numbers)}"
+    told = json.dumps(None)
     if is_first():
         try:
             told = json.dumps({"outcome": make()})
         except BaseException as error:
             _failed.append(str(error) or type(error).__name__)
-            _service().key_value_set(key, json.dumps({"error": _failed[-1]}))
+            _gathered(json.dumps({"error": _failed[-1]}))
             raise
-        _service().key_value_set(key, told)
-    else:
-        told = _service().blocking_key_value_get(key, WAIT_MS)
-    found = json.loads(told)
+    found = json.loads(_gathered(told)[0])
     if "error" in found:
         _failed.append(found["error"])
         raise UserError(f"the first process failed: {found['error']}")
@@ -96,31 +93,33 @@ def from_first(make: Callable[[], Any]) -> Any:
 
 def everyone(own: Any) -> list[Any]:
     """A tree of JSON of every process, in their order, in all of them. They must all call this, in the same order."""
-    if _alone():
-        return [json.loads(json.dumps(own))]
-    import jax
-
-    number = next(_numbers)
-    _service().key_value_set(f"regcache/own/{number}/{jax.process_index()}", json.dumps(own))
-    keys = (f"regcache/own/{number}/{process}" for process in range(jax.process_count()))
-    return [json.loads(_service().blocking_key_value_get(key, WAIT_MS)) for key in keys]
+    told = json.dumps(own)
+    return [json.loads(text) for text in ([told] if _alone() else _gathered(told))]
 
 
 def barrier() -> None:
     """Waits until all processes have come here."""
     if not _alone():
-        _service().wait_at_barrier(f"regcache/barrier/{next(_numbers)}", WAIT_MS)
+        from orbax.checkpoint.multihost import get_barrier_sync_fn
+
+        get_barrier_sync_fn()(key=f"regcache/barrier/{next(_numbers)}", timeout_ms=WAIT_MS)
+
+
+def _gathered(own: str) -> list[str]:
+    """A text of every process, in their order, once all have come: a collective holds devices and ends after minutes, so none begins
+    while one of them is still at work."""
+    import numpy as np
+    from jax.experimental.multihost_utils import process_allgather
+
+    barrier()
+    written = np.frombuffer(own.encode(), np.uint8)
+    lengths = process_allgather(np.int32(len(written)))
+    row = np.zeros(2 ** int(lengths.max()).bit_length(), np.uint8)  # of few lengths: each is a program of its own
+    row[: len(written)] = written
+    return [bytes(text[:length]).decode() for text, length in zip(process_allgather(row), lengths, strict=True)]
 
 
 def _alone() -> bool:
     import jax
 
     return not jax.distributed.is_initialized() or jax.process_count() == 1
-
-
-def _service() -> Any:
-    """JAX's coordination service, which has no public name. What has one does not do: `multihost_utils` sends by collectives, in which
-    those that wait for hours would hold their devices and meet time limits, and Orbax's public barrier carries no values."""
-    from jax._src.distributed import global_state
-
-    return global_state.client

@@ -12,6 +12,7 @@ from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from regcache_jax.core.errors import UserError, shown
 from regcache_jax.core.scheme import Scheme
+from regcache_jax.core.spec import EncoderSpec
 from regcache_jax.files.bounded import parse_json, read_bytes
 from regcache_jax.files.places import as_path
 from regcache_jax.files.sealed import check_description, lengths, refuse, wrong_lengths
@@ -72,6 +73,14 @@ def read_description(folder: epath.PathLike) -> dict[str, Any]:
         return dict(parse_json(content, _Sizes, file))
     check_description(file, content)
     return dict(parse_json(content, _Sealed, file))
+
+
+def read_spec(tree: Any, file: epath.Path) -> EncoderSpec:
+    """A spec from encoder.json. Raises UserError for what describes no encoder."""
+    try:
+        return EncoderSpec.from_json(tree)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{file} does not describe an encoder: {str(error).splitlines()[0]}") from None
 
 
 def read_scheme(tree: Mapping[str, Any] | None, file: epath.Path) -> Scheme | None:

@@ -13,14 +13,12 @@ gs:// or wherever else `etils.epath` reaches.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import json
-import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata as package_metadata
 from typing import Any
 
@@ -44,6 +42,7 @@ from regcache_jax.files.paths import whole_folder
 from regcache_jax.files.places import as_path
 from regcache_jax.files.sealed import FILES, belongs, check_folder, describe_folder
 from regcache_jax.models import layout
+from regcache_jax.models.arrays import params_path, reading, save_parameters, stored_shapes
 from regcache_jax.models.description import (
     ENCODER_FILE,
     FORMAT_VERSION,
@@ -51,18 +50,12 @@ from regcache_jax.models.description import (
     check_sizes,
     read_description,
     read_scheme,
+    read_spec,
 )
 from regcache_jax.models.plan_file import load_plan, save_plan
 
 PLAN_FILE = "registers.safetensors"
 LABELS_FILE = "labels.json"
-CHUNK_BYTES = 2**25
-"""Pieces in which an array is compressed and written. With one file a piece (and not Orbax's database, which keeps what it
-has compressed until all is there) and without a copy of every array, writing takes little more memory than the arrays."""
-_WITHOUT_COPIES = ocp.type_handlers.create_type_handler_registry(
-    (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
-    (jax.Array, ocp.type_handlers.ArrayHandler()),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,62 +135,6 @@ def _check_space(folder: epath.Path, size: int) -> None:
         raise OSError(errno.ENOSPC, needs, str(folder))
 
 
-def _params(folder: epath.Path) -> epath.Path:
-    """Where the parameters lie, as Orbax wants it: an absolute path, or one with its scheme (which `resolve` would take for a
-    relative path)."""
-    return (folder if "://" in str(folder) else folder.resolve()) / PARAMS_FOLDER
-
-
-def _checkpointer(**how: Any) -> ocp.Checkpointer:
-    """Orbax for this process alone: of several, each reads for itself, and nobody waits for the others."""
-    options = ocp.options.MultiprocessingOptions()
-    if jax.process_count() > 1:
-        process = jax.process_index()
-        options = ocp.options.MultiprocessingOptions(process, {process}, f"process{process}")
-    return ocp.Checkpointer(
-        ocp.PyTreeCheckpointHandler(multiprocessing_options=options, **how), multiprocessing_options=options
-    )
-
-
-@contextlib.contextmanager
-def _orbax_says_nothing() -> Iterator[None]:
-    """Orbax logs what it then raises; that is told in one line."""
-    log = logging.getLogger("absl")
-    logged, log.disabled = log.disabled, True
-    try:
-        yield
-    finally:
-        log.disabled = logged
-
-
-def save_parameters(folder: epath.Path, params: Any) -> None:
-    """Writes a tree of arrays as an Orbax checkpoint. Raises OSError where Orbax, which has no error of its own for that, cannot write."""
-    # as NumPy arrays: with several processes Orbax refuses device arrays that only one of them holds
-    arrays = jax.tree.map(np.asarray, params)
-    chunks = jax.tree.map(lambda leaf: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), arrays)
-    try:
-        with (
-            _orbax_says_nothing(),
-            _checkpointer(use_ocdbt=False, type_handler_registry=_WITHOUT_COPIES) as checkpointer,
-        ):
-            checkpointer.save(_params(folder), args=ocp.args.PyTreeSave(arrays, save_args=chunks))
-    except ValueError as error:  # TensorStore's: the path, then what the system said
-        message = str(error).rpartition(" [")[0] or str(error)
-        raise OSError(f"{folder}: {message.rpartition(': ')[2]}") from error
-    _forget_when_and_where(folder / PARAMS_FOLDER)
-
-
-def _forget_when_and_where(params: epath.Path) -> None:
-    """Orbax notes the time and the folder it wrote into; without them the same encoder is the same bytes wherever it is written."""
-    noted = params / "_CHECKPOINT_METADATA"
-    told = json.loads(noted.read_text())
-    times = dict.fromkeys(("init_timestamp_nsecs", "commit_timestamp_nsecs"))
-    noted.write_text(json.dumps({**told, **times}, sort_keys=True))
-    success = params / "commit_success.txt"
-    if success.exists():  # whether it is there is asked in a store of objects, not what it says
-        success.write_text("all parameters are here\n")
-
-
 Placing = Callable[[str, jax.ShapeDtypeStruct], jax.sharding.Sharding]
 
 
@@ -209,31 +146,24 @@ def load(folder: epath.PathLike, *, sharding: jax.sharding.Sharding | Placing | 
     folder = as_path(folder)
     description = read_description(folder)
     check_files(folder, description)
-    spec, scheme = _read_spec(folder, description)
+    spec = read_spec(description.get("spec"), folder / ENCODER_FILE)
+    scheme = read_scheme(description.get("scheme"), folder / ENCODER_FILE)
     template = _read_shapes(folder, description, spec, scheme)
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     placed = {path: sharding(path, leaf) if callable(sharding) else sharding for path, leaf in template.items()}
-    try:
-        with _orbax_says_nothing(), _checkpointer() as checkpointer:
-            _check_stored(folder, checkpointer.metadata(_params(folder)), template)
-            flat = checkpointer.restore(
-                _params(folder),
-                args=ocp.args.PyTreeRestore(
-                    item=unflatten_dict(template, sep="/"),
-                    restore_args=jax.tree.map(
-                        lambda leaf, place: ocp.ArrayRestoreArgs(
-                            sharding=place, dtype=leaf.dtype, global_shape=leaf.shape
-                        ),
-                        unflatten_dict(template, sep="/"),
-                        unflatten_dict(placed, sep="/"),
-                    ),
+    with reading(folder) as checkpointer:
+        _check_stored(folder, stored_shapes(folder, checkpointer), template)
+        flat = checkpointer.restore(
+            params_path(folder),
+            args=ocp.args.PyTreeRestore(
+                item=unflatten_dict(template, sep="/"),
+                restore_args=jax.tree.map(
+                    lambda leaf, place: ocp.ArrayRestoreArgs(sharding=place, dtype=leaf.dtype, global_shape=leaf.shape),
+                    unflatten_dict(template, sep="/"),
+                    unflatten_dict(placed, sep="/"),
                 ),
-            )
-    except UserError:
-        raise
-    except Exception as error:  # Orbax and TensorStore raise many kinds of error for damaged folders
-        reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{folder / PARAMS_FOLDER} is damaged or incomplete: {reason[:300]}") from None
+            ),
+        )
     encoder = Encoder(from_names(flatten_dict(flat, sep="/")), spec=spec, scheme=scheme)
     if (folder / PLAN_FILE).exists():
         encoder = encoder.with_plan(load_plan(folder / PLAN_FILE)[0])
@@ -252,15 +182,6 @@ def tokenizer_files(folder: epath.PathLike) -> list[str]:
     """Names of the tokenizer's files in a model folder: all that is neither description, parameters nor plan, nor hidden or a *.md."""
     own = {ENCODER_FILE, PARAMS_FOLDER, PLAN_FILE}
     return sorted(name for entry in as_path(folder).iterdir() if (name := entry.name) not in own and belongs(name))
-
-
-def _read_spec(folder: epath.Path, description: Mapping[str, Any]) -> tuple[EncoderSpec, Scheme | None]:
-    try:
-        spec = EncoderSpec.from_json(description["spec"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{folder / ENCODER_FILE} does not describe an encoder: {reason}") from None
-    return spec, read_scheme(description["scheme"], folder / ENCODER_FILE)
 
 
 def _read_shapes(
@@ -285,8 +206,7 @@ def _read_shapes(
 
 def _check_stored(folder: epath.Path, stored: Any, template: Mapping[str, jax.ShapeDtypeStruct]) -> None:
     """Raises UserError where the arrays on disk are not those that encoder.json lists (Orbax would pad or cut them)."""
-    tree = getattr(stored, "item_metadata", stored)
-    held = {path: tuple(leaf.shape) for path, leaf in flatten_dict(getattr(tree, "tree", tree), sep="/").items()}
+    held = {path: tuple(leaf.shape) for path, leaf in flatten_dict(stored, sep="/").items()}
     faults = [f"{path} is missing" for path in template if path not in held]
     faults += [f"{path} is not in {ENCODER_FILE}" for path in held if path not in template]
     faults += [

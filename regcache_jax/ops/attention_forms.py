@@ -7,6 +7,7 @@ barrier on floats, so the barrier holds their bits.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import jax
@@ -15,6 +16,11 @@ from jaxtyping import Array, Bool, Float
 
 from regcache_jax.core.plan import BlockRegister
 from regcache_jax.ops.attention import attend_slot, row_bias, select_registers
+
+ON_CHIP = 2**25
+"""So many logits in float32, 128 MiB, are all of a TPU's fast memory: more than these are written out, unless queries come in chunks."""
+CHUNK = 9 * 2**20
+"""Logits of a chunk: 36 MiB, beside which keys, values and what comes next have place too."""
 
 
 def attend_plain(
@@ -117,7 +123,27 @@ def _mix(
     value: Float[Array, "B N H K"],
     bias: Float[Array, "#B #H 1 N"] | None,
 ) -> Float[Array, "B T H K"]:
-    """Softmax of the biased logits, times values; in float32."""
+    """Softmax of the biased logits, times values; in float32. Where the logits are more than a chip holds, chunk by chunk of the queries;
+    the last chunk is filled up with zeros."""
+    num_queries, pictures = query.shape[1], query.shape[0] if isinstance(query.shape[0], int) else 1  # 1: any number
+    of_one_query = pictures * key.shape[1] * key.shape[2]
+    if num_queries * of_one_query <= ON_CHIP:
+        return _mix_at_once(query, key, value, bias)
+    chunk = 2 ** max(3, int(math.log2(CHUNK / of_one_query)))
+    count = -(-num_queries // chunk)
+    query = jnp.pad(query, ((0, 0), (0, count * chunk - num_queries), (0, 0), (0, 0)))
+    chunks = jnp.swapaxes(query.reshape(-1, count, chunk, *query.shape[2:]), 0, 1)
+    mixed = jax.lax.map(lambda part: _mix_at_once(part, key, value, bias), chunks)
+    return jnp.swapaxes(mixed, 0, 1).reshape(query.shape)[:, :num_queries]
+
+
+def _mix_at_once(
+    query: Float[Array, "B T H K"],
+    key: Float[Array, "B N H K"],
+    value: Float[Array, "B N H K"],
+    bias: Float[Array, "#B #H 1 N"] | None,
+) -> Float[Array, "B T H K"]:
+    """The same of all queries: the reference of the chunks."""
     logits = jnp.einsum("bthk,bshk->bhts", query, key, preferred_element_type=jnp.float32)
     logits = logits if bias is None else logits + bias
     terms = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8, Num
 
 from regcache_jax.core.sites import QuantizedTensor
-from regcache_jax.ops.rounders import rounder
+from regcache_jax.ops.rounders import Rounded, rounder
 
 
 def largest_integer(bits: int) -> int:
@@ -56,7 +56,20 @@ def quantize_weight(
 
     `contracted` are the kernel's input axes. `scale` replaces the measured one (broadcast to the kernel)."""
     axes = contracted if per_channel else tuple(range(1, kernel.ndim))
-    return quantize(kernel, bits, axes, scale)[0]
+    return _round_weight(kernel, scale, bits=bits, axes=axes, rounds=rounder())
+
+
+@functools.partial(jax.jit, static_argnames=("bits", "axes", "rounds"))
+def _round_weight(
+    kernel: Float[Array, "..."],
+    scale: Float[Array, "..."] | None,
+    *,
+    bits: int,
+    axes: tuple[int, ...],
+    rounds: Callable[..., Rounded],
+) -> QuantizedTensor:
+    integers, scale, _ = rounds(kernel.astype(jnp.float32), largest_integer(bits), axes, scale)
+    return QuantizedTensor(integers, scale)
 
 
 def fake_quantize(

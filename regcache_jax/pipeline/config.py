@@ -66,6 +66,7 @@ class RunConfig:
     classnames: str = ""
     templates: str = ""
     weights: Weights = "channel"
+    auto: str = ""
     cost: str = "model"
     search: Effort = Effort()
     batch_size: pydantic.PositiveInt = 32

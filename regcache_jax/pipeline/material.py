@@ -8,9 +8,11 @@ import functools
 import numpy as np
 from etils import epath
 
+from regcache_jax.core.errors import UserError
 from regcache_jax.core.observer import Observer
 from regcache_jax.data import Dataset, load_images, open_dataset
 from regcache_jax.data.batches import dullness
+from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.identity import encoder_hash
 from regcache_jax.evaluation.protocol import PROTOCOLS, Prompts
 from regcache_jax.evaluation.zero_shot import class_vectors
@@ -33,6 +35,7 @@ class Material:
         self.model = self._load_model()
         self.encoder = self.model.encoder
         self.identity = encoder_hash(self.encoder)
+        self.auto = self._load_auto() if config.auto else None
         self.preprocess = self.protocol.preprocess(self.encoder.spec.preprocessing)
         self.dataset = functools.cache(self._open_dataset)
         self.images = functools.cache(self._load_images)
@@ -58,6 +61,18 @@ class Material:
 
         self.workdir.stage("convert", [source, listing(source)], make, files=["model"])
         return checkpoints.load(self.workdir.path / "model")
+
+    def _load_auto(self) -> Encoder:
+        """What `quantize --auto` has made of the config's encoder at its first scheme. Raises UserError for what is something else."""
+        found, bits = checkpoints.load(self.config.auto).encoder, self.config.schemes[0]
+        own = None if found.scheme is None else f"w{found.scheme.weight_bits}a{found.scheme.activation_bits}"
+        if found.spec != self.encoder.spec or own != bits:
+            wanted, what = (
+                f"a {self.encoder.spec.name} at {bits}, from `quantize --auto`",
+                f"{found.spec.name} at {own or 'float'}",
+            )
+            raise UserError(f"config.auto must be {wanted}; {self.config.auto} is {what}")
+        return found
 
     def pictures(self, which: str) -> Pictures:
         """The config's `reference`, `calibration`, `evaluation` or `bank` pictures."""

@@ -7,6 +7,7 @@ import functools
 from regcache_jax.core.plan import RegisterPlan
 from regcache_jax.core.scheme import SITES, Scheme
 from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.encoders.identity import encoder_hash
 from regcache_jax.files.workdir import Json, Stage
 from regcache_jax.models import folder as checkpoints
 from regcache_jax.models.plan_file import load_plan
@@ -104,6 +105,7 @@ class Stages:
             encoder = own.encoder.with_plan(self.plan(model_cell(scheme)))
             model = checkpoints.load(own.workdir.path / model_folder(scheme)).encoder
             rounded = {"plain": self.encoder_of(Cell(scheme)), "registers": model}
+            rounded |= {} if own.auto is None else {"auto": own.auto}
             profile = inspect(encoder, own.images("reference"), batch_size=self.config.search.chunk)
             return {
                 "scheme": scheme,
@@ -113,7 +115,8 @@ class Stages:
                 "patches": patch_figures(own.encoder, rounded, own.dataset("evaluation"), own.model),
             }
 
-        made_from = ["with patches", self.quantize(scheme).made_from, own.data_identity("evaluation")]
+        auto = None if own.auto is None else encoder_hash(own.auto)
+        made_from = ["with patches", self.quantize(scheme).made_from, own.data_identity("evaluation"), auto]
         return own.workdir.stage("figures", made_from, make)
 
     def costs(self) -> Stage:

@@ -21,8 +21,9 @@ from regcache_jax.core.scheme import SITES, Scheme
 from regcache_jax.core.sites import Block, Head, ImageTower, TextTower
 from regcache_jax.core.spec import ImageSpec, TextSpec
 from regcache_jax.encoders.encoder import Encoder
+from regcache_jax.encoders.pooling import head_trace
 from regcache_jax.encoders.text import text_features
-from regcache_jax.encoders.vision import head_trace, image_features
+from regcache_jax.encoders.vision import image_features
 from regcache_jax.quantization.calibration import Calibration, add_counts, add_grids, counters
 from regcache_jax.quantization.histogram import Counted, Histogram
 from regcache_jax.quantization.kernels import quantize_kernels

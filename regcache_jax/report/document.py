@@ -28,7 +28,7 @@ border:0;padding:0;cursor:pointer;text-align:inherit;text-decoration:underline d
 .verdict{font-size:1.05rem}summary{cursor:pointer;padding:.3rem 0}pre{background:var(--card);border:1px solid var(--edge);padding:.7rem}
 tr.full td{font-weight:650}tr.first td{border-top:2px solid var(--soft)}sup{line-height:0}
 .maps{display:flex;flex-wrap:wrap;gap:1rem}figure{margin:0;background:var(--card);padding:.6rem;border:1px solid var(--edge)}
-.row{display:flex;gap:.4rem}.row svg,.row img{width:104px;height:104px;display:block}
+.row{display:flex;flex-wrap:wrap;gap:.4rem}.row svg,.row img{width:104px;height:104px;display:block}
 figcaption{font-size:.8rem;color:var(--soft)}
 @media(max-width:600px){main{padding:1rem .8rem 3rem}th,td{white-space:normal;padding:.3rem .35rem;font-size:.8rem}}
 @media print{:root{--ink:#000;--soft:#333;--paper:#fff;--card:#fff;--edge:#999}main{max-width:none;padding:0}th,td{white-space:normal}

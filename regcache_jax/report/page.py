@@ -35,6 +35,8 @@ BUNDLED_NOTE = (
     "evidence for the method on real encoders."
 )
 
+NEARNESS = {"plain": "without registers", "registers": "with registers", "auto": "by auto"}
+"""Rows of the errors of patches, as they are called."""
 BAR_COLOURS = {"plain": COLOURS[0], "registers": COLOURS[1]}
 
 
@@ -168,26 +170,27 @@ def sink_section(story: Json) -> str:
 
 
 def patch_section(figures: Json) -> str:
-    """How near patches are to their float selves without and with registers, on average and at worst, and where they are not."""
-    rows, scheme = figures["patches"]["rows"], html.escape(figures["scheme"])
-    largest = max(value for found in rows.values() for grid in found["maps"] for row in grid for value in row)
+    """How near patches are to their float selves without and with registers (and by `auto`, where a run was given its encoder), on average
+    and at worst, and where they are not."""
+    found, scheme = figures["patches"]["rows"], html.escape(figures["scheme"])
+    rows = {label: found[name] for name, label in NEARNESS.items() if name in found}
+    largest = max(value for each in rows.values() for grid in each["maps"] for row in grid for value in row)
     said = "; ".join(
-        f"{label}: {rows[name]['mean']:.3g} on average, {rows[name]['worst']:.3g} exceeded by one patch in a hundred"
-        for name, label in (("plain", "without registers"), ("registers", "with registers"))
+        f"{label}: {each['mean']:.3g} on average, {each['worst']:.3g} exceeded by one patch in a hundred"
+        for label, each in rows.items()
     )
-    shown = [
-        f'<figure><div class="row"><img alt="{html.escape(entry["name"])}" src="data:image/png;base64,{entry["thumbnail"]}">'
-        f"{heat_map(plain, largest, title='error of patches without registers')}"
-        f"{heat_map(registers, largest, title='error of patches with registers')}</div>"
-        f"<figcaption>{html.escape(entry['name'])}: largest {max(map(max, plain)):.2g} without, {max(map(max, registers)):.2g} with "
-        "registers</figcaption></figure>"
-        for entry, plain, registers in zip(
-            figures["maps"], rows["plain"]["maps"], rows["registers"]["maps"], strict=True
+    shown = []
+    for number, entry in enumerate(figures["maps"]):
+        maps = {label: each["maps"][number] for label, each in rows.items()}
+        drawn = "".join(heat_map(grid, largest, title=f"error of patches {label}") for label, grid in maps.items())
+        most = ", ".join(f"{max(map(max, grid)):.2g} {label}" for label, grid in maps.items())
+        shown.append(
+            f'<figure><div class="row"><img alt="{html.escape(entry["name"])}" src="data:image/png;base64,{entry["thumbnail"]}">'
+            f"{drawn}</div><figcaption>{html.escape(entry['name'])}: largest {most}</figcaption></figure>"
         )
-    ]
     return (
         f"<p>What reads patches (a language model, a dense head) sees each place. Length of the difference over the length of the float "
-        f"patch, {scheme}, {figures['patches']['pictures']} pictures: {said}. Each picture, then its patches without and with registers, "
+        f"patch, {scheme}, {figures['patches']['pictures']} pictures: {said}. Each picture, then its patches {', '.join(rows)}, "
         f'brightest at {largest:.2g}:</p><div class="maps">{"".join(shown)}</div>'
     )
 

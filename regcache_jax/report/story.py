@@ -96,7 +96,7 @@ class _Nearness(TypedDict):
 
 class _Patches(TypedDict):
     pictures: Annotated[int, Field(ge=1)]
-    rows: dict[Literal["plain", "registers"], _Nearness]
+    rows: dict[Literal["plain", "registers", "auto"], _Nearness]
 
 
 class _Figures(TypedDict):
@@ -216,7 +216,7 @@ def _faults_of_story(story: Json) -> list[str]:
     of_picture = [[each["plain"], each["registers"], *of] for each, *of in zip(maps, *patches, strict=False)]
     shapes = [{(len(grid), len(row)) for grid in grids for row in grid} for grids in of_picture]
     whole = (
-        len(patches) == 2
+        {"plain", "registers"} <= story["figures"]["patches"]["rows"].keys()
         and all(len(found) == len(maps) for found in patches)
         and all(len(each) == 1 for each in shapes)
     )

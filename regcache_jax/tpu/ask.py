@@ -40,7 +40,7 @@ def _chip(topology: str) -> str:
 def measure(asked: Question, name: str, batch: int) -> dict[str, Any]:
     """One program at one batch, as a row of the report."""
     image, chip = asked.spec.image, _chip(asked.target)
-    form = form_for(chip, image, asked.scheme) if name.startswith("int8") else PLAIN
+    form = PLAIN if name == "flax-bf16" else form_for(chip, image, asked.scheme if name.startswith("int8") else None)
     function, weights = program(asked.spec, name, asked.scheme, asked.schedule, form, asked.registers)
     images = jax.ShapeDtypeStruct((batch, *image.picture_shape), jnp.bfloat16)
     compiled = compile_for(asked.target, function, weights, images)

@@ -23,7 +23,7 @@ DATA = ["--dataset", "emoji", "--limit", "12"]
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(regcache, command):
     status, out, _ = regcache(command, "--help")
-    assert status == 0 and out.startswith("Usage: regcache")
+    assert status == 0 and out.startswith("Usage: regcache") and "None]" not in out  # a bound that there is not
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -72,6 +72,7 @@ def test_wrong_use_exits_2_and_says_what_would_be_right(regcache, arguments, mes
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

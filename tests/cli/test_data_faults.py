@@ -82,6 +82,7 @@ def test_a_config_whose_field_is_none_is_named(refused, tmp_path):
     assert "c.py: classnames: input should be a valid string, got None" in line
 
 
+@pytest.mark.slow
 def test_a_caption_is_read_by_what_needs_it_and_must_be_utf_8(refused, regcache, tmp_path):
     """`embed` writes captions beside features, so it refuses what it cannot read of them; naming classes takes none and reads none."""
     for name in ("cat", "dog"):
@@ -109,6 +110,7 @@ TOKENIZERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", TOKENIZERS)
 def test_a_hostile_tokenizer_ends_no_more_than_a_child_and_one_put_there_later_is_not_even_tried(
     refused, tmp_path, fault

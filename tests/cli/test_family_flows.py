@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import dino_txt
 import eva
 import jax
@@ -10,13 +12,15 @@ import layouts
 import numpy as np
 import perception
 import pytest
+import radio
 import safetensors.torch
 import small
 import torch
 import transformers
 from commands import DATA, KNN
-from randomized import CLIP_TEXT, SMALL_IMAGE, draw_parameters, save_random
+from randomized import CLIP_TEXT, SMALL_IMAGE, clip, draw_parameters, save_random
 from transformers.models.internvl.modeling_internvl import InternVLVisionConfig, InternVLVisionModel
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionConfig, Qwen3VLVisionModel
 
 import regcache_jax as rc
 from regcache_jax.encoders.encoder import encode_image
@@ -95,6 +99,37 @@ def eva02(folder):
     return (folder / "eva.safetensors",)
 
 
+def clipa(folder):
+    state = layouts.open_clip_from_clip(draw_parameters(clip()).state_dict(), 3, 2)
+    kept = {name: tensor for name, tensor in state.items() if ".ln_pre." not in name}
+    safetensors.torch.save_file(kept, folder / "open_clip_model.safetensors")
+    vision = {"head_width": 12, "pool_type": "avg", "final_ln_after_pool": True}
+    told = {"vision_cfg": vision, "text_cfg": {"pool_type": "last", "no_causal_mask": True, "heads": 2}}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": told}))
+    return (folder,)
+
+
+def in_its_checkpoint(network, folder, below, told):
+    """A tower's tensors as they stand in the whole checkpoint, whose configuration says what it is."""
+    tensors = {f"{below}{name}": each.contiguous() for name, each in draw_parameters(network).state_dict().items()}
+    safetensors.torch.save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(told))
+    return folder, "--check"
+
+
+def internvl(folder):
+    vision = {**SMALL_IMAGE, "image_size": [40, 40], "patch_size": [8, 8], "attention_bias": True}
+    told = {"model_type": "internvl", "vision_config": {**vision, "model_type": "internvl_vision"}}
+    return in_its_checkpoint(InternVLVisionModel(InternVLVisionConfig(**vision)), folder, "model.vision_tower.", told)
+
+
+def qwen3_vl(folder):
+    vision = {"depth": 2, "hidden_size": 64, "intermediate_size": 96, "num_heads": 2, "patch_size": 8}
+    vision |= {"num_position_embeddings": 36, "out_hidden_size": 32, "deepstack_visual_indexes": [0]}
+    told = {"model_type": "qwen3_vl", "vision_config": {**vision, "hidden_act": "gelu_pytorch_tanh"}}
+    return in_its_checkpoint(Qwen3VLVisionModel(Qwen3VLVisionConfig(**vision)), folder, "model.visual.", told)
+
+
 FAMILIES = {
     "PE Core": lambda folder: perception_encoder(folder, class_token=True, core=True, layer_scale=False),
     "PE Lang": lambda folder: perception_encoder(folder, class_token=False, core=False, layer_scale=True),
@@ -105,8 +140,12 @@ FAMILIES = {
     "InternViT-6B": internvit_6b,
     "dino.txt": dinotxt,
     "EVA-02": eva02,
+    "CLIPA": clipa,
+    "C-RADIO": lambda folder: (radio.folder(folder, radio.drawn()), "--image-size", "40"),
+    "InternVL's tower": internvl,
+    "Qwen3-VL's tower": qwen3_vl,
 }
-PATCHES = ("PE Lang", "PaliGemma's tower", "InternViT-6B")
+PATCHES = ("PE Lang", "PaliGemma's tower", "InternViT-6B", "InternVL's tower", "Qwen3-VL's tower")
 """What is read of these are their patches."""
 
 

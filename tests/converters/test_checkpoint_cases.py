@@ -93,6 +93,7 @@ OTHERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("wrap", "message"), OTHERS, ids=["ema", "args", "np_metric"])
 def test_what_a_trainer_leaves_beside_the_weights_is_asked_about_or_named(converted, weights, tmp_path, wrap, message):
     torch.save(wrap(weights), tmp_path / "epoch_32.pt")
@@ -178,6 +179,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_would_be_read_as_something_else_is_refused_by_name(converted, folders, tmp_path, kind):
     changes, message = REFUSED[kind]

@@ -188,6 +188,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("spoil", "message"), FAULTS, ids=[spoil.__name__ for spoil, _ in FAULTS])
 def test_a_spoilt_checkpoint_is_refused_in_one_line_and_leaves_nothing(source, tmp_path, spoil, message):
     spoil(source)

@@ -113,6 +113,7 @@ def read_from(tmp_path_factory):
     return read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(KINDS)[:3])
 @pytest.mark.parametrize("layout", ["Meta", "timm"])
 def test_the_names_of_meta_and_timm_give_the_same_numbers(tmp_path, read_from, kind, layout):
@@ -144,6 +145,7 @@ def test_transformers_may_write_either_name_of_a_block(tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -199,6 +201,7 @@ def test_other_picture_sizes_are_only_other_places(tmp_path):
         converters.convert(source, tmp_path / "other", interpolation="bicubic")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "gated"])
 @pytest.mark.parametrize("layout", ["Meta DINOv3", "timm DINOv3", "Hugging Face DINOv3"])
 def test_what_is_written_has_the_names_of_the_layout_and_reads_back(tmp_path, kind, layout):

@@ -344,6 +344,7 @@ def test_dinov2_folders_give_the_hidden_states_of_transformers_at_another_image_
             assert row.typical <= 1e-5 and row.worst <= 1e-4, (pixels, row)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan", [False, True])
 @pytest.mark.parametrize("prefix", ["", "params/"])
 def test_a_big_vision_file_gives_the_same_siglip(tmp_path, siglip_pair, scan, prefix):
@@ -364,6 +365,7 @@ def test_a_big_vision_file_gives_the_same_siglip(tmp_path, siglip_pair, scan, pr
     assert_same_tree(image_only.params, Parameters(encoder.params.image))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["big_vision", "big_vision scanned"])
 def test_big_vision_to_ours_and_back_is_bit_equal_names_included(tmp_path, siglip_pair, layout):
     arrays = layouts.big_vision_from_siglip(siglip_pair[1], 3, 2, heads=4)
@@ -411,6 +413,7 @@ def test_a_text_position_table_that_early_big_vision_files_hold_twice_is_added_u
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", [format.name for format in FORMATS if "TIPS" not in format.name])  # which multiplies
 def test_every_table_is_its_own_inverse(format, clip_pair, siglip_pair, tmp_path):
     """What a table writes, it reads back bit-equal; for encoders that the layout can hold."""

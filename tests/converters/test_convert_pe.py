@@ -79,6 +79,7 @@ def test_blocks_features_texts_and_logits_are_those_of_the_description_at_two_si
         assert_close(ours["logits"], state["logit_scale"].exp() * cosines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_names_of_timm_and_open_clip_give_the_same_numbers(read, kind):
     state = state_of(kind)
@@ -122,6 +123,7 @@ def test_pictures_and_words_are_as_meta_prepares_them(read):
     assert catalog.get("facebook/PE-Core-G14-448").spec.image.blocks.rotary.offset == 0
 
 
+@pytest.mark.slow
 def test_the_patches_of_any_block_of_a_spatial_are_read_with_its_class_token(read):
     encoder = jax.tree.map(jnp.asarray, read(state_of("Spatial")).encoder)
     images = np.random.default_rng(0).standard_normal((1, 40, 40, 3)).astype(np.float32)

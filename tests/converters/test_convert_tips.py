@@ -109,6 +109,7 @@ def test_positions_of_words_are_sines_and_cosines_of_periods_up_to_ten_thousand(
     np.testing.assert_array_equal(table[0], [0, 0, 1, 1])
 
 
+@pytest.mark.slow
 def test_the_text_tower_comes_from_the_file_beside_and_may_be_missing(tmp_path, files):
     alone = read_checkpoint(files(texts=False)).encoder
     both = checkpoints.load(converters.convert(files(), tmp_path / "model"))

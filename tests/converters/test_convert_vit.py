@@ -166,8 +166,10 @@ def timm_features(state: dict[str, torch.Tensor], images: np.ndarray) -> np.ndar
         up = functional.gelu(functional.linear(normed, own["mlp.fc1.weight"], own["mlp.fc1.bias"]))
         update = functional.linear(up, own["mlp.fc2.weight"], own["mlp.fc2.bias"])
         hidden = hidden + update * own.get("ls2.gamma", torch.ones(width))
-    normed = functional.layer_norm(hidden, (width,), state["norm.weight"], state["norm.bias"], 1e-6)
-    return functional.linear(normed[:, 0], state["head.weight"], state["head.bias"]).numpy()
+    last = "norm" if "norm.weight" in state else "fc_norm"
+    pooled = hidden[:, 0] if last == "norm" else hidden[:, 1:].mean(dim=1)
+    normed = functional.layer_norm(pooled, (width,), state[f"{last}.weight"], state[f"{last}.bias"], 1e-6)
+    return functional.linear(normed, state["head.weight"], state["head.bias"]).numpy()
 
 
 CONFIG = {
@@ -204,12 +206,22 @@ def test_a_vit_in_timms_names_gives_the_logits_of_its_definition(tmp_path, layer
     assert model.metadata["layout"] == "timm ViT"
 
 
+@pytest.mark.slow
+def test_a_vit_that_is_pooled_by_the_mean_norms_it_behind_the_pooling(tmp_path):
+    renamed = {"norm.weight": "fc_norm.weight", "norm.bias": "fc_norm.bias"}
+    state = {renamed.get(name, name): tensor for name, tensor in timm_state(False, True).items()}
+    folder = timm_folder(tmp_path / "timm", state, {**CONFIG, "global_pool": "avg"})
+    model = checkpoints.load(converters.convert(folder, tmp_path / "model"))
+    images = np.random.default_rng(0).standard_normal((2, 40, 40, 3)).astype(np.float32)
+    np.testing.assert_allclose(rc.classify(model.encoder, images), timm_features(state, images), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"num_classes": 7}, r"head.weight has 5 classes, config.json says 7 \(num_classes\)"),
         ({"label_names": ["a", "b"]}, r"has 5 classes, config.json says 2 \(names\)"),
-        ({"global_pool": "avg"}, "pools other than by its class token"),
+        ({"global_pool": "avg"}, "pooled by its class token .*config.json says 'avg'"),
         (
             {"pretrained_cfg": {"input_size": [3, 224, 224]}},
             r"40 px by its positions, config.json says input_size \[3, 224",

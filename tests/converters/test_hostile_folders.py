@@ -117,6 +117,7 @@ def test_a_file_that_is_not_what_its_name_says_is_refused(folder, tmp_path, name
     assert name in refused(folder, tmp_path, "truncated|is not a torch file|is no Flax msgpack|holds no tensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "message"),
     [

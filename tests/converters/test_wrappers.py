@@ -57,6 +57,7 @@ PREFIXES = ("", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.
 EVERY = list(zip(PREFIXES, itertools.cycle((".pt", ".pth.tar", ".ckpt")), strict=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("prefix", "ending"), EVERY)
 def test_wrappers_are_taken_off_in_any_order_and_the_optimizer_is_left_out(state, plain, tmp_path, prefix, ending):
     found = read(tmp_path / f"trained{ending}", trained(state, prefix))

@@ -13,6 +13,7 @@ from regcache_jax.encoders import catalog
 CATALOG = [row.spec for row in catalog.ROWS if row.spec is not None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [*small.SPECS.values(), *CATALOG], ids=lambda spec: spec.name)
 def test_a_spec_survives_json(spec):
     assert EncoderSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 
 import numpy as np
@@ -135,10 +136,11 @@ def test_a_tf_example_is_looked_into_and_one_without_a_picture_says_what_it_has(
 
 
 @pytest.mark.slow
-def test_processes_that_decode_get_every_kind(sources):
+def test_processes_that_decode_get_every_kind_and_leave_no_shared_memory(sources):
     dataset = parts_of_images(str(sources / "bytes.parquet"), 7)[0].open()
     found = [batch.image[batch.mask] for batch in batches(dataset, _constant, 4, workers=2)]
     assert np.concatenate(found)[:, 0, 0, 0].astype(int).tolist() == list(NUMBERS)
+    assert not [each for each in gc.get_objects() if type(each).__name__ == "SharedMemoryArray"]
 
 
 def _constant(image) -> np.ndarray:

@@ -53,6 +53,7 @@ def test_blocks_before_the_registers_enter_are_bit_equal_to_a_plan_that_does_not
         assert (np.asarray(seen[start + 1]) != np.asarray(plain[start + 1])).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", small.KINDS)
 def test_from_the_block_where_registers_leave_they_change_no_bit(kind):
     params, spec = PARAMS[kind], small.SPECS[kind].image
@@ -62,6 +63,7 @@ def test_from_the_block_where_registers_leave_they_change_no_bit(kind):
     np.testing.assert_array_equal(left, run(params.blocks, middle, plan=empty_plan(3, 3, 8)).hidden)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("copies", [1, 4, 15])
 def test_copies_of_a_register_weigh_as_one_row_with_a_logit_bias(copies):
     rng = np.random.default_rng(copies)

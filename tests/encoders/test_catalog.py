@@ -144,8 +144,7 @@ def test_a_misspelt_name_gets_the_nearest_ones():
         ("open_clip:ViTamin-L-336,datacomp1b", "begins with convolutions"),
         ("open_clip:convnext_base_w,laion2b_s13b_b82k", "no attention"),
         ("apple/MobileCLIP-S1", "FastViT"),
-        ("nvidia/C-RADIOv4-H", "several class tokens"),
-        ("open_clip:ViT-bigG-14-CLIPA-336,datacomp1b", "BERT's words"),
+        ("nvidia/C-RADIOv3-g", "is gated"),
         ("timm/MobileCLIP2-S0-OpenCLIP", "begins with convolutions"),
     ],
 )

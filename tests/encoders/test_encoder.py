@@ -13,7 +13,7 @@ import small
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.scheme import SITES, Scheme
 from regcache_jax.encoders.encoder import Encoder, encode, encode_image, encode_text, normalize
-from regcache_jax.encoders.vision import pool
+from regcache_jax.encoders.pooling import pool
 from regcache_jax.quantization.quantize import quantize
 
 fast_encode_image = jax.jit(encode_image)

@@ -18,6 +18,7 @@ from regcache_jax.encoders import catalog
 from regcache_jax.encoders.encoder import Encoder, encode, encode_image, init_params
 from regcache_jax.encoders.forms import ATTENTION, PLAIN, Form, form_for
 from regcache_jax.encoders.serving_program import prepare, serve
+from regcache_jax.ops import attention_forms
 from regcache_jax.ops.attention_forms import attend_flash, attend_kept, attend_pairs, attend_plain
 from regcache_jax.quantization.quantize import quantize
 
@@ -57,6 +58,7 @@ def encoder(kind: str) -> Encoder:
     return quantize(Encoder(params, spec=spec).with_plan(plan), pictures(kind, 8), Scheme())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attend", [attend_kept, attend_pairs, attend_flash])
 @pytest.mark.parametrize("registers", [0, 2])
 def test_what_padding_holds_is_of_no_matter_to_a_form(attend, registers):
@@ -90,6 +92,22 @@ def test_attention_of_every_form_is_that_of_the_plain_one(weights, present):
         register = register.replace(key=paired(register.key), value=paired(register.value))
     pairs = attend_pairs(paired(query), paired(key), paired(value), 11, register, jnp.float32, present)
     np.testing.assert_allclose(pairs.reshape(plain.shape), plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attend", [attend_kept, attend_pairs])
+def test_queries_in_chunks_attend_as_all_at_once(attend, monkeypatch):
+    query, key, value = (normal(seed, 2, 21, HEADS, HEAD_DIM) for seed in (0, 1, 2))
+    register = BlockRegister(*normal(4, 2, 2, HEADS, HEAD_DIM), normal(5, 2, 1))
+    present = jnp.asarray(np.random.default_rng(3).random((2, 21)) < 0.8)
+    whole = [attend(query, key, value, 19, register, jnp.float32, each) for each in (None, present)]
+    monkeypatch.setattr(attention_forms, "ON_CHIP", 100)
+    monkeypatch.setattr(attention_forms, "CHUNK", 8 * 2 * 21 * HEADS)  # three chunks of eight, the last of five
+    lowered = jax.jit(lambda query: attend(query, key, value, 19, register, jnp.float32)).lower(query).as_text()
+    assert "while" in lowered
+    chunked = [attend(query, key, value, 19, register, jnp.float32, each) for each in (None, present)]
+    for found, wanted in zip(chunked, whole, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
 
 
 @functools.cache
@@ -151,6 +169,9 @@ def test_a_form_is_chosen_by_chip_shape_and_scheme():
     assert form_for("v5p", clip, Scheme()) == Form("slot", class_alone=True)
     assert form_for("gpu", base, Scheme()) == Form("flash", folded_probe=True, outputs_first=True)
     assert form_for("gpu", clip, None) == Form("flash", class_alone=True)
+    long = catalog.get("google/gemma-3-4b-it").spec.image
+    assert form_for("v5e", long, None) == form_for("v6e", long, Scheme()) == Form("kept")  # queries in chunks
+    assert form_for("v5p", long, None) == PLAIN
     assert form_for("v5e", base, None) == form_for(None, base, Scheme()) == PLAIN
     assert (
         form_for("v5e", base, Scheme(activations="token")) == form_for("v5e", base, Scheme(products=("pv",))) == PLAIN

@@ -45,6 +45,7 @@ def alone(number):
     return small.sheets(number + 1)[number:, : rows * columns]
 
 
+@pytest.mark.slow
 def test_a_sheet_brings_its_grid_and_its_mask_along_in_every_dtype():
     for dtype in (jnp.float32, jnp.bfloat16):
         grids = grids_of(small.sheets(5).astype(dtype))
@@ -155,6 +156,7 @@ def test_a_picture_of_fewer_tokens_than_are_deleted_keeps_one_in_both_forms():
     np.testing.assert_allclose(served.features, searched.features, **CLOSE)
 
 
+@pytest.mark.slow
 def test_what_fills_up_a_batch_gives_finite_features():
     assert np.isfinite(encode(small.encoder("naflex"), jnp.zeros((2, 20, 17, 3))).features).all()
 
@@ -207,6 +209,7 @@ def test_patches_are_read_line_by_line_and_deleted_ones_are_filled_in_alike_in_b
         patch_tokens(encode(deleting, sheets), spec)
 
 
+@pytest.mark.slow
 def test_what_fills_a_deleted_patch_of_a_sheet_is_what_fills_it_in_a_square():
     patches, rng = jax.random.normal(jax.random.key(0), (3, 16, 5)), np.random.default_rng(0)
     kept = jnp.asarray(rng.uniform(size=(3, 16)) > [[0.2], [0.6], [0.93]])  # of the last nearly nothing is left

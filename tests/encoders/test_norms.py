@@ -118,6 +118,7 @@ def test_the_peer_that_a_tpu_is_asked_about_has_the_same_norms(kind):
     assert ("bias" in attention["out"]) == spec.blocks.bias
 
 
+@pytest.mark.slow
 def test_a_spec_of_version_0_1_0_has_none_of_it_in_its_json():
     json = EncoderSpec("small", "clip", small.VIT, small.PICTURE).to_json()
     added = {"norm", "qk_norm", "bias", "inner_norms", "patch_norm", "further"}

@@ -96,6 +96,7 @@ def test_a_part_that_is_resized_alone_has_the_bits_of_pillows_two_steps(monkeypa
     np.testing.assert_array_equal(resize_and_crop(picture, spec), np.asarray(resized.crop(box)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("filter", ["bicubic", "bilinear_tf"])
 @pytest.mark.parametrize("how", ["squash", "shortest"])
 def test_a_picture_of_one_by_two_million_costs_what_its_crop_costs(how, filter):

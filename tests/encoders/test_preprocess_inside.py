@@ -12,6 +12,7 @@ from regcache_jax.encoders import preprocess_inside as inside
 from regcache_jax.encoders.preprocess import preprocess
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(40, 31), (90, 30), (20, 20), (13, 200)])
 @pytest.mark.parametrize(
     ("how", "filter"), [("shortest", "bicubic"), ("squash", "bilinear"), ("squash", "bilinear_tf")]

@@ -291,6 +291,7 @@ def test_a_file_that_ends_its_library_or_never_lets_it_end_costs_a_child_and_giv
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "message"),
     [

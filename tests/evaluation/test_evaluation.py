@@ -55,6 +55,7 @@ def counted(encode, state, parts, **how):
     return {name: np.asarray(count) for name, count in counts.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.devices
 @pytest.mark.parametrize("number", [1, 8, 37, 10_007])
 @pytest.mark.parametrize("parallel", ["jit", "pmap"])

@@ -90,6 +90,7 @@ def contents(folder):
 JOBS = {"file": write, "folder": make_folder, "plan": plan, "stages": stages, "log": log, "chunks": chunks}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full", [False, True], ids=["killed", "disk full"])
 @pytest.mark.parametrize("name", JOBS)
 def test_a_job_stopped_at_every_one_of_its_file_events_goes_on_to_the_same_end(tmp_path, name, full):

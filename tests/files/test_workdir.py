@@ -22,7 +22,7 @@ from regcache_jax.files.identity import digest_of
 from regcache_jax.files.paths import write_json
 from regcache_jax.files.trial_table import TrialTable
 from regcache_jax.files.workdir import Workdir, listing, read_array, write_array
-from regcache_jax.models import folder as checkpoints
+from regcache_jax.models.arrays import params_path
 from regcache_jax.models.plan_file import load_plan, save_plan
 from regcache_jax.registers.search.space import Numbers
 
@@ -200,5 +200,5 @@ def test_a_search_whose_table_lies_on_gs_goes_on(bucket):
 
 def test_orbax_is_given_addresses_as_they_are_and_folders_as_absolute_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert str(checkpoints._params(epath.Path("gs://bucket/model"))) == "gs://bucket/model/params"
-    assert str(checkpoints._params(epath.Path("model"))) == str(tmp_path / "model" / "params")
+    assert str(params_path(epath.Path("gs://bucket/model"))) == "gs://bucket/model/params"
+    assert str(params_path(epath.Path("model"))) == str(tmp_path / "model" / "params")

@@ -177,6 +177,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("spoil", "message"), FAULTS.values(), ids=FAULTS)
 def test_a_spoilt_folder_gets_one_message_that_names_it(tmp_path, encoder, spoil, message):
     folder = tmp_path / "m"

@@ -105,6 +105,7 @@ def version(encoder, tmp_path_factory) -> Path:
     return Path(export_triton(encoder, tmp_path_factory.mktemp("repository") / "small", PROGRAM, (4, 1)))
 
 
+@pytest.mark.slow
 def test_the_configuration_says_what_goes_in_and_out_and_how_requests_are_gathered(version):
     assert (version.parent / "config.pbtxt").read_text() == (
         'name: "small"\n'
@@ -158,6 +159,7 @@ def test_the_next_version_lies_beside_the_first_and_another_program_is_refused(v
         assert (second / name).read_bytes() == (version / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_features_in_bfloat16_pass_by_dlpack(encoder, utilities, tmp_path):
     version = Path(export_triton(encoder, tmp_path / "half", dataclasses.replace(PROGRAM, outputs="bfloat16"), (2,)))
     assert "data_type: TYPE_BF16 dims: [24]" in (version.parent / "config.pbtxt").read_text()

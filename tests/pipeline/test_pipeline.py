@@ -17,8 +17,10 @@ from randomized import draw_parameters, siglip
 
 from regcache_jax import pipeline
 from regcache_jax.cli.run import load_config, override
+from regcache_jax.core.errors import UserError
 from regcache_jax.core.observer import Observer
 from regcache_jax.data import load_images, open_dataset
+from regcache_jax.demo.bundled import bundled_model
 from regcache_jax.encoders import catalog
 from regcache_jax.encoders.encoder import encode_image
 from regcache_jax.files import results
@@ -102,6 +104,20 @@ def test_other_evaluation_data_redoes_the_evaluation_only(finished, tmp_path):
     pipeline.run(small_config("--config.evaluation.limit=24"), tmp_path / "run", recorder)
     assert recorder.kept == ["inspect", "search_w8a8", "quantize_w8a8", "costs"]
     assert all(stage.startswith("evaluate_") for stage in recorder.ran[:-1]) and recorder.ran[-1] == "figures"
+
+
+@pytest.mark.slow
+def test_the_encoder_that_auto_made_is_a_row_of_the_errors_of_patches(finished, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    recorder, other = Recorder(), tmp_path / "auto"
+    shutil.copytree(folder / "models" / "w8a8", other)  # what `quantize --auto` might have written
+    pipeline.run(small_config(f"--config.auto={other}"), folder, recorder)
+    assert recorder.ran == ["figures"]
+    found = json.loads((folder / "story.json").read_text())["figures"]["patches"]["rows"]
+    assert list(found) == ["plain", "registers", "auto"] and found["auto"] == found["registers"]
+    assert "by auto" in (folder / "report.html").read_text()
+    with pytest.raises(UserError, match=r"config\.auto must be a .* at w8a8, from `quantize --auto`; .* at float"):
+        pipeline.run(small_config(f"--config.auto={bundled_model()}"), folder, recorder)
 
 
 @pytest.mark.slow

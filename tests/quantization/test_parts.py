@@ -76,6 +76,7 @@ def test_quantised_parts_are_saved_and_loaded(tmp_path):
     np.testing.assert_array_equal(encode_text(again, IDS), encode_text(quantized, IDS))
 
 
+@pytest.mark.slow
 def test_parts_that_are_not_there_and_nothing_to_calibrate_on_are_refused():
     images = small.images(8)
     for encoder, part, message in (

@@ -103,6 +103,15 @@ def test_the_page_says_how_near_patches_are_and_draws_pictures_of_any_shape(rows
     assert drawn == [("128", "42.6667")] * 2
 
 
+def test_the_page_has_the_patches_of_auto_too_where_a_run_was_given_its_encoder(rows, story):
+    assert "by auto" not in page(rows, story)
+    found = story["figures"]["patches"]["rows"]
+    found["auto"] = {"mean": 0.007, "worst": 0.03, "maps": [[[0.0, 0.05], [0, 0]]]}
+    text = page(rows, story)
+    assert "with registers: 0.01 on average, 0.02 exceeded by one patch in a hundred; by auto: 0.007" in text
+    assert "largest 0.7 without registers, 0.2 with registers, 0.05 by auto" in text
+
+
 def test_the_first_screen_has_the_verdict_its_intervals_the_claim_beside_what_was_found_and_commands(rows, story):
     text = plain(page(rows, story).split("<h2>Results</h2>")[0])
     assert "87.0 % of 816 pictures are right (84.0 to 89.0); the float encoder has 87.0 % (84.0 to 89.0)" in text

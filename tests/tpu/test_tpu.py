@@ -78,6 +78,28 @@ def test_estimates_are_added_up_and_what_carries_none_is_counted():
     assert compiler.estimates(text) == (150, {"sort": 1, "tpu_custom_call": 1})
 
 
+def test_a_loop_counts_as_often_as_it_runs_and_one_that_does_not_say_it_is_told():
+    estimate = 'backend_config={"estimated_cycles":"%d"}'
+    text = f"""
+%inner (x: f32[8]) -> f32[8] {{
+  %a = f32[8] fusion(%x), calls=%none, {estimate % 3}
+}}
+%body.1 (x: f32[8]) -> f32[8] {{
+  %b = f32[8] call(%x), to_apply=%inner, {estimate % 10}
+}}
+%condition (x: s32[]) -> pred[] {{
+  %limit = s32[]{{:T(128)}} constant(32)
+  ROOT %lt = pred[] compare(%x, %limit), direction=LT
+}}
+ENTRY %main (x: f32[8]) -> f32[8] {{
+  %c = f32[8] while(%x), condition=%condition, body=%body.1, metadata={{}}
+  %d = f32[8] copy(%c), {estimate % 7}
+}}
+"""
+    assert compiler.estimates(text) == (32 * (10 + 3) + 7, {})
+    assert compiler.estimates(text.replace("constant(32)", "parameter(1)")) == (20, {"while": 1})
+
+
 def test_an_absurd_estimate_is_thrown_out_loudly():
     with pytest.raises(UserError, match="which cannot be"):
         compiler.estimates('%a = f32[8] fusion(%x), backend_config={"estimated_cycles":"250000000000000000000"}')

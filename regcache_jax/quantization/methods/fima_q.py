@@ -32,8 +32,8 @@ from regcache_jax.core.sites import Block, ImageTower, QuantizedTensor
 from regcache_jax.core.spec import ImageSpec
 from regcache_jax.encoders.blocks import run_blocks, segment
 from regcache_jax.encoders.encoder import Encoder, normalize
+from regcache_jax.encoders.pooling import pool
 from regcache_jax.encoders.rounding import Run
-from regcache_jax.encoders.vision import pool
 from regcache_jax.quantization.methods.adaround import Learned, settled, simulated, start_of_rounding, up
 from regcache_jax.quantization.methods.by_block import State, all_entering, blocks_of, plan_of_block
 from regcache_jax.quantization.methods.folding import with_blocks
