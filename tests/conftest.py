@@ -40,7 +40,7 @@ gc.freeze()
 gc.set_threshold(100_000, 50, 50)
 
 
-MORE_MEMORY = 3 << 30
+MORE_MEMORY = 2 << 30
 """Bytes that a worker may hold when programs were last dropped, and so many more."""
 _held = [0]
 
