@@ -6,10 +6,10 @@ import resource
 from importlib.metadata import version
 from pathlib import Path
 
-# Programs that take long to compile are kept from file to file, worker to worker and run to run (`make clean` drops them); of small ones
-# keeping costs more than compiling. A key is the program's text, the compiler's version and its options, so a stale one is never taken.
+# Compiled programs are kept from file to file, worker to worker and run to run (`make clean` drops them): what a test costs is
+# mostly compiling. A program's key is its text, the compiler's version and its options, so a stale one is never taken.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / "build" / "programs"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # Two devices tell what more would; project/test_eight_devices.py runs the tests marked `devices` with eight. Most programs run once, on
 # arrays of a few hundred numbers: by the older, simpler emitters and without optimisation they are compiled in a tenth of the time.

@@ -35,4 +35,7 @@ def encoder(layout: str) -> Encoder | None:
     spec = next((spec for word, spec in SPECS.items() if word in layout), None)
     if spec is None:
         return None
-    return Encoder(jax.tree.map(np.asarray, init_params(spec, jax.random.key(0))), spec=spec)
+    params = jax.tree.map(np.array, init_params(spec, jax.random.key(0)))
+    if layout == "C-RADIO":
+        params.image.position_embedding[0] = 0.0  # the class token's position, which it cannot hold
+    return Encoder(params, spec=spec)
