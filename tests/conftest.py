@@ -6,16 +6,19 @@ import resource
 from importlib.metadata import version
 from pathlib import Path
 
+OLDEST = version("jaxlib").startswith("0.10.")
 # Compiled programs are kept from file to file, worker to worker and run to run (`make clean` drops them): what a test costs is
-# mostly compiling. A program's key is its text, the compiler's version and its options, so a stale one is never taken.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / "build" / "programs"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# mostly compiling. A program's key is its text, the compiler's version and its options, so a stale one is never taken. Not with jaxlib
+# 0.12, which ended a worker by a segmentation fault as it put a program into bytes.
+if OLDEST:
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / "build" / "programs"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # Two devices tell what more would; project/test_eight_devices.py runs the tests marked `devices` with eight. Most programs run once, on
 # arrays of a few hundred numbers: by the older, simpler emitters and without optimisation they are compiled in a tenth of the time.
 DEVICES = os.environ.get("SIMULATED_DEVICES", "2")
 QUICK = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
-if version("jaxlib").startswith("0.10."):  # later ones have no other emitters, and end at a flag that they do not know
+if OLDEST:  # later ones have no other emitters, and end at a flag that they do not know
     QUICK += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES} {QUICK}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
