@@ -88,12 +88,11 @@ def clip_spec(given: Given) -> EncoderSpec:
     )
     spec = dataclasses.replace(spec, preprocessing=preprocessing(given.config, spec.preprocessing))
     pooling, causal = setting(text, "pool_type", "argmax", CONFIG), not setting(text, "no_causal_mask", False, CONFIG)
-    mean = setting(vision, "pool_type", "tok", CONFIG) == "avg" and setting(
-        vision, "final_ln_after_pool", False, CONFIG
-    )
+    pooled = setting(vision, "pool_type", "tok", CONFIG)
+    mean = pooled == "avg" and setting(vision, "final_ln_after_pool", False, CONFIG)
     if mean and pooling == "last" and not causal:
         return clipa.with_mean_and_words(spec)
-    if mean or setting(vision, "pool_type", "tok", CONFIG) != "tok":
+    if mean or pooled != "tok":
         raise UserError(
             f"{CONFIG}: pictures of a CLIP are pooled by their class token (pool_type tok), or all as in a CLIPA"
         )

@@ -91,6 +91,7 @@ def attend_flash(
     Registers are written over the rows behind the tokens, which a compiler does in place, and their copies are a bias of the logits; what
     padding is left is cut off."""
     bias, num_registers = None, 0 if register is None else len(register.key)
+    assert key.shape[1] >= slot + num_registers  # or the update below would move in front of `slot`, over tokens
     query, key, value = (
         query.astype(dtype), key[:, : slot + num_registers].astype(dtype), value[:, : slot + num_registers].astype(dtype),
     )  # fmt: skip

@@ -67,11 +67,10 @@ class Material:
         found, bits = checkpoints.load(self.config.auto).encoder, self.config.schemes[0]
         own = None if found.scheme is None else f"w{found.scheme.weight_bits}a{found.scheme.activation_bits}"
         if found.spec != self.encoder.spec or own != bits:
-            wanted, what = (
-                f"a {self.encoder.spec.name} at {bits}, from `quantize --auto`",
-                f"{found.spec.name} at {own or 'float'}",
+            raise UserError(
+                f"config.auto must be a {self.encoder.spec.name} at {bits}, from `quantize --auto`; "
+                f"{self.config.auto} is {found.spec.name} at {own or 'float'}"
             )
-            raise UserError(f"config.auto must be {wanted}; {self.config.auto} is {what}")
         return found
 
     def pictures(self, which: str) -> Pictures:
