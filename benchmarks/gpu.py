@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py --seconds 240 --json gpu.json     # B/16, L/14, So400m/14 at batches 1 to 256, dearest questions first
     python benchmarks/gpu.py --models openai/clip-vit-large-patch14 --batches 32 --programs flax-bf16 int8/gpu
+    python benchmarks/gpu.py --trace                           # the same, and the time of each kind of kernel
     python benchmarks/gpu.py --hlo                             # lowers for CUDA on any machine and counts products by type
 
 `/gpu`: in the form of `encoders/forms.py` for a GPU (cuDNN's flash attention, integer kernels with their inputs last in memory). Programs
@@ -16,6 +17,7 @@ import concurrent.futures
 import json
 import re
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -107,7 +109,37 @@ def kernels(text: str) -> dict[str, int]:
     return dict(collections.Counter(target or kind for target, kind in found))
 
 
-def group(model: str, batch: int, names: tuple[str, ...], budget: float) -> Iterator[dict[str, Any]]:
+KINDS = {
+    "attention": "cudnn_generated",
+    "products": "gemm|^nvjet|cutlass|convolve|fprop",
+    "zeros": "^Memset",
+    "between": "",
+}
+"""Kinds of kernels by what their names hold; the first that fits."""
+
+
+def traced(function: Callable[..., Any], *arguments: Any, calls: int = 5) -> dict[str, tuple[float, float]]:
+    """Kernels that run in a call, and their seconds, by kind. The profiler sees a graph of kernels as one; XLA_FLAGS with
+    --xla_gpu_enable_command_buffer= has them launched one by one."""
+    found = {kind: (0.0, 0.0) for kind in KINDS}
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for _ in range(calls):
+                result = function(*arguments)
+            jax.block_until_ready(result)
+        for file in Path(folder).rglob("*.xplane.pb"):
+            planes = jax.profiler.ProfileData.from_file(str(file)).planes
+            events = [event for plane in planes if "GPU" in plane.name for line in plane.lines for event in line.events]
+            for event in events:
+                kind = next(kind for kind, names in KINDS.items() if re.search(names, event.name))
+                kernels, spent = found[kind]
+                found[kind] = kernels + 1 / calls, spent + event.duration_ns * 1e-9 / calls
+    return found
+
+
+def group(
+    model: str, batch: int, names: tuple[str, ...], budget: float, trace: bool = False
+) -> Iterator[dict[str, Any]]:
     """Compiles programs side by side, then times one after another; a row each."""
 
     def compile_one(name: str) -> Any:
@@ -129,6 +161,7 @@ def group(model: str, batch: int, names: tuple[str, ...], budget: float) -> Iter
             row |= {"temp_bytes": memory.temp_size_in_bytes, "argument_bytes": memory.argument_size_in_bytes}
             weights = drawn(shapes)
             row["seconds"], row["least"], row["alone"] = seconds(compiled, weights, images, budget=budget)
+            row |= {"traced": traced(compiled, weights, images)} if trace else {}
             del weights
         except Exception as error:  # out of memory, or what the device has not: the others go on
             row["fault"] = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
@@ -140,19 +173,23 @@ def line(row: dict[str, Any]) -> str:
     begin = f"{row['model']:34} batch {row['batch']:4} {row['program']:38}"
     if "fault" in row:
         return f"{begin} {row['fault']}"
+    kinds = row.get("traced", {}).items()
     return (
         f"{begin} {row['seconds'] * 1e3:9.3f} ms {row['batch'] / row['seconds']:9.1f} images/s  least {row['least'] * 1e3:9.3f}"
         f"  alone {row['alone'] * 1e3:9.3f} ms  {sum(row['kernels'].values()):4} operations  temporaries "
         f"{row['temp_bytes'] / 1e6:7.1f} MB  compiled in {row['compile_seconds']:.0f} s"
+        + "".join(f"; {kind}: {kernels:.0f} kernels, {spent * 1e6:.0f} us" for kind, (kernels, spent) in kinds)
     )
 
 
-def run(groups: list[tuple[str, int, tuple[str, ...]]], limit: float, path: Path | None, budget: float) -> None:
+def run(
+    groups: list[tuple[str, int, tuple[str, ...]]], limit: float, path: Path | None, budget: float, trace: bool
+) -> None:
     """All groups that can be begun within `limit` seconds."""
     started, rows, device = time.monotonic(), [], jax.devices()[0]
     print(f"{device.device_kind} ({device.platform}), jax {jax.__version__}", flush=True)
     for model, batch, names in groups:
-        for row in group(model, batch, names, budget):
+        for row in group(model, batch, names, budget, trace):
             rows.append(row)
             print(line(row), f" [{time.monotonic() - started:.0f} s]", flush=True)
             if path is not None:
@@ -188,6 +225,7 @@ if __name__ == "__main__":
     parser.add_argument("--hlo", action="store_true")
     parser.add_argument("--seconds", type=float, default=240.0, help="no group of programs is begun later")
     parser.add_argument("--timing", type=float, default=0.7, help="about so many seconds for the timing of one program")
+    parser.add_argument("--trace", action="store_true", help="kernels and their time by kind, too")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--models", nargs="*", default=[B16, L14, SO400M])
     parser.add_argument("--batches", type=int, nargs="*")
@@ -200,4 +238,4 @@ if __name__ == "__main__":
         wanted = [found for found in GROUPS if found[0] in arguments.models and found[1] in batches]
         if arguments.programs:
             wanted = [(model, batch, tuple(arguments.programs)) for model in arguments.models for batch in batches]
-        run(wanted, arguments.seconds, arguments.json, arguments.timing)
+        run(wanted, arguments.seconds, arguments.json, arguments.timing, arguments.trace)

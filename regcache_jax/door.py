@@ -25,6 +25,7 @@ from PIL import Image
 from regcache_jax.core.errors import UserError, shown
 from regcache_jax.core.options import refuse_unknown
 from regcache_jax.core.plan import RegisterPlan
+from regcache_jax.core.precision import float32_products
 from regcache_jax.core.scheme import Rule, Scheme
 from regcache_jax.core.search_config import SearchConfig
 from regcache_jax.core.spec import EncoderSpec, Tap
@@ -111,7 +112,8 @@ def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             asked["images"] = as_images(asked["images"], asked["encoder"].spec, VERBS[name].images)
         if "ids" in asked:
             _check_ids(asked["ids"])
-        return function(*given.args, **given.kwargs)
+        with float32_products():
+            return function(*given.args, **given.kwargs)
 
     return checked
 

@@ -45,6 +45,9 @@ gc.set_threshold(100_000, 50, 50)
 
 MORE_MEMORY = 2 << 30
 """Bytes that a worker may hold when programs were last dropped, and so many more."""
+MAPS = int(Path("/proc/sys/vm/max_map_count").read_text()) // 3
+"""Pieces of memory that Linux may map for a worker, a third of what it allows: a program is several, and XLA ends the process
+by a segmentation fault where there are no more."""
 _held = [0]
 
 
@@ -54,9 +57,11 @@ def _memory() -> int:
 
 @pytest.fixture(autouse=True, scope="module")
 def _programs_of_finished_files():
-    """What a file has traced and compiled serves the files after it, until it is too much: of the whole run it is 8 GiB a worker."""
+    """What a file has traced and compiled serves the files after it, until it is too much: of the whole run it is 8 GiB a worker, and more
+    pieces of memory than there may be."""
     yield
-    if _memory() > _held[0] + MORE_MEMORY:
+    maps = Path("/proc/self/maps").read_text().count("\n")
+    if _memory() > _held[0] + MORE_MEMORY or maps > MAPS:
         jax.clear_caches()
         _held[0] = _memory()  # what is freed does not all go back to the system
 

@@ -20,11 +20,12 @@ from regcache_jax.core.plan import BlockRegister, RegisterPlan
 from regcache_jax.core.scheme import SITES, Scheme
 from regcache_jax.core.sites import Block, Dense, QuantizedTensor
 from regcache_jax.core.spec import Activation, BlockSpec
+from regcache_jax.encoders.forms import Form
 from regcache_jax.encoders.norms import apply_norm, norm_heads, norm_mixed
 from regcache_jax.encoders.rounding import Run, attention_rounding, dense
 from regcache_jax.ops.attention import attend, attend_slot
 from regcache_jax.ops.delete import mark_largest
-from regcache_jax.ops.gelu import gelu_for_integers
+from regcache_jax.ops.gelu import SLOPES, by_logistic, gelu_for_integers
 from regcache_jax.ops.rotary import Turn, rotate
 
 ACTIVATIONS: dict[Activation, Callable[[Float[Array, "..."]], Float[Array, "..."]]] = {
@@ -40,6 +41,13 @@ INTEGER_ACTIVATIONS: dict[Activation, Callable[[Float[Array, "..."]], Float[Arra
     "gelu": gelu_for_integers,
 }
 """What runs in front of an integer second MLP layer."""
+
+
+def activation(spec: BlockSpec, rounded: bool, form: Form) -> Callable[[Float[Array, "..."]], Float[Array, "..."]]:
+    """What runs in front of the second MLP layer, `rounded` or not, in a form."""
+    if form.by_logistic and spec.activation in SLOPES:
+        return functools.partial(by_logistic, activation=spec.activation)
+    return (INTEGER_ACTIVATIONS if rounded else ACTIVATIONS)[spec.activation]
 
 
 class BlockTrace(NamedTuple):
@@ -139,8 +147,7 @@ def after_attention(
     middle = hidden + update
 
     normed_middle = apply_norm(middle, block.norm2, spec, two_passes=run.form.two_passes)
-    rounded = isinstance(mlp.fc2.kernel, QuantizedTensor)
-    activate = (INTEGER_ACTIVATIONS if rounded else ACTIVATIONS)[spec.activation]
+    activate = activation(spec, isinstance(mlp.fc2.kernel, QuantizedTensor), run.form)
     if mlp.gate is not None:
         gate, up = apply(normed_middle, "fc1", mlp.gate, mlp.fc1)
         features = activate(gate) * up

@@ -19,6 +19,7 @@ from regcache_jax.core.counted import counted
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.names import from_tree
 from regcache_jax.core.plan import RegisterPlan, Schedule
+from regcache_jax.core.precision import float32_products
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.sites import Dense, Grids, HashedText, Parameters, QuantizedTensor, TextTower
 from regcache_jax.core.spec import EncoderSpec, TextSpec
@@ -114,6 +115,7 @@ def normalize(features: Float[Array, "B E"]) -> Float[Array, "B E"]:
     return features32 / jnp.maximum(jnp.linalg.norm(features32, axis=-1, keepdims=True), 1e-12)
 
 
+@float32_products()
 def encode(
     encoder: Encoder,
     images: Float[Array | np.ndarray, "B Y X 3"],
@@ -162,6 +164,7 @@ def encode_text(encoder: Encoder, ids: Int[Array | np.ndarray, "B T"]) -> Float[
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "scheme"))
+@float32_products()
 def _text_features(
     tower: TextTower | HashedText, ids: Int[Array, "B T"], *, spec: TextSpec, scheme: Scheme | None
 ) -> Float[Array, "B E"]:

@@ -95,6 +95,22 @@ def test_attention_of_every_form_is_that_of_the_plain_one(weights, present):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("copies", [1.0, 50.0, 2000.0])
+def test_registers_behind_flash_attention_are_as_exact_in_bfloat16_as_the_plain_rows(copies):
+    """Whether tokens or the register have most of a query's attention."""
+    query, key, value = (normal(seed, 2, 40, HEADS, HEAD_DIM) for seed in (0, 1, 2))
+    register = BlockRegister(*normal(4, 2, 1, HEADS, HEAD_DIM), jnp.full((1, HEADS), np.log(copies), jnp.float32))
+    exact = attend_plain(query, key, value, 39, register, jnp.float32)
+    with jax.numpy_dtype_promotion("standard"):  # JAX's own attention of bfloat16 wants it
+        plain, found = (
+            jax.jit(lambda *rows, attend=attend: attend(*rows, 39, register, jnp.bfloat16))(query, key, value)
+            for attend in (attend_plain, attend_flash)
+        )
+    lost_plain, lost = (float(jnp.linalg.norm(each.astype(jnp.float32) - exact)) for each in (plain, found))
+    assert lost <= 1.25 * lost_plain
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("attend", [attend_kept, attend_pairs])
 def test_queries_in_chunks_attend_as_all_at_once(attend, monkeypatch):
     query, key, value = (normal(seed, 2, 21, HEADS, HEAD_DIM) for seed in (0, 1, 2))

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from regcache_jax.ops.gelu import gelu_for_integers
+from regcache_jax.encoders.blocks import ACTIVATIONS
+from regcache_jax.ops.gelu import SLOPES, by_logistic, gelu_for_integers
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +28,14 @@ def test_every_bfloat16_input_gives_the_exact_value_to_one_in_a_million(every_bf
     ours = np.asarray(jax.jit(gelu_for_integers)(every_bfloat16), np.float64)
     # 1e-6 where the polynomial works, float32's own relative rounding (2 units of 2**-23) for large inputs
     np.testing.assert_allclose(ours, exact, atol=1e-6, rtol=2.4e-7)
+
+
+@pytest.mark.parametrize("activation", list(SLOPES))
+def test_every_bfloat16_input_has_the_same_activation_by_a_logistic_function(every_bfloat16, activation):
+    ours = np.asarray(jax.jit(by_logistic, static_argnums=1)(every_bfloat16, activation))
+    wanted = np.asarray(jax.jit(ACTIVATIONS[activation])(every_bfloat16))
+    # of the exact GELU the polynomial's 1e-6 and erf's; of the others that of float32
+    np.testing.assert_allclose(ours, wanted, atol=2e-6, rtol=5e-7)
 
 
 @pytest.mark.parametrize("bits", [8, 6, 4])
