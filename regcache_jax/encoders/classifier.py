@@ -25,7 +25,7 @@ def class_scores(classifier: Dense, features: Float[Array | np.ndarray, "n E"]) 
     """Logits of pooled features as the encoder gives them, in float32."""
     assert classifier.bias is not None
     kernel, bias = classifier.floats.astype(jnp.float32), classifier.bias.astype(jnp.float32)
-    return jnp.asarray(features, jnp.float32) @ kernel + bias
+    return jnp.matmul(jnp.asarray(features, jnp.float32), kernel, precision="highest") + bias
 
 
 def classify(encoder: Encoder, images: Float[Array | np.ndarray, "B Y X 3"]) -> Float[Array, "B C"]:

@@ -150,4 +150,4 @@ def _count(
     predict_fn: PredictFn, train_state: Any, vectors: Array, images: Array, labels: Array, mask: Array
 ) -> dict[str, Array]:
     features = predict_fn(train_state, {"image": images})[0].astype(jnp.float32)
-    return count_hits(features @ vectors.T, labels, mask)
+    return count_hits(jnp.matmul(features, vectors.T, precision="highest"), labels, mask)
