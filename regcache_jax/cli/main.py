@@ -95,9 +95,8 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line and exits with its status."""
     say_nothing_of_what_is_not_there()
-    os.environ.setdefault(
-        "JAX_DEFAULT_MATMUL_PRECISION", "highest"
-    )  # `core.precision`, for all threads and child processes
+    # see `core.precision`; so that threads and child processes know it too
+    os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
     sys.unraisablehook = interrupt_again
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     try:
