@@ -92,7 +92,7 @@ def clip_spec(given: Given) -> EncoderSpec:
     mean = pooled == "avg" and setting(vision, "final_ln_after_pool", False, CONFIG)
     if mean and pooling == "last" and not causal:
         return clipa.with_mean_and_words(spec)
-    if mean or pooled != "tok":
+    if pooled != "tok":
         raise UserError(
             f"{CONFIG}: pictures of a CLIP are pooled by their class token (pool_type tok), or all as in a CLIPA"
         )

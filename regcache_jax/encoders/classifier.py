@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from regcache_jax.core.errors import UserError
+from regcache_jax.core.precision import float32_products
 from regcache_jax.core.sites import Dense
 from regcache_jax.encoders.encoder import Encoder, encode
 
@@ -21,11 +22,12 @@ def classifier_of(encoder: Encoder) -> Dense:
     return encoder.params.classifier
 
 
+@float32_products()
 def class_scores(classifier: Dense, features: Float[Array | np.ndarray, "n E"]) -> Float[Array, "n C"]:
     """Logits of pooled features as the encoder gives them, in float32."""
     assert classifier.bias is not None
     kernel, bias = classifier.floats.astype(jnp.float32), classifier.bias.astype(jnp.float32)
-    return jnp.matmul(jnp.asarray(features, jnp.float32), kernel, precision="highest") + bias
+    return jnp.asarray(features, jnp.float32) @ kernel + bias
 
 
 def classify(encoder: Encoder, images: Float[Array | np.ndarray, "B Y X 3"]) -> Float[Array, "B C"]:
