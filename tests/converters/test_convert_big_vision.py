@@ -1,4 +1,4 @@
-"""Against big_vision's own models (two_towers at commit 0127fb6): only the numbers they give are kept here."""
+"""Against big_vision's own models (two_towers at commit 0127fb6; only the numbers they give are kept), and its layout there and back."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ import zlib
 
 import jax
 import jax.numpy as jnp
+import layouts
 import numpy as np
 import pytest
+from pairs import assert_same_tree, read
 from regcache_jax.converters.conversion import read_checkpoint
+from safetensors.torch import load_file
 
 from regcache_jax import converters
+from regcache_jax.core.errors import UserError
+from regcache_jax.core.sites import Parameters
 from regcache_jax.encoders.encoder import encode, encode_image, normalize
 from regcache_jax.encoders.sheets import sheet_of
 from regcache_jax.encoders.text import text_features
+from regcache_jax.models import folder as checkpoints
 
 WIDTH, DEPTH, HEADS, MLP, VOCABULARY, CONTEXT, GRID, PATCH = 32, 2, 2, 64, 50, 8, 3, 8
 # The first six of 32 numbers of each normalised feature, and the pair's logits before the sigmoid.
@@ -124,3 +130,72 @@ def test_features_of_pictures_of_any_shape_are_those_of_big_visions_own_naflex(t
     found = encode(encoder, sheets).features
     np.testing.assert_allclose(found[:, :6], NAFLEX[layout], rtol=1e-5, atol=2e-5)
     assert set(converters.export(encoder, layout)) == set(arrays)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("prefix", ["", "params/"])
+def test_a_big_vision_file_gives_the_same_siglip(tmp_path, siglip_pair, scan, prefix):
+    encoder, state = siglip_pair
+    arrays = layouts.big_vision_from_siglip(state, 3, 2, heads=4)
+    arrays = layouts.scanned(arrays) if scan else arrays
+    np.savez(
+        tmp_path / "siglip.npz",
+        **{f"{prefix}{name}": array for name, array in arrays.items()},
+        **{"opt/0": np.zeros(3)},
+    )
+    ours = read(tmp_path / "siglip.npz")
+    assert_same_tree(ours.params, encoder.params)
+    assert ours.spec.image == encoder.spec.image and ours.spec.text == encoder.spec.text
+    assert ours.spec.preprocessing.filter == "bilinear_tf"
+    image_only = read(f"{tmp_path / 'siglip.npz'}:img")
+    assert image_only.spec.text is None
+    assert_same_tree(image_only.params, Parameters(encoder.params.image))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["big_vision", "big_vision scanned"])
+def test_big_vision_to_ours_and_back_is_bit_equal_names_included(tmp_path, siglip_pair, layout):
+    arrays = layouts.big_vision_from_siglip(siglip_pair[1], 3, 2, heads=4)
+    arrays = layouts.scanned(arrays) if "scanned" in layout else arrays
+    np.savez(tmp_path / "siglip.npz", **arrays)
+    model = checkpoints.load(converters.convert(tmp_path / "siglip.npz", tmp_path / "model"))
+    back = converters.write(model, layout, tmp_path / "back.npz")
+    with np.load(back) as written:
+        assert set(written) == set(arrays)
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(written[name], array, strict=True)
+    converters.write(model, "open_clip SigLIP", tmp_path / "back.safetensors")
+    wanted = layouts.open_clip_from_siglip(siglip_pair[1], 3, 2)
+    assert_same_tree(load_file(tmp_path / "back.safetensors"), wanted)
+    before = sorted(tmp_path.iterdir())
+    for out, to, message in (
+        ("back.npz", layout, "exists already"),
+        ("other.bin", layout, "should end in .npz"),
+        ("other.npz", "jimm", "no layout is called 'jimm'; there are huggingface, scales, qwix, .*Hugging Face CLIP, "),
+        ("other.npz", "Meta DINOv2", "have no name in the layout asked for"),
+    ):
+        with pytest.raises(UserError, match=message):
+            converters.write(model, to, tmp_path / out)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_bfloat16_leaves_of_a_big_vision_file_are_recognised(tmp_path, siglip_pair):
+    encoder, state = siglip_pair
+    short = {name: array.astype(jnp.bfloat16) for name, array in layouts.big_vision_from_siglip(state, 3, 2, 4).items()}
+    np.savez(tmp_path / "siglip.npz", **short)
+    ours = read(tmp_path / "siglip.npz")
+    kernel = encoder.params.image.blocks.mlp.fc1.kernel
+    np.testing.assert_array_equal(
+        ours.params.image.blocks.mlp.fc1.kernel, kernel.astype(jnp.bfloat16).astype(np.float32)
+    )
+
+
+def test_a_text_position_table_that_early_big_vision_files_hold_twice_is_added_up(tmp_path, siglip_pair):
+    encoder, state = siglip_pair
+    arrays = layouts.big_vision_from_siglip(state, 3, 2, heads=4)
+    half = arrays["txt/pos_embedding"] / 2
+    np.savez(tmp_path / "siglip.npz", **{**arrays, "txt/pos_embedding": half, "txt/Encoder_0/pos_embedding": half})
+    np.testing.assert_array_equal(
+        read(tmp_path / "siglip.npz").params.text.position_embedding, encoder.params.text.position_embedding
+    )
