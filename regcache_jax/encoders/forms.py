@@ -13,9 +13,10 @@ from typing import Literal
 import jax
 from jaxtyping import Array, Float
 
+from regcache_jax.core.plan import BlockRegister
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.spec import ImageSpec
-from regcache_jax.ops.attention_forms import ON_CHIP, attend_flash, attend_kept, attend_pairs, attend_plain
+from regcache_jax.ops.attention_forms import CHUNK, ON_CHIP, attend_flash, attend_kept, attend_pairs, attend_plain
 
 LANES = 128
 """Columns of a TPU's matrix unit."""
@@ -85,6 +86,14 @@ class Form:
     def tile(self) -> int | None:
         """Tokens and registers are padded to a multiple of so many rows; None: there are as many rows as tokens."""
         return None if self.attention == "flash" else TILE
+
+    def rows_for(self, registers: BlockRegister | None, num_tokens: int, num_heads: int) -> int:
+        """Rows of padding that registers must find beside so many tokens. None where one picture's logits are more than a chunk of queries
+        has: there keys alone get longer, which is cheaper than rows that all of a block would take along."""
+        if registers is None:
+            return 0
+        of_one_picture = num_tokens**2 * num_heads // (2 if self.attention == "pairs" else 1)
+        return 0 if self.keeps_wide and of_one_picture > CHUNK else registers.key.shape[-3]
 
     @property
     def name(self) -> str:

@@ -97,7 +97,8 @@ def serve_blocks(
     for first, last in segments(schedule, run.spec.num_blocks):
         seen = registers if schedule.start <= first < schedule.stop else None
         deletes = schedule.delete_count if first == schedule.delete_block else 0
-        rows = num_rows(tokens - deletes, 0 if seen is None else seen.key.shape[1], tile)
+        spare = run.form.rows_for(seen, tokens - deletes, run.spec.num_heads)
+        rows = num_rows(tokens - deletes, spare, tile)
         if deletes:
             hidden, kept = delete_largest(
                 hidden, deletes, sum(run.protected), num_tokens=tokens, rows=rows, padded=padded

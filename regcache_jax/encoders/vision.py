@@ -168,11 +168,9 @@ def serve_formed(
     unroll: bool,
 ) -> ImageOutput:
     """`serve_image` of a program whose blocks run as `run` says, form included."""
-    spare = 0
-    if registers is not None and schedule.start == 0 < schedule.stop:
-        spare = registers.key.shape[1]
     num_tokens = spec.num_protected + math.prod(grid_of(images, spec))
-    rows = num_rows(num_tokens, spare, tile)
+    seen = registers if schedule.start == 0 < schedule.stop else None
+    rows = num_rows(num_tokens, run.form.rows_for(seen, num_tokens, spec.blocks.num_heads), tile)
     hidden = embed_patches(tower, images, spec, rows, repeated=not run.form.hides_padding)
     served = serve_blocks(
         tower.blocks, hidden, run, schedule, registers,

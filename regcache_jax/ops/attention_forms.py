@@ -47,6 +47,7 @@ def attend_kept(
     present: Bool[Array, "B N"] | None = None,
 ) -> Float[Array, "B T H K"]:
     """One head a product, whose inputs are narrowed to `dtype` as it reads them. The first three are float32."""
+    key, value, present = _with_room(key, value, slot, register, present)
     key, value = select_registers(key, value, slot, register)
     query = (query * query.shape[-1] ** -0.5).astype(dtype)
     return _mix(
@@ -68,6 +69,7 @@ def attend_pairs(
     Each head's query is zero in the other's channels, and each gives its own half of what it mixes."""
     half = query.shape[-1] // 2
     is_even = jnp.arange(2 * half, dtype=jnp.int32) < half
+    key, value, present = _with_room(key, value, slot, register, present)
     key, value = select_registers(key, value, slot, register)
     bias = row_bias(key.shape[1], slot, register, present)
     biases = [bias if bias is None or bias.shape[1] == 1 else bias[:, parity::2] for parity in (0, 1)]
@@ -108,6 +110,19 @@ def attend_flash(
     share = jax.lax.optimization_barrier(share)  # or a GPU turns both it and what it leaves
     of_registers = jnp.sum(share * register.value.astype(jnp.float32), axis=2)
     return ((1 - jnp.sum(share, axis=2)) * mixed.astype(jnp.float32) + of_registers).astype(dtype)
+
+
+def _with_room(
+    key: Float[Array, "B N H K"],
+    value: Float[Array, "B N H K"],
+    slot: int,
+    register: BlockRegister | None,
+    present: Bool[Array, "B N"] | None,
+) -> tuple[Float[Array, "B M H K"], Float[Array, "B M H K"], Bool[Array, "B M"] | None]:
+    """Keys and values with rows for registers that find none in the padding of the residual stream (`Form.rows_for`)."""
+    more = 0 if register is None else max(0, slot + register.key.shape[0] - key.shape[1])
+    key, value = (jnp.pad(array, ((0, 0), (0, more), (0, 0), (0, 0))) for array in (key, value))
+    return key, value, None if present is None else jnp.pad(present, ((0, 0), (0, more)))
 
 
 def held(array: Float[Array, "..."]) -> Float[Array, "..."]:

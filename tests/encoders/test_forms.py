@@ -14,7 +14,7 @@ import small
 from regcache_jax.core.plan import BlockRegister, Schedule, make_plan
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.spec import BlockSpec
-from regcache_jax.encoders import catalog
+from regcache_jax.encoders import catalog, forms
 from regcache_jax.encoders.encoder import Encoder, encode, encode_image, init_params
 from regcache_jax.encoders.forms import ATTENTION, PLAIN, Form, form_for
 from regcache_jax.encoders.serving_program import prepare, serve
@@ -73,14 +73,17 @@ def test_what_padding_holds_is_of_no_matter_to_a_form(attend, registers):
 @pytest.mark.slow
 @pytest.mark.parametrize("present", [None, np.array([[True] * 16, [True, False, True, True] * 4])])
 @pytest.mark.parametrize("weights", ["none", "shared", "a head each"])
-def test_attention_of_every_form_is_that_of_the_plain_one(weights, present):
+@pytest.mark.parametrize("rows", [16, 11, 12])  # room for both registers, for none, for one of them
+def test_attention_of_every_form_is_that_of_the_plain_one(weights, present, rows):
     query, key, value = (normal(seed, 2, 16, HEADS, HEAD_DIM) for seed in (0, 1, 2))
     register = None
     if weights != "none":
         bias = normal(5, 2, 1 if weights == "shared" else HEADS)
         register = BlockRegister(*normal(4, 2, 2, HEADS, HEAD_DIM), bias)
     present = None if present is None else jnp.asarray(present & (np.arange(16) < 11))
-    plain = attend_plain(query, key, value, 11, register, jnp.float32, present)
+    plain = attend_plain(query, key, value, 11, register, jnp.float32, present)[:, :rows]
+    query, key, value = (array[:, :rows] for array in (query, key, value))
+    present = None if present is None else present[:, :rows]
     for attend in (attend_kept, attend_flash):
         found = attend(query, key, value, 11, register, jnp.float32, present)
         np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-6)  # float32, sums in another order
@@ -145,6 +148,18 @@ def test_an_int8_encoder_gives_the_same_features_in_every_form(kind, form, atten
     # a sum in another order may put an integer on the other side of its boundary: one step of 1/127
     step = np.abs(plain).max() / 127
     assert np.abs(found - plain).max() <= step and np.median(np.abs(found - plain)) <= 1e-4 * step + 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["kept", "pairs"])
+def test_where_logits_are_many_a_register_makes_keys_longer_and_no_other_row(attention, monkeypatch):
+    plain, form = features("siglip", PLAIN), Form(attention)
+    register = BlockRegister(*normal(4, 2, 2, HEADS, HEAD_DIM), normal(5, 2, 1))
+    assert [form.rows_for(register, tokens, 16) for tokens in (729, 4096)] == [2, 0]
+    monkeypatch.setattr(forms, "CHUNK", 0)
+    assert PLAIN.rows_for(register, 4096, 16) == 2 and form.rows_for(None, 4096, 16) == 0
+    step = np.abs(plain).max() / 127  # as above
+    assert np.abs(features.__wrapped__("siglip", form) - plain).max() <= step
 
 
 @pytest.mark.slow

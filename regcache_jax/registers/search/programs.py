@@ -72,9 +72,9 @@ def quantized_states(
 def trial_ranges(
     tower: ImageTower, hidden: States, plan: RegisterPlan, first: Number, real: Real, *, spec: ImageSpec, scheme: Scheme
 ) -> PyTree:
-    """What scales come from, with a plan in place, from the float states at block `first`."""
+    """What scales come from, with a plan in place, from the float states at block `first`, in the tower's dtype."""
     return run_blocks(
-        tower.blocks, hidden, Run(spec.blocks, None, spec.protected),
+        tower.blocks, hidden.astype(tower.patch_embedding.floats.dtype), Run(spec.blocks, None, spec.protected),
         start=first, plan=plan, collect=collectors(scheme, spec.protected, real),
     ).collected  # fmt: skip
 

@@ -38,7 +38,8 @@ def fingerprint(
 ) -> str:
     """Hash of all that the search's way depends on (budgets are left out: a search may go on with a larger one)."""
     arrays = jax.tree.leaves((encoder.params.image, images, more))
-    return Digest().arrays(arrays).json([config.settings(), scheme.to_json(), encoder.spec.to_json()]).hex()
+    settings = [config.settings(), scheme.to_json(), encoder.spec.to_json(), "parts calibrated in bfloat16"]
+    return Digest().arrays(arrays).json(settings).hex()
 
 
 def search(
