@@ -3,6 +3,8 @@
 import gc
 import os
 import resource
+import shutil
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -49,6 +51,10 @@ MAPS = int(Path("/proc/sys/vm/max_map_count").read_text()) // 3
 """Pieces of memory that Linux may map for a worker, a third of what it allows: a program is several, and XLA ends the process
 by a segmentation fault where there are no more."""
 _held = [0]
+NEEDED = 2 << 30
+"""Bytes that programs and the folders of tests take at most."""
+ON_ITS_OWN = "PYTEST_XDIST_WORKER" not in os.environ
+"""Whether this is no worker of another process, which has looked already."""
 
 
 def _memory() -> int:
@@ -92,6 +98,15 @@ def regcache(capsys):
         return stopped.value.code or 0, captured.out, captured.err
 
     return run
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """A disk that gets full ends in hundreds of failures, none of which says why."""
+    for place in {tempfile.gettempdir(), str(session.config.rootpath)} if ON_ITS_OWN else ():
+        if (free := shutil.disk_usage(place).free) < NEEDED:
+            pytest.exit(
+                f"{place} has {free / 2**30:.1f} GiB free, and the tests write up to {NEEDED >> 30}", returncode=2
+            )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
