@@ -35,6 +35,11 @@ class Schedule:
     delete_block: int
     delete_count: int
 
+    @property
+    def begins(self) -> list[int]:
+        """The blocks from which registers are seen, and where tokens leave; of a plan that does nothing there are none."""
+        return [self.start] * (self.stop > self.start) + [self.delete_block] * (self.delete_count > 0)
+
 
 @typing.no_type_check  # JAX rebuilds pytrees with whatever leaves a transformation has
 @struct.dataclass

@@ -90,9 +90,7 @@ def measure(
 ) -> tuple[Claim, float]:
     """The claim of any plan, calibrated on some pictures and measured on others (`answers` are theirs); and how far the plan alone moves
     the outputs of the others."""
-    numbers = plan.schedule()
-    first = min(numbers.start, numbers.delete_block) if numbers.delete_count else numbers.start
-    entry = min(first, plan.num_blocks - 1)
+    entry = min(plan.schedule().begins, default=plan.num_blocks - 1)
     trials = Trials(
         encoder.with_plan(None),
         working,

@@ -201,29 +201,25 @@ class Trials:
 
     def first_block(self, plan: RegisterPlan) -> int:
         """The last entry at or before the first block that a plan changes (the last of all for a plan that does nothing)."""
-        numbers = plan.schedule()
-        begins = [numbers.start] if numbers.stop > numbers.start else []
-        begins += [numbers.delete_block] if numbers.delete_count else []
-        wanted = min(begins, default=self.entries[-1])
+        wanted = min(plan.schedule().begins, default=self.entries[-1])
         reachable = [block for block in self.entries if block <= wanted]
         if not reachable:
             raise ValueError(f"a plan that begins at block {wanted} is before the first entry {self.entries[0]}")
         return reachable[-1]
 
     def ranges(self, plan: RegisterPlan, num_images: int | None = None) -> Extremes | Counts:
-        """What the scales come from, over the first images (whole chunks) and with the plan in place; of a part of the images those of
-        bfloat16."""
+        """What the scales come from, over the first images (whole chunks; in bfloat16, if not all) and with the plan in place."""
         images = self.num_images if num_images is None else num_images
         number = -(-images // self.chunk)
-        if _does_nothing(plan):
+        if not plan.schedule().begins:
             return self.base_ranges.of(slice(images if isinstance(self.base_ranges, Extremes) else number))
-        tower = self.encoder.params.image if images == self.num_images else self._draft
-        found = [self._chunk_ranges(tower, plan, index) for index in range(number)]
+        found = [self._chunk_ranges(plan, index, images < self.num_images) for index in range(number)]
         later = joined(found, self._lengths(number), self.scheme)
         return self.base_ranges.followed_by(later, self.first_block(plan))
 
-    def _chunk_ranges(self, tower: ImageTower, plan: RegisterPlan, index: int) -> Any:
+    def _chunk_ranges(self, plan: RegisterPlan, index: int, draft: bool = False) -> Any:
         """What the collectors give for one chunk, from the first block that the plan changes."""
+        tower = self._draft if draft else self.encoder.params.image
         first, real = self.first_block(plan), self._real(index)
         hidden = jax.device_put(self.float_states.get(index, first), self._sharding)
         self.count(1, self._lengths(index + 1)[-1], first)
@@ -240,12 +236,10 @@ class Trials:
                 bool(np.any(np.asarray(scales[site])[first:] > np.asarray(limits[site])[first:])) for site in scales
             )
 
-        if self.scheme.estimator != "absmax" or _does_nothing(plan):
+        if self.scheme.estimator != "absmax" or not plan.schedule().begins:
             return above(self.ranges(plan))
-        lengths, tower = self._lengths(self.num_chunks), self.encoder.params.image
-        chunks = (
-            joined([self._chunk_ranges(tower, plan, n)], [lengths[n]], self.scheme) for n in range(self.num_chunks)
-        )
+        lengths = self._lengths(self.num_chunks)
+        chunks = (joined([self._chunk_ranges(plan, n)], [lengths[n]], self.scheme) for n in range(self.num_chunks))
         return any(above(ranges) for ranges in chunks)
 
     def drawn_errors(
@@ -254,7 +248,7 @@ class Trials:
         """One trial, a draw at a time: the errors of the images, among the first so many, that the draw scores. `scales`: those of every
         draw, where they are known."""
         first, images = self.first_block(plan), self.num_images if num_images is None else num_images
-        if _does_nothing(plan) and images == self.num_images:
+        if not plan.schedule().begins and images == self.num_images:
             own = self.draws.of(np.arange(images))
             yield from (self.base_errors[own == draw] for draw in range(self.draws.count))
             return
@@ -299,8 +293,3 @@ class Trials:
             found.append(outputs.on_host().of(slice(self.chunk)))
         self.count(1, len(images))
         return outputs_joined(found).of(slice(len(images)))
-
-
-def _does_nothing(plan: RegisterPlan) -> bool:
-    numbers = plan.schedule()
-    return numbers.stop <= numbers.start and not numbers.delete_count
