@@ -105,7 +105,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     for place in {tempfile.gettempdir(), str(session.config.rootpath)} if ON_ITS_OWN else ():
         if (free := shutil.disk_usage(place).free) < NEEDED:
             pytest.exit(
-                f"{place} has {free / 2**30:.1f} GiB free, and the tests write up to {NEEDED >> 30}", returncode=2
+                f"{place} has {free / 2**30:.1f} GiB free, and the tests write up to {NEEDED >> 30} GiB", returncode=2
             )
 
 
