@@ -53,8 +53,6 @@ by a segmentation fault where there are no more."""
 _held = [0]
 NEEDED = 2 << 30
 """Bytes that programs and the folders of tests take at most."""
-ON_ITS_OWN = "PYTEST_XDIST_WORKER" not in os.environ
-"""Whether this is no worker of another process, which has looked already."""
 
 
 def _memory() -> int:
@@ -101,8 +99,9 @@ def regcache(capsys):
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """A disk that gets full ends in hundreds of failures, none of which says why."""
-    for place in {tempfile.gettempdir(), str(session.config.rootpath)} if ON_ITS_OWN else ():
+    """A disk that gets full ends in hundreds of failures, none of which says why. Workers start when it has been looked at."""
+    is_worker = "PYTEST_XDIST_WORKER" in os.environ
+    for place in () if is_worker else (tempfile.gettempdir(), session.config.rootpath):
         if (free := shutil.disk_usage(place).free) < NEEDED:
             pytest.exit(
                 f"{place} has {free / 2**30:.1f} GiB free, and the tests write up to {NEEDED >> 30} GiB", returncode=2

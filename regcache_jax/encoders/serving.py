@@ -55,11 +55,9 @@ class Served(NamedTuple):
 
 def segments(schedule: Schedule, num_blocks: int) -> list[tuple[int, int]]:
     """Block ranges between which nothing changes: neither who sees a register nor how many tokens there are."""
-    cuts = {0, num_blocks}
+    cuts = {0, num_blocks, *schedule.begins}
     if schedule.stop > schedule.start:
-        cuts |= {schedule.start, schedule.stop}
-    if schedule.delete_count:
-        cuts.add(schedule.delete_block)
+        cuts.add(schedule.stop)
     bounds = sorted(cuts)
     return list(itertools.pairwise(bounds))
 

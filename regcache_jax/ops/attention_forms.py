@@ -47,12 +47,9 @@ def attend_kept(
     present: Bool[Array, "B N"] | None = None,
 ) -> Float[Array, "B T H K"]:
     """One head a product, whose inputs are narrowed to `dtype` as it reads them. The first three are float32."""
-    key, value, present = _with_room(key, value, slot, register, present)
-    key, value = select_registers(key, value, slot, register)
+    key, value, bias = _with_registers(key, value, slot, register, present)
     query = (query * query.shape[-1] ** -0.5).astype(dtype)
-    return _mix(
-        query, held(key).astype(dtype), held(value).astype(dtype), row_bias(key.shape[1], slot, register, present)
-    )
+    return _mix(query, held(key).astype(dtype), held(value).astype(dtype), bias)
 
 
 def attend_pairs(
@@ -69,9 +66,7 @@ def attend_pairs(
     Each head's query is zero in the other's channels, and each gives its own half of what it mixes."""
     half = query.shape[-1] // 2
     is_even = jnp.arange(2 * half, dtype=jnp.int32) < half
-    key, value, present = _with_room(key, value, slot, register, present)
-    key, value = select_registers(key, value, slot, register)
-    bias = row_bias(key.shape[1], slot, register, present)
+    key, value, bias = _with_registers(key, value, slot, register, present)
     biases = [bias if bias is None or bias.shape[1] == 1 else bias[:, parity::2] for parity in (0, 1)]
     query = query * half**-0.5
     queries = jnp.where(is_even, query, 0.0), jnp.where(is_even, 0.0, query)
@@ -112,17 +107,19 @@ def attend_flash(
     return ((1 - jnp.sum(share, axis=2)) * mixed.astype(jnp.float32) + of_registers).astype(dtype)
 
 
-def _with_room(
+def _with_registers(
     key: Float[Array, "B N H K"],
     value: Float[Array, "B N H K"],
     slot: int,
     register: BlockRegister | None,
     present: Bool[Array, "B N"] | None,
-) -> tuple[Float[Array, "B M H K"], Float[Array, "B M H K"], Bool[Array, "B M"] | None]:
-    """Keys and values with rows for registers that find none in the padding of the residual stream (`Form.rows_for`)."""
+) -> tuple[Float[Array, "B M H K"], Float[Array, "B M H K"], Float[Array, "#B W 1 M"] | None]:
+    """Keys and values with the registers in rows of padding, or in rows of their own where the residual stream has none for them
+    (`Form.rows_for`); and what is added to the logits of each row: of all heads, or of each (W is 1 or their number)."""
     more = 0 if register is None else max(0, slot + register.key.shape[0] - key.shape[1])
     key, value = (jnp.pad(array, ((0, 0), (0, more), (0, 0), (0, 0))) for array in (key, value))
-    return key, value, None if present is None else jnp.pad(present, ((0, 0), (0, more)))
+    present = None if present is None else jnp.pad(present, ((0, 0), (0, more)))
+    return *select_registers(key, value, slot, register), row_bias(key.shape[1], slot, register, present)
 
 
 def held(array: Float[Array, "..."]) -> Float[Array, "..."]:
