@@ -17,20 +17,23 @@ from regcache_jax.core.sites import Dense, Grid, Grids, QuantizedTensor
 from regcache_jax.core.spec import PATCHES_ONLY, BlockSpec, Protected
 from regcache_jax.encoders.forms import PLAIN, Form
 from regcache_jax.ops.attention import Rounding
-from regcache_jax.ops.integers import fake_quantize, quantized_dense, shared_scale
+from regcache_jax.ops.integers import fake_quantize, largest_integer, quantized_dense, shared_scale
 from regcache_jax.ops.rotary import Turn, turn_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
     """What a program of a stack is built around: its shape, how it is quantised (None: not at all), the tokens in front that are no
-    patches, the rows and columns of the patches (None: as many), and the form of a serving program."""
+    patches, the rows and columns of the patches (None: as many), and the form of a serving program.
+
+    `others`: static scales are not calibrated; each picture of the batch (a row) has those that these others of the batch give it."""
 
     spec: BlockSpec
     scheme: Scheme | None = None
     protected: Protected = PATCHES_ONLY
     grid: tuple[int, int] | None = None
     form: Form = PLAIN
+    others: Bool[Array, "B B"] | None = None
 
     def grid_of(self, num_tokens: int) -> tuple[int, int]:
         """Rows and columns of the patches among all tokens of a picture. Raises ValueError where nothing says them."""
@@ -52,13 +55,30 @@ class Run:
         return turn_of(rotary, place, self.grid_of(num_tokens), self.spec.head_dim)
 
 
+def token_groups(num_tokens: int, protected: Protected) -> Int[Array, "N"]:
+    """The group of each token: 0 for a class token, 1 for trained registers, 2 for patches."""
+    position = jnp.arange(num_tokens, dtype=jnp.int32)
+    return jnp.where(position < protected.class_tokens, 0, jnp.where(position < sum(protected), 1, 2))
+
+
 def token_scale(scale: Float[Array, "*G"], num_tokens: int, protected: Protected) -> Float[Array, "1 #N 1"]:
     """A site's calibrated scale, broadcast over tokens: one number, or one each for class token, registers and patches."""
     if scale.ndim == 0:
         return scale.reshape(1, 1, 1)
-    position = jnp.arange(num_tokens, dtype=jnp.int32)
-    group = jnp.where(position < protected.class_tokens, 0, jnp.where(position < sum(protected), 1, 2))
-    return scale[group].reshape(1, num_tokens, 1)
+    return scale[token_groups(num_tokens, protected)].reshape(1, num_tokens, 1)
+
+
+def scale_of_others(
+    inputs: Float[Array, "B N ..."], others: Bool[Array, "B B"], bits: int, groups: Int[Array, "N"] | None
+) -> Float[Array, "B #N ..."]:
+    """The static scale (a token group) that other pictures of the batch give each one: calibration on them, in this very run."""
+    magnitude = jnp.max(jnp.abs(inputs), axis=tuple(range(2, inputs.ndim))).astype(jnp.float32)
+    alike = jnp.ones((1, inputs.shape[1]), bool) if groups is None else groups == jnp.arange(3)[:, None]
+    own = jnp.max(jnp.where(alike[:, None], magnitude, 0.0), axis=2)  # [G, B]
+    largest = jnp.max(jnp.where(others, own[:, None], 0.0), axis=2)
+    scale = jnp.where(largest > 0, largest / largest_integer(bits), 1.0)
+    each = scale[0][:, None] if groups is None else scale[groups].T
+    return each.reshape(each.shape + (1,) * (inputs.ndim - 2))
 
 
 def float_product(inputs: Float[Array, "B N ..."], layer: Dense) -> Float[Array, "B N ..."]:
@@ -103,26 +123,30 @@ def attention_rounding(grids: Grids, scheme: Scheme | None) -> Rounding | None:
 
 
 def input_grid(
-    inputs: Float[Array, "B N ..."], grid: Grid, site: str, scheme: Scheme, protected: Protected
+    inputs: Float[Array, "B N ..."], grid: Grid, site: str, scheme: Scheme, run: Run
 ) -> tuple[Float[Array, "..."] | None, Float[Array, "..."] | None]:
-    """A site's calibrated scale (None: measured as it passes) and what is added before rounding (None: nothing), broadcast
+    """A site's static scale (None: measured as it passes) and what is added before rounding (None: nothing), broadcast
     to its input. Raises UserError where a scale should have been calibrated."""
+    bits = scheme.at(site).activation_bits
     if scheme.activations == "tensor" and scheme.shared_over is not None:
-        return shared_scale(inputs, scheme.at(site).activation_bits, scheme.shared_over), None
+        return shared_scale(inputs, bits, scheme.shared_over), None
     if not scheme.calibrated:
         return None, None
+    if run.others is not None:
+        groups = token_groups(inputs.shape[1], run.protected) if scheme.activations == "group" else None
+        return scale_of_others(inputs, run.others, bits, groups), None
     calibrated = calibrated_scale(grid, site, scheme)
     if calibrated.ndim > 1:  # of every token and channel: a simulation's
         return calibrated, grid.offset
-    scale = token_scale(calibrated, inputs.shape[1], protected)
+    scale = token_scale(calibrated, inputs.shape[1], run.protected)
     return scale.reshape(scale.shape + (1,) * (inputs.ndim - 3)), grid.offset
 
 
 def round_input(
-    inputs: Float[Array, "B N ..."], grid: Grid, site: str, scheme: Scheme, protected: Protected
+    inputs: Float[Array, "B N ..."], grid: Grid, site: str, scheme: Scheme, run: Run
 ) -> Float[Array, "B N ..."]:
     """What the integers of a site's input stand for, in float: the same grid, with a straight-through gradient."""
-    scale, offset = input_grid(inputs, grid, site, scheme, protected)
+    scale, offset = input_grid(inputs, grid, site, scheme, run)
     axes = tuple(range(2 if scheme.activations == "token" else 0, inputs.ndim))
     bits = scheme.at(site).activation_bits
     if grid.negative is not None:
@@ -152,10 +176,10 @@ def dense(
         if scheme is not None and present is not None:  # what is absent must not stretch a measured scale
             inputs = jnp.where(present.reshape(present.shape + (1,) * (inputs.ndim - 2)), inputs, 0)
         if scheme is not None and isinstance(layers[0].kernel, QuantizedTensor):
-            products = _integer_products(inputs, layers, site, scheme, run.protected, grid)
+            products = _integer_products(inputs, layers, site, scheme, run, grid)
         else:
             if scheme is not None:
-                simulated = round_input(inputs, grid, site, scheme, run.protected)
+                simulated = round_input(inputs, grid, site, scheme, run)
                 inputs = simulated if grid.enabled is None else jnp.where(grid.enabled, simulated, inputs)
             products = tuple(float_product(inputs, layer) for layer in layers)
         return [with_bias(*pair).astype(dtype or inputs.dtype) for pair in zip(products, layers, strict=True)]
@@ -166,13 +190,13 @@ def _integer_products(
     layers: tuple[Dense, ...],
     site: str,
     scheme: Scheme,
-    protected: Protected,
+    run: Run,
     grid: Grid,
 ) -> tuple[Float[Array, "B N ..."], ...]:
     """Products of the rounded input with integer kernels: int8 x int8 -> int32, then scales."""
-    scale, offset = input_grid(inputs, grid, site, scheme, protected)
+    scale, offset = input_grid(inputs, grid, site, scheme, run)
     shifted = inputs if offset is None else inputs.astype(jnp.float32) + offset  # the biases have it folded in
-    run = functools.partial(
+    multiply = functools.partial(
         quantized_dense,
         weights=tuple(layer.kernel for layer in layers),
         product_scales=tuple(layer.product_scale for layer in layers),
@@ -182,7 +206,7 @@ def _integer_products(
     )
     if grid.negative is None:
         inverse = None if grid.inverse is None else grid.inverse.reshape((1,) * inputs.ndim)
-        return run(shifted, scale=scale, inverse=inverse)
-    above = run(jnp.maximum(shifted, 0), scale=scale)
-    below = run(jnp.minimum(shifted, 0), scale=grid.negative.reshape(1, 1, 1))
+        return multiply(shifted, scale=scale, inverse=inverse)
+    above = multiply(jnp.maximum(shifted, 0), scale=scale)
+    below = multiply(jnp.minimum(shifted, 0), scale=grid.negative.reshape(1, 1, 1))
     return tuple(one + other for one, other in zip(above, below, strict=True))

@@ -176,14 +176,49 @@ def test_trials_calibrate_as_the_scheme_says_with_the_plan_in_place(planted, fou
         np.testing.assert_allclose(scales[site], scale, rtol=1e-5 if estimator == "absmax" else 5e-3)
 
 
+def part_of_the_set(planted, plan, batch, images=None):
+    """The errors of the first 12 of 13 pictures (three of each draw), and what they cost."""
+    images = planted.images if images is None else images
+    own = Trials(planted.encoder, images, SCHEME, (1, 2, 3), make_draws(13), batch)
+    before = own.block_flops
+    errors = np.concatenate(list(own.drawn_errors(plan, 12)))
+    return errors, own.block_flops - before, own
+
+
 @pytest.mark.slow
-def test_a_part_of_the_set_is_calibrated_in_bfloat16_and_the_whole_set_as_the_encoder_is(planted, found):
-    own = Trials(planted.encoder, planted.images, SCHEME, (1, 2, 3), make_draws(len(planted.images)), 4)
-    part, whole = own.ranges(found[0].plan, 8).scales(SCHEME), own.ranges(found[0].plan).of(slice(8)).scales(SCHEME)
-    for site in SITES:
-        np.testing.assert_allclose(part[site], whole[site], rtol=0.3)  # one in 256, of a logit of 60 a quarter
-        assert (part[site][1:] != whole[site][1:]).any()
-        np.testing.assert_array_equal(part[site][:1], whole[site][:1])  # before the first block that the plan changes
+@pytest.mark.parametrize("stop", [4, 2], ids=["with registers", "without"])
+def test_on_a_part_of_the_set_one_run_gives_the_errors_of_two(planted, found, stop):
+    """A batch that holds three pictures of each draw runs them together; the run's own extremes are those of integer blocks."""
+    plan = found[0].plan.replace(start=jax.numpy.int32(2), stop=jax.numpy.int32(stop))
+    (one, cost_of_one, own), (two, cost_of_two, apart) = (part_of_the_set(planted, plan, batch) for batch in (12, 5))
+    assert own.in_one_run and not apart.in_one_run and own.chunk == apart.chunk == 3
+    assert 2 * cost_of_one == cost_of_two
+    np.testing.assert_allclose(one.mean(), two.mean(), rtol=0.05)
+    np.testing.assert_allclose(one, two, rtol=0.5)
+    larger, _, _ = part_of_the_set(planted, plan, 32)
+    np.testing.assert_array_equal(larger, one)
+
+
+@pytest.mark.slow
+def test_in_one_run_a_bright_picture_spoils_every_draw_but_its_own(planted, found):
+    images = planted.images.copy()
+    images[0] *= 10
+    calm, spoiled = (part_of_the_set(planted, found[0].plan, 12, each)[0] for each in (planted.images, images))
+    assert np.median((spoiled / calm)[3:]) > 1.5
+    np.testing.assert_array_equal(spoiled[1:3], calm[1:3])  # of its draw, the two others
+
+
+@pytest.mark.slow
+def test_histograms_and_small_batches_take_two_runs_and_measured_scales_none_for_calibration(planted):
+    draws = make_draws(13)
+    ways = [
+        (SCHEME, 12),
+        (SCHEME, 11),
+        (dataclasses.replace(SCHEME, estimator="percentile"), 12),
+        (rc.Scheme(8, 8, "token"), 12),
+    ]
+    made = [Trials(planted.encoder, planted.images, scheme, (1,), draws, batch) for scheme, batch in ways]
+    assert [trials.in_one_run for trials in made] == [True, False, False, False]
 
 
 @pytest.mark.slow

@@ -40,6 +40,24 @@ def test_whose_draw_a_picture_is_does_not_depend_on_the_batch(batch):
     assert chunk <= batch and draws.group % chunk == 0  # no chunk reaches over the edge of a group
 
 
+@pytest.mark.parametrize("num_images", [13, 48, 192, 400, 1000])
+@pytest.mark.parametrize("batch", [8, 32, 128])
+def test_those_that_give_scales_in_one_run_are_of_other_draws_and_the_same_in_every_batch(num_images, batch):
+    draws = make_draws(num_images)
+    rung = np.arange(draws.first_rung(num_images))
+    whole = draws.others(rung)
+    assert (whole.sum(axis=1) == 3 * draws.share).all() and draws.share * draws.count <= 32
+    assert not whole[draws.of(rung)[:, None] == draws.of(rung)].any() and (whole == whole.T).all()
+    if not draws.together(batch):
+        return
+    chunk = draws.chunk(batch)
+    assert chunk % draws.share == 0 and chunk * draws.count <= batch
+    for begin in range(0, draws.group, chunk):  # a chunk of each draw at a time
+        rows = np.flatnonzero((rung % draws.group >= begin) & (rung % draws.group < begin + chunk))
+        np.testing.assert_array_equal(draws.others(rows), whole[np.ix_(rows, rows)])
+        assert (draws.others(rows).sum(axis=1) == 3 * draws.share).all()
+
+
 def test_a_claim_says_the_mean_the_worst_and_a_spread_of_pictures_and_of_draws():
     every, shifted = np.array([1.0, 3.0]), [np.array([1.0, 1.0]), np.array([3.0, 3.0])]
     alone, both = claim_of([every]), claim_of([every, *shifted])

@@ -43,7 +43,7 @@ def _run_block(blocks: Block, state: State, plan: Any, *, run: Run) -> tuple[Sta
         rows, present = site_tokens(trace, site)
         rounded = rows
         if scheme.activations != "float":
-            inputs = round_input(getattr(trace, site), block.grids.of(site), site, scheme, run.protected)
+            inputs = round_input(getattr(trace, site), block.grids.of(site), site, scheme, run)
             rounded = site_tokens(trace._replace(**{site: inputs}), site)[0]
         return jnp.sum(rows, axis=0), jnp.sum(rounded, axis=0), jnp.sum(present.astype(jnp.float32))
 

@@ -64,7 +64,7 @@ def _run_block(
     def sums(trace: BlockTrace, site: str) -> tuple[Sums, About]:
         inputs, there = getattr(trace, site), trace.present
         own = Scheme(activation_bits=scheme.at(site).activation_bits, activations=scheme.activations)
-        rounded = round_input(inputs, grids.get(site, Grid()), site, own, run.protected).astype(jnp.float32)
+        rounded = round_input(inputs, grids.get(site, Grid()), site, own, run).astype(jnp.float32)
         there = jnp.ones(inputs.shape[:2], bool) if there is None else there
         keep, count = there.reshape(-1, 1), jnp.sum(there.astype(jnp.float32))
         rows, lost = (part.reshape(there.size, -1) for part in (rounded, inputs.astype(jnp.float32) - rounded))

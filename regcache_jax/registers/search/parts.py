@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from regcache_jax.core.errors import UserError
 
@@ -18,6 +18,8 @@ FEWEST_IMAGES = 4
 """A picture that verifies, and more than one draw of the others."""
 FIRST_RUNG = 16
 """Pictures, at least, that the first look at a plan takes (fewer where there are fewer)."""
+TOGETHER = 32
+"""Pictures, at most, of all draws that give one another scales in one run, if a batch holds them: no more of a larger one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +37,26 @@ class Draws:
         """The fewest pictures among which every draw has a whole group."""
         return min(num_images, self.count * self.group)
 
+    @property
+    def share(self) -> int:
+        """Pictures of each draw among those that give one another scales in one run: a part of a group."""
+        fitting = (size for size in range(1, TOGETHER // self.count + 1) if self.group % size == 0)
+        return max(fitting, default=1)
+
+    def together(self, batch_size: int) -> bool:
+        """Whether a batch holds a share of every draw."""
+        return 1 < self.count <= batch_size // self.share
+
     def chunk(self, batch_size: int) -> int:
-        """Pictures that run at once: the largest part of a group that a batch holds."""
-        return max(size for size in range(1, min(batch_size, self.group) + 1) if self.group % size == 0)
+        """Pictures of one draw that run at once: the largest part of a group that a batch holds, for every draw where it can."""
+        step, most = (self.share, batch_size // self.count) if self.together(batch_size) else (1, batch_size)
+        return max(size for size in range(step, min(most, self.group) + 1, step) if self.group % size == 0)
+
+    def others(self, positions: Int[np.ndarray, "n"]) -> Bool[np.ndarray, "n n"]:
+        """For each position those that give it scales in one run: those of the other draws' pictures that stand at its share's place."""
+        draws, turn = self.of(positions), positions // (self.group * self.count)
+        place = turn * self.group + positions % self.group // self.share
+        return (place[:, None] == place) & (draws[:, None] != draws)
 
 
 def make_draws(num_images: int, *, count: int = 4, first_share: float = 1 / 6) -> Draws:

@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from regcache_jax.core.outputs import Outputs
@@ -25,6 +26,7 @@ Images = Float[Array, "B Y X 3"]
 States = Float[Array, "B N D"]
 Real = Bool[Array, "B"]
 Number = Int[Array, ""]
+Others = Bool[Array, "B B"]
 
 
 def block_flops(spec: BlockSpec, num_tokens: int) -> int:
@@ -72,9 +74,9 @@ def quantized_states(
 def trial_ranges(
     tower: ImageTower, hidden: States, plan: RegisterPlan, first: Number, real: Real, *, spec: ImageSpec, scheme: Scheme
 ) -> PyTree:
-    """What scales come from, with a plan in place, from the float states at block `first`, in the tower's dtype."""
+    """What scales come from, with a plan in place, from the float states at block `first`."""
     return run_blocks(
-        tower.blocks, hidden.astype(tower.patch_embedding.floats.dtype), Run(spec.blocks, None, spec.protected),
+        tower.blocks, hidden, Run(spec.blocks, None, spec.protected),
         start=first, plan=plan, collect=collectors(scheme, spec.protected, real),
     ).collected  # fmt: skip
 
@@ -83,18 +85,21 @@ def trial_ranges(
 def trial_outputs(
     tower: ImageTower,
     scales: Ranges,
-    hidden: States,
+    hidden: tuple[States, ...],
     plan: RegisterPlan,
     first: Number,
     *,
     spec: EncoderSpec,
     scheme: Scheme,
     patches: bool,
+    others: Others | None = None,
 ) -> Outputs:
-    """Outputs of the integer blocks with a plan in place, from the quantised states at block `first`."""
+    """Outputs of the integer blocks with a plan in place, from the quantised states of some chunks at block `first`: under given static
+    scales, or under those that `others` among the images give each of them."""
     image = spec.image
     blocks = tower.blocks.with_grids({site: Grid(scale) for site, scale in scales.items()})
-    output = run_blocks(blocks, hidden, Run(image.blocks, scheme, image.protected), start=first, plan=plan)
+    run = Run(image.blocks, scheme, image.protected, others=others)
+    output = run_blocks(blocks, jnp.concatenate(hidden), run, start=first, plan=plan)
     return pooled_outputs(tower, output.hidden, spec, patches, output.present)
 
 

@@ -38,7 +38,7 @@ def fingerprint(
 ) -> str:
     """Hash of all that the search's way depends on (budgets are left out: a search may go on with a larger one)."""
     arrays = jax.tree.leaves((encoder.params.image, images, more))
-    settings = [config.settings(), scheme.to_json(), encoder.spec.to_json(), "parts calibrated in bfloat16"]
+    settings = [config.settings(), scheme.to_json(), encoder.spec.to_json(), "parts in one run"]
     return Digest().arrays(arrays).json(settings).hex()
 
 

@@ -2,24 +2,24 @@
 
 Float and quantised hidden states of the reference set are computed once, at the input of every block where a plan may
 begin. A trial calibrates from there with its plan in place, then runs the integer blocks from there. Block numbers, copies
-and counts are traced, and images come in chunks of one shape, so the whole search runs three programs.
+and counts are traced, and images come in chunks of one shape, so the whole search runs four programs.
 
-Trials on a part of the set are calibrated in bfloat16, for half of the time of float32 on a CPU and a quarter on a TPU: scales
-move by a few hundredths. Trials on the whole set, which decide, are in the encoder's own dtype, as `quantize` is.
+Trials on a part of the set take one run instead of two where the extremes are enough: images of all draws run together, and
+each is rounded by the extremes that those of the other draws show in that run. Trials on the whole set, which decide, are
+calibrated in float, as `quantize` does.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from regcache_jax.core.errors import UserError
 from regcache_jax.core.objective import Objective, reads_patches
@@ -74,6 +74,8 @@ class Trials:
         in notes."""
         self.spec, self.num_images = self.encoder.spec.image, len(images)
         self.entries = tuple(sorted(set(self.entries)))
+        extremes = self.scheme.calibrated and self.scheme.estimator == "absmax"
+        self.in_one_run = extremes and self.draws.together(self.chunk)
         self.chunk = self.draws.chunk(self.chunk)
         self.num_chunks = -(-self.num_images // self.chunk)
         devices = jax.local_devices()
@@ -91,10 +93,6 @@ class Trials:
         self._quantized = image.replace(blocks=quantize_kernels(image.blocks, self.scheme))
         self._run_quantized(images, progress)
         self.count(passes=2)
-
-    @functools.cached_property
-    def _draft(self) -> ImageTower:
-        return self.encoder.astype(jnp.bfloat16).params.image
 
     def _run_in_float(self, tower: ImageTower, images: np.ndarray, progress: Progress | None) -> None:
         """Keeps states, outputs and ranges, and finds the candidates that are wanted: on one device, so that they are the same to the bit
@@ -208,22 +206,22 @@ class Trials:
         return reachable[-1]
 
     def ranges(self, plan: RegisterPlan, num_images: int | None = None) -> Extremes | Counts:
-        """What the scales come from, over the first images (whole chunks; in bfloat16, if not all) and with the plan in place."""
+        """What the scales come from, over the first images (whole chunks) and with the plan in place."""
         images = self.num_images if num_images is None else num_images
         number = -(-images // self.chunk)
         if not plan.schedule().begins:
             return self.base_ranges.of(slice(images if isinstance(self.base_ranges, Extremes) else number))
-        found = [self._chunk_ranges(plan, index, images < self.num_images) for index in range(number)]
+        found = [self._chunk_ranges(plan, index) for index in range(number)]
         later = joined(found, self._lengths(number), self.scheme)
         return self.base_ranges.followed_by(later, self.first_block(plan))
 
-    def _chunk_ranges(self, plan: RegisterPlan, index: int, draft: bool = False) -> Any:
+    def _chunk_ranges(self, plan: RegisterPlan, index: int) -> Any:
         """What the collectors give for one chunk, from the first block that the plan changes."""
-        tower = self._draft if draft else self.encoder.params.image
         first, real = self.first_block(plan), self._real(index)
         hidden = jax.device_put(self.float_states.get(index, first), self._sharding)
         self.count(1, self._lengths(index + 1)[-1], first)
-        return trial_ranges(tower, hidden, plan, jnp.int32(first), real, spec=self.spec, scheme=self.scheme)
+        image = self.encoder.params.image
+        return trial_ranges(image, hidden, plan, jnp.int32(first), real, spec=self.spec, scheme=self.scheme)
 
     def exceeds(self, plan: RegisterPlan, limits: Ranges) -> bool:
         """Whether any static scale, over all images and with the plan in place, is above its limit. Where extremes are enough, the first
@@ -247,26 +245,49 @@ class Trials:
     ) -> Iterator[Float[np.ndarray, "c"]]:
         """One trial, a draw at a time: the errors of the images, among the first so many, that the draw scores. `scales`: those of every
         draw, where they are known."""
-        first, images = self.first_block(plan), self.num_images if num_images is None else num_images
+        images = self.num_images if num_images is None else num_images
         if not plan.schedule().begins and images == self.num_images:
             own = self.draws.of(np.arange(images))
             yield from (self.base_errors[own == draw] for draw in range(self.draws.count))
             return
+        chunks = range(-(-images // self.chunk))
+        own = [[index for index in chunks if self._draw(index) == draw] for draw in range(self.draws.count)]
+        if scales is None and self.in_one_run and images < self.num_images:
+            rounds = [self._chunk_errors(plan, {}, each, self._others(each)) for each in zip(*own, strict=True)]
+            yield from (np.concatenate(found) for found in zip(*rounds, strict=True))
+            return
         if scales is None:
             scales = self.scales(self.ranges(plan, images)) if self.scheme.calibrated else [{}] * self.draws.count
-        chunks = range(-(-images // self.chunk))
-        for draw, own_scales in enumerate(scales):
-            found = []
-            for index in (index for index in chunks if self._draw(index) == draw):
-                hidden = jax.device_put(self.quantized_states.get(index, first), self._sharding)
-                outputs = trial_outputs(
-                    self._quantized, own_scales, hidden, plan, jnp.int32(first),
-                    spec=self.encoder.spec, scheme=self.scheme, patches=self.reads_patches,
-                )  # fmt: skip
-                rows = self._rows_of(index)
-                found.append(self._errors(outputs.on_host().of(slice(rows.stop - rows.start)), rows))
-            self.count(1, sum(map(len, found)), first)
-            yield np.concatenate(found)
+        for own_scales, indices in zip(scales, own, strict=True):
+            yield np.concatenate([self._chunk_errors(plan, own_scales, (index,))[0] for index in indices])
+
+    def _others(self, indices: Sequence[int]) -> Bool[np.ndarray, "B B"]:
+        """Which rows of some whole chunks give which others their scales."""
+        rows = np.arange(self._rows)
+        positions = np.concatenate([index * self.chunk + np.minimum(rows, self.chunk - 1) for index in indices])
+        return self.draws.others(positions) & np.tile(rows < self.chunk, len(indices))
+
+    def _chunk_errors(
+        self,
+        plan: RegisterPlan,
+        scales: Ranges,
+        indices: Sequence[int],
+        others: Bool[np.ndarray, "B B"] | None = None,
+    ) -> list[Float[np.ndarray, "c"]]:
+        """The errors of the images of some chunks that run together, a chunk at a time: under given static scales, or under those that
+        `others` give them."""
+        first = self.first_block(plan)
+        hidden = [jax.device_put(self.quantized_states.get(index, first), self._sharding) for index in indices]
+        outputs = trial_outputs(
+            self._quantized, scales, tuple(hidden), plan, jnp.int32(first),
+            spec=self.encoder.spec, scheme=self.scheme, patches=self.reads_patches, others=others,
+        ).on_host()  # fmt: skip
+        found = []
+        for place, index in enumerate(indices):
+            rows, begin = self._rows_of(index), place * self._rows
+            found.append(self._errors(outputs.of(slice(begin, begin + rows.stop - rows.start)), rows))
+        self.count(1, sum(map(len, found)), first)
+        return found
 
     def _errors(self, outputs: Outputs, rows: slice) -> Float[np.ndarray, "c"]:
         answers = None if self.answers is None else self.answers.of(rows)
