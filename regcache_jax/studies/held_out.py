@@ -21,5 +21,5 @@ def held_out_error(
         outputs_of(each, images, patches=reads_patches(objective))
         for each in (quantized, encoder.with_plan(quantized.plan), encoder.with_plan(None))
     )
-    claim = claim_of([image_errors(objective, found, exact)])
+    claim = claim_of(image_errors(objective, found, exact))
     return claim, moved_more(float(image_errors(objective, with_plan, exact).mean()), claim.error, objective)

@@ -59,12 +59,15 @@ def test_those_that_give_scales_in_one_run_are_of_other_draws_and_the_same_in_ev
 
 
 def test_a_claim_says_the_mean_the_worst_and_a_spread_of_pictures_and_of_draws():
-    every, shifted = np.array([1.0, 3.0]), [np.array([1.0, 1.0]), np.array([3.0, 3.0])]
-    alone, both = claim_of([every]), claim_of([every, *shifted])
+    every, moved = np.array([1.0, 3.0]), [np.array([-1.0, -1.0]), np.array([1.0, 1.0])]
+    alone, both = claim_of(every), claim_of(every, moved)
     assert (alone.error, alone.worst, alone.images) == (2.0, 3.0, 2)
     assert alone.spread == 1.0  # deviation sqrt(2), over two pictures
-    np.testing.assert_allclose(both.spread, 3**0.5)  # and variance 2 of the draws' means 1 and 3
-    seen = claim_of([every], np.array([1.0, 3.0, 2.0, 10.0]))  # how pictures differ, not their mean
+    np.testing.assert_allclose(both.spread, 3**0.5)  # and variance 2 of the draws' means -1 and 1
+    assert (
+        claim_of(every, [np.array([-3.0, 1.0]), np.array([-1.0, 3.0])]) == alone
+    )  # the pictures differ, not the draws
+    seen = claim_of(every, others=np.array([1.0, 3.0, 2.0, 10.0]))  # how pictures differ, not their mean
     assert (seen.error, seen.worst, seen.images) == (2.0, 3.0, 2)
     np.testing.assert_allclose(seen.spread, (np.var([1, 3, 1, 3, 2, 10], ddof=1) / 2) ** 0.5)
     assert both.sentence() == "2 +- 2 on 2 held-out pictures (worst 3)"

@@ -37,16 +37,30 @@ class Claim:
         return f"{self.error:.3g} +- {self.spread:.1g} on {counted(self.images, 'held-out picture')} (worst {self.worst:.3g})"
 
 
-def claim_of(errors: list[Float[np.ndarray, "k"]], others: Float[np.ndarray, "m"] | None = None) -> Claim:
-    """A claim from each held-out picture's error: with all calibration pictures first, then under each draw of them.
+def claim_of(
+    errors: Float[np.ndarray, "k"],
+    redrawn: Sequence[Float[np.ndarray, "_"]] = (),
+    others: Float[np.ndarray, "m"] | None = None,
+) -> Claim:
+    """A claim from each held-out picture's error with all calibration pictures, and from how far each draw of these moves the errors of
+    its share of the held-out ones (`HeldOut.redrawn`).
 
     `others`: errors of pictures that the choice has seen, each under scales that it did not help to find. Only how much pictures differ is
     read off them as well: few pictures make most of an error, and a handful that are held out may be without any of these."""
-    every, *drawn = errors
-    pictures = every if others is None else np.concatenate([every, others])
-    variance = float(pictures.var(ddof=1)) / len(every) if len(pictures) > 1 else 0.0
-    variance += float(np.var([one.mean() for one in drawn], ddof=1)) if len(drawn) > 1 else 0.0
-    return Claim(float(every.mean()), math.sqrt(variance), float(every.max()), len(every))
+    pictures = errors if others is None else np.concatenate([errors, others])
+    variance = float(pictures.var(ddof=1)) / len(errors) if len(pictures) > 1 else 0.0
+    variance += variance_of_draws(redrawn)
+    return Claim(float(errors.mean()), math.sqrt(variance), float(errors.max()), len(errors))
+
+
+def variance_of_draws(redrawn: Sequence[Float[np.ndarray, "_"]]) -> float:
+    """The variance of an error that draws cause: that of the means of their shares, less what pictures alone make of it (one-way analysis
+    of variance). Nothing for a single draw."""
+    if len(redrawn) < 2:
+        return 0.0
+    alone = [float(moved.var(ddof=1)) / len(moved) for moved in redrawn if len(moved) > 1]
+    between = float(np.var([moved.mean() for moved in redrawn], ddof=1))
+    return max(0.0, between - sum(alone) / len(redrawn))
 
 
 class HeldOut:
@@ -62,13 +76,20 @@ class HeldOut:
         self.trials, self.images, self.answers = trials, images, answers
         self.reference: Outputs = trials.unseen_outputs(images, nothing, None)
 
-    def _errors(self, plan: RegisterPlan, scales: Ranges) -> Float[np.ndarray, "k"]:
-        outputs = self.trials.unseen_outputs(self.images, plan, scales)
-        return image_errors(self.trials.objective, outputs, self.reference, self.answers)
+    def errors(self, plan: RegisterPlan, scales: Ranges, share: slice = slice(None)) -> Float[np.ndarray, "k"]:
+        """The error of each picture, or of each in a share of them, under some scales."""
+        outputs = self.trials.unseen_outputs(self.images[share], plan, scales)
+        answers = None if self.answers is None else self.answers.of(share)
+        return image_errors(self.trials.objective, outputs, self.reference.of(share), answers)
 
-    def errors(self, plan: RegisterPlan, scales: Sequence[Ranges]) -> list[Float[np.ndarray, "k"]]:
-        """Each picture's error under each of some scales (`Trials.calibrated`: of all pictures of the trials, then of each draw)."""
-        return [self._errors(plan, own) for own in (scales if self.trials.scheme.calibrated else [{}])]
+    def redrawn(
+        self, plan: RegisterPlan, scales: Sequence[Ranges], errors: Float[np.ndarray, "k"]
+    ) -> list[Float[np.ndarray, "_"]]:
+        """How far the scales of each draw move the errors of its share of the pictures from those under all scales: the pictures go round
+        the draws, so that all draws together cost one run over them. Nothing where scales are measured as they pass."""
+        drawn = list(scales)[: len(self.images)] if self.trials.scheme.calibrated else []
+        shares = [slice(number, None, len(drawn)) for number in range(len(drawn))]
+        return [self.errors(plan, own, share) - errors[share] for own, share in zip(drawn, shares, strict=True)]
 
     def moved(self, plan: RegisterPlan) -> float:
         """How far a plan alone, in float, moves the outputs; under accuracy, the features."""
@@ -100,6 +121,6 @@ def measure(
         objective=objective,
     )
     held_out = HeldOut(trials, verifying, plan.prefix_only().delete_only(), answers)
-    scales = trials.calibrated(plan)
-    seen = trials.errors(plan, scales[1:])
-    return claim_of(held_out.errors(plan, scales), seen), held_out.moved(plan)
+    every, *drawn = trials.calibrated(plan)
+    errors, seen = held_out.errors(plan, every), trials.errors(plan, drawn)
+    return claim_of(errors, held_out.redrawn(plan, drawn, errors), seen), held_out.moved(plan)

@@ -26,7 +26,7 @@ Images = Float[Array, "B Y X 3"]
 States = Float[Array, "B N D"]
 Real = Bool[Array, "B"]
 Number = Int[Array, ""]
-Others = Bool[Array, "B B"]
+Others = Bool[Array, "A A"]
 
 
 def block_flops(spec: BlockSpec, num_tokens: int) -> int:

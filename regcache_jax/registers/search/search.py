@@ -103,19 +103,20 @@ def search(
     before = engine.trials.block_flops
     held_out = HeldOut(engine.trials, images[parts.verifying], engine.padded(nothing), others)
     gained, jitter = engine.gain(best)
-    without = held_out.errors(engine.padded(nothing), scores.scales(nothing)[:1])
-    with_plan = held_out.errors(engine.padded(best), scores.scales(best)) if best != nothing else without
-    less = without[0] - with_plan[0]
+    without = held_out.errors(engine.padded(nothing), scores.scales(nothing)[0])
+    with_plan = held_out.errors(engine.padded(best), scores.scales(best)[0]) if best != nothing else without
+    less = without - with_plan
     helps = gained > 2.0 * jitter and bool(less.mean() > 2.0 * np.std(less) / len(less) ** 0.5)
     if not helps:
-        best, with_plan, spare = nothing, held_out.errors(engine.padded(nothing), scores.scales(nothing)), 1.0
+        best, with_plan, spare = nothing, without, 1.0
     moved = held_out.moved(engine.padded(best)) if helps else 0.0
-    seen = engine.trials.errors(engine.padded(best), scores.scales(best)[1:])
+    drawn = scores.scales(best)[1:]
+    seen = engine.trials.errors(engine.padded(best), drawn)
     return SearchResult(
         plan=engine.plan(best),
         numbers=best,
         helps=helps,
-        claim=claim_of(with_plan, seen),
+        claim=claim_of(with_plan, held_out.redrawn(engine.padded(best), drawn, with_plan), seen),
         baseline=claim_of(without),
         bound=scores.score(best, scores.total),
         jitter=jitter,

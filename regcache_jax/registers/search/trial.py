@@ -261,7 +261,7 @@ class Trials:
         for own_scales, indices in zip(scales, own, strict=True):
             yield np.concatenate([self._chunk_errors(plan, own_scales, (index,))[0] for index in indices])
 
-    def _others(self, indices: Sequence[int]) -> Bool[np.ndarray, "B B"]:
+    def _others(self, indices: Sequence[int]) -> Bool[np.ndarray, "A A"]:
         """Which rows of some whole chunks give which others their scales."""
         rows = np.arange(self._rows)
         positions = np.concatenate([index * self.chunk + np.minimum(rows, self.chunk - 1) for index in indices])
@@ -272,7 +272,7 @@ class Trials:
         plan: RegisterPlan,
         scales: Ranges,
         indices: Sequence[int],
-        others: Bool[np.ndarray, "B B"] | None = None,
+        others: Bool[np.ndarray, "A A"] | None = None,
     ) -> list[Float[np.ndarray, "c"]]:
         """The errors of the images of some chunks that run together, a chunk at a time: under given static scales, or under those that
         `others` give them."""
