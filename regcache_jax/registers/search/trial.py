@@ -251,14 +251,14 @@ class Trials:
             yield from (self.base_errors[own == draw] for draw in range(self.draws.count))
             return
         chunks = range(-(-images // self.chunk))
-        own = [[index for index in chunks if self._draw(index) == draw] for draw in range(self.draws.count)]
+        scored = [[index for index in chunks if self._draw(index) == draw] for draw in range(self.draws.count)]
         if scales is None and self.in_one_run and images < self.num_images:
-            rounds = [self._chunk_errors(plan, {}, each, self._others(each)) for each in zip(*own, strict=True)]
+            rounds = [self._chunk_errors(plan, {}, each, self._others(each)) for each in zip(*scored, strict=True)]
             yield from (np.concatenate(found) for found in zip(*rounds, strict=True))
             return
         if scales is None:
             scales = self.scales(self.ranges(plan, images)) if self.scheme.calibrated else [{}] * self.draws.count
-        for own_scales, indices in zip(scales, own, strict=True):
+        for own_scales, indices in zip(scales, scored, strict=True):
             yield np.concatenate([self._chunk_errors(plan, own_scales, (index,))[0] for index in indices])
 
     def _others(self, indices: Sequence[int]) -> Bool[np.ndarray, "A A"]:
