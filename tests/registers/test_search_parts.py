@@ -64,9 +64,8 @@ def test_a_claim_says_the_mean_the_worst_and_a_spread_of_pictures_and_of_draws()
     assert (alone.error, alone.worst, alone.images) == (2.0, 3.0, 2)
     assert alone.spread == 1.0  # deviation sqrt(2), over two pictures
     np.testing.assert_allclose(both.spread, 3**0.5)  # and variance 2 of the draws' means -1 and 1
-    assert (
-        claim_of(every, [np.array([-3.0, 1.0]), np.array([-1.0, 3.0])]) == alone
-    )  # the pictures differ, not the draws
+    pictures_differ = [np.array([-3.0, 1.0]), np.array([-1.0, 3.0])]  # by more than the draws
+    assert claim_of(every, pictures_differ) == alone
     seen = claim_of(every, others=np.array([1.0, 3.0, 2.0, 10.0]))  # how pictures differ, not their mean
     assert (seen.error, seen.worst, seen.images) == (2.0, 3.0, 2)
     np.testing.assert_allclose(seen.spread, (np.var([1, 3, 1, 3, 2, 10], ddof=1) / 2) ** 0.5)
