@@ -17,7 +17,7 @@ from regcache_jax.core.sites import Dense, Grid, Grids, QuantizedTensor
 from regcache_jax.core.spec import PATCHES_ONLY, BlockSpec, Protected
 from regcache_jax.encoders.forms import PLAIN, Form
 from regcache_jax.ops.attention import Rounding
-from regcache_jax.ops.integers import fake_quantize, largest_integer, quantized_dense, shared_scale
+from regcache_jax.ops.integers import fake_quantize, quantized_dense, scale_of, shared_scale
 from regcache_jax.ops.rotary import Turn, turn_of
 
 
@@ -76,7 +76,7 @@ def scale_of_others(
     alike = jnp.ones((1, inputs.shape[1]), bool) if groups is None else groups == jnp.arange(3)[:, None]
     own = jnp.max(jnp.where(alike[:, None], magnitude, 0.0), axis=2)  # [G, B]
     largest = jnp.max(jnp.where(others, own[:, None], 0.0), axis=2)
-    scale = jnp.where(largest > 0, largest / largest_integer(bits), 1.0)
+    scale = scale_of(largest, bits)
     each = scale[0][:, None] if groups is None else scale[groups].T
     return each.reshape(each.shape + (1,) * (inputs.ndim - 2))
 

@@ -23,6 +23,11 @@ def largest_integer(bits: int) -> int:
     return 2 ** (bits - 1) - 1
 
 
+def scale_of(largest: Float[Array, "..."], bits: int) -> Float[Array, "..."]:
+    """The scales by which `largest` (magnitudes) become the largest integer; 1 for a magnitude of zero."""
+    return jnp.where(largest > 0, largest / largest_integer(bits), 1.0)
+
+
 def quantize(
     inputs: Float[Array, "..."],
     bits: int,

@@ -16,7 +16,7 @@ from regcache_jax.core.scheme import INPUTS, SITES, Scheme
 from regcache_jax.core.spec import Protected
 from regcache_jax.encoders.blocks import BlockTrace
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.ops.integers import largest_integer
+from regcache_jax.ops.integers import scale_of
 from regcache_jax.quantization.gather import gather
 
 Ranges = dict[str, Float[Array, "..."]]
@@ -83,5 +83,4 @@ def check_finite(ranges: Ranges) -> None:
 
 def scales_from_ranges(ranges: Ranges, bits: int) -> Ranges:
     """Symmetric scales: the largest magnitude maps to 2**(bits - 1) - 1; a range of zero gets scale 1."""
-    bound = float(largest_integer(bits))
-    return {site: jnp.where(values > 0, values / bound, 1.0) for site, values in ranges.items()}
+    return {site: scale_of(values, bits) for site, values in ranges.items()}

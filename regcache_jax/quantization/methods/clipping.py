@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.core.sites import Dense, QuantizedTensor
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.ops.integers import fake_quantize, largest_integer, quantize_weight
+from regcache_jax.ops.integers import fake_quantize, quantize_weight, scale_of
 from regcache_jax.quantization.kernels import Rounder
 from regcache_jax.quantization.methods.method import Method
 from regcache_jax.quantization.methods.observed import Observed
@@ -29,7 +29,7 @@ def least_error_scale(kernel: Float[Array, "L ..."], bits: int, axes: tuple[int,
     """The scale, shared along `axes`, that rounds a stacked kernel with the least squared error."""
     kernel = kernel.astype(jnp.float32)
     peak = jnp.max(jnp.abs(kernel), axis=axes, keepdims=True)
-    widest = jnp.where(peak > 0, peak / largest_integer(bits), 1.0)
+    widest = scale_of(peak, bits)
 
     def error(share: Float[Array, ""]) -> Float[Array, "..."]:
         rounded = fake_quantize(kernel, bits, axes, jnp.broadcast_to(widest * share, peak.shape))

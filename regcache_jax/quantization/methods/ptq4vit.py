@@ -29,7 +29,7 @@ from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.rounding import calibrated_scale
 from regcache_jax.encoders.vision import image_features
 from regcache_jax.ops.attention import Rounding, integer_mix
-from regcache_jax.ops.integers import fake_quantize, largest_integer, quantize_weight
+from regcache_jax.ops.integers import fake_quantize, largest_integer, quantize_weight, scale_of
 from regcache_jax.quantization.kernels import Rounder, quantized_cells
 from regcache_jax.quantization.methods.folding import with_blocks
 from regcache_jax.quantization.methods.method import Method
@@ -100,7 +100,7 @@ def ptq4vit_rounder(encoder: Encoder, seen: Observed, scheme: Scheme) -> Rounder
         per_channel, found = scheme.weights == "channel", []
         for inputs, gradients, each in zip(felt.inputs[site], felt.gradients[name], matrices, strict=True):
             peak = jnp.max(jnp.abs(each), axis=0 if per_channel else None, keepdims=True)
-            widest = jnp.where(peak > 0, peak / largest_integer(bits), 1.0)
+            widest = scale_of(peak, bits)
             widest = jnp.broadcast_to(widest, (1, each.shape[1]))
             found.append(weight_scales(inputs, inputs @ each, gradients, each, widest, bits, per_channel))
         axes = layer.num_inputs
@@ -154,7 +154,7 @@ def ptq4vit_scales(encoder: Encoder, quantized: Encoder, seen: Observed) -> Enco
 def _ends(extremes: Float[Array, "2 C"], bits: int) -> tuple[Array, Array]:
     """Scales that cover the negative and the positive half."""
     ends = -jnp.min(extremes[0]), jnp.max(extremes[1])
-    below, above = (jnp.where(end > 0, end / largest_integer(bits), 1.0) for end in ends)
+    below, above = (scale_of(end, bits) for end in ends)
     return below, above
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from regcache_jax.core.scheme import Scheme
 from regcache_jax.encoders.encoder import Encoder
-from regcache_jax.ops.integers import fake_quantize, largest_integer
+from regcache_jax.ops.integers import fake_quantize, scale_of
 from regcache_jax.quantization.kernels import quantized_cells, site_matrix
 from regcache_jax.quantization.methods.folding import NORMS, at_least_a_step, divide_inputs, divisible_sites
 from regcache_jax.quantization.methods.method import Method
@@ -61,7 +61,7 @@ def product_errors(
                 scaled = fake_quantize(scaled, activation_bits, (1,))
             elif activations != "float":
                 peak = jnp.max(absmax / factors)
-                scale = jnp.where(peak > 0, peak / largest_integer(activation_bits), 1.0)
+                scale = scale_of(peak, activation_bits)
                 scaled = fake_quantize(scaled, activation_bits, (0, 1), scale.reshape(1, 1))
             weights = fake_quantize(kernel * factors[:, None], weight_bits, (0,) if per_channel else (0, 1))
             return jnp.mean(jnp.square(scaled @ weights - exact))
