@@ -58,7 +58,7 @@ def main() -> None:
     model = load(arguments.model)
     images = load_images(open_dataset("emoji", split="train", limit=arguments.images), model.preprocess)
     before = processor_seconds()
-    found = search(model.encoder, images, Scheme(8, 8), SearchConfig(max_trials=arguments.trials, chunk=16))
+    found = search(model.encoder, images, Scheme(8, 8), SearchConfig(max_trials=arguments.trials))
     print(f"{processor_seconds() - before:7.1f}  all; {found.block_flops:.3g} block operations")
     print(found.sentence())
 
