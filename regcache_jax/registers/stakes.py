@@ -206,8 +206,8 @@ def scales_apart(
             members = group[site] == number
             scale[site][members] = norms[site][members].max()
     channel = np.where(apart, seen.channel.max(axis=(1, 2)), 1.0)
-    steps = [scale_of(jnp.asarray(each, jnp.float32), bits) for each in (scale, channel)]
-    return Scales(*steps, jnp.asarray(np.where(apart, channels, -1), jnp.int32))
+    of_tokens, of_channels = (scale_of(jnp.asarray(each, jnp.float32), bits) for each in (scale, channel))
+    return Scales(of_tokens, of_channels, jnp.asarray(np.where(apart, channels, -1), jnp.int32))
 
 
 def _block(blocks: Block, index: int) -> Block:
