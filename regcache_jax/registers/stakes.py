@@ -30,7 +30,7 @@ from regcache_jax.encoders.encoder import Encoder
 from regcache_jax.encoders.outputs import pooled_outputs
 from regcache_jax.encoders.rounding import Run
 from regcache_jax.encoders.vision import embed_patches
-from regcache_jax.ops.integers import scale_of
+from regcache_jax.ops.integers import largest_integer
 from regcache_jax.quantization.kernels import simulated_kernels
 from regcache_jax.registers.inspect import PLACES, SINK_RATIO, Profile
 from regcache_jax.registers.kinds import NOTICED, OUTLIERS, standings
@@ -206,8 +206,8 @@ def scales_apart(
             members = group[site] == number
             scale[site][members] = norms[site][members].max()
     channel = np.where(apart, seen.channel.max(axis=(1, 2)), 1.0)
-    of_tokens, of_channels = (scale_of(jnp.asarray(each, jnp.float32), bits) for each in (scale, channel))
-    return Scales(of_tokens, of_channels, jnp.asarray(np.where(apart, channels, -1), jnp.int32))
+    steps = [np.where(each > 0, each / largest_integer(bits), 1.0).astype(np.float32) for each in (scale, channel)]
+    return Scales(jnp.asarray(steps[0]), jnp.asarray(steps[1]), jnp.asarray(np.where(apart, channels, -1), jnp.int32))
 
 
 def _block(blocks: Block, index: int) -> Block:

@@ -27,6 +27,7 @@ from regcache_jax.core.errors import UserError
 from regcache_jax.core.names import to_names
 from regcache_jax.core.scheme import Rule, Scheme
 from regcache_jax.encoders.encoder import encode
+from regcache_jax.evaluation.metrics import cosines
 from regcache_jax.quantization.kernels import simulated_kernels
 from regcache_jax.quantization.quantize import quantize
 
@@ -109,12 +110,11 @@ def theirs(folder, kind, images, **options):
         return network.get_image_features(pixels).pooler_output.numpy()
 
 
-def assert_same(found, wanted, least=0.99999):
-    """A value halfway between two integers goes where the last bit of a sum sends it: in so small an encoder that moved a picture in
-    eight by 0.0004. What is done otherwise moves all."""
-    wanted = np.asarray(wanted)
-    cosines = (found * wanted).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(wanted, axis=1)
-    assert np.median(cosines) >= least and cosines.min() >= 0.999, cosines
+def assert_same(found, wanted, median=0.99999, least=0.9999):
+    """The same features, but for ties: a value halfway between two integers goes where the last bit of a sum sends it, in few pictures.
+    What is done otherwise moves all."""
+    found = cosines(found, np.asarray(wanted))
+    assert np.median(found) >= median and found.min() >= least, found
 
 
 @pytest.mark.slow
@@ -148,8 +148,10 @@ def test_transformers_gives_our_int8_features_and_the_folder_comes_back_as_it_we
     # What passes a range is -128 there and -127 here: methods that change weights after ranges were taken let it happen.
     monkeypatch.setattr(forward, "calculate_range", lambda *_: (torch.tensor(-127.0), torch.tensor(127.0)))
     found = theirs(tmp_path / "folder", kind, images)
-    # Per token they divide by 127.5 where we divide by 127: another rounding of everything.
-    assert_same(found, ours(quantized, images), 0.9998 if scheme == "token" else 0.99999)
+    # Per token they divide by 127.5 where we divide by 127: another rounding of everything. With the gate's products a tie moved a
+    # picture by 0.0004.
+    bounds = {"token": (0.9998, 0.999), "smoothquant+erq": (0.99999, 0.9995)}.get(scheme, ())
+    assert_same(found, ours(quantized, images), *bounds)
     back = read_checkpoint(str(tmp_path / "folder")).encoder
     assert dataclasses.replace(back.scheme, method="rtn") == dataclasses.replace(quantized.scheme, method="rtn")
     found, wanted = to_names(back.params), to_names(quantized.params)

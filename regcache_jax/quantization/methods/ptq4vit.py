@@ -153,9 +153,7 @@ def ptq4vit_scales(encoder: Encoder, quantized: Encoder, seen: Observed) -> Enco
 
 def _ends(extremes: Float[Array, "2 C"], bits: int) -> tuple[Array, Array]:
     """Scales that cover the negative and the positive half."""
-    ends = -jnp.min(extremes[0]), jnp.max(extremes[1])
-    below, above = (scale_of(end, bits) for end in ends)
-    return below, above
+    return scale_of(-jnp.min(extremes[0]), bits), scale_of(jnp.max(extremes[1]), bits)
 
 
 def _attention_of(trace: BlockTrace, padded: bool) -> tuple[Array, Array]:
